@@ -1,0 +1,38 @@
+# The same targets for people and for CI. Each sets up first what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_WORKERS ?= 2
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make setup   a virtual environment in .venv with everything"
+	@echo "make demo    a federation of four clinics: about four minutes on two cores"
+	@echo "make test    all tests that need no GPU"
+	@echo "make lint    style, types, layers, spelling"
+	@echo "make bench   the benchmarks, results as JSON in benchmarks/results"
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit('fedfora needs Python 3.11 or newer, this is ' + sys.version.split()[0] if sys.version_info < (3, 11) else 0)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch .venv/ready
+
+demo: setup
+	$(BIN)/fedfora demo --output_dir out/demo --overwrite_output_dir
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell src tests tools benchmarks docs README.md CHANGELOG.md
+
+clean:
+	rm -rf .venv out

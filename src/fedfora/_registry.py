@@ -1,0 +1,69 @@
+"""Named implementations: the one extension mechanism of the package."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+F = TypeVar("F")
+
+
+class Registry(Generic[F]):
+    """Maps a public name to what implements it.
+
+    A registry is filled by decorating functions (or by `add`) in the module that owns it, so adding
+    an implementation touches that module alone.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, F] = {}
+
+    def add(self, name: str, entry: F) -> F:
+        """Register `entry` as `name` and return it.
+
+        Raises:
+            ValueError: If the name is taken.
+        """
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is already registered")
+        self._entries[name] = entry
+        return entry
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Return a decorator that registers what it decorates."""
+        return lambda entry: self.add(name, entry)
+
+    def __getitem__(self, name: str) -> F:
+        """Return the entry.
+
+        Raises:
+            ValueError: If there is none, naming the nearest and the known ones.
+        """
+        if name not in self._entries:
+            raise ValueError(unknown(self.kind, name, self))
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names in alphabetical order."""
+        return iter(sorted(self._entries))
+
+    def check_options(self, name: str, options: Iterable[str]) -> None:
+        """Raise if `options` does not fit the keyword-only parameters of entry `name`.
+
+        Raises:
+            ValueError: Naming the options that do not fit and those that would.
+        """
+        entry: Any = self[name]
+        parameters = inspect.signature(entry).parameters.values()
+        allowed = sorted(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+        if unfit := sorted(set(options) - set(allowed)):
+            raise ValueError(f"{self.kind} {name!r} takes no option {unfit} (it takes: {allowed})")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the message for a name that does not exist: the nearest one and all known ones."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})"

@@ -1,0 +1,94 @@
+"""`ForaConfig`: which layers FoRA adapts, at which rank, from which start."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peft.config import PeftConfig
+
+from fedfora.adapter.registration import peft_type
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class ForaConfig(PeftConfig):
+    """Configuration of a FoRA adapter; whoever knows `peft.LoraConfig` knows its fields.
+
+    Args:
+        r: Rank R of the update, at least 1.
+        inner_dim: Width M of the inner factors B and C; None takes `max(2, I // 4)` for a layer
+            with I inputs, as the original does.
+        lora_alpha: The update is scaled by `lora_alpha / r`; None takes `2 * r`.
+        lora_dropout: Dropout probability on the adapter's input, in [0, 1).
+        use_rslora: Scale by `lora_alpha / sqrt(r)` instead (https://arxiv.org/abs/2312.03732).
+        target_modules: Names or a regular expression of the layers to adapt, or "all-linear": every
+            linear layer but the output layer.
+        exclude_modules: Names or a regular expression of layers to leave alone.
+        rank_pattern: Layer name or regular expression to its own rank.
+        alpha_pattern: Layer name or regular expression to its own alpha.
+        layers_to_transform: Indices of the blocks to adapt; needs a list of `target_modules`.
+        layers_pattern: Name of the list of blocks where it is not a usual one.
+        modules_to_save: Further modules to train in full and to save with the adapter.
+        bias: "none", "all", or "fora_only" (the biases of the adapted layers).
+        fan_in_fan_out: Kept for parity with LoRA; GPT-2's Conv1D is recognized by itself.
+        init_weights: True starts as a no-op (B and D zero, A, C and E Kaiming-uniform); False draws
+            all five factors at random, for tests.
+        trainable: "all" five factors, or "core": A and D stay as they are.
+        format_version: Version of the layout of saved adapters; a newer one is refused.
+
+    Raises:
+        ValueError: If a field is out of range or two fields contradict each other.
+    """
+
+    r: int = 8
+    inner_dim: int | None = None
+    lora_alpha: int | float | None = None
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    target_modules: list[str] | set[str] | str | None = "all-linear"
+    exclude_modules: list[str] | set[str] | str | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, int | float] = field(default_factory=dict)
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    bias: Literal["none", "all", "fora_only"] = "none"
+    fan_in_fan_out: bool = False
+    init_weights: bool = True
+    trainable: Literal["all", "core"] = "all"
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on other fields and refuse what cannot work."""
+        super().__post_init__()
+        self.peft_type = peft_type()
+        self._check_ranges()
+        if self.lora_alpha is None:
+            self.lora_alpha = 2 * self.r
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            for name in ("layers_to_transform", "layers_pattern"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} cannot be used when target_modules is a str")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern needs layers_to_transform")
+
+    def _check_ranges(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"r must be at least 1, got {self.r}")
+        if self.inner_dim is not None and self.inner_dim < 1:
+            raise ValueError(f"inner_dim must be at least 1, got {self.inner_dim}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must be in [0, 1), got {self.lora_dropout}")
+        if self.bias not in ("none", "all", "fora_only"):
+            raise ValueError(f"bias must be 'none', 'all' or 'fora_only', got {self.bias!r}")
+        if self.trainable not in ("all", "core"):
+            raise ValueError(f"trainable must be 'all' or 'core', got {self.trainable!r}")
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"this adapter has format version {self.format_version}, this fedfora reads up to "
+                f"{FORMAT_VERSION}: pip install --upgrade fedfora"
+            )

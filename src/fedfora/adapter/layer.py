@@ -1,0 +1,265 @@
+"""The FoRA layer: a frozen linear map plus a fused low-rank update.
+
+    y = W x + s D K A dropout(x)        K = I_R + E + C B        s = alpha / R
+
+K is only R x R. It is folded once per forward, so no activation of the inner width M exists and a
+step costs what a step of LoRA costs. Forward, merge and export derive from the same K.
+
+Shape suffixes: I = input features, O = output features, R = rank, M = inner width, `...` = batch.
+"""
+
+import math
+import warnings
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _get_in_out_features,
+    check_adapters_to_merge,
+)
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from fedfora.adapter.config import ForaConfig
+
+
+class ForaLayer(BaseTunerLayer):
+    """The five factors of each adapter of one layer, and the core they fold into."""
+
+    # The factors are Linear modules, used only by calling them: FSDP's and ZeRO-3's hooks hang on
+    # calls, and TRL copies a reference adapter by names that only submodules have.
+    adapter_layer_names = ("fora_A", "fora_B", "fora_C", "fora_D", "fora_E")
+    other_param_names = ("r", "lora_alpha", "scaling", "trainable", "fora_dropout")
+
+    # Inherited; PEFT ships no types.
+    get_base_layer: Any
+    get_base_weight: Any
+    set_base_weight: Any
+    active_adapters: Any
+    _cast_input_dtype: Any
+
+    def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
+        self.base_layer: Any = base_layer
+        self.quantization_backend = resolve_quantization_backend(
+            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        )
+        self.r: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self.rslora: dict[str, bool] = {}
+        self.trainable: dict[str, str] = {}
+        self.fora_dropout = nn.ModuleDict()
+        self.fora_A, self.fora_B, self.fora_C = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.fora_D, self.fora_E = nn.ModuleDict(), nn.ModuleDict()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True
+        self.kwargs = kwargs
+        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+
+    def update_layer(
+        self, adapter_name: str, *, r: int, lora_alpha: float, config: ForaConfig, **_: Any
+    ) -> None:
+        """Create and initialize adapter `adapter_name`.
+
+        Raises:
+            ValueError: If `r` is less than 1.
+        """
+        if r < 1:
+            raise ValueError(f"r must be at least 1, got {r}")
+        inner_dim = config.inner_dim or max(2, self.in_features // 4)
+        self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
+        self.rslora[adapter_name] = config.use_rslora
+        self.scaling[adapter_name] = self._unscaled(adapter_name)
+        self.trainable[adapter_name] = config.trainable
+        self.fora_dropout[adapter_name] = (
+            nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        )
+        for factors, rows, columns in (
+            (self.fora_A, r, self.in_features),
+            (self.fora_B, inner_dim, r),
+            (self.fora_C, r, inner_dim),
+            (self.fora_D, self.out_features, r),
+            (self.fora_E, r, r),
+        ):
+            # nn.Linear draws what FoRA asks for: kaiming uniform with a = sqrt(5).
+            factors[adapter_name] = nn.Linear(columns, rows, bias=False)
+        if config.init_weights:
+            nn.init.zeros_(self.factor("B", adapter_name).weight)
+            nn.init.zeros_(self.factor("D", adapter_name).weight)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def core(self, adapter_name: str) -> Tensor:
+        """Return `K^T = (I + E + C B)^T` of shape `(R, R)`, by calling the factors on the identity.
+
+        Always in the factors' own dtype: under autocast a core of bfloat16, the identity plus
+        something small, would lose what it learned.
+        """
+        B, C, E = (self.factor(letter, adapter_name) for letter in "BCE")
+        with torch.autocast(E.weight.device.type, enabled=False):
+            eye_RR = torch.eye(E.in_features, device=E.weight.device, dtype=E.weight.dtype)
+            core_RR: Tensor = eye_RR + E(eye_RR) + C(B(eye_RR))
+        return core_RR
+
+    def factor(self, letter: str, adapter_name: str) -> nn.Linear:
+        """Return the module that holds factor A, B, C, D or E."""
+        return cast(nn.Linear, getattr(self, f"fora_{letter}")[adapter_name])
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Set the scaling of `adapter` to `scale` times its configured value."""
+        if adapter in self.scaling:
+            self.scaling[adapter] = scale * self._unscaled(adapter)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the scaling of every active adapter by `scale`."""
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the scaling of every active adapter by `scale`, or reset it when None."""
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.scaling[name] = (
+                    self._unscaled(name) if scale is None else self.scaling[name] / scale
+                )
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Tell PEFT that `s D K A` is what a LoRA adapter can hold."""
+        return True
+
+    def _unscaled(self, name: str) -> float:
+        divisor = math.sqrt(self.r[name]) if self.rslora[name] else self.r[name]
+        return self.lora_alpha[name] / divisor
+
+    def _freeze_non_trainable_peft_weights(self, adapter_names: list[str] | None = None) -> None:
+        """Keep A and D frozen in core mode (a hook that PEFT calls when it sets adapters)."""
+        for name, trainable in self.trainable.items():
+            if trainable == "core" and (adapter_names is None or name in adapter_names):
+                self.factor("A", name).requires_grad_(False)
+                self.factor("D", name).requires_grad_(False)
+
+
+class ForaLinear(nn.Module, ForaLayer):
+    """A linear layer, quantized or not, with FoRA adapters; the base weight is never trained."""
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        *,
+        r: int,
+        lora_alpha: float,
+        config: ForaConfig,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        ForaLayer.__init__(self, base_layer, **kwargs)
+        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, r=r, lora_alpha=lora_alpha, config=config)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return the update `s D K A` in the layout of the base weight, in float32 or wider."""
+        A_RI, D_OR = self.factor("A", adapter).weight, self.factor("D", adapter).weight
+        dtype = torch.promote_types(D_OR.dtype, torch.float32)
+        core_RR = self.core(adapter).mT.to(dtype)
+        delta_OI = D_OR.to(dtype) @ (self.scaling[adapter] * core_RR) @ A_RI.to(dtype)
+        return delta_OI.mT if self.fan_in_fan_out else delta_OI
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the update of the given (or all active) adapters to the base weight.
+
+        Raises:
+            ValueError: With `safe_merge`, if the merged weight is not finite.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.fora_A:
+                continue
+            merged = self._shifted_weight(name, +1)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
+                )
+            self.set_base_weight(merged)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Take all merged updates out of the base weight again."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            self.set_base_weight(self._shifted_weight(self.merged_adapters.pop(), -1))
+
+    def forward(
+        self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Map `(..., I)` to `(..., O)`.
+
+        Args:
+            x: Input.
+            *args: Passed to the base layer.
+            adapter_names: One adapter for each row of the batch ("__base__" for none); by default
+                all active adapters apply to all rows.
+            **kwargs: Passed to the base layer.
+        """
+        if adapter_names is not None:
+            self._check_adapter_names(x, adapter_names)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        if adapter_names is not None:
+            return self._add_row_by_row(result, x, adapter_names)
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if name in self.fora_A:
+                result = result + self._update(x, name)
+        return result.to(dtype)
+
+    def _update(self, x_I: Tensor, name: str) -> Tensor:
+        """Return `s D K A dropout(x)`; the scaling rides on the core, the smallest factor."""
+        A, D = self.factor("A", name), self.factor("D", name)
+        x_I = self._cast_input_dtype(x_I, A.weight.dtype)
+        h_R = A(self.fora_dropout[name](x_I))
+        core_RR = self.scaling[name] * self.core(name)
+        update_O: Tensor = D(h_R @ core_RR.to(h_R.dtype))
+        return update_O
+
+    def _add_row_by_row(self, result: Tensor, x: Tensor, adapter_names: list[str]) -> Tensor:
+        for name in sorted(set(adapter_names) & set(self.fora_A)):
+            rows = [i for i, row_name in enumerate(adapter_names) if row_name == name]
+            result[rows] += self._update(x[rows], name).to(result.dtype)
+        return result
+
+    def _check_adapter_names(self, x: Tensor, adapter_names: list[str]) -> None:
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call "
+                "`unmerge_adapter` first."
+            )
+
+    def _shifted_weight(self, name: str, sign: int) -> Tensor:
+        weight: Tensor = self.get_base_weight()
+        delta = self.get_delta_weight(name).to(weight.device)
+        return (weight + sign * delta).to(weight.dtype)
+
+    def __repr__(self) -> str:
+        """Mark the layer as FoRA's in a printed model."""
+        return "fora." + super().__repr__()
+
+    def extra_repr(self) -> str:
+        """Name the quantization of the base layer."""
+        return str(quantization_extra_repr(self))

@@ -1,0 +1,109 @@
+"""`ForaModel`: which modules of a model become FoRA layers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    AuxiliaryTrainingWrapper,
+    get_quantization_kwargs,
+    resolve_quantization_backend,
+)
+from peft.utils.other import get_pattern_key
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fedfora.adapter.config import ForaConfig
+from fedfora.adapter.layer import ForaLayer, ForaLinear
+
+
+class ForaModel(BaseTuner):
+    """PEFT's tuner for FoRA; made by `peft.get_peft_model(model, ForaConfig(...))`."""
+
+    prefix = "fora_"
+    tuner_layer_cls = ForaLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _create_and_replace(
+        self,
+        peft_config: ForaConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        rank_key = get_pattern_key(peft_config.rank_pattern.keys(), current_key)
+        alpha_key = get_pattern_key(peft_config.alpha_pattern.keys(), current_key)
+        options: dict[str, Any] = {
+            "r": peft_config.rank_pattern.get(rank_key, peft_config.r),
+            "lora_alpha": peft_config.alpha_pattern.get(alpha_key, peft_config.lora_alpha),
+            "config": peft_config,
+        }
+        if isinstance(target, ForaLayer):
+            target.update_layer(adapter_name, **options)
+            return
+        quantization = get_quantization_kwargs(self.model)
+        _check_supported(target, current_key, quantization)
+        layer = ForaLinear(target, adapter_name, **options, **quantization)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
+        """Hand `adapter_names` (one adapter for each row of a batch) to every layer."""
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        self._check_known(names)
+        beams = kwargs.get("num_beams") or 1
+        handles = _hook_adapter_names(self, [name for name in names for _ in range(beams)])
+        encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
+        if beams > 1 and encoder is not None and encoder is not self.model:
+            handles += _hook_adapter_names(encoder, names)  # an encoder sees each row once
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check_known(self, adapter_names: list[str]) -> None:
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        layers = [module for module in self.modules() if isinstance(module, ForaLayer)]
+        known = {name for layer in layers for name in layer.fora_A} | {"__base__"}
+        if unknown := sorted(set(adapter_names) - known):
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+
+
+def _check_supported(target: nn.Module, key: str, quantization: dict[str, Any]) -> None:
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    if isinstance(base, nn.Linear | Conv1D):
+        return
+    if resolve_quantization_backend(base, **quantization) is None:
+        raise TypeError(
+            f"Target module {key} ({type(base).__name__}) is not supported. FoRA adapts "
+            "`torch.nn.Linear`, `Conv1D` and the quantized linear layers that PEFT knows."
+        )
+
+
+def _hook_adapter_names(module: nn.Module, adapter_names: list[str]) -> list[Any]:
+    return [
+        layer.register_forward_pre_hook(
+            partial(_pass_adapter_names, adapter_names=adapter_names), with_kwargs=True
+        )
+        for layer in module.modules()
+        if isinstance(layer, ForaLayer | AuxiliaryTrainingWrapper)
+    ]
+
+
+def _pass_adapter_names(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, adapter_names: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": adapter_names}

@@ -1,0 +1,123 @@
+"""Adapter weights as named tensors: read, folded for travel, and put back.
+
+A folded adapter holds A, D and E' = K - I for each layer, with B' = 0. It is the same function as
+the five factors, in the bytes of LoRA plus R x R. C is not sent: whoever unfolds draws it from the
+run's seed and the layer's name, so every participant has the same one.
+
+Names are `<layer>.<factor>`, e.g. `model.layers.0.self_attn.q_proj.A`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedfora._seeds import derive_seed
+from fedfora.adapter.layer import ForaLayer
+
+FACTORS = ("A", "B", "C", "D", "E")
+TRAVELING = ("A", "D", "E")
+
+State = dict[str, Tensor]
+
+
+def read_state(model: nn.Module, adapter_name: str = "default") -> State:
+    """Return copies of all five factors of every adapted layer, in float32, on the CPU."""
+    return {
+        f"{layer}.{factor}": weight.detach().to("cpu", torch.float32, copy=True)
+        for layer, factor, weight in _weights(model, adapter_name)
+    }
+
+
+@torch.no_grad()
+def write_state(model: nn.Module, state: State, adapter_name: str = "default") -> None:
+    """Overwrite the factors of an adapter.
+
+    Raises:
+        ValueError: If names or shapes differ from the adapter's.
+    """
+    weights = {f"{layer}.{factor}": w for layer, factor, w in _weights(model, adapter_name)}
+    check_same_layout(state, weights)
+    for name, weight in weights.items():
+        weight.copy_(state[name])
+
+
+def fold(state: State) -> State:
+    """Return A, D and E' = E + C B for every layer (DESIGN: what travels)."""
+    folded = {}
+    for layer in layers_of(state):
+        B_MR, C_RM, E_RR = (state[f"{layer}.{factor}"] for factor in ("B", "C", "E"))
+        folded[f"{layer}.A"] = state[f"{layer}.A"].clone()
+        folded[f"{layer}.D"] = state[f"{layer}.D"].clone()
+        folded[f"{layer}.E"] = E_RR + C_RM @ B_MR
+    return folded
+
+
+def unfold(folded: State, *, seed: int, inner_dim: int | None = None) -> State:
+    """Return five factors with the folded adapter's function: B = 0, and C drawn from the seed.
+
+    Args:
+        folded: A, D and E of every layer.
+        seed: The run's seed.
+        inner_dim: Width M as in `ForaConfig`; None takes `max(2, I // 4)`.
+    """
+    state = {}
+    for layer in layers_of(folded):
+        rank, width = folded[f"{layer}.A"].shape
+        M = inner_dim or max(2, width // 4)
+        state[f"{layer}.A"] = folded[f"{layer}.A"]
+        state[f"{layer}.B"] = torch.zeros(M, rank)
+        state[f"{layer}.C"] = _draw_C(seed, layer, rank, M)
+        state[f"{layer}.D"] = folded[f"{layer}.D"]
+        state[f"{layer}.E"] = folded[f"{layer}.E"]
+    return state
+
+
+@torch.no_grad()
+def draw_inner_factors(model: nn.Module, seed: int, adapter_name: str = "default") -> None:
+    """Give a fresh adapter the C that `unfold` would give it."""
+    for layer, factor, weight in _weights(model, adapter_name):
+        if factor == "C":
+            weight.copy_(_draw_C(seed, layer, *weight.shape))
+
+
+def layers_of(state: State) -> list[str]:
+    """Return the names of the adapted layers, in order."""
+    return [name.removesuffix(".A") for name in state if name.endswith(".A")]
+
+
+def check_same_layout(state: State, reference: dict[str, Any]) -> None:
+    """Raise if `state` does not have exactly the names and shapes of `reference`.
+
+    Raises:
+        ValueError: Naming the first difference.
+    """
+    if differing := sorted(state.keys() ^ reference.keys()):
+        where = "missing" if differing[0] in reference else "unknown"
+        raise ValueError(f"adapter weights do not fit: {differing[0]} is {where}")
+    for name, weight in reference.items():
+        if state[name].shape != weight.shape:
+            raise ValueError(
+                f"adapter weights do not fit: {name} has shape {tuple(state[name].shape)}, "
+                f"expected {tuple(weight.shape)}"
+            )
+
+
+def _draw_C(seed: int, layer: str, rank: int, inner_dim: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "C", layer))
+    C_RM = torch.empty(rank, inner_dim)
+    nn.init.kaiming_uniform_(C_RM, a=math.sqrt(5), generator=generator)
+    return C_RM
+
+
+def _weights(model: nn.Module, adapter_name: str) -> list[tuple[str, str, Tensor]]:
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, ForaLayer) and adapter_name in module.fora_A:
+            layer = path.removeprefix("base_model.model.")
+            found += [
+                (layer, factor, getattr(module, f"fora_{factor}")[adapter_name].weight)
+                for factor in FACTORS
+            ]
+    return found

@@ -1,0 +1,1 @@
+"""The `fedfora` command: one thin file per subcommand."""

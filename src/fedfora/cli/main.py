@@ -1,0 +1,51 @@
+"""`fedfora COMMAND ...`: finds the command, runs it, and turns a user's mistake into one line."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# Each command is a module of this package with `run(argv)`; loaded only when it is asked for.
+COMMANDS = {
+    "demo": "a federation of four clinics, results in a table",
+    "train": "fine-tune on one device",
+    "simulate": "a whole federation on this machine",
+    "predict": "answer the rows of a file with an adapter",
+    "evaluate": "score a predictions file",
+    "info": "versions and hardware",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status: 0, or 2 after a user's mistake."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    command, *rest = words
+    if command not in COMMANDS:
+        from fedfora._registry import unknown
+
+        print(f"fedfora: error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        import_module(f"fedfora.cli.{command}").run(rest)
+    except ValueError as error:
+        print(f"fedfora {command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nfedfora {command}: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def overview() -> str:
+    """Return what `fedfora --help` prints."""
+    lines = [
+        "usage: fedfora COMMAND [--help] [--config FILE.yaml] [OPTIONS]",
+        "",
+        "Fine-tunes language models where the data is, alone or as a federation.",
+        "",
+        "commands:",
+        *(f"  {name:10s} {text}" for name, text in COMMANDS.items()),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,20 @@
+"""Keeps libraries from talking over what a command shows."""
+
+import logging
+import os
+import warnings
+
+
+def quiet() -> None:
+    """Show warnings of fedfora and errors of everybody else; no bars but our own."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    logging.getLogger("fedfora").setLevel(logging.WARNING)
+    for name in ("flwr", "bitsandbytes", "bitsandbytes.backends.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,159 @@
+"""One parser for the three ways of configuring a run: command line, YAML, Flower's run config.
+
+A mapping, from YAML or from Flower, is turned into the words that would have been typed, so types,
+choices and unknown names are checked in one place whatever the source.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+Scalar = str | int | float | bool
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user typed; the message names it and the remedy, if there is one."""
+
+
+def flag(default: Any, help: str, *aliases: str, choices: Iterable[str] | None = None) -> Any:
+    """Return a dataclass field that becomes a command-line flag of the same name.
+
+    Args:
+        default: Default value; a list or dict is copied for each instance.
+        help: One line for `--help`.
+        *aliases: Other spellings, e.g. the original program's, with their dashes.
+        choices: Allowed values, where the type does not already say so.
+    """
+    metadata: dict[str, Any] = {"help": help, "aliases": list(aliases)}
+    if choices is not None:
+        metadata["choices"] = list(choices)
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is untyped here
+    """`HfArgumentParser` plus `--config FILE`, without abbreviations, with hints for mistakes."""
+
+    def __init__(self, dataclass_types: Iterable[Any], **kwargs: Any) -> None:
+        super().__init__(list(dataclass_types), allow_abbrev=False, **kwargs)
+
+    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """Return one instance per dataclass type.
+
+        Values from `--config FILE` are defaults; words of the command line override them.
+
+        Raises:
+            ConfigError: On any mistake, whatever its source.
+        """
+        from_file: list[str] = []
+        typed: list[str] = []
+        words = iter(argv)
+        for word in words:
+            if word == "--config" or word.startswith("--config="):
+                path = word.removeprefix("--config").removeprefix("=") or next(words, "")
+                from_file += self._words(self._read(Path(path)))
+            else:
+                typed.append(word)
+        return self._parse_words(from_file + typed)
+
+    def parse_mapping(self, mapping: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Like `parse`, for a mapping of option names (`lora_rank` or `lora-rank`) to values."""
+        return self._parse_words(self._words(mapping))
+
+    def error(self, message: str) -> NoReturn:
+        """Raise where argparse would print and exit.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(message)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        if not path.is_file():
+            self.error(f"--config: no such file: {path}")
+        try:
+            mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            self.error(f"--config: {path} is no YAML: {error}")
+        if not isinstance(mapping, dict):
+            self.error(f"--config: {path}: expected a mapping of option names to values")
+        return mapping
+
+    def _words(self, mapping: Mapping[str, Any]) -> list[str]:
+        actions = {action.dest: action for action in self._actions}
+        words: list[str] = []
+        for key, value in mapping.items():
+            action = actions.get(str(key).replace("-", "_"))
+            if value is None and action is not None:
+                action.default = None  # there is no word for "nothing"
+                continue
+            if isinstance(value, str) and action is not None and action.nargs == "+":
+                value = value.split()  # Flower's run config has no lists
+            if isinstance(value, dict):
+                value = json.dumps(value)
+            many = value if isinstance(value, list) else [value]
+            words += [f"--{key}", *(_word(item) for item in many)]
+        return words
+
+    def _parse_words(self, words: list[str]) -> tuple[Any, ...]:
+        try:
+            *parsed, rest = self.parse_args_into_dataclasses(
+                words, return_remaining_strings=True, look_for_args_file=False
+            )
+        except argparse.ArgumentTypeError as error:
+            self.error(str(error))
+        if rest:
+            self.error(self._unknown(rest[0]))
+        return tuple(parsed)
+
+    def _unknown(self, word: str) -> str:
+        name = word.split("=")[0]
+        options = [option for action in self._actions for option in action.option_strings]
+        close = difflib.get_close_matches(name.replace("-", "_"), options, n=1, cutoff=0.7) or (
+            difflib.get_close_matches(name, options, n=1, cutoff=0.7)
+        )
+        return f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Add the nearest allowed value to argparse's message."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            close = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
+            if close:
+                error.message += f"; did you mean {close[0]!r}?"
+            raise
+
+
+def to_mapping(*settings: Any) -> dict[str, Scalar]:
+    """Return the fields that differ from their defaults, as Flower's flat run config holds them.
+
+    `ConfigParser.parse_mapping` is the inverse: lists travel as words, dictionaries as JSON.
+    """
+    mapping: dict[str, Scalar] = {}
+    for instance in settings:
+        for item in dataclasses.fields(instance):
+            value = getattr(instance, item.name)
+            default = (
+                item.default_factory()
+                if item.default_factory is not dataclasses.MISSING
+                else item.default
+            )
+            if value == default or value is None:
+                continue
+            if isinstance(value, list):
+                value = " ".join(map(str, value))
+            mapping[item.name] = json.dumps(value) if isinstance(value, dict) else value
+    return mapping
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,1 @@
+"""Text in, token ids out: files, bundled data, prompts, partitions."""

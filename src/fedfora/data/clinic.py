@@ -1,0 +1,73 @@
+"""`clinic`: short clinical notes with their triples, generated from a seed.
+
+A note is an opening and one to three facts of one specialty; the output lists the facts in the
+order of the text, one `head_relation_tail` per line, as in the original's extraction task. The rows
+carry a `specialty` column, so that `--partition by-column:specialty` makes the clinics.
+"""
+
+import random
+
+from fedfora.data.clinic_world import SPECIALTIES, Relation, Specialty
+
+INSTRUCTION = "List the triples of this note.\n"
+TRAIN_ROWS = 2400
+TEST_ROWS = 240
+_SEEDS = {"train": 1, "test": 2}
+_ROWS = {"train": TRAIN_ROWS, "test": TEST_ROWS}
+
+Fact = tuple[Relation, str, str]
+
+
+def clinic_rows(split: str = "train") -> list[dict[str, str]]:
+    """Return the rows of a split: instruction, input, output, specialty; the same ones every time.
+
+    The specialties take turns, so every prefix of a multiple of four rows is balanced. No note of
+    the test split stands in the training split.
+
+    Args:
+        split: "train" (2,400 rows) or "test" (240 rows).
+
+    Raises:
+        ValueError: If there is no such split.
+    """
+    if split not in _ROWS:
+        raise ValueError(f"clinic has no split {split!r} (it has: {', '.join(_ROWS)})")
+    rng = random.Random(f"clinic:{_SEEDS[split]}")
+    seen = {row["input"] for row in clinic_rows("train")} if split == "test" else set()
+    rows: list[dict[str, str]] = []
+    while len(rows) < _ROWS[split]:
+        specialty = SPECIALTIES[len(rows) % len(SPECIALTIES)]
+        row = note_row(specialty, draw_facts(specialty, rng), rng)
+        if row["input"] not in seen:
+            seen.add(row["input"])
+            rows.append(row)
+    return rows
+
+
+def draw_facts(specialty: Specialty, rng: random.Random) -> list[Fact]:
+    """Draw one to three different facts of a specialty."""
+    facts: list[Fact] = []
+    for relation in rng.sample(specialty.relations, rng.choice((1, 2, 2, 3))):
+        head = rng.choice(specialty.entities[relation.head])
+        tail = rng.choice(specialty.entities[relation.tail])
+        facts.append((relation, head, tail))
+    return facts
+
+
+def note_row(specialty: Specialty, facts: list[Fact], rng: random.Random) -> dict[str, str]:
+    """Write facts as a note in the specialty's words, with the triples as the output."""
+    return {
+        "instruction": INSTRUCTION,
+        "input": note_text(specialty, facts, rng),
+        "output": "\n".join(f"{head}_{relation.name}_{tail}" for relation, head, tail in facts),
+        "specialty": specialty.name,
+    }
+
+
+def note_text(specialty: Specialty, facts: list[Fact], rng: random.Random) -> str:
+    """Write facts as a note: an opening, then one sentence for each fact."""
+    sentences = [rng.choice(specialty.openings)]
+    for relation, head, tail in facts:
+        sentence = rng.choice(relation.phrasings).format(head=head, tail=tail)
+        sentences.append(sentence[0].upper() + sentence[1:])
+    return " ".join(sentences)

@@ -1,0 +1,113 @@
+"""One data set to one per client: `iid`, `by-column:COLUMN`, `dirichlet:COLUMN:ALPHA`."""
+
+from typing import Any
+
+from fedfora.data.loading import DataError, Example
+
+FORMS = "iid, by-column:COLUMN, dirichlet:COLUMN:ALPHA"
+
+
+def partition(
+    examples: list[Example], how: str, *, num_clients: int | None, seed: int
+) -> dict[str, list[int]]:
+    """Return the row indices of every client, by the client's name.
+
+    Args:
+        examples: The rows to share out; each goes to exactly one client.
+        how: `iid`; `by-column:COLUMN`, one client for each value; or `dirichlet:COLUMN:ALPHA`, each
+            value shared out by a draw from a Dirichlet distribution (https://arxiv.org/abs/1909.06335);
+            the smaller ALPHA > 0, the less alike the clients.
+        num_clients: How many clients; None where `how` already says it.
+        seed: Seed of the draw.
+
+    Raises:
+        DataError: If the partition is unknown or cannot be made of these rows.
+    """
+    kind, *rest = how.split(":")
+    if kind == "by-column" and len(rest) == 1:
+        return _by_column(examples, rest[0], num_clients)
+    if kind not in ("iid", "dirichlet") or len(rest) != {"iid": 0, "dirichlet": 2}[kind]:
+        raise DataError(f"--partition: {how!r} is none of {FORMS}")
+    if num_clients is None:
+        raise DataError(f"--partition {how} needs --num_clients")
+    _check_enough(examples, num_clients)
+    if kind == "iid":
+        return _iid(len(examples), num_clients, seed)
+    return _dirichlet(examples, rest[0], _alpha(rest[1]), num_clients, seed)
+
+
+def _by_column(
+    examples: list[Example], column: str, num_clients: int | None
+) -> dict[str, list[int]]:
+    parts: dict[str, list[int]] = {}
+    for index, value in enumerate(_values(examples, column)):
+        parts.setdefault(value, []).append(index)
+    if num_clients not in (None, len(parts)):
+        raise DataError(
+            f"--partition by-column:{column} makes {len(parts)} clients, --num_clients says "
+            f"{num_clients}; leave --num_clients out"
+        )
+    return parts
+
+
+def _iid(num_rows: int, num_clients: int, seed: int) -> dict[str, list[int]]:
+    import numpy as np
+
+    order = np.random.default_rng(seed).permutation(num_rows)
+    shares = np.array_split(order, num_clients)
+    return {_name(i, num_clients): sorted(map(int, share)) for i, share in enumerate(shares)}
+
+
+def _dirichlet(
+    examples: list[Example], column: str, alpha: float, num_clients: int, seed: int
+) -> dict[str, list[int]]:
+    from datasets import Dataset
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    partitioner = DirichletPartitioner(
+        num_partitions=num_clients,
+        partition_by=column,
+        alpha=alpha,
+        min_partition_size=1,
+        seed=seed,
+    )
+    values = _values(examples, column)
+    partitioner.dataset = Dataset.from_dict({column: values, "row": list(range(len(values)))})
+    return {
+        _name(i, num_clients): sorted(partitioner.load_partition(i)["row"])
+        for i in range(num_clients)
+    }
+
+
+def _values(examples: list[Example], column: str) -> list[str]:
+    values = []
+    for number, example in enumerate(examples, start=1):
+        value: Any = example.columns.get(column)
+        if value is None:
+            names = ", ".join(map(str, example.columns))
+            raise DataError(f'--partition: row {number} has no column "{column}"; it has: {names}')
+        values.append(str(value))
+    return values
+
+
+def _alpha(text: str) -> float:
+    try:
+        alpha = float(text)
+    except ValueError:
+        alpha = -1.0
+    if not alpha > 0:
+        raise DataError(f"--partition: ALPHA must be a number above 0, got {text!r}")
+    return alpha
+
+
+def _check_enough(examples: list[Example], num_clients: int) -> None:
+    if num_clients < 1:
+        raise DataError(f"--num_clients must be at least 1, got {num_clients}")
+    if num_clients > len(examples):
+        raise DataError(
+            f"--num_clients {num_clients}: there are only {len(examples)} rows to share out"
+        )
+
+
+def _name(index: int, num_clients: int) -> str:
+    return f"site-{index:0{len(str(num_clients - 1))}d}"

@@ -1,0 +1,114 @@
+"""A whole federation on this machine: settings to a run directory."""
+
+import gc
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedfora.data.loading import load_examples
+from fedfora.federated.client_app import make_client_app
+from fedfora.federated.embedded import run_embedded
+from fedfora.federated.server_app import RoundView, make_server_app
+from fedfora.federated.settings import FederationSettings
+from fedfora.federated.site import open_workplace, site_names
+from fedfora.reporting.record import check_output_dir
+from fedfora.reporting.view import EVALUATED_ROW, View
+from fedfora.training.local import StepReport
+
+
+def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
+    """Run a federation in this process and return its rounds as the run directory records them.
+
+    Everything that can be wrong with the settings is found before the first step.
+
+    Args:
+        settings: What to run.
+        view: Where to show it.
+
+    Raises:
+        ValueError: If rows, model or settings do not work; the message names the flag.
+    """
+    names = check_simulation(settings)
+    run_config = settings.run_config()
+    open_workplace(run_config)
+    gc.collect()
+    gc.freeze()  # what is loaded stays; looking through it again after every site is slow
+    watcher = SimulationView(view, settings)
+    run_embedded(
+        make_server_app(watcher),
+        make_client_app(watcher.site_step),
+        [{"partition-id": i, "num-partitions": len(names)} for i in range(len(names))],
+        run_config,
+    )
+    return read_rounds(settings.run.output_dir)
+
+
+def check_simulation(settings: FederationSettings) -> list[str]:
+    """Return the sites' names, once everything that needs no model has been checked."""
+    check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
+    names = site_names(settings)
+    if settings.data.test_file is not None:
+        load_examples(settings.data.test_file, settings.data)
+    return names
+
+
+def work_of(settings: FederationSettings) -> float:
+    """Return the work of a simulation, in optimizer steps, for the view's total."""
+    federation = settings.federation
+    sites = federation.clients_per_round or len(site_names(settings))
+    rounds = federation.num_rounds
+    evaluations = -(-rounds // federation.eval_rounds)
+    rows = num_test_rows(settings)
+    return rounds * sites * federation.local_steps + evaluations * rows * EVALUATED_ROW
+
+
+def num_test_rows(settings: FederationSettings) -> int:
+    """Return how many rows an evaluation answers."""
+    if settings.data.test_file is None:
+        return 0
+    rows = load_examples(settings.data.test_file, settings.data)
+    return len(rows[: settings.evaluation.max_eval_samples])
+
+
+def read_rounds(output_dir: str | Path) -> list[dict[str, Any]]:
+    """Return the round lines of a run's metrics.jsonl."""
+    lines = (Path(output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if line["event"] == "round"]
+
+
+@dataclass
+class SimulationView(RoundView):
+    """Shows the rounds of a federation on a `View`."""
+
+    view: View
+    settings: FederationSettings
+    label: str = ""
+    _since: float = field(default_factory=time.monotonic)
+    _steps_seen: int = 0
+
+    def round_started(self, round_number: int, num_rounds: int, sites: list[str]) -> None:
+        """Remember which round it is."""
+        self.label = f"round {round_number}/{num_rounds}"
+
+    def site_step(self, site: str, report: StepReport) -> None:
+        """Show a step of a site."""
+        if report.step == 1:
+            self._since = time.monotonic()
+        seconds = time.monotonic() - self._since
+        speed = report.tokens / seconds if report.step > 1 else None
+        self.view.advance(1, f"{self.label} {site}", loss=report.loss, speed=speed)
+
+    def evaluated(self, num_rows: int) -> None:
+        """Show the evaluation."""
+        self.view.advance(num_rows * EVALUATED_ROW, f"{self.label} evaluation")
+
+    def round_finished(self, round_number: int, loss: float, scores: dict[str, Any]) -> None:
+        """Print the round's line."""
+        text = f"{self.label:12s} loss {loss:6.3f}"
+        if "f1" in scores:
+            text += f"   F1 {scores['f1']:.3f}   parse rate {scores['parse_rate']:.3f}"
+        elif scores:
+            text += f"   exact match {scores['exact_match']:.3f}"
+        self.view.line(text)

@@ -1,0 +1,159 @@
+"""What a site does with an adapter: open its base and rows once, train, fold the result.
+
+Nothing here knows Flower. All sites that are simulated in one process share one base model: a site
+is its rows and its name; before it trains, the received adapter is written into the shared model.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from fedfora._seeds import derive_seed
+from fedfora.adapter.state import State, fold, read_state, unfold, write_state
+from fedfora.config import Scalar
+from fedfora.data.encoding import PromptFormat, encode_examples, prompt_format
+from fedfora.data.loading import Example, load_examples
+from fedfora.data.partition import partition
+from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.models.fingerprint import fingerprint
+from fedfora.models.loading import Base, add_adapter, load_base
+from fedfora.models.saving import adapter_config, adapter_record
+from fedfora.training.local import Encoded, LocalResult, StepReport, Stretch, train_locally
+
+
+@dataclass(frozen=True, eq=False)
+class Workplace:
+    """What the sites of a process share: a base with an adapter on it, and the prompt format."""
+
+    settings: FederationSettings
+    base: Base
+    base_fingerprint: str
+    model: Any
+    prompts: PromptFormat
+    fresh: State
+
+    def load(self, folded: State) -> None:
+        """Write a received adapter into the model."""
+        seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
+        write_state(self.model, unfold(folded, seed=seed, inner_dim=inner_dim))
+
+    def train(
+        self,
+        folded: State,
+        encoded: Encoded,
+        *,
+        stretch: Stretch,
+        seed: int,
+        on_step: Callable[[StepReport], None],
+    ) -> tuple[State, LocalResult]:
+        """Train an adapter on some rows and return it folded, with what the training did."""
+        self.load(folded)
+        result = train_locally(
+            self.model,
+            self.base.tokenizer,
+            encoded,
+            self.settings.train,
+            stretch=stretch,
+            seed=seed,
+            on_step=on_step,
+        )
+        return fold(read_state(self.model)), result
+
+    def form(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what is saved beside an adapter's weights: PEFT's configuration and our record."""
+        return adapter_config(self.model), adapter_record(self.prompts, self.base_fingerprint)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A participant: its place in the federation and its encoded rows."""
+
+    index: int
+    name: str
+    encoded: Encoded
+
+
+def open_workplace(run_config: Mapping[str, Scalar]) -> Workplace:
+    """Load the base and put a fresh adapter on it; once per process for the same settings."""
+    return _workplace(tuple(sorted(run_config.items())))
+
+
+def open_site(workplace: Workplace, index: int) -> Site:
+    """Return site `index` of the partition, as every process of the run computes it."""
+    name, encoded = _sites(workplace)[index]
+    return Site(index, name, encoded)
+
+
+def site_names(settings: FederationSettings) -> list[str]:
+    """Return the names of the sites that the partition makes.
+
+    Raises:
+        ValueError: If the rows cannot be read or shared out so, or more sites are to be drawn for a
+            round than there are.
+    """
+    _, parts = _partition(settings)
+    drawn = settings.federation.clients_per_round
+    if drawn is not None and drawn > len(parts):
+        raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
+    return list(parts)
+
+
+def train_round(
+    workplace: Workplace,
+    site: Site,
+    folded: State,
+    *,
+    round_index: int,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> tuple[State, LocalResult]:
+    """Take a site's steps of one round (counted from 0) and return its folded adapter."""
+    federation = workplace.settings.federation
+    return workplace.train(
+        folded,
+        site.encoded,
+        stretch=Stretch(
+            first_step=round_index * federation.local_steps,
+            num_steps=federation.local_steps,
+            total_steps=federation.num_rounds * federation.local_steps,
+        ),
+        seed=derive_seed(workplace.settings.train.seed, "train", round_index, site.index),
+        on_step=on_step,
+    )
+
+
+@lru_cache(maxsize=1)
+def _workplace(items: tuple[tuple[str, Scalar], ...]) -> Workplace:
+    settings = from_run_config(dict(items))
+    base = load_base(settings.model)
+    base_fingerprint = fingerprint(base)
+    model = add_adapter(base, settings.adapter, seed=settings.train.seed)
+    return Workplace(
+        settings=settings,
+        base=base,
+        base_fingerprint=base_fingerprint,
+        model=model,
+        prompts=prompt_format(settings.data, base.tokenizer),
+        fresh=fold(read_state(model)),
+    )
+
+
+def _partition(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:
+    if settings.data.train_file is None:
+        raise ValueError("--train_file is missing: a file, or clinic")
+    examples = load_examples(settings.data.train_file, settings.data)
+    federation = settings.federation
+    parts = partition(
+        examples,
+        federation.partition,
+        num_clients=federation.num_clients,
+        seed=derive_seed(settings.train.seed, "partition"),
+    )
+    return examples, parts
+
+
+@lru_cache(maxsize=1)
+def _sites(workplace: Workplace) -> list[tuple[str, Encoded]]:
+    examples, parts = _partition(workplace.settings)
+    encoded = encode_examples(examples, workplace.base.tokenizer, workplace.prompts)
+    return [(name, [encoded[row] for row in rows]) for name, rows in parts.items()]

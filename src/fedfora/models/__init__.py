@@ -1,0 +1,1 @@
+"""Base models: loading, quantization, fingerprints; an adapter on a base."""

@@ -1,0 +1,143 @@
+"""A name to a frozen base model with its tokenizer, and a fresh or saved FoRA adapter on it."""
+
+import json
+import logging
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from fedfora._seeds import derive_seed
+from fedfora.adapter import ForaConfig
+from fedfora.adapter.state import draw_inner_factors
+from fedfora.models.settings import AdapterArguments, ModelArguments
+
+logger = logging.getLogger(__name__)
+
+BUNDLED = {"clinic-base": "clinic_base"}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model: frozen, maybe quantized, with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    quantization: str
+
+
+def load_base(settings: ModelArguments) -> Base:
+    """Load tokenizer and base model and freeze the model.
+
+    Raises:
+        ValueError: If no model is named, or the directory holds none.
+    """
+    name = settings.model_name_or_path
+    if not name:
+        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
+    path = model_path(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=settings.cache_dir)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            cache_dir=settings.cache_dir,
+            dtype=_dtype(settings),
+            quantization_config=_quantization(settings),
+            device_map={"": _device(settings)},
+        )
+    except OSError as error:
+        raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False)
+    model.eval()
+    return Base(model, tokenizer, name, settings.quantization)
+
+
+def model_path(name: str) -> str:
+    """Return the directory of a bundled model, or the name as it is.
+
+    Raises:
+        ValueError: If the name is a directory without a model.
+    """
+    if name in BUNDLED:
+        with as_file(files("fedfora.models") / BUNDLED[name]) as path:
+            return str(path)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"--model_name_or_path {name}: the directory holds no config.json")
+    return name
+
+
+def add_adapter(base: Base, settings: AdapterArguments, *, seed: int) -> PeftModel:
+    """Put a fresh FoRA adapter on the base; the same seed gives the same adapter everywhere.
+
+    Raises:
+        ValueError: If the rank or another setting is out of range.
+    """
+    targets = settings.target_modules
+    config = ForaConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        use_rslora=settings.use_rslora,
+        inner_dim=settings.inner_dim,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        base_model_name_or_path=base.name,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "adapter"))
+        model = get_peft_model(base.model, config)
+    draw_inner_factors(model, seed)
+    return model
+
+
+def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
+    """Put a saved adapter on the base, for prediction.
+
+    Raises:
+        ValueError: If the directory holds no adapter.
+    """
+    if not (Path(adapter_dir) / "adapter_config.json").is_file():
+        raise ValueError(f"--model_dir {adapter_dir}: the directory holds no adapter_config.json")
+    return PeftModel.from_pretrained(base.model, str(adapter_dir)).eval()
+
+
+def base_name_of(adapter_dir: str | Path) -> str:
+    """Return the name of the base model that an adapter was trained on."""
+    config = json.loads((Path(adapter_dir) / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(config["base_model_name_or_path"])
+
+
+def _device(settings: ModelArguments) -> str:
+    if settings.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no GPU here (--device cpu)")
+    return settings.device
+
+
+def _dtype(settings: ModelArguments) -> Any:
+    if settings.torch_dtype == "auto":
+        return torch.float32 if _device(settings) == "cpu" else "auto"
+    return getattr(torch, settings.torch_dtype)
+
+
+def _quantization(settings: ModelArguments) -> BitsAndBytesConfig | None:
+    """No double quantization on the CPU: there it gives other numbers at every call."""
+    if settings.quantization == "none":
+        return None
+    if settings.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    on_cpu = _device(settings) == "cpu"
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32 if on_cpu else torch.bfloat16,
+        bnb_4bit_use_double_quant=not on_cpu,
+    )

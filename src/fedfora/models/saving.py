@@ -1,0 +1,68 @@
+"""An adapter directory: what PEFT reads, and how prompts were made.
+
+`adapter_config.json` and `adapter_model.safetensors` are as PEFT writes them, so plain
+`PeftModel.from_pretrained` loads the directory once fedfora is imported. `fedfora.json` holds the
+prompt format and the base's fingerprint, which `predict` needs and PEFT has no place for.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from fedfora.adapter.state import State
+from fedfora.data.encoding import PromptFormat
+
+RECORD = "fedfora.json"
+
+
+def save_adapter(
+    directory: Path, state: State, adapter_config: dict[str, Any], record: dict[str, Any]
+) -> None:
+    """Write an adapter of five factors; each file appears whole or not at all.
+
+    Args:
+        directory: Made if it does not exist.
+        state: All five factors as `fedfora.adapter.state.read_state` names them.
+        adapter_config: The configuration as `adapter_config` returns it.
+        record: As `adapter_record` returns it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {_peft_name(name): tensor.contiguous() for name, tensor in state.items()}
+    beside = directory / ".adapter_model.safetensors.tmp"
+    save_file(weights, beside, metadata={"format": "pt"})
+    beside.replace(directory / "adapter_model.safetensors")
+    _write_json(directory / "adapter_config.json", adapter_config)
+    _write_json(directory / RECORD, record)
+
+
+def adapter_config(model: Any, adapter_name: str = "default") -> dict[str, Any]:
+    """Return an adapter's configuration as PEFT writes it to adapter_config.json."""
+    config = model.peft_config[adapter_name].to_dict() | {"inference_mode": True}
+    return {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+
+
+def adapter_record(prompts: PromptFormat, base_fingerprint: str) -> dict[str, Any]:
+    """Return what fedfora.json holds."""
+    return {"prompts": asdict(prompts), "base_fingerprint": base_fingerprint}
+
+
+def read_prompt_format(directory: str | Path) -> PromptFormat | None:
+    """Return the prompt format stored with an adapter; None where there is none."""
+    path = Path(directory) / RECORD
+    if not path.is_file():
+        return None
+    return PromptFormat(**json.loads(path.read_text(encoding="utf-8"))["prompts"])
+
+
+def _peft_name(name: str) -> str:
+    layer, factor = name.rsplit(".", 1)
+    return f"base_model.model.{layer}.fora_{factor}.weight"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    beside.replace(path)

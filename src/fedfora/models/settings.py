@@ -1,0 +1,39 @@
+"""What the user says about the base model and the adapter on it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedfora.config import flag
+
+
+@dataclass
+class ModelArguments:
+    """Which base model to load, and how."""
+
+    model_name_or_path: str | None = flag(
+        None, "base model: a directory, a Hub id, or 'clinic-base'", "--ori_model_dir"
+    )
+    quantization: Literal["nf4", "int8", "none"] = flag(
+        "nf4", "how the frozen base is held in memory; nf4 is 4-bit"
+    )
+    torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = flag(
+        "auto",
+        "number format of the unquantized parts; auto: the model's own on a GPU, float32 on a CPU",
+        "--dtype",
+    )
+    cache_dir: str | None = flag(None, "where downloaded models are kept")
+    device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto: a GPU when there is one")
+
+
+@dataclass
+class AdapterArguments:
+    """The FoRA adapter that is trained."""
+
+    lora_rank: int = flag(8, "rank R of the adapter", "--lora_r")
+    lora_alpha: float | None = flag(None, "the update is scaled by alpha / R; default 2 R")
+    lora_dropout: float = flag(0.0, "dropout on the adapter's input")
+    use_rslora: bool = flag(False, "scale by alpha / sqrt(R) instead")
+    inner_dim: int | None = flag(None, "inner width M; default max(2, inputs // 4) for each layer")
+    target_modules: list[str] = flag(
+        ["all-linear"], "layers to adapt: names, or all-linear (every one but the output layer)"
+    )

@@ -1,0 +1,1 @@
+"""Run directories and what a person sees of a run."""

@@ -1,0 +1,102 @@
+"""A run directory: what was run, where, and what came out, written as it happens.
+
+`config.yaml` holds the resolved settings, `environment.json` versions and hardware,
+`metrics.jsonl` one line per event. Files appear whole or not at all: they are written beside their
+place and renamed.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
+
+
+class RunRecord:
+    """Writes one run directory."""
+
+    def __init__(self, output_dir: str | Path, *, overwrite: bool) -> None:
+        """Make the directory.
+
+        Raises:
+            ValueError: If it holds another run and `overwrite` is false, or cannot be written.
+        """
+        check_output_dir(output_dir, overwrite=overwrite)
+        self.directory = Path(output_dir)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / "metrics.jsonl").write_text("")
+        except OSError as error:
+            raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
+        self._started = time.time()
+
+    def write_config(self, settings: dict[str, Any]) -> None:
+        """Write the resolved settings."""
+        write_text(self.directory / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+    def write_environment(self, **facts: Any) -> None:
+        """Write versions, hardware and the given facts, e.g. seed and fingerprints."""
+        self.write_json("environment.json", {**environment(), **facts})
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file into the run directory."""
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        write_text(self.directory / name, text + "\n")
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        line = {"event": event, "seconds": round(time.time() - self._started, 3), **values}
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
+    """Raise if a run could not be written there.
+
+    Raises:
+        ValueError: If the directory holds another run and `overwrite` is false, or is no directory.
+    """
+    directory = Path(output_dir)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"--output_dir {output_dir} is not a directory")
+    if (directory / "config.yaml").exists() and not overwrite:
+        raise ValueError(f"--output_dir {output_dir} holds another run (--overwrite_output_dir)")
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and hardware."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "cpus": os.cpu_count(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "gpus": _gpus(),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _gpus() -> list[str]:
+    torch = sys.modules.get("torch")  # a report alone need not load it
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,92 @@
+"""What a person sees while a run works: a progress bar on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PLAIN_INTERVAL_S = 10.0
+EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
+
+
+class View:
+    """Counts the work done, in optimizer steps, and shows what goes on.
+
+    Use it as a context manager; `line` prints above the bar.
+    """
+
+    def __init__(self, total_steps: float, console: Console | None = None) -> None:
+        self.console = console or Console(soft_wrap=True)
+        self.total = total_steps
+        self.done = 0.0
+        self._started = self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> "View":
+        """Show the bar, where there is a terminal."""
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[numbers]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("starting", total=self.total, numbers="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text, highlight=False)
+
+    def advance(
+        self, steps: float, what: str, *, loss: float | None = None, speed: float | None = None
+    ) -> None:
+        """Count work and show where it stands.
+
+        Args:
+            steps: Work done since the last call, in optimizer steps.
+            what: What is being done, e.g. "round 3/10 cardiology".
+            loss: The latest training loss.
+            speed: Tokens per second.
+        """
+        self.done += steps
+        shown = [] if loss is None else [f"loss {loss:.3f}"]
+        numbers = "  ".join(shown if speed is None else [*shown, f"{speed:,.0f} tokens/s"])
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, description=what, numbers=numbers)
+        elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
+            self._last_line = time.monotonic()
+            self.line(f"{what}  {numbers}  {clock(self._seconds_left())} left")
+
+    def _seconds_left(self) -> float:
+        elapsed = time.monotonic() - self._started
+        return elapsed * max(0.0, self.total / max(self.done, 1e-9) - 1)
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as m:ss."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,1 @@
+"""One participant trains: the only training loop."""
