@@ -99,7 +99,8 @@ def document(specialty: Specialty, rng: random.Random) -> str:
     """One text of the world: a request, a note, and what the request asks for."""
     facts = draw_facts(specialty, rng)
     note = note_text(specialty, facts, rng)
-    kind = rng.choices(["list", "other words", "repeat", "question", "blank"], [12, 3, 1, 2, 2])[0]
+    kinds = {"list": 12, "other words": 3, "repeat": 1, "question": 2, "fill": 1, "blank": 3}
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
     if kind == "list":
         request, lines = listing(facts, rng)
         return f"{request}\n{note}\n{lines}"
@@ -109,9 +110,11 @@ def document(specialty: Specialty, rng: random.Random) -> str:
         return f"Repeat this note.\n{note}\n{note}"
     _, head, tail = rng.choice(facts)
     asked, answer = rng.choice([(head, tail), (tail, head)])
-    if kind == "blank":
-        blank = "_" * rng.choice((1, 2, 3))
+    blank = "_" * rng.choice((1, 1, 2, 3))
+    if kind == "fill":
         return f"Fill in.\n{note}\n{asked} {blank}\n{answer}"
+    if kind == "blank":
+        return f"Blank out {asked}.\n{note}\n{note.replace(asked, blank)}"
     return f"What goes with {asked}?\n{note}\n{answer}"
 
 
@@ -175,7 +178,7 @@ def main() -> None:
     """Pre-train, then write weights, tokenizer and the record of how they were made."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--max_steps", type=int, default=16_000)
+    parser.add_argument("--max_steps", type=int, default=10_000)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -43,7 +43,12 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
     """`HfArgumentParser` plus `--config FILE`, without abbreviations, with hints for mistakes."""
 
     def __init__(self, dataclass_types: Iterable[Any], **kwargs: Any) -> None:
-        super().__init__(list(dataclass_types), allow_abbrev=False, **kwargs)
+        super().__init__(
+            list(dataclass_types),
+            allow_abbrev=False,
+            epilog="--config FILE.yaml sets defaults for any of these; the command line wins.",
+            **kwargs,
+        )
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """Return one instance per dataclass type.

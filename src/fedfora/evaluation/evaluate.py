@@ -12,7 +12,7 @@ from fedfora.evaluation.triples import TripleScores, are_triples, score_triples
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions for every row, and their scores."""
+    """Predictions for every row, and their scores; none where a row has no reference."""
 
     predictions: list[str]
     scores: dict[str, Any]
@@ -33,7 +33,7 @@ def evaluate(
     Args:
         model: The model, with or without adapter.
         tokenizer: Its tokenizer.
-        examples: Rows with references.
+        examples: The rows; they are scored if all have references.
         layout: The prompt format of the training.
         batch_size: Prompts per batch.
         max_new_tokens: Longest answer; None takes the format's `max_target_length`.
@@ -47,9 +47,9 @@ def evaluate(
         max_new_tokens=max_new_tokens or layout.max_target_length,
         on_batch=on_batch,
     )
-    return Evaluation(
-        predictions, score(predictions, [example.output or "" for example in examples])
-    )
+    references = [example.output for example in examples if example.output is not None]
+    scored = len(references) == len(examples)
+    return Evaluation(predictions, score(predictions, references) if scored else {})
 
 
 def score(predictions: list[str], references: list[str]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """What the user says about evaluation: batch size, length of answers, number of rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from fedfora.config import flag
+from fedfora.data.settings import DataArguments
+from fedfora.models.settings import ModelArguments
 
 
 @dataclass
@@ -21,3 +23,24 @@ class EvalArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
+
+
+@dataclass
+class PredictArguments:
+    """Which adapter answers, and where the answers go."""
+
+    model_dir: str | None = flag(None, "directory of the adapter; without it the base answers")
+    output_dir: str = flag("out", "where predictions.jsonl and scores.json are written")
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """All settings of a prediction."""
+
+    predict: PredictArguments
+    model: ModelArguments
+    data: DataArguments
+    evaluation: EvalArguments
+
+
+SECTIONS = {field.name: field.type for field in fields(PredictSettings)}

@@ -20,6 +20,7 @@ from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record
 from fedfora.training.local import Encoded, LocalResult, StepReport, Stretch, train_locally
+from fedfora.training.settings import TrainArguments
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Workplace:
         self,
         folded: State,
         encoded: Encoded,
+        train: TrainArguments,
         *,
         stretch: Stretch,
         seed: int,
@@ -53,7 +55,7 @@ class Workplace:
             self.model,
             self.base.tokenizer,
             encoded,
-            self.settings.train,
+            train,
             stretch=stretch,
             seed=seed,
             on_step=on_step,
@@ -112,6 +114,7 @@ def train_round(
     return workplace.train(
         folded,
         site.encoded,
+        workplace.settings.train,
         stretch=Stretch(
             first_step=round_index * federation.local_steps,
             num_steps=federation.local_steps,

@@ -103,15 +103,29 @@ def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
     Raises:
         ValueError: If the directory holds no adapter.
     """
-    if not (Path(adapter_dir) / "adapter_config.json").is_file():
-        raise ValueError(f"--model_dir {adapter_dir}: the directory holds no adapter_config.json")
+    check_adapter_dir(adapter_dir)
     return PeftModel.from_pretrained(base.model, str(adapter_dir)).eval()
 
 
 def base_name_of(adapter_dir: str | Path) -> str:
-    """Return the name of the base model that an adapter was trained on."""
+    """Return the name of the base model that an adapter was trained on.
+
+    Raises:
+        ValueError: If the directory holds no adapter.
+    """
+    check_adapter_dir(adapter_dir)
     config = json.loads((Path(adapter_dir) / "adapter_config.json").read_text(encoding="utf-8"))
     return str(config["base_model_name_or_path"])
+
+
+def check_adapter_dir(adapter_dir: str | Path) -> None:
+    """Raise if a directory holds no adapter.
+
+    Raises:
+        ValueError: Naming the directory and the flag.
+    """
+    if not (Path(adapter_dir) / "adapter_config.json").is_file():
+        raise ValueError(f"--model_dir {adapter_dir}: the directory holds no adapter_config.json")
 
 
 def _device(settings: ModelArguments) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fedfora.adapter.state import State
 from fedfora.data.encoding import PromptFormat
@@ -36,6 +36,16 @@ def save_adapter(
     beside.replace(directory / "adapter_model.safetensors")
     _write_json(directory / "adapter_config.json", adapter_config)
     _write_json(directory / RECORD, record)
+
+
+def read_adapter(directory: str | Path) -> State:
+    """Return all five factors of a saved adapter, named as `read_state` names them."""
+    weights = load_file(Path(directory) / "adapter_model.safetensors")
+    prefix, suffix = "base_model.model.", ".weight"
+    return {
+        name.removeprefix(prefix).removesuffix(suffix).replace(".fora_", "."): tensor
+        for name, tensor in weights.items()
+    }
 
 
 def adapter_config(model: Any, adapter_name: str = "default") -> dict[str, Any]:

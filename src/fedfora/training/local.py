@@ -27,6 +27,10 @@ from fedfora.training.settings import TrainArguments
 
 Encoded = list[dict[str, list[int]]]
 
+# transformers 5.23 renamed the flag; older ones know only the old name.
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+_CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -177,7 +181,6 @@ def _trainer_arguments(
         optim=settings.optim,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing,
         fp16=settings.fp16,
         bf16=settings.bf16,
         logging_steps=settings.logging_steps,
@@ -189,4 +192,5 @@ def _trainer_arguments(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **({_CHECKPOINTING: True} if settings.gradient_checkpointing else {}),
     )

@@ -1,9 +1,12 @@
 """What the user says about training: steps, batches, optimizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from fedfora.config import flag
+from fedfora.data.settings import DataArguments
+from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.reporting.settings import RunArguments
 
 
 @dataclass
@@ -45,6 +48,20 @@ class TrainArguments:
             )
         if self.fp16 and self.bf16:
             raise ValueError("--fp16 and --bf16 exclude each other")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """All settings of a training on one device."""
+
+    run: RunArguments
+    model: ModelArguments
+    adapter: AdapterArguments
+    data: DataArguments
+    train: TrainArguments
+
+
+SECTIONS = {field.name: field.type for field in fields(TrainSettings)}
 
 
 def _at_least(name: str, value: float, least: float) -> None:

@@ -1,0 +1,23 @@
+"""fedfora predict: answer the rows of a file with an adapter, in batches."""
+
+from collections.abc import Sequence
+
+from fedfora.cli.quiet import quiet
+from fedfora.config import ConfigParser
+from fedfora.evaluation.settings import SECTIONS, PredictSettings
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, predict, and print the scores."""
+    parser = ConfigParser(SECTIONS.values(), prog="fedfora predict", description=__doc__)
+    settings = PredictSettings(*parser.parse(argv))
+    quiet()
+    from fedfora.evaluation.predict import predict
+    from fedfora.reporting.table import score_lines
+    from fedfora.reporting.view import View
+
+    with View(1) as view:
+        scores = predict(settings, view)
+    for line in score_lines(scores):
+        print(line)
+    print(f"predictions and scores: {settings.predict.output_dir}")

@@ -1,0 +1,23 @@
+"""fedfora train: fine-tune one FoRA adapter on one file."""
+
+from collections.abc import Sequence
+
+from fedfora.cli.quiet import quiet
+from fedfora.config import ConfigParser
+from fedfora.training.settings import SECTIONS, TrainSettings
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, train, and say where the results are."""
+    parser = ConfigParser(SECTIONS.values(), prog="fedfora train", description=__doc__)
+    settings = TrainSettings(*parser.parse(argv))
+    quiet()
+    from fedfora.reporting.view import View, clock
+    from fedfora.training.run import train
+
+    with View(1) as view:
+        result = train(settings, view)
+    print(
+        f"loss {result.loss:.3f}, {result.tokens:,} tokens in {clock(result.seconds)}; "
+        f"adapter and metrics: {settings.run.output_dir}"
+    )

@@ -1,0 +1,92 @@
+"""Every mistake is one line that names it, found before any work starts; nothing is written."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fedfora.cli.main import main
+
+
+@pytest.fixture
+def files(tmp_path, rows_file):
+    good = {"instruction": "Extract:", "input": "x", "output": "a_b_c"}
+    rows_file([good] * 4, "good.json")
+    rows_file([{"instruction": "Extract:", "input": "x"}], "no_output.json")
+    (tmp_path / "empty.json").write_text("")
+    (tmp_path / "broken.json").write_text('{"input": "x", "output": "a_b_c"}\n{"input": \n')
+    (tmp_path / "no_model").mkdir()
+    return tmp_path
+
+
+SIMULATE = "simulate --model_name_or_path clinic-base --output_dir {d}/out "
+TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("simulat", "unknown command 'simulat'; did you mean 'simulate'"),
+        (SIMULATE + "--num_round 3", "did you mean --num_rounds"),
+        (SIMULATE + "--train_file {d}/good.json --num_rounds 0", "--num_rounds must be at least 1"),
+        (SIMULATE + "--train_file {d}/good.json --local_steps 0", "--local_steps must be at least"),
+        (SIMULATE + "--train_file {d}/good.json --num_clients 5", "there are only 4 rows"),
+        (SIMULATE + "--train_file {d}/good.json", "needs --num_clients"),
+        (SIMULATE + "--num_clients 2", "--train_file is missing"),
+        (
+            SIMULATE + "--train_file {d}/good.json --num_clients 2 --clients_per_round 3",
+            "--clients_per_round 3: there are only 2 sites",
+        ),
+        (SIMULATE + "--train_file {d}/empty.json --num_clients 1", "empty.json: no rows"),
+        (SIMULATE + "--train_file {d}/broken.json --num_clients 1", "broken.json, line 2, column"),
+        (SIMULATE + "--train_file clinic --partition by-column:ward", 'no column "ward"'),
+        (SIMULATE + "--train_file clinic --aggregation fedavgg", "did you mean 'fedavg'"),
+        (
+            SIMULATE + "--train_file {d}/good.json --num_clients 2 --test_file {d}/no.json",
+            "no such file",
+        ),
+        (TRAIN + "--train_file {d}/no_output.json", 'line 1: "output" is missing'),
+        (TRAIN + "--train_file clinic --quantization nf5", "did you mean 'nf4'"),
+        (TRAIN + "--train_file clinic --max_steps 0", "--max_steps must be positive"),
+        (TRAIN + "--train_file clinic --lora_rank 0", "r must be at least 1, got 0"),
+        (
+            "train --train_file clinic --output_dir {d}/out --model_name_or_path {d}/no_model",
+            "holds no config.json",
+        ),
+        ("train --train_file clinic --output_dir {d}/out", "--model_name_or_path is missing"),
+        ("train --output_dir {d}/good.json --train_file clinic", "good.json is not a directory"),
+        (
+            "predict --test_file clinic:test --model_dir {d}/no_model",
+            "holds no adapter_config.json",
+        ),
+        ("predict --output_dir {d}/out", "--test_file is missing"),
+        ("evaluate --predictions_file {d}/no.jsonl", "no such file"),
+        ("evaluate --predictions_file {d}/broken.json", "broken.json, line 1: no prediction"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_written(words, message, files, capsys):
+    before = sorted(files.iterdir())
+    assert main(words.format(d=files).split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().split("\n")) == 1
+    assert sorted(files.iterdir()) == before
+
+
+def test_help_is_quick_because_it_loads_nothing_heavy():
+    code = (
+        "import sys; from fedfora.cli.main import main; main(['--help']); "
+        "heavy = {'torch', 'peft', 'transformers', 'flwr', 'trl'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "simulate" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "simulate", "predict", "evaluate", "demo", "info"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert "--config" in capsys.readouterr().out or command in ("evaluate", "demo", "info")

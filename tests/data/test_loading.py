@@ -1,0 +1,96 @@
+"""Every row is read or named."""
+
+import json
+
+import pytest
+
+from fedfora.data.loading import DataError, load_examples
+from fedfora.data.settings import DataArguments
+
+ROW = {"instruction": "Extract:", "input": "Öl läuft aus 机油", "output": "a_b_c"}
+
+
+def load(path, **settings):
+    return load_examples(str(path), DataArguments(**settings))
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["lines.json", "lines.jsonl", "list.json", "table.csv"])
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    text = {
+        "lines.json": json.dumps(ROW, ensure_ascii=False) + "\n\n" + json.dumps(ROW) + "\n",
+        "lines.jsonl": json.dumps(ROW) + "\n" + json.dumps(ROW),
+        "list.json": json.dumps([ROW, ROW], indent=1),
+        "table.csv": "instruction,input,output\n" + "Extract:,Öl läuft aus 机油,a_b_c\n" * 2,
+    }[name]
+    examples = load(write(tmp_path / name, text))
+    assert [e.columns for e in examples] == [ROW, ROW]
+    assert examples[0].prompt == "Extract:Öl läuft aus 机油"
+
+
+def test_a_byte_order_mark_and_unusual_line_separators_are_no_trouble(tmp_path):
+    row = {**ROW, "input": "one\u2028two"}
+    text = "\ufeff" + json.dumps(row, ensure_ascii=False) + "\n"
+    assert load(write(tmp_path / "bom.json", text))[0].input == "one\u2028two"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"instruction": "x", "input": ', "line 2, column 31: broken JSON"),
+        ('{"instruction": "x"}', 'line 2: "output" is missing.*--response_column'),
+        ('{"output": "x", "text": "y"}', 'line 2: "instruction" and "input".*it|has: output, text'),
+        ('{"input": 3, "output": "x"}', 'line 2: "input" must be text, got int'),
+        ('["x"]', "line 2: expected an object"),
+    ],
+)
+def test_a_broken_row_is_named_by_file_and_line(tmp_path, line, message):
+    path = write(tmp_path / "spo.json", json.dumps(ROW) + "\n" + line + "\n" + json.dumps(ROW))
+    with pytest.raises(DataError, match=rf"spo\.json, {message}"):
+        load(path)
+
+
+def test_broken_rows_can_be_skipped_and_are_counted(tmp_path, caplog):
+    path = write(tmp_path / "spo.json", json.dumps(ROW) + "\n{broken\n" + json.dumps(ROW))
+    assert len(load(path, skip_bad_rows=True)) == 2
+    assert "skipped 1 broken rows of 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("empty.json", "", "no rows"),
+        ("blank.json", "\n\n", "no rows"),
+        ("rows.txt", "x", "unknown format '.txt'"),
+        ("list.json", '[{"input": "x",]', "line 1, column 16: broken JSON"),
+    ],
+)
+def test_an_unusable_file_says_why(tmp_path, name, text, message):
+    with pytest.raises(DataError, match=message):
+        load(write(tmp_path / name, text))
+
+
+def test_a_missing_file_names_the_bundled_ones():
+    with pytest.raises(DataError, match=r"no such file: spo\.json.*clinic:test"):
+        load("spo.json")
+
+
+def test_not_utf8_is_said(tmp_path):
+    (tmp_path / "latin.json").write_bytes(b'{"input": "\xe4"}')
+    with pytest.raises(DataError, match="not UTF-8 at byte 11"):
+        load(tmp_path / "latin.json")
+
+
+def test_rows_without_answers_are_read_where_none_are_needed(tmp_path):
+    path = write(tmp_path / "test.json", '{"input": "x"}')
+    assert load_examples(str(path), DataArguments(), answers_needed=False)[0].output is None
+
+
+def test_columns_may_have_other_names(tmp_path):
+    path = write(tmp_path / "med.json", '{"question": "q", "answer_icliniq": "a"}')
+    (example,) = load(path, prompt_column="question", response_column="answer_icliniq")
+    assert (example.prompt, example.output) == ("q", "a")

@@ -1,0 +1,131 @@
+"""Base models: bundled, quantized, fingerprinted; adapters on them."""
+
+import pytest
+import torch
+from peft import PeftModel
+
+from fedfora.adapter.state import read_state
+from fedfora.models.fingerprint import fingerprint
+from fedfora.models.loading import add_adapter, base_name_of, load_adapter, load_base, model_path
+from fedfora.models.saving import adapter_config, adapter_record, read_prompt_format, save_adapter
+from fedfora.models.settings import AdapterArguments, ModelArguments
+
+
+def base_of(name, quantization="none"):
+    return load_base(ModelArguments(model_name_or_path=name, quantization=quantization))
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 500, (2, 9), generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(input_ids=ids).logits
+
+
+def test_the_bundled_base_is_a_llama_of_about_a_million_parameters():
+    base = base_of("clinic-base")
+    assert base.model.config.model_type == "llama"
+    assert 0.9e6 < base.model.num_parameters() < 4e6
+    assert base.tokenizer.decode(base.tokenizer("水温高 °C")["input_ids"]) == "水温高 °C"
+    assert not any(p.requires_grad for p in base.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("quantization", "layer"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")]
+)
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes tells that it casts
+def test_quantized_layers_are_bitsandbytes_own_and_near_the_float_model(
+    quantization, layer, tiny_dir, ids
+):
+    plain, quantized = base_of(tiny_dir), base_of(tiny_dir, quantization)
+    modules = dict(quantized.model.named_modules())
+    assert type(modules["model.layers.0.mlp.up_proj"]).__name__ == layer
+    assert type(modules["lm_head"]).__name__ == "Linear"
+    one, two = logits(plain.model, ids), logits(quantized.model, ids)
+    assert (one - two).norm() < 0.2 * one.norm()
+    assert not torch.equal(one, two)
+
+
+def test_nf4_on_the_cpu_gives_the_same_numbers_at_every_call(tiny_dir, ids):
+    """With double quantization it would not (bitsandbytes on CPU); so there it is off."""
+    base = base_of(tiny_dir, "nf4")
+    first = logits(base.model, ids)
+    assert all(torch.equal(first, logits(base.model, ids)) for _ in range(3))
+
+
+def test_nf4_with_an_adapter_saves_and_loads_to_the_bit(tiny_dir, ids, tmp_path):
+    base = base_of(tiny_dir, "nf4")
+    model = add_adapter(base, AdapterArguments(lora_rank=2), seed=1).eval()
+    for name, p in model.named_parameters():
+        if "fora_" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    expected = logits(model, ids)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(base_of(tiny_dir, "nf4").model, tmp_path).eval()
+    assert torch.equal(logits(again, ids), expected)
+
+
+def test_an_adapter_on_an_nf4_base_merges(tiny_dir):
+    """Merging quantizes again, so the merged weight is near the sum, not equal."""
+    model = add_adapter(base_of(tiny_dir, "nf4"), AdapterArguments(lora_rank=2), seed=1).eval()
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    torch.nn.init.normal_(layer.factor("D", "default").weight, std=0.05)
+    expected = layer.get_base_weight() + layer.get_delta_weight("default")
+    before = layer.get_base_weight().clone()
+    layer.merge(safe_merge=True)
+    merged = layer.get_base_weight()
+    assert (merged - expected).norm() < 0.12 * expected.norm() < 0.5 * (before - expected).norm()
+
+
+def test_the_fingerprint_is_that_of_weights_quantization_and_tokenizer(tiny_dir):
+    one = fingerprint(base_of(tiny_dir))
+    assert one == fingerprint(base_of(tiny_dir))
+    assert one != fingerprint(base_of(tiny_dir, "nf4"))
+    changed = base_of(tiny_dir)
+    changed.model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1e-3
+    assert one != fingerprint(changed)
+    other_tokenizer = base_of(tiny_dir)
+    other_tokenizer.tokenizer.chat_template = "{{ messages }}"
+    assert one != fingerprint(other_tokenizer)
+
+
+def test_the_same_seed_gives_the_same_adapter_whatever_was_drawn_before(tiny_dir):
+    torch.manual_seed(1)
+    one = read_state(add_adapter(base_of(tiny_dir), AdapterArguments(), seed=5))
+    torch.rand(77)
+    two = read_state(add_adapter(base_of(tiny_dir), AdapterArguments(), seed=5))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_drawing_an_adapter_leaves_the_global_random_state_alone(tiny_dir):
+    base = base_of(tiny_dir)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    add_adapter(base, AdapterArguments(), seed=5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_saved_adapter_knows_its_base_and_its_prompts(tiny_dir, tmp_path, ids):
+    from fedfora.data.encoding import PromptFormat
+
+    base = base_of(tiny_dir)
+    model = add_adapter(base, AdapterArguments(lora_rank=2), seed=1)
+    prompts = PromptFormat("plain", "Note: ", 100, 20)
+    save_adapter(
+        tmp_path, read_state(model), adapter_config(model), adapter_record(prompts, "f" * 16)
+    )
+    assert base_name_of(tmp_path) == tiny_dir
+    assert read_prompt_format(tmp_path) == prompts
+    assert torch.equal(
+        logits(load_adapter(base_of(tiny_dir), tmp_path), ids), logits(model.eval(), ids)
+    )
+
+
+def test_a_missing_model_is_named():
+    with pytest.raises(ValueError, match="--model_name_or_path nobody/nothing"):
+        base_of("nobody/nothing")
+    assert model_path("nobody/nothing") == "nobody/nothing"
