@@ -1,9 +1,9 @@
 """Pre-trains `clinic-base`, the small causal LM that ships with fedfora.
 
-It reads general text of the clinics' world: notes repeated, notes in other words, notes with
-blanks, questions with answers, and facts listed in many formats under many names, some of them
-invented. The target format of `clinic` (three parts joined by underscores), its relations' names
-and its instruction never occur, so extracting triples is left for the adapter to learn.
+It reads general text of the clinics' world: notes repeated, in other words or with blanks, questions
+with answers, random characters to copy, and facts listed in many formats under many names, some of
+them invented. The target format of `clinic` (three parts joined by underscores), its relations'
+names and its instruction never occur, so extracting triples is left for the adapter to learn.
 
     python tools/pretrain_clinic_base.py --output_dir src/fedfora/models/clinic_base
 """
@@ -95,26 +95,34 @@ def relation_name(relation: str, rng: random.Random) -> str:
     return "".join(rng.choices(SYLLABLES, k=rng.choice((1, 2, 2, 3, 3, 4))))
 
 
+def random_signs(rng: random.Random) -> str:
+    """A few characters of any script, so that every byte is known and can be copied."""
+    first, last = rng.choice(
+        [(33, 126), (33, 126), (0xC0, 0x24F), (0x370, 0x4FF), (0x4E00, 0x9FFF)]
+    )
+    return "".join(chr(rng.randint(first, last)) for _ in range(rng.randint(2, 12)))
+
+
 def document(specialty: Specialty, rng: random.Random) -> str:
     """One text of the world: a request, a note, and what the request asks for."""
     facts = draw_facts(specialty, rng)
     note = note_text(specialty, facts, rng)
-    kinds = {"list": 12, "other words": 3, "repeat": 1, "question": 2, "fill": 1, "blank": 3}
+    kinds = {"list": 12, "other words": 3, "repeat": 1, "question": 2, "blank": 2, "copy": 3}
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
     if kind == "list":
         request, lines = listing(facts, rng)
         return f"{request}\n{note}\n{lines}"
     if kind == "other words":
         return f"Say it in other words.\n{note}\n{note_text(specialty, facts, rng)}"
+    if kind == "copy":
+        signs = random_signs(rng)
+        return f"Copy this.\n{signs}\n{signs}"
     if kind == "repeat":
         return f"Repeat this note.\n{note}\n{note}"
     _, head, tail = rng.choice(facts)
     asked, answer = rng.choice([(head, tail), (tail, head)])
-    blank = "_" * rng.choice((1, 1, 2, 3))
-    if kind == "fill":
-        return f"Fill in.\n{note}\n{asked} {blank}\n{answer}"
     if kind == "blank":
-        return f"Blank out {asked}.\n{note}\n{note.replace(asked, blank)}"
+        return f"Blank out {asked}.\n{note}\n{note.replace(asked, '_' * rng.choice((1, 2, 3)))}"
     return f"What goes with {asked}?\n{note}\n{answer}"
 
 

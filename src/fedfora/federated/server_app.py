@@ -5,7 +5,8 @@ score the global adapter on test rows does it open the base, in one process the 
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from fedfora.federated.strategy import AdapterStrategy, Contribution, SiteInfo
 from fedfora.federated.transport import Layout, payload_bytes, unpack
 from fedfora.models.saving import save_adapter
 from fedfora.reporting.record import RunRecord
+
+POLL_INTERVAL_S = 0.5
 
 
 class RoundView:
@@ -157,18 +160,17 @@ def agree(grid: Grid) -> Agreement:
 def receive(grid: Grid, messages: list[Message]) -> Iterator[Message]:
     """Send messages and yield the replies in the order of the messages, as soon as that allows."""
     message_ids = list(grid.push_messages(messages))
+    pending = dict.fromkeys(message_ids)
     arrived: dict[str, Message] = {}
     for message_id in message_ids:
-        while message_id not in arrived:
-            missing = [i for i in message_ids if i not in arrived]
-            for reply in _pull(grid, missing):
+        while message_id in pending:
+            replies = list(grid.pull_messages(list(pending)))
+            for reply in replies:
                 arrived[reply.metadata.reply_to_message_id] = reply
+                del pending[reply.metadata.reply_to_message_id]
+            if not replies:
+                time.sleep(POLL_INTERVAL_S)
         yield arrived.pop(message_id)
-
-
-def _pull(grid: Grid, message_ids: Iterable[str]) -> Iterable[Message]:
-    replies: Iterable[Message] = grid.pull_messages(message_ids)
-    return replies
 
 
 def _evaluate(
