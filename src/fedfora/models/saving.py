@@ -57,8 +57,8 @@ from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained("THIS_DIRECTORY")
 ```
 
-Without fedfora: `fedfora export --model_dir THIS_DIRECTORY --output_dir LORA` writes the same adapter
-as LoRA. `fedfora.json` holds the prompt format it was trained with.
+Without fedfora: `fedfora export --model_dir THIS_DIRECTORY --output_dir LORA` writes the same
+adapter as LoRA. `fedfora.json` holds the prompt format it was trained with.
 """
 
 
