@@ -1,9 +1,10 @@
 """Pre-trains `clinic-base`, the small causal LM that ships with fedfora.
 
-It reads general text of the clinics' world: notes repeated, in other words or with blanks, questions
-with answers, random characters to copy, and facts listed in many formats under many names, some of
-them invented. The target format of `clinic` (three parts joined by underscores), its relations'
-names and its instruction never occur, so extracting triples is left for the adapter to learn.
+It reads general text of the clinics' world: notes repeated, in other words or with blanks,
+questions with answers, random characters to copy, and facts listed in many formats under many
+names, some of them invented. The target format of `clinic` (three parts joined by underscores), its
+relations' names and its instruction never occur, so extracting triples is left for the adapter to
+learn.
 
     python tools/pretrain_clinic_base.py --output_dir src/fedfora/models/clinic_base
 """

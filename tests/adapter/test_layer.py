@@ -87,6 +87,33 @@ def test_no_activation_of_inner_width_is_kept_for_the_backward_pass():
     assert not [t.shape for t in saved if t.shape[0] == 50 and t.shape[-1] == 1000]
 
 
+def test_a_token_costs_at_most_r_numbers_more_than_in_lora():
+    """Bytes that autograd keeps, counted at two lengths so that what is kept once cancels."""
+    from peft import LoraConfig, get_peft_model
+
+    from fedfora import ForaConfig
+
+    R, extra = 4, []
+    for tokens in (50, 150):
+        kept = {}
+        for config in (LoraConfig, ForaConfig):
+            torch.manual_seed(0)
+            base = nn.ModuleDict({"up": nn.Linear(32, 48)})
+            model = get_peft_model(base, config(r=R, target_modules=["up"])).train()
+            layer, storages = model.base_model.model["up"], {}
+
+            def keep(t, storages=storages):
+                storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+                return t
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+                out = layer(torch.randn(tokens, 32, requires_grad=True))
+            del out
+            kept[config] = sum(storages.values())
+        extra.append(kept[ForaConfig] - kept[LoraConfig])
+    assert (extra[1] - extra[0]) / 4 / 100 <= R
+
+
 def test_the_core_stays_float32_under_autocast():
     """A core of bfloat16, identity plus something small, would lose what it learned."""
     layer = layer_of(r=2, randomize=False)

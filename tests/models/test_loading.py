@@ -56,6 +56,30 @@ def test_nf4_on_the_cpu_gives_the_same_numbers_at_every_call(tiny_dir, ids):
     assert all(torch.equal(first, logits(base.model, ids)) for _ in range(3))
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_evaluating_in_between_does_not_change_gradients(quantization, tiny_dir, ids):
+    """bitsandbytes repacks 4-bit weights when a CPU evaluates; then no gradient gets through."""
+    model = add_adapter(base_of(tiny_dir, quantization), AdapterArguments(lora_rank=2), seed=1)
+    for name, p in model.named_parameters():
+        if "fora_D" in name:
+            torch.nn.init.normal_(p, std=0.05)
+
+    def gradients():
+        model.train()
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    before = gradients()
+    training = logits(model, ids)
+    evaluated = logits(model.eval(), ids)
+    after = gradients()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    if quantization == "nf4":  # int8 rounds its input in evaluation by another rule
+        assert torch.equal(training, evaluated)
+
+
 def test_nf4_with_an_adapter_saves_and_loads_to_the_bit(tiny_dir, ids, tmp_path):
     base = base_of(tiny_dir, "nf4")
     model = add_adapter(base, AdapterArguments(lora_rank=2), seed=1).eval()

@@ -31,8 +31,10 @@ class ForaConfig(PeftConfig):
         modules_to_save: Further modules to train in full and to save with the adapter.
         bias: "none", "all", or "fora_only" (the biases of the adapted layers).
         fan_in_fan_out: Kept for parity with LoRA; GPT-2's Conv1D is recognized by itself.
-        init_weights: True starts as a no-op (B and D zero, A, C and E Kaiming-uniform); False draws
-            all five factors at random, for tests.
+        init_weights: How the factors start. True: as a no-op, B and D zero, A, C and E
+            Kaiming-uniform. "svd": as a no-op too, A and D from the largest singular values of the
+            base weight and K zero, which a core that trains alone needs. False: all at random, for
+            tests.
         trainable: "all" five factors, or "core": A and D stay as they are.
         format_version: Version of the layout of saved adapters; a newer one is refused.
 
@@ -54,7 +56,7 @@ class ForaConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     bias: Literal["none", "all", "fora_only"] = "none"
     fan_in_fan_out: bool = False
-    init_weights: bool = True
+    init_weights: bool | Literal["svd"] = True
     trainable: Literal["all", "core"] = "all"
     format_version: int = FORMAT_VERSION
 
@@ -85,6 +87,10 @@ class ForaConfig(PeftConfig):
             raise ValueError(f"lora_dropout must be in [0, 1), got {self.lora_dropout}")
         if self.bias not in ("none", "all", "fora_only"):
             raise ValueError(f"bias must be 'none', 'all' or 'fora_only', got {self.bias!r}")
+        if self.init_weights not in (True, False, "svd"):
+            raise ValueError(
+                f"init_weights must be True, False or 'svd', got {self.init_weights!r}"
+            )
         if self.trainable not in ("all", "core"):
             raise ValueError(f"trainable must be 'all' or 'core', got {self.trainable!r}")
         if self.format_version > FORMAT_VERSION:

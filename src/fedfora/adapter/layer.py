@@ -31,7 +31,7 @@ class ForaLayer(BaseTunerLayer):
     # The factors are Linear modules, used only by calling them: FSDP's and ZeRO-3's hooks hang on
     # calls, and TRL copies a reference adapter by names that only submodules have.
     adapter_layer_names = ("fora_A", "fora_B", "fora_C", "fora_D", "fora_E")
-    other_param_names = ("r", "lora_alpha", "scaling", "trainable", "fora_dropout")
+    other_param_names = ("r", "lora_alpha", "scaling", "rslora", "trainable", "fora_dropout")
 
     # Inherited; PEFT ships no types.
     get_base_layer: Any
@@ -58,6 +58,7 @@ class ForaLayer(BaseTunerLayer):
         self.cast_input_dtype_enabled = True
         self.kwargs = kwargs
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)  # stores W transposed
 
     def update_layer(
         self, adapter_name: str, *, r: int, lora_alpha: float, config: ForaConfig, **_: Any
@@ -86,11 +87,44 @@ class ForaLayer(BaseTunerLayer):
         ):
             # nn.Linear draws what FoRA asks for: kaiming uniform with a = sqrt(5).
             factors[adapter_name] = nn.Linear(columns, rows, bias=False)
-        if config.init_weights:
-            nn.init.zeros_(self.factor("B", adapter_name).weight)
-            nn.init.zeros_(self.factor("D", adapter_name).weight)
+        self._start(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _start(self, name: str, init_weights: bool | str) -> None:
+        """Make a freshly drawn adapter a no-op, by D = 0 or by K = 0 (see `ForaConfig`)."""
+        if init_weights is False:
+            return
+        nn.init.zeros_(self.factor("B", name).weight)
+        if init_weights is True:
+            nn.init.zeros_(self.factor("D", name).weight)
+        elif self.factor("A", name).weight.device.type != "meta":
+            self._start_from_base_weight(name)
+
+    @torch.no_grad()
+    def _start_from_base_weight(self, name: str) -> None:
+        """Take A and D from the base weight's largest singular values, and K = 0.
+
+        As LoRA-XS does (Balazy et al. 2024, https://arxiv.org/abs/2405.17604, Sec. 3): A = V_R^T
+        and D = U_R Sigma_R, between which a small matrix is trained.
+        """
+        weight_OI = self.get_base_weight().float()
+        if self.fan_in_fan_out:
+            weight_OI = weight_OI.mT
+        U_OO, sigma, Vh_II = torch.linalg.svd(weight_OI, full_matrices=False)
+        rank = min(self.r[name], len(sigma))
+        for letter in ("A", "D"):
+            nn.init.zeros_(self.factor(letter, name).weight)  # a rank beyond the weight's own
+        self.factor("A", name).weight[:rank] = Vh_II[:rank]
+        self.factor("D", name).weight[:, :rank] = U_OO[:, :rank] * sigma[:rank]
+        self.reset_core(name)
+
+    @torch.no_grad()
+    def reset_core(self, adapter_name: str) -> None:
+        """Make the adapter a no-op that can still learn where A and D are frozen: K = 0."""
+        E, B = self.factor("E", adapter_name).weight, self.factor("B", adapter_name).weight
+        E.copy_(-torch.eye(len(E), device=E.device, dtype=E.dtype))
+        nn.init.zeros_(B)
 
     def core(self, adapter_name: str) -> Tensor:
         """Return `K^T = (I + E + C B)^T` of shape `(R, R)`, by calling the factors on the identity.
@@ -158,7 +192,6 @@ class ForaLinear(nn.Module, ForaLayer):
     ) -> None:
         super().__init__()
         ForaLayer.__init__(self, base_layer, **kwargs)
-        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r=r, lora_alpha=lora_alpha, config=config)
 

@@ -1,5 +1,6 @@
 """`ForaModel`: which modules of a model become FoRA layers."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from fedfora.adapter.combination import add_weighted_adapter
 from fedfora.adapter.config import ForaConfig
 from fedfora.adapter.layer import ForaLayer, ForaLinear
 
@@ -47,12 +49,48 @@ class ForaModel(BaseTuner):
         if isinstance(target, ForaLayer):
             target.update_layer(adapter_name, **options)
             return
+        _settle_fan_in_fan_out(peft_config, target, current_key)
         quantization = get_quantization_kwargs(self.model)
-        _check_supported(target, current_key, quantization)
         layer = ForaLinear(target, adapter_name, **options, **quantization)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _prepare_model(self, peft_config: ForaConfig, model: nn.Module) -> None:
+        """Refuse what cannot be adapted before anything is replaced (PEFT calls this first)."""
+        if peft_config.target_modules == "all-linear":
+            return
+        quantization = get_quantization_kwargs(model)
+        for key, module in model.named_modules():
+            if not key or _inside_adapter(model, key):
+                continue
+            if self._check_target_module_exists(peft_config, key) is True:
+                _check_supported(module, key, quantization)
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+    ) -> None:
+        """Add an adapter whose update is the weighted sum of others' updates.
+
+        Args:
+            adapters: Names of the adapters to add up.
+            weights: One weight for each; negative ones subtract.
+            adapter_name: Name of the new adapter.
+            combination_type: "cat" is exact, with the ranks added up; "svd" is the best
+                approximation of rank `svd_rank`.
+            svd_rank: Rank for "svd"; None takes the largest of the adapters'.
+
+        Raises:
+            ValueError: If an adapter is unknown, the counts differ, or the type has no meaning.
+        """
+        add_weighted_adapter(
+            self, adapters, weights, adapter_name, combination_type=combination_type, rank=svd_rank
+        )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
@@ -80,6 +118,24 @@ class ForaModel(BaseTuner):
         known = {name for layer in layers for name in layer.fora_A} | {"__base__"}
         if unknown := sorted(set(adapter_names) - known):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+
+
+def _settle_fan_in_fan_out(config: ForaConfig, target: nn.Module, key: str) -> None:
+    """Let the configuration say what the layer is, as LoRA's does; other programs read it."""
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    if isinstance(base, Conv1D):
+        config.fan_in_fan_out = True
+    elif config.fan_in_fan_out:
+        warnings.warn(
+            f"fan_in_fan_out is True, but {key} is no Conv1D; it is ignored", stacklevel=2
+        )
+        config.fan_in_fan_out = False
+
+
+def _inside_adapter(model: nn.Module, key: str) -> bool:
+    parts = key.split(".")
+    parents = (model.get_submodule(".".join(parts[:n])) for n in range(1, len(parts)))
+    return any(isinstance(parent, BaseTunerLayer) for parent in parents)
 
 
 def _check_supported(target: nn.Module, key: str, quantization: dict[str, Any]) -> None:

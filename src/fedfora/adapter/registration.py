@@ -7,7 +7,7 @@ PEFT has an official way to register a method, but it asks for a member of the c
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.utils import register_peft_method
+from peft.utils import hotswap, register_peft_method
 from peft.utils.peft_types import PeftType
 
 NAME = "FORA"
@@ -39,5 +39,6 @@ def register(config_cls: type, model_cls: type) -> None:
         register_peft_method(
             name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix="fora_"
         )
+        hotswap.CONFIG_KEYS_TO_CHECK[peft_type()] = ["use_rslora", "lora_dropout", "alpha_pattern"]
     elif known is not config_cls:
         raise RuntimeError(f"PEFT already knows another method called {NAME}: {known!r}")

@@ -23,13 +23,14 @@ SETTINGS: dict[str, Any] = {
     "test_file": "clinic:test",
     "partition": "by-column:specialty",
     "aggregation": "fedavg",
-    "num_rounds": 10,
-    "local_steps": 15,
+    "num_rounds": 30,
+    "local_steps": 5,
     "lora_rank": 8,
-    "learning_rate": 5e-3,
-    "per_device_train_batch_size": 16,
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
-    "per_device_eval_batch_size": 80,
+    "per_device_eval_batch_size": 120,
+    "eval_rounds": 10,
     "max_target_length": 64,
 }
 
@@ -109,22 +110,25 @@ def table_rows(comparison: "Comparison") -> list[tuple[str, dict[str, float], in
 
 def show(comparison: "Comparison", output_dir: str) -> None:
     """Print the table, three notes with their triples, and what to type next."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from fedfora.reporting.view import clock
 
     labels = {
-        "base": "base, no adapter",
-        "alone_mean": "a clinic alone (mean)",
-        "alone_worst": "a clinic alone (worst)",
+        "base": "base",
+        "alone_mean": "alone, mean",
+        "alone_worst": "alone, worst",
         "federated": "federated",
-        "central": "central, data pooled",
+        "central": "central",
     }
-    table = Table(title="Triples of held-out notes from all four specialties")
-    columns = ("", "precision", "recall", "F1", "parse rate", "uplink/round/site", "memory", "time")
-    for column in columns:
-        table.add_column(column, justify="left" if not column else "right")
+    title = "Triples found in held-out notes of all four specialties"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    sent, memory_title = "uplink per\nround and site", "peak\nmemory"
+    for column in ("precision", "recall", "F1", "parse\nrate", sent, memory_title, "time"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, scores, memory, seconds in table_rows(comparison):
         uplink = comparison.uplink_bytes_per_round_and_site
         table.add_row(
@@ -138,6 +142,10 @@ def show(comparison: "Comparison", output_dir: str) -> None:
     console = Console(soft_wrap=True)
     console.print()
     console.print(table)
+    console.print(
+        "base: no adapter. alone: one clinic on its own notes. federated: all clinics, the notes\n"
+        "stay, adapters are averaged. central: all notes in one place, as many steps."
+    )
     _show_examples(console, comparison)
     console.print(f"\nRun directory: {output_dir}   whole demo: {clock(comparison.seconds)}")
     console.print("Next:")

@@ -11,6 +11,7 @@ COMMANDS = {
     "simulate": "a whole federation on this machine",
     "predict": "answer the rows of a file with an adapter",
     "evaluate": "score a predictions file",
+    "export": "an adapter as LoRA, or merged with its base",
     "info": "versions and hardware",
 }
 

@@ -1,6 +1,7 @@
 """`fedfora predict` and `fedfora evaluate`: an adapter and rows to predictions.jsonl and scores."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ def predict(settings: PredictSettings, view: View) -> dict[str, Any]:
     examples = load_examples(settings.data.test_file, settings.data, answers_needed=False)
     examples = examples[: settings.evaluation.max_eval_samples]
     adapter_dir = settings.predict.model_dir
-    if adapter_dir is not None and settings.model.model_name_or_path is None:
-        settings.model.model_name_or_path = base_name_of(adapter_dir)
-    base = load_base(settings.model)
+    named = settings.model
+    if adapter_dir is not None and named.model_name_or_path is None:
+        named = replace(named, model_name_or_path=base_name_of(adapter_dir))
+    base = load_base(named)
     model = base.model if adapter_dir is None else load_adapter(base, adapter_dir)
     stored = None if adapter_dir is None else read_prompt_format(adapter_dir)
     view.total = len(examples)

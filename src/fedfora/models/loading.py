@@ -57,6 +57,8 @@ def load_base(settings: ModelArguments) -> Base:
         tokenizer.pad_token = tokenizer.eos_token
     model.name_or_path = name  # PEFT records this; the directory a hub or package gave is no name
     model.requires_grad_(False)
+    if settings.quantization == "nf4":
+        _keep_training_kernels(model)
     model.eval()
     return Base(model, tokenizer, name, settings.quantization)
 
@@ -128,6 +130,18 @@ def check_adapter_dir(adapter_dir: str | Path) -> None:
     """
     if not (Path(adapter_dir) / "adapter_config.json").is_file():
         raise ValueError(f"--model_dir {adapter_dir}: the directory holds no adapter_config.json")
+
+
+def _keep_training_kernels(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU.
+
+    It does so on CPUs with AVX512-BF16, for faster inference in bfloat16, and never undoes it: from
+    then on no gradient flows through the layer and training goes wrong without an error (seen in
+    bitsandbytes 0.50.2). Without the repacking, evaluation sees exactly what training saw.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _device(settings: ModelArguments) -> str:

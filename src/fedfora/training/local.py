@@ -23,6 +23,7 @@ from transformers import (
     get_scheduler,
 )
 
+from fedfora.adapter.learning_rates import loraplus_groups
 from fedfora.training.settings import TrainArguments
 
 Encoded = list[dict[str, list[int]]]
@@ -99,9 +100,11 @@ def train_locally(
         on_step: Called after every optimizer step.
     """
     with tempfile.TemporaryDirectory() as scratch:
+        arguments = _trainer_arguments(settings, stretch, seed, scratch, str(model.device))
         trainer = _AdapterTrainer(
             model=model,
-            args=_trainer_arguments(settings, stretch, seed, scratch, str(model.device)),
+            args=arguments,
+            optimizer_cls_and_kwargs=_loraplus(model, arguments, settings.loraplus_lr_ratio),
             train_dataset=encoded,
             data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
             stretch=stretch,
@@ -166,6 +169,20 @@ class _AfterStep(TrainerCallback):  # type: ignore[misc]  # transformers is unty
         report = StepReport(state.global_step, float(self.trainer.step_loss), self.trainer.tokens)
         self.trainer.step_loss = 0.0
         self.on_step(report)
+
+
+def _loraplus(model: Any, arguments: TrainingArguments, ratio: float) -> Any:
+    """Return the optimizer's class and options with LoRA+'s groups; None for the usual ones."""
+    if ratio == 1:
+        return None
+    optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    groups = loraplus_groups(
+        model,
+        learning_rate=arguments.learning_rate,
+        ratio=ratio,
+        weight_decay=arguments.weight_decay,
+    )
+    return optimizer, {**options, "params": groups}
 
 
 def _trainer_arguments(

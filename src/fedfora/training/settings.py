@@ -23,6 +23,7 @@ class TrainArguments:
     per_device_train_batch_size: int = flag(1, "rows per forward pass")
     gradient_accumulation_steps: int = flag(4, "forward passes per optimizer step")
     optim: Literal["adamw_torch", "sgd"] = flag("adamw_torch", "optimizer")
+    loraplus_lr_ratio: float = flag(1.0, "LoRA+: factor D learns so many times faster")
     weight_decay: float = flag(0.0, "weight decay of the optimizer")
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm; 0 for no clipping")
     gradient_checkpointing: bool = flag(False, "less memory for about a third more time")
@@ -38,6 +39,7 @@ class TrainArguments:
         _at_least("logging_steps", self.logging_steps, 1)
         _at_least("learning_rate", self.learning_rate, 0)
         _at_least("weight_decay", self.weight_decay, 0)
+        _at_least("loraplus_lr_ratio", self.loraplus_lr_ratio, 1)
         _at_least("max_grad_norm", self.max_grad_norm, 0)
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"--warmup_ratio must be in [0, 1), got {self.warmup_ratio}")

@@ -1,0 +1,19 @@
+"""fedfora export: an adapter in the form that others load, checked after writing."""
+
+from collections.abc import Sequence
+
+from fedfora.cli.quiet import quiet
+from fedfora.config import ConfigParser
+from fedfora.export.settings import SECTIONS, ExportSettings
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, export, and print how far the result is from its source."""
+    parser = ConfigParser(SECTIONS.values(), prog="fedfora export", description=__doc__)
+    settings = ExportSettings(*parser.parse(argv))
+    quiet()
+    from fedfora.export.run import export
+
+    for line in export(settings):
+        print(line)
+    print(f"written: {settings.export.output_dir}")

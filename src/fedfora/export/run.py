@@ -1,0 +1,104 @@
+"""`fedfora export`: an adapter in the form that others load, checked before it is called done."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from fedfora._registry import Registry
+from fedfora.export.deviation import Deviation, deviation, logits
+from fedfora.export.lora import to_lora
+from fedfora.export.settings import ExportSettings
+from fedfora.models.loading import Base, base_name_of, load_adapter, load_base
+from fedfora.models.settings import ModelArguments
+
+# A format writes a directory and returns lines that say how far it is from the source.
+Format = Callable[[ExportSettings, Path], list[str]]
+FORMATS: Registry[Format] = Registry("export format")
+
+EXACT = 1e-5  # float32 products in another order differ by less
+
+
+def export(settings: ExportSettings) -> list[str]:
+    """Write the export beside its place, check it, and move it there.
+
+    Returns:
+        Lines that say what was checked and how far the result is from the source.
+
+    Raises:
+        ValueError: If the adapter or the base cannot be read, the output directory holds something,
+            or the check fails; then nothing is left behind.
+    """
+    arguments = settings.export
+    if arguments.model_dir is None:
+        raise ValueError("--model_dir is missing: the directory of the adapter")
+    output = Path(arguments.output_dir)
+    if output.exists() and any(output.iterdir()) and not arguments.overwrite_output_dir:
+        raise ValueError(f"--output_dir {output} is not empty (--overwrite_output_dir)")
+    model = settings.model
+    if model.model_name_or_path is None:
+        name = base_name_of(arguments.model_dir)
+        settings = replace(settings, model=replace(model, model_name_or_path=name))
+    beside = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        lines = FORMATS[arguments.format](settings, beside)
+        if output.exists():
+            shutil.rmtree(output)
+        beside.replace(output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return lines
+
+
+@FORMATS.register("lora")
+def export_lora(settings: ExportSettings, directory: Path) -> list[str]:
+    """Write a LoRA adapter and compare its logits with the FoRA adapter's on the same base.
+
+    Raises:
+        ValueError: If the two differ by more than rounding.
+    """
+    to_lora(str(settings.export.model_dir), directory)
+    expected = logits(load_adapter(load_base(settings.model), str(settings.export.model_dir)))
+    lora = PeftModel.from_pretrained(load_base(settings.model).model, str(directory))
+    result = deviation(expected, logits(lora))
+    if result.largest > EXACT and settings.model.torch_dtype in ("auto", "float32"):
+        raise ValueError(f"the exported adapter is not the same function: {result}")
+    return [f"LoRA against FoRA on the same base: {result}"]
+
+
+@FORMATS.register("merged")
+def export_merged(settings: ExportSettings, directory: Path) -> list[str]:
+    """Write base and adapter as one plain model, and say how far it is from what was trained.
+
+    An adapter that was trained on a quantized base fits that base's rounded weights. They are
+    merged into by default; the original weights are another model, whose deviation is larger.
+    """
+    trained = load_adapter(load_base(settings.model), str(settings.export.model_dir))
+    expected = logits(trained)
+    del trained
+    merged, result = _merge(settings, expected, settings.export.merge_into)
+    merged.model.save_pretrained(directory)
+    merged.tokenizer.save_pretrained(directory)
+    lines = [f"merged into the {settings.export.merge_into} base: {result}"]
+    if settings.model.quantization != "none":
+        other = "original" if settings.export.merge_into == "dequantized" else "dequantized"
+        del merged
+        lines.append(f"the {other} base would give: {_merge(settings, expected, other)[1]}")
+    return lines
+
+
+def _merge(settings: ExportSettings, expected: Any, into: str) -> tuple[Base, Deviation]:
+    """Return the merged model, and how far its logits are from the trained model's."""
+    model: ModelArguments = settings.model
+    if into == "original":
+        model = replace(model, quantization="none")
+    base = load_base(model)
+    if into == "dequantized" and model.quantization != "none":
+        base = replace(base, model=base.model.dequantize())
+    adapted = load_adapter(base, str(settings.export.model_dir))
+    merged = adapted.merge_and_unload(safe_merge=True)
+    return replace(base, model=merged), deviation(expected, logits(merged))

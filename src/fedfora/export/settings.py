@@ -1,0 +1,33 @@
+"""What the user says about an export."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from fedfora.config import flag
+from fedfora.models.settings import ModelArguments
+
+
+@dataclass
+class ExportArguments:
+    """Which adapter, in which form, and where to."""
+
+    model_dir: str | None = flag(None, "directory of the adapter")
+    format: Literal["lora", "merged"] = flag(
+        "lora", "lora: an adapter for any PEFT or server; merged: base and adapter as one model"
+    )
+    output_dir: str = flag("out/export", "where the result is written")
+    overwrite_output_dir: bool = flag(False, "write over what is in output_dir")
+    merge_into: Literal["dequantized", "original"] = flag(
+        "dequantized", "for merged: the base as it was trained on, or its original weights"
+    )
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """All settings of an export."""
+
+    export: ExportArguments
+    model: ModelArguments
+
+
+SECTIONS = {field.name: field.type for field in fields(ExportSettings)}
