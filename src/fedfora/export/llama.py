@@ -90,9 +90,9 @@ def _as_llama(model: Any) -> LlamaForCausalLM:
 
 
 def _split(name: str, packed: Tensor) -> dict[str, Tensor]:
-    """Return q, k and v by name; copies, because safetensors stores no shared memory."""
+    """Return q, k and v by name."""
     return {
-        name.replace("W_pack", f"{letter}_proj"): weight.clone()
+        name.replace("W_pack", f"{letter}_proj"): weight
         for letter, weight in zip("qkv", packed.chunk(3), strict=True)
     }
 

@@ -212,11 +212,6 @@ def test_decoder_alone_and_classifier_load_from_the_same_checkpoint(
         torch.testing.assert_close(scores[row], alone[0], rtol=1e-5, atol=1e-5)
 
 
-def test_llamas_plans_for_several_devices_are_not_taken_over(model):
-    assert not model.supports_tp_plan
-    assert not model.supports_pp_plan
-
-
 def test_it_compiles_without_a_break(model, ids, left):
     expected = logits(model, ids, attention_mask=left, use_cache=False)
     compiled = torch.compile(model, backend="eager", fullgraph=True)

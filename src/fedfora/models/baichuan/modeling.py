@@ -120,12 +120,11 @@ class BaichuanPreTrainedModel(LlamaPreTrainedModel):
         "hidden_states": BaichuanDecoderLayer,
         "attentions": BaichuanAttention,
     }
-    # Through transformers, neither kernel is handed ALiBi's biases.
+    # Each of these leaves out the mask, and with it ALiBi.
     _supports_flash_attn = False
     _supports_flex_attn = False
     _supports_attention_backend = False
-    # Baichuan-7B's checkpoint holds the angles, which are computed here.
-    _keys_to_ignore_on_load_unexpected: ClassVar = [r"rotary_emb\.inv_freq"]
+    _supports_context_parallel = False
 
 
 class BaichuanModel(BaichuanPreTrainedModel, LlamaModel):
