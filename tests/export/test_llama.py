@@ -2,16 +2,24 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from fedfora import ForaConfig
 from fedfora.export.llama import export_llama
+from fedfora.export.run import export
+from fedfora.export.settings import ExportArguments, ExportSettings
 from fedfora.models.baichuan.configuration import BaichuanConfig
 from fedfora.models.baichuan.modeling import BaichuanForCausalLM
+from fedfora.models.loading import load_base
+from fedfora.models.settings import ModelArguments
 
+ON_CPU = ModelArguments(quantization="none", device="cpu")
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
@@ -131,3 +139,34 @@ def test_a_tokenizer_that_would_give_other_ids_is_not_written(
     assert "no tokenizer.json: it would encode" in caplog.text
     assert (target / "tokenizer.model").is_file()
     assert not (target / "tokenizer.json").exists()
+
+
+def run_export(**arguments):
+    return export(ExportSettings(ExportArguments(format="llama", **arguments), ON_CPU))
+
+
+def test_the_command_takes_a_model_or_an_adapter_on_one(source, publish_tokenizer, tmp_path):
+    publish_tokenizer(source, "baichuan2")
+    base = load_base(replace(ON_CPU, model_name_or_path=str(source)))
+    model = get_peft_model(base.model, ForaConfig(r=2, target_modules="all-linear")).eval()
+    ids = torch.randint(640, (2, 17), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".fora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        expected = {"adapter": model(ids).logits}
+        with model.disable_adapter():
+            expected["source"] = model(ids).logits
+    model.save_pretrained(tmp_path / "adapter")
+    for name, logits in expected.items():
+        output = tmp_path / f"llama-of-{name}"
+        lines = run_export(model_dir=str(tmp_path / name), output_dir=str(output))
+        assert "Llama against Baichuan" in lines[-1]
+        llama = LlamaForCausalLM.from_pretrained(output).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(llama(ids).logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_neither_a_model_nor_an_adapter_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no adapter_config\.json"):
+        run_export(model_dir=str(tmp_path), output_dir=str(tmp_path / "no"))
