@@ -15,7 +15,7 @@ from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
 from fedfora.federated.site import Workplace, open_site, open_workplace, train_round, validate
 from fedfora.federated.site_memory import remembering
 from fedfora.federated.transport import Layout, pack, unpack
-from fedfora.training.local import StepReport
+from fedfora.training.trainer import StepReport
 
 SiteReport = Callable[[str, StepReport], None]
 
