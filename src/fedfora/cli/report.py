@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.reporting.report import FILE, write_report
 
     path = Path(arguments.output_file or (Path(runs[0]) / FILE if len(runs) == 1 else FILE))
-    if not path.absolute().parent.is_dir():
+    if arguments.output_file and not path.absolute().parent.is_dir():
         raise ValueError(f"--output_file {path}: no such directory: {path.parent}")
     write_report(runs, path)
     print(f"report: {path}")

@@ -17,12 +17,14 @@ from flwr.serverapp import Grid, ServerApp
 from fedfora.adapter.state import unfold
 from fedfora.data.loading import load_examples
 from fedfora.evaluation.evaluate import evaluate
+from fedfora.evaluation.predict import PREDICTIONS, write_predictions
 from fedfora.federated.aggregation import RULES
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.site import open_workplace
 from fedfora.federated.strategy import AdapterStrategy, Contribution, SiteInfo
 from fedfora.federated.transport import Layout, payload_bytes, unpack
 from fedfora.models.saving import save_adapter
+from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord
 
 POLL_INTERVAL_S = 0.5
@@ -119,6 +121,7 @@ def run_rounds(grid: Grid, context: Context, view: RoundView) -> None:
         )
         view.round_finished(number, float(metrics["loss"]), scores)
     _save(record.directory, arrays, agreement, settings)
+    finish_run(record)
 
 
 def agree(grid: Grid) -> Agreement:
@@ -182,15 +185,18 @@ def _evaluate(
     examples = load_examples(settings.data.test_file, settings.data)
     workplace = open_workplace(context.run_config)
     workplace.load(unpack(arrays, layout))
-    return evaluate(
+    examples = examples[: settings.evaluation.max_eval_samples]
+    result = evaluate(
         workplace.model,
         workplace.base.tokenizer,
-        examples[: settings.evaluation.max_eval_samples],
+        examples,
         workplace.prompts,
         batch_size=settings.evaluation.per_device_eval_batch_size,
         max_new_tokens=settings.evaluation.max_new_tokens,
         on_batch=view.evaluated,
-    ).scores
+    )
+    write_predictions(Path(settings.run.output_dir) / PREDICTIONS, examples, result.predictions)
+    return result.scores
 
 
 def _save(

@@ -48,7 +48,7 @@ def card_of(run: Run) -> Card:
         "environment": {
             key: environment.get(key) for key in ("command", "seed", "python", "packages")
         },
-        "seconds": run.events[-1].get("seconds") if run.events else None,
+        "seconds": max((line["seconds"] for line in run.events if "seconds" in line), default=None),
     }
     if run.config.get("federation"):
         card["federation"] = _federation(run)
@@ -109,7 +109,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
     its scores.
     """
     if compared := run.of("row"):
-        return [{k: v for k, v in line.items() if k not in ("event", "seconds")} for line in compared]
+        return [{k: v for k, v in line.items() if k != "event"} for line in compared]
     scored = [line for line in run.of("round") if line.get("scores")]
     if scored:
         return [_row("federated", scored[-1]["scores"], run)]
@@ -128,7 +128,7 @@ def _federation(run: Run) -> dict[str, Any]:
     sites = [site for line in rounds for site in sites_of(line)]
     names = list(dict.fromkeys(str(site["site"]) for site in sites))
     down = sum(
-        site.get("downlink_bytes", line.get("downlink_bytes_per_site", 0))
+        site.get("downlink_bytes") or line.get("downlink_bytes_per_site") or 0
         for line in rounds
         for site in sites_of(line)
     )

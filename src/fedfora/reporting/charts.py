@@ -62,7 +62,7 @@ def line_chart(curves: Mapping[str, Points], *, name: str, axis: str) -> str:
 
 
 def as_band(sites: Mapping[str, Points]) -> dict[str, Points]:
-    """Return the curves to draw: the sites' own or, where they are many, lowest, median, highest."""
+    """Return the curves to draw: of every site or, of many, the lowest, median and highest."""
     if len(sites) <= NUM_COLORS:
         return dict(sites)
     by_place: dict[float, list[float]] = {}
@@ -77,9 +77,7 @@ def as_band(sites: Mapping[str, Points]) -> dict[str, Points]:
     }
 
 
-def interval_chart(
-    rows: Sequence[tuple[str, float, Sequence[float] | None]], *, name: str
-) -> str:
+def interval_chart(rows: Sequence[tuple[str, float, Sequence[float] | None]], *, name: str) -> str:
     """Return scores between 0 and 1 as dots, with their intervals where there are any.
 
     Args:

@@ -8,6 +8,7 @@ place and renamed.
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -43,7 +44,7 @@ class RunRecord:
 
     def write_environment(self, **facts: Any) -> None:
         """Write versions, hardware and the given facts, e.g. seed and fingerprints."""
-        self.write_json("environment.json", {**environment(), **facts})
+        self.write_json("environment.json", {**environment(), "command": command(), **facts})
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file into the run directory."""
@@ -52,9 +53,18 @@ class RunRecord:
 
     def log(self, event: str, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
-        line = {"event": event, "seconds": round(time.time() - self._started, 3), **values}
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_event(self.directory, event, **{"seconds": self.seconds(), **values})
+
+    def seconds(self) -> float:
+        """Return the time since the run began."""
+        return round(time.time() - self._started, 3)
+
+
+def append_event(directory: Path, event: str, **values: Any) -> None:
+    """Append one line to the metrics.jsonl of a run directory."""
+    line = json.dumps({"event": event, **values}, ensure_ascii=False)
+    with (directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
@@ -79,6 +89,14 @@ def environment() -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "gpus": _gpus(),
     }
+
+
+def command() -> str | None:
+    """Return the fedfora command of this process as one would type it; None in other programs."""
+    program = Path(sys.argv[0])
+    if program.name == "fedfora" or program.parts[-2:] == ("fedfora", "__main__.py"):
+        return shlex.join(["fedfora", *sys.argv[1:]])
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ Table = dict[str, Any]  # "columns": names, "rows": lists of text
 
 EXAMPLES = 12
 # In this order where a card's rows hold them; other scores follow.
-SCORES = ("precision", "recall", "f1", "exact_match", "parse_rate")
+SCORES = ("f1", "precision", "recall", "exact_match", "parse_rate")
 _EVENTS_SHOWN_ELSEWHERE = {"round", "step", "row", "finished", "trained"}
 
 
@@ -70,6 +70,11 @@ def score_names(card: Card) -> list[str]:
         for name, value in row["scores"].items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name != "rows"
     }
+    return usual_first(names)
+
+
+def usual_first(names: Iterable[str]) -> list[str]:
+    """Return names of scores in the order in which one asks for them."""
     return sorted(names, key=lambda n: (SCORES.index(n) if n in SCORES else len(SCORES), n))
 
 
@@ -197,7 +202,8 @@ def overview(names: Sequence[str], runs: Sequence[Run]) -> Table:
     ]
     for name in dict.fromkeys(key for column in given for key in column):
         values = [column.get(name, "") for column in given]
-        if len(set(values)) > 1 and name != "run.output_dir":
+        held = sum(name in column for column in given)
+        if held > 1 and len(set(values)) > 1 and name != "run.output_dir":
             rows.append([label(name), *values])
     return {"columns": ["", *names], "rows": rows}
 
