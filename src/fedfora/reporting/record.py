@@ -19,6 +19,9 @@ import yaml
 
 PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
 
+# What is written at the end; what an earlier run left would pass for this run's.
+RESULTS = ("card.json", "report.html", "summary.json", "predictions.jsonl")
+
 
 class RunRecord:
     """Writes one run directory."""
@@ -33,10 +36,31 @@ class RunRecord:
         self.directory = Path(output_dir)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            for name in ("config.yaml", *RESULTS):  # an earlier run ends here
+                (self.directory / name).unlink(missing_ok=True)
             (self.directory / "metrics.jsonl").write_text("")
         except OSError as error:
             raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
         self._started = time.time()
+
+    @classmethod
+    def reopened(cls, output_dir: str | Path, metrics_bytes: int) -> "RunRecord":
+        """Return the record of a run that is gone on with.
+
+        Args:
+            output_dir: Its directory.
+            metrics_bytes: How much of metrics.jsonl is kept; what came later will come again.
+        """
+        record = cls.__new__(cls)
+        record.directory = Path(output_dir)
+        with (record.directory / "metrics.jsonl").open("ab") as file:
+            file.truncate(metrics_bytes)
+        record._started = time.time() - record._last_seconds()
+        return record
+
+    def metrics_bytes(self) -> int:
+        """Return the length of metrics.jsonl."""
+        return (self.directory / "metrics.jsonl").stat().st_size
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write the resolved settings."""
@@ -56,8 +80,12 @@ class RunRecord:
         append_event(self.directory, event, **{"seconds": self.seconds(), **values})
 
     def seconds(self) -> float:
-        """Return the time since the run began."""
+        """Return the time since the run began, without that between a stop and a resumption."""
         return round(time.time() - self._started, 3)
+
+    def _last_seconds(self) -> float:
+        lines = (self.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
 
 
 def append_event(directory: Path, event: str, **values: Any) -> None:

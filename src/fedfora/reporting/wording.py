@@ -6,6 +6,7 @@ _LABELS = {
     "loss": "training loss",
     "scores": "scores on held-out rows",
     "validation_loss": "loss on held-back rows",
+    "received_validation_loss": "loss of the received adapter on held-back rows",
     "f1": "F1",
     "macro_f1": "F1, mean over rows",
     "parse_rate": "parse rate",
