@@ -59,9 +59,7 @@ def test_composition_does_not_depend_on_how_it_is_cut():
 
 @pytest.mark.parametrize("target", [1.0, 8.0])
 def test_the_chosen_noise_spends_the_budget_and_no_more(target):
-    chosen = noise_multiplier_for(
-        target_epsilon=target, delta=DELTA, sampling_rate=0.1, count=60
-    )
+    chosen = noise_multiplier_for(target_epsilon=target, delta=DELTA, sampling_rate=0.1, count=60)
     assert epsilon_of([Release(0.1, chosen, 60)], DELTA) <= target
     assert epsilon_of([Release(0.1, chosen * 0.99, 60)], DELTA) > target
 

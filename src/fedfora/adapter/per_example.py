@@ -89,7 +89,9 @@ class PerExampleGradients:
                 )
             u_BLR = inputs[0].detach()
             if update_BLO.requires_grad:  # not in the first pass of gradient checkpointing
-                update_BLO.register_hook(lambda g: self._collect(layer, x_BLI, h_BLR, u_BLR, g))
+                update_BLO.register_hook(  # type: ignore[no-untyped-call]
+                    lambda g: self._collect(layer, x_BLI, h_BLR, u_BLR, g)
+                )
 
         return hook
 

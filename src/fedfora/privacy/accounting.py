@@ -198,7 +198,5 @@ def _epsilon(releases: tuple[Release, ...], delta: float, grid: float) -> float:
     accountant = need("dp_accounting.pld").PLDAccountant(value_discretization_interval=grid)
     for release in releases:
         event = dp.GaussianDpEvent(release.noise_multiplier)
-        accountant.compose(
-            dp.PoissonSampledDpEvent(release.sampling_rate, event), release.count
-        )
+        accountant.compose(dp.PoissonSampledDpEvent(release.sampling_rate, event), release.count)
     return float(accountant.get_epsilon(delta))

@@ -7,6 +7,7 @@ multiplier z (Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Alg. 1).
 Shape suffixes: B examples, `...` the shape of a parameter.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -84,4 +85,4 @@ def noise_share_std(noise_multiplier: float, clipping_norm: float, num_sites: in
     """
     if num_sites < 1:
         raise ValueError(f"noise needs at least one site, got {num_sites}")
-    return noise_multiplier * clipping_norm / num_sites**0.5
+    return noise_multiplier * clipping_norm / math.sqrt(num_sites)

@@ -51,10 +51,10 @@ class SecretNoise:
             shape: Shape of the result.
             std: Standard deviation; 0 gives zeros.
         """
-        count = torch.Size(shape).numel()
         if std == 0:
             return torch.zeros(shape)
-        return (std * torch.special.ndtri(self.uniform(count))).float().reshape(shape)
+        standard: Tensor = torch.special.ndtri(self.uniform(torch.Size(shape).numel()))
+        return (std * standard).float().reshape(shape)
 
     def sample(self, num_rows: int, rate: float) -> list[int]:
         """Return a Poisson sample: each of `num_rows` indices with probability `rate`, alone."""

@@ -44,6 +44,11 @@ class RecordPrivacy:
     num_rows: int
 
     @property
+    def noise_std(self) -> float:
+        """Standard deviation z C of the noise on a sum; without noise C may be infinite."""
+        return self.noise_multiplier * self.clipping_norm if self.noise_multiplier else 0.0
+
+    @property
     def sampling_rate(self) -> float:
         """The probability q with which a row is in a step's sample."""
         return self.expected_rows / self.num_rows
@@ -101,7 +106,7 @@ def write_private_gradient(
         losses.append(loss_B)
         for name, summed in clipped_sum(gradients, privacy.clipping_norm).items():
             total[name] += summed
-    noisy = add_noise(total, privacy.noise_multiplier * privacy.clipping_norm, noise)
+    noisy = add_noise(total, privacy.noise_std, noise)
     for name, parameter in parameters.items():
         parameter.grad = (noisy[name] / privacy.expected_rows).to(parameter.dtype)
     loss_N = torch.cat(losses)
