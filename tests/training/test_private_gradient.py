@@ -61,7 +61,7 @@ def gradients_of(model):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
 def test_no_noise_and_no_clip_are_the_plain_gradient(workplace, batch_size):
-    """Whatever the size of the pieces; the reference is autograd on the mean of the rows' losses."""
+    """Whatever the size of the pieces; the reference is autograd on the rows' mean loss."""
     model, tokenizer, encoded = workplace
     batch = batch_of(tokenizer, encoded)
     row_losses(model, batch).mean().backward()
