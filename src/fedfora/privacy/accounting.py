@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedfora.privacy.extra import need
+from fedfora._extras import need
 
 # Losses are rounded up to this grid, so a coarser one never understates epsilon; 1e-4 is
 # dp-accounting's own. The search for a noise multiplier uses the coarser one: ten times faster.

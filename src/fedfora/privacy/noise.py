@@ -14,7 +14,7 @@ import secrets
 import torch
 from torch import Tensor
 
-from fedfora.privacy.extra import need
+from fedfora._extras import need
 
 KEY_BYTES, NONCE_BYTES = 32, 16
 
