@@ -9,10 +9,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import DataCollatorForSeq2Seq, PrinterCallback
 
+from fedfora.training.private_gradient import RecordPrivacy
+from fedfora.training.private_trainer import PrivateTrainer, private_arguments
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
@@ -49,6 +52,7 @@ def train_locally(
     stretch: Stretch,
     seed: int,
     on_step: Callable[[StepReport], None] = lambda report: None,
+    privacy: RecordPrivacy | None = None,
 ) -> LocalResult:
     """Train the model's active adapter in place on encoded rows.
 
@@ -60,12 +64,18 @@ def train_locally(
         stretch: Which steps of which schedule to take.
         seed: Seed of the order of rows and of dropout.
         on_step: Called after every optimizer step.
+        privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
     """
     with tempfile.TemporaryDirectory() as scratch:
         arguments = trainer_arguments(
-            settings, stretch, seed=seed, device=model.device.type, output_dir=scratch
+            settings,
+            stretch,
+            seed=seed,
+            device=model.device.type,
+            output_dir=scratch,
+            **(private_arguments() if privacy else {}),
         )
-        trainer = AdapterTrainer(
+        trainer = _trainer_class(settings, privacy)(
             model=model,
             args=arguments,
             optimizer_cls_and_kwargs=loraplus_optimizer(
@@ -89,3 +99,10 @@ def train_locally(
         tokens=progress.tokens,
         seconds=time.perf_counter() - started,
     )
+
+
+def _trainer_class(settings: TrainArguments, privacy: RecordPrivacy | None) -> Callable[..., Any]:
+    if privacy is None:
+        return AdapterTrainer
+    rows_at_a_time = settings.per_device_train_batch_size
+    return partial(PrivateTrainer, privacy=privacy, rows_at_a_time=rows_at_a_time)
