@@ -13,6 +13,7 @@ from typing import Any
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter.state import fold
+from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.federated.settings import FederationSettings
@@ -21,7 +22,6 @@ from fedfora.federated.site import Workplace, open_site, open_workplace, site_na
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.memory import peak_memory_bytes, reset_peak_memory
 from fedfora.reporting.view import EVALUATED_ROW, View, clock
-from fedfora.training.local import Encoded
 from fedfora.training.schedule import Stretch
 from fedfora.training.trainer import StepReport
 

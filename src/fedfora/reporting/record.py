@@ -8,8 +8,11 @@ place and renamed.
 import json
 import os
 import platform
+import shutil
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,20 +25,33 @@ PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
 class RunRecord:
     """Writes one run directory."""
 
-    def __init__(self, output_dir: str | Path, *, overwrite: bool) -> None:
-        """Make the directory.
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        overwrite: bool,
+        keep: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> None:
+        """Make the directory, or open that of a run which goes on.
+
+        Args:
+            output_dir: The run directory.
+            overwrite: Whether an earlier run may be written over.
+            keep: For a run that goes on: which events of metrics.jsonl are still true.
 
         Raises:
             ValueError: If it holds another run and `overwrite` is false, or cannot be written.
         """
-        check_output_dir(output_dir, overwrite=overwrite)
+        check_output_dir(output_dir, overwrite=overwrite or keep is not None)
         self.directory = Path(output_dir)
+        path = self.directory / "metrics.jsonl"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / "metrics.jsonl").write_text("")
+            events = [] if keep is None else [event for event in _events(path) if keep(event)]
+            write_text(path, "".join(map(_line, events)))
         except OSError as error:
             raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
-        self._started = time.time()
+        self._started = time.time() - (events[-1]["seconds"] if events else 0)
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write the resolved settings."""
@@ -54,20 +70,41 @@ class RunRecord:
         """Append one line to metrics.jsonl."""
         line = {"event": event, "seconds": round(time.time() - self._started, 3), **values}
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(_line(line))
 
 
 def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
     """Raise if a run could not be written there.
 
     Raises:
-        ValueError: If the directory holds another run and `overwrite` is false, or is no directory.
+        ValueError: If the directory holds another run and `overwrite` is false, or is no directory,
+            or nothing can be written there.
     """
     directory = Path(output_dir)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output_dir {output_dir} is not a directory")
     if (directory / "config.yaml").exists() and not overwrite:
         raise ValueError(f"--output_dir {output_dir} holds another run (--overwrite_output_dir)")
+    parent = _nearest_existing(directory)
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
+
+
+def check_disk_space(output_dir: str | Path, needed_bytes: int) -> None:
+    """Raise if what a run will write does not fit on the disk.
+
+    Raises:
+        ValueError: Naming what is needed and what there is.
+    """
+    free = shutil.disk_usage(_nearest_existing(Path(output_dir))).free
+    if free < needed_bytes:
+        raise ValueError(
+            f"--output_dir {output_dir}: the run writes about {needed_bytes / 2**20:,.0f} MiB, the "
+            f"disk has {free / 2**20:,.0f} MiB left"
+        )
 
 
 def environment() -> dict[str, Any]:
@@ -79,6 +116,23 @@ def environment() -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "gpus": _gpus(),
     }
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a metrics.jsonl; a last line that was cut off by a kill is left out."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def _line(event: dict[str, Any]) -> str:
+    return json.dumps(event, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
