@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,33 +24,43 @@ PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
 class RunRecord:
     """Writes one run directory."""
 
-    def __init__(
-        self,
-        output_dir: str | Path,
-        *,
-        overwrite: bool,
-        keep: Callable[[dict[str, Any]], bool] | None = None,
-    ) -> None:
-        """Make the directory, or open that of a run which goes on.
-
-        Args:
-            output_dir: The run directory.
-            overwrite: Whether an earlier run may be written over.
-            keep: For a run that goes on: which events of metrics.jsonl are still true.
+    def __init__(self, output_dir: str | Path, *, overwrite: bool) -> None:
+        """Make the directory.
 
         Raises:
             ValueError: If it holds another run and `overwrite` is false, or cannot be written.
         """
-        check_output_dir(output_dir, overwrite=overwrite or keep is not None)
+        check_output_dir(output_dir, overwrite=overwrite)
         self.directory = Path(output_dir)
-        path = self.directory / "metrics.jsonl"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            events = [] if keep is None else [event for event in _events(path) if keep(event)]
-            write_text(path, "".join(map(_line, events)))
+            (self.directory / "config.yaml").unlink(missing_ok=True)  # an earlier run ends here
+            (self.directory / "metrics.jsonl").write_text("")
         except OSError as error:
             raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
-        self._started = time.time() - (events[-1]["seconds"] if events else 0)
+        self._started = time.time()
+
+    @classmethod
+    def reopened(
+        cls, output_dir: str | Path, metrics_bytes: int, *, seconds: float = 0.0
+    ) -> "RunRecord":
+        """Return the record of a run that is gone on with.
+
+        Args:
+            output_dir: Its directory.
+            metrics_bytes: How much of metrics.jsonl is kept; what came later will come again.
+            seconds: How long the run had taken until there.
+        """
+        record = cls.__new__(cls)
+        record.directory = Path(output_dir)
+        with (record.directory / "metrics.jsonl").open("ab") as file:
+            file.truncate(metrics_bytes)
+        record._started = time.time() - seconds
+        return record
+
+    def metrics_bytes(self) -> int:
+        """Return the length of metrics.jsonl."""
+        return (self.directory / "metrics.jsonl").stat().st_size
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write the resolved settings."""
@@ -70,7 +79,7 @@ class RunRecord:
         """Append one line to metrics.jsonl."""
         line = {"event": event, "seconds": round(time.time() - self._started, 3), **values}
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_line(line))
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
@@ -120,19 +129,6 @@ def environment() -> dict[str, Any]:
 
 def _nearest_existing(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-
-
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a metrics.jsonl; a last line that was cut off by a kill is left out."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
-
-
-def _line(event: dict[str, Any]) -> str:
-    return json.dumps(event, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

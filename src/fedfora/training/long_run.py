@@ -1,6 +1,6 @@
 """What `train` adds to a client's few steps: checkpoints, resuming, validation, reports."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ class LongRun:
         save_adapter: Writes the adapter's files into a directory.
         save_total_limit: Checkpoints to keep; None for all.
         identity: What a checkpoint must agree on with the training that goes on from it.
+        metrics_bytes: Returns the length of metrics.jsonl.
         resume_from: Checkpoint to go on from; None to start at the beginning.
         validation: Encoded rows to evaluate on; None for no validation.
         patience: Evaluations without a better loss before the training stops; None for never.
@@ -36,6 +37,7 @@ class LongRun:
     save_adapter: SaveAdapter
     save_total_limit: int | None
     identity: Mapping[str, Any]
+    metrics_bytes: Callable[[], int]
     resume_from: Path | None = None
     validation: Encoded | None = None
     patience: int | None = None
@@ -47,6 +49,7 @@ class LongRun:
             save_adapter=self.save_adapter,
             save_total_limit=self.save_total_limit,
             identity=self.identity,
+            metrics_bytes=self.metrics_bytes,
             eval_dataset=self.validation,
             **kwargs,
         )

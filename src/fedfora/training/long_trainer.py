@@ -31,6 +31,7 @@ class LongTrainer(AdapterTrainer):
         save_adapter: Writes the adapter's files into a directory.
         save_total_limit: Checkpoints to keep; None for all.
         identity: What a checkpoint must agree on with the training that goes on from it.
+        metrics_bytes: Returns the length of metrics.jsonl.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class LongTrainer(AdapterTrainer):
         save_adapter: SaveAdapter,
         save_total_limit: int | None,
         identity: Mapping[str, Any],
+        metrics_bytes: Callable[[], int],
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.save_adapter = save_adapter
         self.save_total_limit = save_total_limit
         self.identity = identity
+        self.metrics_bytes = metrics_bytes
         self.started = time.perf_counter()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -86,9 +89,9 @@ class LongTrainer(AdapterTrainer):
             )
 
     def progress_now(self) -> Progress:
-        """Return the progress with the time until now."""
+        """Return the progress with the time and the record until now."""
         seconds = self.progress.seconds + time.perf_counter() - self.started
-        return replace(self.progress, seconds=seconds)
+        return replace(self.progress, seconds=seconds, metrics_bytes=self.metrics_bytes())
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         """Let this run's own intervals hold, not those stored in the checkpoint."""

@@ -57,7 +57,10 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
     processes = start_processes(settings)
     run, resume = settings.run, settings.checkpoint.resume_from_checkpoint
     resume_from = checkpoint_to_resume(run.output_dir, resume)
-    check_output_dir(run.output_dir, overwrite=run.overwrite_output_dir or resume_from is not None)
+    goes_on_here = resume_from is not None and (
+        resume_from.resolve().parent == Path(run.output_dir).resolve()
+    )
+    check_output_dir(run.output_dir, overwrite=run.overwrite_output_dir or goes_on_here)
     prepared = prepare(settings, processes)
     identity = identity_of(
         {name: asdict(getattr(settings, name)) for name in ("model", "adapter", "data", "train")},
@@ -71,12 +74,13 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
     record = None
     if processes.is_first:
         first_step = 0 if resume_from is None else step_of(resume_from)
+        record = _open_record(settings, earlier if goes_on_here else None)
         remove_checkpoints(Path(run.output_dir), but_to=resume_from)
-        record = _open_record(settings, prepared, identity, first_step)
+        _describe(record, settings, prepared, identity)
         view.total = prepared.steps
         view.line(_headline(prepared, processes, first_step))
         view.advance(first_step, "starting")
-    long_run = _long_run(settings, prepared, identity, resume_from)
+    long_run = _long_run(settings, prepared, identity, resume_from, record)
     result = train_locally(
         prepared.model,
         prepared.base.tokenizer,
@@ -133,6 +137,7 @@ def _long_run(
     prepared: Prepared,
     identity: dict[str, Any],
     resume_from: Path | None,
+    record: RunRecord | None,
 ) -> LongRun:
     checkpoint, validation = settings.checkpoint, settings.validation
     arguments: dict[str, Any] = {
@@ -161,6 +166,7 @@ def _long_run(
         ),
         save_total_limit=checkpoint.save_total_limit,
         identity=identity,
+        metrics_bytes=record.metrics_bytes if record is not None else int,
         resume_from=resume_from,
         validation=prepared.validation,
         patience=validation.early_stopping_patience,
@@ -174,14 +180,16 @@ def _save(
     save_adapter(directory, state, adapter_config, record)
 
 
-def _open_record(
-    settings: TrainSettings, prepared: Prepared, identity: dict[str, Any], first_step: int
-) -> RunRecord:
-    record = RunRecord(
-        settings.run.output_dir,
-        overwrite=settings.run.overwrite_output_dir,
-        keep=(lambda event: 0 < event.get("step", 0) <= first_step) if first_step else None,
-    )
+def _open_record(settings: TrainSettings, earlier: Progress | None) -> RunRecord:
+    run = settings.run
+    if earlier is None:
+        return RunRecord(run.output_dir, overwrite=run.overwrite_output_dir)
+    return RunRecord.reopened(run.output_dir, earlier.metrics_bytes, seconds=earlier.seconds)
+
+
+def _describe(
+    record: RunRecord, settings: TrainSettings, prepared: Prepared, identity: dict[str, Any]
+) -> None:
     record.write_config(asdict(settings))
     record.write_environment(
         seed=settings.train.seed,
@@ -190,7 +198,6 @@ def _open_record(
         rows=len(prepared.encoded),
         num_processes=identity["num_processes"],
     )
-    return record
 
 
 def _headline(prepared: Prepared, processes: Processes, first_step: int) -> str:

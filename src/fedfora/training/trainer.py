@@ -28,12 +28,14 @@ class Progress:
         answer_tokens: Tokens with a loss.
         loss_sum: The steps' losses, added up.
         seconds: Wall time of earlier pieces of the same training.
+        metrics_bytes: Length of metrics.jsonl after the last step counted here.
     """
 
     tokens: int = 0
     answer_tokens: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
+    metrics_bytes: int = 0
 
 
 class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
