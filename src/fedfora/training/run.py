@@ -13,6 +13,7 @@ from fedfora.data.loading import load_chosen, load_examples
 from fedfora.models.fingerprint import fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
+from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord, check_disk_space, check_output_dir
 from fedfora.reporting.view import View
 from fedfora.training.checkpoints import (
@@ -93,6 +94,7 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
     )
     if record is not None:
         record.log("trained", **asdict(result))
+        finish_run(record)
     return result
 
 
@@ -184,7 +186,7 @@ def _open_record(settings: TrainSettings, earlier: Progress | None) -> RunRecord
     run = settings.run
     if earlier is None:
         return RunRecord(run.output_dir, overwrite=run.overwrite_output_dir)
-    return RunRecord.reopened(run.output_dir, earlier.metrics_bytes, seconds=earlier.seconds)
+    return RunRecord.reopened(run.output_dir, earlier.metrics_bytes)
 
 
 def _describe(
