@@ -7,6 +7,7 @@ Once a run, and whenever a site was restarted, `open` first asks for the sites' 
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -40,6 +41,9 @@ from fedfora.federated.secure_site import (
 logger = logging.getLogger(__name__)
 
 OnRejected = Callable[[int, str], None]
+T = TypeVar("T")
+
+SHOWN = 8
 
 
 class SecureRounds:
@@ -77,6 +81,9 @@ class SecureRounds:
         self._code = FixedPoint(value_range, len(numbers), max_weight)
         self._round: SecureRound | None = None
         self._grid: Grid | None = None
+        self._uplink_bytes: dict[int, int] = {}
+        self._reasons: list[str] = []
+        self.line: dict[str, float] = {}
 
     def open(
         self, grid: Grid, round_number: int, nodes: list[int], num_numbers: int
@@ -93,7 +100,7 @@ class SecureRounds:
             RoundLost: If too few sites share.
             ValueError: If too few sites are drawn, or their sum does not fit into 32 bits.
         """
-        self._grid = grid
+        self._grid, self._reasons, self._uplink_bytes = grid, [], {}
         self._collect_keys(nodes if self._keys else self.numbers)
         drawn = sorted(self.numbers[node] for node in nodes if self.numbers[node] in self._keys)
         terms = Terms(round_number, tuple(drawn), self.threshold, digest_of(self._keys))
@@ -105,12 +112,12 @@ class SecureRounds:
                 self._round.receive_keys(self.numbers[node], answer)
                 self._informed.add(node)
             except (KeyError, ValueError) as error:
-                self.on_rejected(node, f"secure aggregation: {error}")
+                self._reject(node, error)
         return {
             self.nodes[number]: {
                 f"{DELIVERY}{name}": record for name, record in write_delivery(delivery).items()
             }
-            for number, delivery in self._round.deliveries().items()
+            for number, delivery in self._or_lost(self._round.deliveries).items()
         }
 
     def take(self, node: int, arrays: ArrayRecord) -> None:
@@ -129,16 +136,37 @@ class SecureRounds:
             RoundLost: If too few sites lasted.
         """
         opened = self._opened()
-        survivors = opened.survivors()
+        survivors = self._or_lost(opened.survivors)
         question = ConfigRecord({"sites": list(survivors)})
         contents = {self.nodes[site]: RecordDict({SURVIVORS: question}) for site in survivors}
         for node, reply in self._ask(REVEAL, contents):
             try:
                 opened.receive_reveal(self.numbers[node], read_reveal(reply.config_records))
             except (KeyError, ValueError) as error:
-                self.on_rejected(node, f"secure aggregation: {error}")
+                self._reject(node, error)
+        summed = read_sum(self._or_lost(opened.total), self._code)
         self._round = None
-        return read_sum(opened.total(), self._code)
+        self.line = {
+            "neighbors": opened.terms.degree,
+            "threshold": opened.terms.threshold,
+            "clipped_numbers": summed.clipped,
+            "shortened_updates": summed.shortened,
+            "weight": summed.weight,
+            "largest_error": self._code.max_error(summed.weight),
+        }
+        if summed.clipped:
+            logger.warning(
+                "round %d: %d numbers of the sites' updates were beyond --secagg_range %g and were "
+                "clipped",
+                opened.terms.round_number,
+                summed.clipped,
+                self.value_range,
+            )
+        return summed
+
+    def uplink_bytes(self, node: int) -> int:
+        """Return what a site has sent for secure aggregation in this round, beside its words."""
+        return self._uplink_bytes.get(node, 0)
 
     def _collect_keys(self, nodes: Iterable[int]) -> None:
         """Ask sites without a key of this run for one; a new key makes a new roster."""
@@ -146,7 +174,7 @@ class SecureRounds:
         for node, reply in self._ask(INTRODUCE, {node: RecordDict() for node in missing}):
             key = read_key(reply.config_records[KEY]) if KEY in reply.config_records else None
             if key is None or key.site != self.numbers[node]:
-                self.on_rejected(node, "secure aggregation: it sent no key of its own")
+                self._reject(node, "it sent no key of its own")
                 continue
             self._keys[key.site] = key
             self._informed.clear()
@@ -170,9 +198,24 @@ class SecureRounds:
             node = reply.metadata.src_node_id
             if reply.has_error():
                 self._forget(node)
-                self.on_rejected(node, f"secure aggregation: {reply.error.reason}")
+                self._reject(node, reply.error.reason)
             else:
+                sent = sum(len(part.deflate()) for part in reply.content.config_records.values())
+                self._uplink_bytes[node] = self.uplink_bytes(node) + sent
                 yield node, reply.content
+
+    def _reject(self, node: int, reason: object) -> None:
+        self._reasons.append(f"site {self.numbers[node]}: {reason}")
+        self.on_rejected(node, f"secure aggregation: {reason}")
+
+    def _or_lost(self, step: Callable[[], T]) -> T:
+        """Take a step of the round; where too few sites are left for it, say which went and why."""
+        try:
+            return step()
+        except RoundLost as error:
+            number = self._opened().terms.round_number
+            why = "; ".join(["", *self._reasons[:SHOWN]])
+            raise RoundLost(f"round {number}: secure aggregation: {error}{why}") from error
 
     def _forget(self, node: int) -> None:
         """Take a site to have been restarted: it will be asked for a new key."""
