@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.state import draw_inner_factors
+from fedfora.models.hub import local_path
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def load_base(settings: ModelArguments) -> Base:
     name = settings.model_name_or_path
     if not name:
         raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
-    path = model_path(name)
+    path = model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=settings.cache_dir)
         model = AutoModelForCausalLM.from_pretrained(
@@ -54,6 +55,7 @@ def load_base(settings: ModelArguments) -> Base:
         raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    model.name_or_path = name  # PEFT records this; the directory a hub or package gave is no name
     model.requires_grad_(False)
     if settings.quantization == "nf4":
         _keep_training_kernels(model)
@@ -61,18 +63,18 @@ def load_base(settings: ModelArguments) -> Base:
     return Base(model, tokenizer, name, settings.quantization)
 
 
-def model_path(name: str) -> str:
-    """Return the directory of a bundled model, or the name as it is.
+def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = None) -> str:
+    """Return the directory of a bundled or a ModelScope model, or the name as it is.
 
     Raises:
-        ValueError: If the name is a directory without a model.
+        ValueError: If the name is a directory without a model, or ModelScope cannot provide it.
     """
     if name in BUNDLED:
         with as_file(files("fedfora.models") / BUNDLED[name]) as path:
             return str(path)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"--model_name_or_path {name}: the directory holds no config.json")
-    return name
+    return local_path(name, hub, cache_dir)
 
 
 def add_adapter(base: Base, settings: AdapterArguments, *, seed: int) -> PeftModel:
