@@ -10,8 +10,10 @@ from collections.abc import Callable
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedfora.federated.site import open_site, open_workplace, train_round
-from fedfora.federated.transport import Layout, pack, unpack
+from fedfora.federated.exchange import read_assignment
+from fedfora.federated.local_round import carry_out
+from fedfora.federated.site import open_site, open_workplace
+from fedfora.federated.transport import pack
 from fedfora.training.trainer import StepReport
 
 SiteReport = Callable[[str, StepReport], None]
@@ -31,7 +33,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         """Answer with what the coordinator must know before the first round."""
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
-        layout = Layout.of(workplace.fresh)
+        layout = workplace.layout
         content = RecordDict(
             {
                 "site": ConfigRecord(
@@ -39,6 +41,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
                         "index": site.index,
                         "name": site.name,
                         "rows": len(site.encoded),
+                        "rank": site.rank,
                         "base-fingerprint": workplace.base_fingerprint,
                         "layout-digest": layout.digest,
                     }
@@ -62,12 +65,11 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         """Train the received adapter for one round."""
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
-        layout = Layout.of(workplace.fresh)
-        trained, result = train_round(
+        arrays, result = carry_out(
             workplace,
             site,
-            unpack(message.content["arrays"], layout),
-            round_index=int(message.content["config"]["round-index"]),
+            read_assignment(message.content, context.state, workplace.fresh),
+            context.state,
             on_step=lambda report: on_step(site.name, report),
         )
         metrics = MetricRecord(
@@ -80,7 +82,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
                 "seconds": result.seconds,
             }
         )
-        content = RecordDict({"arrays": pack(trained, layout), "metrics": metrics})
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
         return Message(content, reply_to=message)
 
     return app

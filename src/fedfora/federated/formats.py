@@ -1,8 +1,8 @@
 """Travel formats: one row of float32 numbers to the arrays that travel, and back.
 
-Fewer bits make errors. They are kept small by sending the difference from what the receiver has, and
-kept from adding up by error feedback: what a format lost is added to the next row (Seide et al.
-2014; Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847). Arithmetic is in float32.
+Fewer bits make errors. They are kept small by sending the difference from what the receiver has,
+and kept from adding up by error feedback: what a format lost is added to the next row (Seide et
+al. 2014; Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847). Arithmetic is in float32.
 
     sent_t = encode(row_t + lost_t)        lost_{t+1} = row_t + lost_t - decode(sent_t)
 
@@ -128,7 +128,8 @@ def _bfloat16_bits(row: Row) -> NDArray[np.uint16]:
 
 def _two_in_a_byte(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     nibbles = np.pad(codes + 8, (0, len(codes) % 2)).astype(np.uint8)
-    return nibbles[::2] | (nibbles[1::2] << 4)
+    packed: NDArray[np.uint8] = nibbles[::2] | (nibbles[1::2] << 4).astype(np.uint8)
+    return packed
 
 
 def _from_bytes(packed: NDArray[np.uint8], size: int) -> NDArray[np.int8]:

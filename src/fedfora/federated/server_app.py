@@ -11,18 +11,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid, ServerApp
 
 from fedfora.adapter.state import unfold
 from fedfora.data.loading import load_examples
 from fedfora.evaluation.evaluate import evaluate
-from fedfora.federated.aggregation import RULES
+from fedfora.federated.aggregation import Update
+from fedfora.federated.aggregation.update import rank_of
+from fedfora.federated.aggregator import Aggregator
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.site import open_workplace
 from fedfora.federated.strategy import AdapterStrategy, Contribution, SiteInfo
-from fedfora.federated.transport import Layout, payload_bytes, unpack
-from fedfora.models.saving import save_adapter
+from fedfora.federated.transport import Layout, from_record, to_record, unpack
+from fedfora.models.saving import config_at_rank, save_adapter
 from fedfora.reporting.record import RunRecord
 
 POLL_INTERVAL_S = 0.5
@@ -40,8 +50,10 @@ class RoundView:
     def evaluated(self, num_rows: int) -> None:
         """So many more test rows were answered."""
 
-    def round_finished(self, round_number: int, loss: float, scores: dict[str, Any]) -> None:
-        """A round is over; `scores` is empty where nothing was evaluated."""
+    def round_finished(
+        self, round_number: int, loss: float, scores: dict[str, Any], errors: dict[str, float]
+    ) -> None:
+        """A round is over; `scores` is empty where nothing was evaluated, `errors` not measured."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +100,11 @@ def run_rounds(grid: Grid, context: Context, view: RoundView) -> None:
         view.contributed(contribution)
 
     strategy = AdapterStrategy(
-        RULES[federation.aggregation],
+        Aggregator(settings),
         agreement.sites,
-        agreement.layout,
-        clients_per_round=federation.clients_per_round,
-        seed=settings.train.seed,
         on_contribution=take,
     )
-    arrays = agreement.first
+    arrays = to_record(unpack(agreement.first, agreement.layout))
     for number in range(1, federation.num_rounds + 1):
         contributions.clear()
         view.round_started(
@@ -106,19 +115,22 @@ def run_rounds(grid: Grid, context: Context, view: RoundView) -> None:
         if aggregated is None or metrics is None:
             raise ValueError(f"round {number}: no site sent a usable update; see the log")
         arrays = aggregated
-        _save(record.directory / f"round-{number:03d}", arrays, agreement, settings)
+        _save(record.directory / f"round-{number:03d}", from_record(arrays), agreement, settings)
         due = number % federation.eval_rounds == 0 or number == federation.num_rounds
-        scores = _evaluate(arrays, agreement.layout, context, view) if due else {}
+        scores = _evaluate(from_record(arrays), context, view) if due else {}
         record.log(
             "round",
             round=number,
+            rule=settings.rule_of_round(number - 1).name,
             loss=metrics["loss"],
+            **aggregation_error(metrics),
             sites=[asdict(c) for c in contributions],
-            downlink_bytes_per_site=payload_bytes(arrays),
+            uplink_bytes=sum(c.uplink_bytes for c in contributions),
+            downlink_bytes=sum(c.downlink_bytes for c in contributions),
             scores=scores,
         )
-        view.round_finished(number, float(metrics["loss"]), scores)
-    _save(record.directory, arrays, agreement, settings)
+        view.round_finished(number, float(metrics["loss"]), scores, aggregation_error(metrics))
+    _save(record.directory, from_record(arrays), agreement, settings)
 
 
 def agree(grid: Grid) -> Agreement:
@@ -147,7 +159,13 @@ def agree(grid: Grid) -> Agreement:
     form = first["form"]
     return Agreement(
         sites=[
-            SiteInfo(node_id, int(site["index"]), str(site["name"]), int(site["rows"]))
+            SiteInfo(
+                node_id,
+                int(site["index"]),
+                str(site["name"]),
+                rows=int(site["rows"]),
+                rank=int(site["rank"]),
+            )
             for node_id, site in described.items()
         ],
         layout=Layout.from_json(form["layout"]),
@@ -173,15 +191,19 @@ def receive(grid: Grid, messages: list[Message]) -> Iterator[Message]:
         yield arrived.pop(message_id)
 
 
-def _evaluate(
-    arrays: ArrayRecord, layout: Layout, context: Context, view: RoundView
-) -> dict[str, Any]:
+def aggregation_error(metrics: MetricRecord) -> dict[str, float]:
+    """Return what the error meter showed, as metrics.jsonl names it; nothing where it slept."""
+    names = ("aggregation-error", "aggregation-error-of-step", "attainable-error")
+    return {name.replace("-", "_"): float(metrics[name]) for name in names if name in metrics}
+
+
+def _evaluate(adapter: Update, context: Context, view: RoundView) -> dict[str, Any]:
     settings = from_run_config(context.run_config)
     if settings.data.test_file is None:
         return {}
     examples = load_examples(settings.data.test_file, settings.data)
     workplace = open_workplace(context.run_config)
-    workplace.load(unpack(arrays, layout))
+    workplace.load(adapter)
     return evaluate(
         workplace.model,
         workplace.base.tokenizer,
@@ -194,14 +216,13 @@ def _evaluate(
 
 
 def _save(
-    directory: Path, arrays: ArrayRecord, agreement: Agreement, settings: FederationSettings
+    directory: Path, adapter: Update, agreement: Agreement, settings: FederationSettings
 ) -> None:
-    state = unfold(
-        unpack(arrays, agreement.layout),
-        seed=settings.train.seed,
-        inner_dim=settings.adapter.inner_dim,
-    )
-    save_adapter(directory, state, agreement.adapter_config, agreement.record)
+    state = adapter
+    if settings.rule_of_round(0).folds:
+        state = unfold(adapter, seed=settings.train.seed, inner_dim=settings.adapter.inner_dim)
+    config = config_at_rank(agreement.adapter_config, rank_of(adapter))
+    save_adapter(directory, state, config, agreement.record)
 
 
 def _by_value(described: dict[int, ConfigRecord], what: str) -> str:

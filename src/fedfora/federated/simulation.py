@@ -104,11 +104,15 @@ class SimulationView(RoundView):
         """Show the evaluation."""
         self.view.advance(num_rows * EVALUATED_ROW, f"{self.label} evaluation")
 
-    def round_finished(self, round_number: int, loss: float, scores: dict[str, Any]) -> None:
+    def round_finished(
+        self, round_number: int, loss: float, scores: dict[str, Any], errors: dict[str, float]
+    ) -> None:
         """Print the round's line."""
         text = f"{self.label:12s} loss {loss:6.3f}"
         if "f1" in scores:
             text += f"   F1 {scores['f1']:.3f}   parse rate {scores['parse_rate']:.3f}"
         elif scores:
             text += f"   exact match {scores['exact_match']:.3f}"
+        if "aggregation_error" in errors:
+            text += f"   aggregation error {errors['aggregation_error']:.2g}"
         self.view.line(text)

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fedfora._seeds import derive_seed
-from fedfora.federated.aggregation import Rule, Weighted
-from fedfora.federated.transport import Layout, pack, payload_bytes, unpack
+from fedfora.federated.aggregation import Weighted
+from fedfora.federated.aggregator import Aggregator
+from fedfora.federated.exchange import Exchange, content_bytes
+from fedfora.federated.formats import FORMATS
+from fedfora.federated.transport import from_record, payload_bytes, to_record
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,7 @@ class SiteInfo:
     index: int
     name: str
     rows: int
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -41,71 +46,95 @@ class Contribution:
     rows: int
     seconds: float
     uplink_bytes: int
+    downlink_bytes: int
+
+    def weight(self, weighting: str) -> float:
+        """Return the site's weight: by "tokens" trained on, by "rows", or "equal"."""
+        return {"tokens": float(self.answer_tokens), "rows": float(self.rows), "equal": 1.0}[
+            weighting
+        ]
 
 
 class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
-    """Seeded sampling, one aggregation rule, weights by trained tokens."""
+    """Seeded sampling; what the sites of a round send becomes one adapter.
+
+    Between rounds the adapter is a record with one array for each tensor (`transport.to_record`),
+    which never travels.
+    """
 
     def __init__(
         self,
-        rule: Rule,
+        aggregator: Aggregator,
         sites: Iterable[SiteInfo],
-        layout: Layout,
         *,
-        clients_per_round: int | None,
-        seed: int,
         on_contribution: Callable[[Contribution], None] = lambda contribution: None,
     ) -> None:
         """Make the strategy.
 
         Args:
-            rule: From `fedfora.federated.aggregation`.
+            aggregator: What makes one adapter of many.
             sites: All sites; their order is that of their indices.
-            layout: Layout of the adapters that travel.
-            clients_per_round: How many sites are drawn for a round; None for all.
-            seed: The run's seed.
             on_contribution: Called with each reply that was taken into the average.
         """
-        self.rule = rule
+        self.aggregator = aggregator
+        self.settings = aggregator.settings
         self.sites = {site.node_id: site for site in sorted(sites, key=lambda site: site.index)}
-        self.layout = layout
-        self.clients_per_round = clients_per_round
-        self.seed = seed
         self.on_contribution = on_contribution
+        self._exchange: Exchange | None = None
+        self._sent: dict[int, RecordDict] = {}
+        self._frozen_at: dict[int, str] = {}  # node to the digest of the frozen factors it has
 
     def sample(self, server_round: int) -> list[SiteInfo]:
         """Return the sites of a round, by index; the same seed draws the same sites."""
         sites = list(self.sites.values())
-        if self.clients_per_round is None:
+        drawn = self.settings.federation.clients_per_round
+        if drawn is None:
             return sites
-        rng = random.Random(derive_seed(self.seed, "sample", server_round))
-        return sorted(rng.sample(sites, self.clients_per_round), key=lambda site: site.index)
+        rng = random.Random(derive_seed(self.settings.train.seed, "sample", server_round))
+        return sorted(rng.sample(sites, drawn), key=lambda site: site.index)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one message for each site of the round."""
-        content = RecordDict(
-            {"arrays": arrays, "config": ConfigRecord({"round-index": server_round - 1, **config})}
+        exchange = self._exchange = Exchange(
+            self.settings.rule_of_round(server_round - 1),
+            from_record(arrays),
+            FORMATS[self.settings.aggregation.update_dtype],
+            seed=self.settings.train.seed,
+            round_index=server_round - 1,
         )
-        return [
-            Message(content, site.node_id, MessageType.TRAIN, group_id=str(server_round))
+        self._sent = {
+            site.node_id: exchange.message(
+                site.rank, has_frozen=self._frozen_at.get(site.node_id) == exchange.digest
+            )
             for site in self.sample(server_round)
+        }
+        return [
+            Message(content, node_id, MessageType.TRAIN, group_id=str(server_round))
+            for node_id, content in self._sent.items()
         ]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies with the rule; without a usable reply there is nothing to return."""
+        assert self._exchange is not None, "configure_train comes first"
         used: list[Contribution] = []
+        weighted = self._weighted(self._exchange, replies, used)
         try:
-            update = self.rule(self._weighted(replies, used))
+            adapter, reading = self.aggregator.aggregate(self._exchange, weighted)
         except ValueError:
             if used:
                 raise
             logger.warning("round %d: no site sent a usable update", server_round)
             return None, None
-        return pack(update, self.layout), _mean_metrics(used)
+        metrics = _mean_metrics(used)
+        if reading is not None:
+            metrics["aggregation-error"] = reading.error
+            metrics["aggregation-error-of-step"] = reading.error_of_step
+            metrics["attainable-error"] = reading.attainable
+        return to_record(adapter), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -121,23 +150,42 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
 
     def summary(self) -> None:
         """Log who takes part."""
-        logger.info("%d sites, %d numbers travel", len(self.sites), self.layout.size)
+        logger.info("%d sites", len(self.sites))
 
-    def _weighted(self, replies: Iterable[Message], used: list[Contribution]) -> Iterator[Weighted]:
+    def state(self) -> dict[str, Tensor]:
+        """Return what must outlive this process beside the adapter: the server's moments."""
+        return dict(self.aggregator.optimizer.moments)
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        self.aggregator.optimizer.moments = dict(state)
+
+    def _weighted(
+        self, exchange: Exchange, replies: Iterable[Message], used: list[Contribution]
+    ) -> Iterator[Weighted]:
         for reply in replies:
             site = self.sites[reply.metadata.src_node_id]
             if reply.has_error():
                 logger.warning("%s did not finish its round: %s", site.name, reply.error.reason)
+                self._frozen_at.pop(site.node_id, None)  # it may have lost them
                 continue
             record = reply.content["arrays"]
-            contribution = _contribution(site, reply.content["metrics"], payload_bytes(record))
-            update = unpack(record, self.layout)
+            contribution = _contribution(
+                site,
+                reply.content["metrics"],
+                uplink_bytes=payload_bytes(record),
+                downlink_bytes=content_bytes(self._sent[site.node_id]),
+            )
+            update = exchange.read(record, site.rank)
+            self._frozen_at[site.node_id] = exchange.digest
             used.append(contribution)
             self.on_contribution(contribution)
-            yield update, float(contribution.answer_tokens)
+            yield update, contribution.weight(self.settings.aggregation.weighting)
 
 
-def _contribution(site: SiteInfo, metrics: MetricRecord, uplink_bytes: int) -> Contribution:
+def _contribution(
+    site: SiteInfo, metrics: MetricRecord, *, uplink_bytes: int, downlink_bytes: int
+) -> Contribution:
     return Contribution(
         site=site.name,
         loss=float(metrics["loss"]),
@@ -146,6 +194,7 @@ def _contribution(site: SiteInfo, metrics: MetricRecord, uplink_bytes: int) -> C
         rows=int(metrics["rows"]),
         seconds=float(metrics["seconds"]),
         uplink_bytes=uplink_bytes,
+        downlink_bytes=downlink_bytes,
     )
 
 

@@ -17,6 +17,7 @@ from fedfora.federated.aggregation.update import Update
 from fedfora.federated.formats import FORMATS, Format, Row
 
 FLOAT32 = FORMATS["float32"]
+RANK_AXES = {"A": (0,), "B": (1,), "C": (0,), "D": (1,), "E": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class Layout:
     def to_json(self) -> str:
         """Return the layout as JSON."""
         return json.dumps(self.shapes, separators=(",", ":"))
+
+    def only(self, factors: str) -> "Layout":
+        """Return the layout of some factors, e.g. "AD"."""
+        return Layout(tuple(item for item in self.shapes if item[0].rpartition(".")[2] in factors))
+
+    def at_rank(self, rank: int) -> "Layout":
+        """Return the layout of the same adapter with another rank."""
+        return Layout(tuple((name, _at_rank(name, shape, rank)) for name, shape in self.shapes))
 
     @property
     def digest(self) -> str:
@@ -89,9 +98,7 @@ def pack_with_feedback(
     return _record(arrays), row - form.decode(arrays, layout.size)
 
 
-def unpack_from(
-    record: ArrayRecord, reference: Update, layout: Layout, form: Format
-) -> Update:
+def unpack_from(record: ArrayRecord, reference: Update, layout: Layout, form: Format) -> Update:
     """Return the adapter that `pack_with_feedback` packed.
 
     Raises:
@@ -132,6 +139,12 @@ def from_record(record: ArrayRecord) -> Update:
 def payload_bytes(record: ArrayRecord) -> int:
     """Return the bytes of a record's arrays as they travel."""
     return sum(len(array.data) for array in record.values())
+
+
+def _at_rank(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    rows, columns = shape
+    axes = RANK_AXES[name.rpartition(".")[2]]
+    return (rank if 0 in axes else rows, rank if 1 in axes else columns)
 
 
 def _record(arrays: dict[str, np.ndarray]) -> ArrayRecord:  # type: ignore[type-arg]

@@ -53,9 +53,7 @@ def aligned(update: Update, reference: Update) -> Update:
     return _rewritten(update, factors)
 
 
-def rotate(
-    D_OR: Tensor, A_RI: Tensor, D_ref_OR: Tensor, A_ref_RI: Tensor
-) -> tuple[Tensor, Tensor]:
+def rotate(D_OR: Tensor, A_RI: Tensor, D_ref_OR: Tensor, A_ref_RI: Tensor) -> tuple[Tensor, Tensor]:
     """Return D G^T and G A, closest to the reference for orthogonal G; D A stays what it is.
 
     A counts in units of a fresh row's norm and D in those of the reference's columns, so that

@@ -57,7 +57,7 @@ def _combined(current: Update, pairs: list[Weighted], combine: Combine) -> Updat
     deltas_KN = torch.stack([_flat(update, current) - before_N for update, _ in pairs])
     weights_K = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
     after_N = before_N + combine(deltas_KN, weights_K)
-    pieces = after_N.split([value.numel() for value in current.values()])
+    pieces = torch.split(after_N, [value.numel() for value in current.values()])
     return {
         name: piece.reshape(value.shape).float()
         for (name, value), piece in zip(current.items(), pieces, strict=True)
@@ -68,7 +68,7 @@ def _flat(update: Update, order: Update) -> Tensor:
     return torch.cat([update[name].double().flatten() for name in order])
 
 
-RULES.add("fedavg", Rule("fedavg", mean_of_factors, travels="ADE"))
+RULES.add("fedavg", Rule("fedavg", mean_of_factors, travels="ADE", gauge="updates"))
 
 # As whoever averages all trained parameters would do with FoRA's five.
 RULES.add("fedavg-factors", Rule("fedavg-factors", mean_of_factors, travels="ABCDE"))

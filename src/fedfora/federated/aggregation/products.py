@@ -75,10 +75,7 @@ def refactor(
         ValueError: If there is no update, or a weight is not positive.
     """
     rank = rank_of(current)
-    if combine is None:
-        combined = _mean(updates)
-    else:
-        combined = _combined(current, list(updates), combine)
+    combined = _mean(updates) if combine is None else _combined(current, list(updates), combine)
     result: Update = {}
     for layer, (P_OS, Q_SI) in combined.items():
         D_OR, A_RI = best_factors(P_OS, Q_SI, rank)
@@ -101,10 +98,7 @@ def stack(current: Update, updates: Iterable[Weighted], combine: Combine | None 
     Raises:
         ValueError: If there is no update, or a weight is not positive.
     """
-    if combine is None:
-        added = _mean(updates)
-    else:
-        added = _combined(None, list(updates), combine)
+    added = _mean(updates) if combine is None else _combined(None, list(updates), combine)
     sums = {}
     for layer, terms in added.items():
         sums[layer] = ProductSum()
@@ -141,10 +135,11 @@ def _mean(updates: Iterable[Weighted]) -> dict[str, Product]:
 def _combined(
     current: Update | None, pairs: list[Weighted], combine: Combine
 ) -> dict[str, Product]:
-    """Combine products as rows of coefficients in orthonormal bases that span all of them.
+    """Combine the changes of products as rows of coefficients in orthonormal bases.
 
-    A layer's products all lie in U M V^T with U and V from the stacked factors, so distances and
-    norms of the S x S coefficients M are those of the full matrices.
+    A layer's products all lie in U M V^T, with U and V the principal axes of the changes: distances
+    and norms of the S x S coefficients are those of the full matrices, and neither the order of the
+    sites nor the factors in which an update came plays a part.
     """
     if not pairs:
         raise ValueError(NOBODY)
@@ -153,16 +148,17 @@ def _combined(
     weights_K = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
     bases, before, rows = {}, {}, []
     for layer in layers_of(pairs[0][0]):
-        products = [product(update, layer) for update, _ in pairs]
         start = [product(current, layer)] if current is not None else []
-        U_OS, _ = torch.linalg.qr(torch.cat([P for P, _ in products + start], dim=1))
-        V_IS, _ = torch.linalg.qr(torch.cat([Q for _, Q in products + start], dim=0).mT)
-        M_KSS = torch.stack([(U_OS.mT @ P) @ (Q @ V_IS) for P, Q in products])
+        products = [product(update, layer) for update, _ in pairs]
+        U_OS, V_IS = _spanning_bases(products + start)
         M0_SS = sum(((U_OS.mT @ P) @ (Q @ V_IS) for P, Q in start), torch.zeros(()))
-        bases[layer], before[layer] = (U_OS, V_IS), M0_SS
-        rows.append((M_KSS - M0_SS).flatten(1))
+        changes_KSS = torch.stack([(U_OS.mT @ P) @ (Q @ V_IS) for P, Q in products]) - M0_SS
+        left_SS, right_SS = _principal_axes(changes_KSS)
+        bases[layer] = (U_OS @ left_SS, V_IS @ right_SS)
+        before[layer] = left_SS.mT @ M0_SS @ right_SS if start else M0_SS
+        rows.append((left_SS.mT @ changes_KSS @ right_SS).flatten(1))
     combined_N = combine(torch.cat(rows, dim=1), weights_K)
-    pieces = combined_N.split([row.shape[1] for row in rows])
+    pieces = torch.split(combined_N, [row.shape[1] for row in rows])
     result = {}
     for (layer, (U_OS, V_IS)), piece in zip(bases.items(), pieces, strict=True):
         M_SS = before[layer] + piece.reshape(U_OS.shape[1], V_IS.shape[1])
@@ -170,10 +166,30 @@ def _combined(
     return result
 
 
+def _spanning_bases(products: list[Product]) -> tuple[Tensor, Tensor]:
+    """Return orthonormal columns U (O, S) and V (I, S') that span all of some products."""
+    U_OS, _ = torch.linalg.qr(torch.cat([P_OR for P_OR, _ in products], dim=1))
+    V_IS, _ = torch.linalg.qr(torch.cat([Q_RI for _, Q_RI in products], dim=0).mT)
+    return U_OS, V_IS
+
+
+def _principal_axes(changes_KSS: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvectors of sum_k M_k M_k^T and of sum_k M_k^T M_k."""
+    left_SS = torch.linalg.eigh((changes_KSS @ changes_KSS.mT).sum(dim=0)).eigenvectors
+    right_SS = torch.linalg.eigh((changes_KSS.mT @ changes_KSS).sum(dim=0)).eigenvectors
+    return left_SS, right_SS
+
+
 RULES.add(
     "refactor",
     Rule(
-        "refactor", refactor, travels="AD", absorbs=True, any_rank=True, keeps_coordinates=False
+        "refactor",
+        refactor,
+        travels="AD",
+        absorbs=True,
+        any_rank=True,
+        gauge="result",
+        keeps_coordinates=False,
     ),
 )
 RULES.add(

@@ -93,8 +93,8 @@ def norm_clipping(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
 def _krum_scores(rows_KN: Tensor, f: int) -> Tensor:
     """Return each site's sum of squared distances to its K - f - 2 nearest."""
     K = len(rows_KN)
-    if K < 2 * f + 3:
-        logger.warning("Krum holds for %d malicious of at least %d sites, not %d", f, 2 * f + 3, K)
+    if 2 * f + 3 > K:
+        logger.warning("%d sites are too few for Krum to stand %d malicious ones", K, f)
     gram_KK = rows_KN @ rows_KN.mT
     squares_K = gram_KK.diagonal()
     distances_KK = (squares_K[:, None] + squares_K[None, :] - 2 * gram_KK).clamp(min=0)

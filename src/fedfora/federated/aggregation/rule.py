@@ -12,10 +12,10 @@ from fedfora.federated.aggregation.update import Update, Weighted
 __all__ = ["RULES", "Aggregate", "Combine", "Rule", "Update", "Weighted", "check_weight"]
 
 Combine = Callable[[Tensor, Tensor], Tensor]
-"""Rows (K, N) and weights (K,) to one row (N,); what `fedfora.federated.aggregation.robust` holds."""
+"""Rows (K, N) and weights (K,) to one row (N,), as in `fedfora.federated.aggregation.robust`."""
 
 Aggregate = Callable[[Update, Iterable[Weighted], Combine | None], Update]
-"""The global adapter, the sites' updates as they come, and what to do instead of the mean, if so."""
+"""The global adapter, the sites' updates as they come, and what to do instead of the mean."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ class Rule:
             from the base weight and K = 0.
         any_rank: Sites may have different ranks.
         on_top: A site trains a fresh adapter on top of the global one, which stays as it is.
-        keeps_coordinates: Factors mean the same from round to round, so that server optimizers and
-            gauges make sense.
+        gauge: What a gauge can turn: the sites' updates before they are averaged, the result, or
+            nothing.
+        keeps_coordinates: Factors mean the same from round to round without a gauge, so that a
+            server optimizer makes sense.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Rule:
     start: Literal["zero", "svd"] = "zero"
     any_rank: bool = False
     on_top: bool = False
+    gauge: Literal["updates", "result", "nothing"] = "nothing"
     keeps_coordinates: bool = True
 
     @property

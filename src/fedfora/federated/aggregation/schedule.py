@@ -25,12 +25,19 @@ class Moment:
     refresh_rounds: int
 
 
-SCHEDULES: Registry[Callable[[Moment], str]] = Registry("aggregation rule")
+@dataclass(frozen=True)
+class Schedule:
+    """Which of some rules a round follows."""
+
+    rules: tuple[str, ...]
+    at: Callable[[Moment], str]
 
 
-@SCHEDULES.register("warmup-core")
+SCHEDULES: Registry[Schedule] = Registry("aggregation rule")
+
+
 def warmup_core(moment: Moment) -> str:
-    """`refactor` finds the bases A and D; then cores alone travel, and every so often it does again.
+    """`refactor` finds the bases A and D; then cores alone travel, until it looks for new ones.
 
     In the warm-up, and in the first round of each cycle after it, all factors are trained.
     """
@@ -39,6 +46,8 @@ def warmup_core(moment: Moment) -> str:
         return "refactor"
     return "core"
 
+
+SCHEDULES.add("warmup-core", Schedule(("refactor", "core"), warmup_core))
 
 NAMES = sorted([*RULES, *SCHEDULES])
 
@@ -50,5 +59,12 @@ def rule_of_round(name: str, moment: Moment) -> Rule:
         ValueError: If the name stands for nothing.
     """
     if name in SCHEDULES:
-        return RULES[SCHEDULES[name](moment)]
+        return RULES[SCHEDULES[name].at(moment)]
     return RULES[name]
+
+
+def rules_of(name: str) -> list[Rule]:
+    """Return all rules that rounds may follow under a name."""
+    if name in SCHEDULES:
+        return [RULES[rule] for rule in SCHEDULES[name].rules]
+    return [RULES[name]]

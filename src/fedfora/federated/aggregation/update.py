@@ -65,6 +65,8 @@ def truncate(update: Update, rank: int) -> Update:
     """
     kept = {
         "A": lambda value: value[:rank],
+        "B": lambda value: value[:, :rank],
+        "C": lambda value: value[:rank],
         "D": lambda value: value[:, :rank],
         "E": lambda value: value[:rank, :rank],
     }
