@@ -96,7 +96,7 @@ def test_sites_of_different_ranks_send_different_amounts(run):
 
 def test_a_personal_factor_never_leaves_its_site_and_is_kept_there(run):
     _, out = run(aggregation="share-a")
-    own = {path.name: read_adapter(path) for path in (out / "sites").iterdir()}
+    own = {path.parent.name: read_adapter(path) for path in (out / "sites").glob("*/adapter")}
     assert len(own) == 4
     name = "model.layers.0.mlp.up_proj.D"
     assert len({tuple(adapter[name].flatten().tolist()) for adapter in own.values()}) == 4

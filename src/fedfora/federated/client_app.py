@@ -1,4 +1,4 @@
-"""The site's side of the federation, as a Flower ClientApp: says what it has, and trains.
+"""The site's side of the federation, as a Flower ClientApp: says what it has, trains, judges.
 
 The app does not know which engine runs it. Its handlers turn messages into plain values, call
 `fedfora.federated.site`, and turn the result back.
@@ -12,7 +12,9 @@ from flwr.clientapp import ClientApp
 
 from fedfora.federated.exchange import read_assignment
 from fedfora.federated.local_round import carry_out
-from fedfora.federated.site import open_site, open_workplace
+from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
+from fedfora.federated.site import open_site, open_workplace, validate
+from fedfora.federated.site_memory import memory_of, remembering
 from fedfora.federated.transport import pack
 from fedfora.training.trainer import StepReport
 
@@ -42,6 +44,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
                         "name": site.name,
                         "rows": len(site.encoded),
                         "rank": site.rank,
+                        "data-digest": site.digest,
                         "base-fingerprint": workplace.base_fingerprint,
                         "layout-digest": layout.digest,
                     }
@@ -60,30 +63,53 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
             )
         return Message(content, reply_to=message)
 
-    @app.train()  # type: ignore[untyped-decorator]
+    @app.train(mods=[remembering])  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
-        """Train the received adapter for one round."""
+        """Judge the received adapter on the rows kept back, then train it for one round."""
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
+        assignment = read_assignment(message.content, context.state, workplace.fresh)
+        validation_loss, validation_tokens = validate(workplace, site, assignment.adapter)
         arrays, result = carry_out(
             workplace,
             site,
-            read_assignment(message.content, context.state, workplace.fresh),
+            assignment,
             context.state,
             on_step=lambda report: on_step(site.name, report),
         )
-        metrics = MetricRecord(
+        report = Report(
+            loss=result.loss,
+            answer_tokens=result.answer_tokens,
+            tokens=result.tokens,
+            rows=len(site.encoded),
+            steps=result.steps,
+            seconds=result.seconds,
+            validation_loss=validation_loss,
+            validation_tokens=validation_tokens,
+        )
+        origin = Origin(
+            assignment.round_index + 1, workplace.base_fingerprint, workplace.layout.digest
+        )
+        content = RecordDict(
             {
-                "loss": result.loss,
-                "answer-tokens": result.answer_tokens,
-                "tokens": result.tokens,
-                "rows": len(site.encoded),
-                "steps": result.steps,
-                "seconds": result.seconds,
+                ARRAYS: arrays,
+                METRICS: report.to_record(),
+                ORIGIN: origin.to_record(),
             }
         )
-        content = RecordDict({"arrays": arrays, "metrics": metrics})
         return Message(content, reply_to=message)
+
+    @app.evaluate()  # type: ignore[untyped-decorator]
+    def evaluate(message: Message, context: Context) -> Message:
+        """Judge the received adapter on the rows kept back."""
+        workplace = open_workplace(context.run_config)
+        site = open_site(workplace, int(context.node_config["partition-id"]))
+        round_index = int(message.content["config"]["round-index"])
+        state = memory_of(context).read(before=round_index + 2)
+        assignment = read_assignment(message.content, state, workplace.fresh)
+        loss, tokens = validate(workplace, site, assignment.adapter)
+        metrics = MetricRecord({"validation-loss": loss, "validation-tokens": tokens})
+        return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
     return app
 

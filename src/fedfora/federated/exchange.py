@@ -14,6 +14,8 @@ from fedfora.adapter.state import draw_fresh
 from fedfora.federated.aggregation import RULES, Rule, Update
 from fedfora.federated.aggregation.update import absorb, part, rank_of, truncate
 from fedfora.federated.formats import Format
+from fedfora.federated.reply import ARRAYS, Origin
+from fedfora.federated.screening import Expected
 from fedfora.federated.transport import (
     Layout,
     from_record,
@@ -21,10 +23,9 @@ from fedfora.federated.transport import (
     payload_bytes,
     to_record,
     unpack,
-    unpack_from,
 )
 
-ARRAYS, FROZEN, CONFIG = "arrays", "frozen", "config"
+FROZEN, CONFIG = "frozen", "config"
 
 
 class FrozenFactorsMissingError(RuntimeError):
@@ -49,7 +50,7 @@ class Exchange:
     seed: int
     round_index: int
     _outgoing: dict[int, ArrayRecord] = field(default_factory=dict)
-    _starts: dict[int, tuple[Update, Layout]] = field(default_factory=dict)
+    _expected: dict[int, Expected] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Take the core into D where the rule does, and name what is frozen."""
@@ -87,26 +88,21 @@ class Exchange:
             content[FROZEN] = self.frozen
         return content
 
-    def start(self, rank: int) -> tuple[Update, Layout]:
-        """Return what the answer of a site of a rank is the difference from, and its layout."""
-        if rank not in self._starts:
-            whole = {**self.adapter}
-            if self.rule.on_top:
-                whole = draw_fresh(
-                    _shapes(whole, rank), seed=self.seed, round_index=self.round_index
-                )
-            start = truncate(part(whole, self.rule.sends), rank)
-            self._starts[rank] = (start, Layout.of(start))
-        return self._starts[rank]
+    def start(self, rank: int) -> Update:
+        """Return what a site of a rank trains from, as far as it sends it back."""
+        whole = self.adapter
+        if self.rule.on_top:
+            shapes = dict(Layout.of(whole).at_rank(rank).shapes)
+            whole = draw_fresh(shapes, seed=self.seed, round_index=self.round_index)
+        return truncate(part(whole, self.rule.sends), rank)
 
-    def read(self, arrays: ArrayRecord, rank: int) -> Update:
-        """Return the factors that a site of a rank sent.
-
-        Raises:
-            ValueError: If they do not fit.
-        """
-        start, layout = self.start(rank)
-        return unpack_from(arrays, start, layout, self.form)
+    def expected(self, rank: int, origin: Origin) -> Expected:
+        """Return what an honest answer of a site of a rank looks like."""
+        if rank not in self._expected:
+            start, layout = self.start(rank), Layout.of(self.start(rank))
+            example = pack(start, layout, self.form)
+            self._expected[rank] = Expected(origin, layout, example, start, self.form)
+        return self._expected[rank]
 
     def whole(self, update: Update) -> Update:
         """Return a site's whole adapter: what it sent, with the frozen factors."""
@@ -178,7 +174,3 @@ def _frozen(content: RecordDict, state: RecordDict, layout: Layout, digest: str)
     if not frozen or digest_of(frozen) != digest:
         raise FrozenFactorsMissingError(f"this site does not have the frozen factors {digest}")
     return frozen
-
-
-def _shapes(adapter: Update, rank: int) -> dict[str, tuple[int, ...]]:
-    return dict(Layout.of(adapter).at_rank(rank).shapes)

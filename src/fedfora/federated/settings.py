@@ -13,6 +13,7 @@ from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import Moment, Rule, rule_of_round, rules_of
 from fedfora.federated.aggregation_settings import AggregationArguments
+from fedfora.federated.round_settings import RoundArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.reporting.settings import RunArguments
 from fedfora.training.settings import TrainArguments
@@ -53,6 +54,7 @@ SECTIONS = {
     "train": TrainArguments,
     "evaluation": EvalArguments,
     "federation": FederationArguments,
+    "rounds": RoundArguments,
     "aggregation": AggregationArguments,
 }
 
@@ -68,6 +70,7 @@ class FederationSettings:
     train: TrainArguments
     evaluation: EvalArguments
     federation: FederationArguments
+    rounds: RoundArguments
     aggregation: AggregationArguments
 
     def __post_init__(self) -> None:

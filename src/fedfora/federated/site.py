@@ -1,9 +1,11 @@
-"""What a site does with an adapter: open its base and rows once, load, train.
+"""What a site does with an adapter: open its base and rows once, load, judge, train.
 
-All sites that are simulated in one process share one base model: a site
-is its rows and its name; before it trains, the received adapter is written into the shared model.
+All sites that are simulated in one process share one base model: a site is its rows and its name;
+before it trains, the received adapter is written into the shared model.
 """
 
+import hashlib
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,6 +25,7 @@ from fedfora.config import Scalar
 from fedfora.data.encoding import PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import Example, load_examples
 from fedfora.data.partition import partition
+from fedfora.evaluation.loss import answer_loss
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.transport import Layout
@@ -35,6 +38,7 @@ from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
 
 BELOW = "below"  # name of the adapter that works under the one that is trained
+SITES = "sites"  # directory of a run in which each site keeps what is its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +110,8 @@ class Workplace:
         return read_state(self.model, name), result
 
     def keep(self, site: "Site", adapter: State) -> None:
-        """Save a site's own adapter, which nobody else gets to see, under sites/ of the run."""
-        directory = Path(self.settings.run.output_dir) / "sites" / site.name
+        """Save a site's own adapter, which nobody else gets to see, in its place in the run."""
+        directory = Path(self.settings.run.output_dir) / SITES / str(site.index) / "adapter"
         seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
         config, record = self.form()
         save_adapter(directory, unfold(adapter, seed=seed, inner_dim=inner_dim), config, record)
@@ -138,12 +142,26 @@ class Workplace:
 
 @dataclass(frozen=True)
 class Site:
-    """A participant: its place in the federation, its encoded rows and its adapter's rank."""
+    """A participant: its place in the federation and its encoded rows.
+
+    Args:
+        index: Its number in the partition.
+        name: Its name there.
+        encoded: The rows that it trains on.
+        validation: The rows that it keeps back to judge a received adapter on.
+        rank: Of its adapter.
+    """
 
     index: int
     name: str
     encoded: Encoded
+    validation: Encoded
     rank: int
+
+    @property
+    def digest(self) -> str:
+        """A short digest of the rows, by which a resumed run knows them again."""
+        return hashlib.sha256(repr((self.encoded, self.validation)).encode()).hexdigest()[:16]
 
 
 def open_workplace(run_config: Mapping[str, Scalar]) -> Workplace:
@@ -153,8 +171,15 @@ def open_workplace(run_config: Mapping[str, Scalar]) -> Workplace:
 
 def open_site(workplace: Workplace, index: int) -> Site:
     """Return site `index` of the partition, as every process of the run computes it."""
-    name, encoded = _sites(workplace)[index]
-    return Site(index, name, encoded, rank=site_rank(workplace.settings, index))
+    name, rows = _sites(workplace)[index]
+    kept = _rows_kept_back(workplace.settings, index, len(rows))
+    return Site(
+        index,
+        name,
+        encoded=[row for i, row in enumerate(rows) if i not in kept],
+        validation=[rows[i] for i in sorted(kept)],
+        rank=site_rank(workplace.settings, index),
+    )
 
 
 def site_rank(settings: FederationSettings, index: int) -> int:
@@ -175,6 +200,19 @@ def site_names(settings: FederationSettings) -> list[str]:
     if drawn is not None and drawn > len(parts):
         raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
     return list(parts)
+
+
+def validate(workplace: Workplace, site: Site, adapter: State) -> tuple[float, int]:
+    """Return an adapter's loss per answer token on a site's rows kept back, and their tokens."""
+    if not site.validation:
+        return 0.0, 0
+    workplace.load(adapter)
+    return answer_loss(
+        workplace.model,
+        workplace.base.tokenizer,
+        site.validation,
+        batch_size=workplace.settings.evaluation.per_device_eval_batch_size,
+    )
 
 
 def train_round(
@@ -240,6 +278,16 @@ def _partition(settings: FederationSettings) -> tuple[list[Example], dict[str, l
         seed=derive_seed(settings.train.seed, "partition"),
     )
     return examples, parts
+
+
+def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> set[int]:
+    """Draw the rows of a site that it does not train on; at least one is left to train on."""
+    share = settings.rounds.validation_fraction
+    if share == 0:
+        return set()
+    count = min(max(1, round(share * num_rows)), num_rows - 1)
+    rng = random.Random(derive_seed(settings.train.seed, "validation", index))
+    return set(rng.sample(range(num_rows), count))
 
 
 @lru_cache(maxsize=1)

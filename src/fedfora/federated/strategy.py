@@ -1,12 +1,13 @@
 """Flower's Strategy for adapters: draws the sites of a round, and folds their replies into one.
 
 Replies are read one by one as they come, in the order of the sites, so every engine adds up the
-same numbers in the same order and a rule that needs only sums holds one adapter in memory.
+same numbers in the same order and a rule that needs only sums holds few adapters in memory. Every
+reply is screened before the rule sees it.
 """
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -19,7 +20,15 @@ from fedfora.federated.aggregation import Weighted
 from fedfora.federated.aggregator import Aggregator
 from fedfora.federated.exchange import Exchange, content_bytes
 from fedfora.federated.formats import FORMATS
-from fedfora.federated.transport import from_record, payload_bytes, to_record
+from fedfora.federated.reply import Origin, Report
+from fedfora.federated.screening import (
+    Expected,
+    Limits,
+    RejectedError,
+    read_validation,
+    screen,
+)
+from fedfora.federated.transport import Layout, from_record, payload_bytes, to_record
 
 logger = logging.getLogger(__name__)
 
@@ -33,30 +42,43 @@ class SiteInfo:
     name: str
     rows: int
     rank: int
+    data_digest: str = ""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one site did in one round."""
+    """What one site did in one round: its report, the bytes that traveled, how far it moved."""
 
     site: str
-    loss: float
-    answer_tokens: int
-    tokens: int
-    rows: int
-    seconds: float
+    report: Report
     uplink_bytes: int
     downlink_bytes: int
+    norm: float
+
+    def to_line(self) -> dict[str, str | int | float]:
+        """Return it flat, as metrics.jsonl holds it."""
+        line = {"site": self.site, **vars(self.report)}
+        traveled = {"uplink_bytes": self.uplink_bytes, "downlink_bytes": self.downlink_bytes}
+        return {**line, **traveled, "norm": self.norm}
 
     def weight(self, weighting: str) -> float:
         """Return the site's weight: by "tokens" trained on, by "rows", or "equal"."""
-        return {"tokens": float(self.answer_tokens), "rows": float(self.rows), "equal": 1.0}[
-            weighting
-        ]
+        report = self.report
+        return float({"tokens": report.answer_tokens, "rows": report.rows, "equal": 1}[weighting])
+
+
+class RoundWatcher:
+    """Whoever wants to know what became of each reply; this one does not."""
+
+    def contributed(self, contribution: Contribution) -> None:
+        """A site's update was taken in."""
+
+    def rejected(self, site: str, reason: str) -> None:
+        """A site's reply was left out of the round."""
 
 
 class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
-    """Seeded sampling; what the sites of a round send becomes one adapter.
+    """Seeded sampling and screening; what the sites of a round send becomes one adapter.
 
     Between rounds the adapter is a record with one array for each tensor (`transport.to_record`),
     which never travels.
@@ -66,54 +88,67 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         self,
         aggregator: Aggregator,
         sites: Iterable[SiteInfo],
+        layout: Layout,
         *,
-        on_contribution: Callable[[Contribution], None] = lambda contribution: None,
+        base_fingerprint: str,
+        limits: Limits,
+        watcher: RoundWatcher,
     ) -> None:
         """Make the strategy.
 
         Args:
             aggregator: What makes one adapter of many.
             sites: All sites; their order is that of their indices.
-            on_contribution: Called with each reply that was taken into the average.
+            layout: Layout of the fresh adapter.
+            base_fingerprint: Of everybody's base model.
+            limits: What is refused.
+            watcher: Told what became of each reply.
         """
         self.aggregator = aggregator
         self.settings = aggregator.settings
         self.sites = {site.node_id: site for site in sorted(sites, key=lambda site: site.index)}
-        self.on_contribution = on_contribution
+        self.layout = layout
+        self.base_fingerprint = base_fingerprint
+        self.limits = limits
+        self.watcher = watcher
         self._exchange: Exchange | None = None
-        self._sent: dict[int, RecordDict] = {}
         self._frozen_at: dict[int, str] = {}  # node to the digest of the frozen factors it has
+        self._downlink_bytes: dict[int, int] = {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what must be known to go on after this round, by name: float32 or float64 tensors.
+
+        These are the server optimizer's moments; averaging keeps nothing.
+        """
+        return dict(self.aggregator.optimizer.moments)
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned after an earlier round."""
+        self.aggregator.optimizer.moments = dict(state)
 
     def sample(self, server_round: int) -> list[SiteInfo]:
         """Return the sites of a round, by index; the same seed draws the same sites."""
         sites = list(self.sites.values())
-        drawn = self.settings.federation.clients_per_round
-        if drawn is None:
+        clients_per_round = self.settings.federation.clients_per_round
+        if clients_per_round is None:
             return sites
         rng = random.Random(derive_seed(self.settings.train.seed, "sample", server_round))
-        return sorted(rng.sample(sites, drawn), key=lambda site: site.index)
+        drawn = rng.sample(sites, min(clients_per_round, len(sites)))
+        return sorted(drawn, key=lambda site: site.index)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one message for each site of the round."""
-        exchange = self._exchange = Exchange(
-            self.settings.rule_of_round(server_round - 1),
-            from_record(arrays),
-            FORMATS[self.settings.aggregation.update_dtype],
-            seed=self.settings.train.seed,
-            round_index=server_round - 1,
-        )
-        self._sent = {
+        exchange = self._exchange = self._exchange_of(server_round, arrays)
+        contents = {
             site.node_id: exchange.message(
                 site.rank, has_frozen=self._frozen_at.get(site.node_id) == exchange.digest
             )
             for site in self.sample(server_round)
         }
-        return [
-            Message(content, node_id, MessageType.TRAIN, group_id=str(server_round))
-            for node_id, content in self._sent.items()
-        ]
+        self._downlink_bytes = {node: content_bytes(sent) for node, sent in contents.items()}
+        return self._messages(server_round, MessageType.TRAIN, contents)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -121,7 +156,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         """Fold the replies with the rule; without a usable reply there is nothing to return."""
         assert self._exchange is not None, "configure_train comes first"
         used: list[Contribution] = []
-        weighted = self._weighted(self._exchange, replies, used)
+        weighted = self._weighted(server_round, self._exchange, replies, used)
         try:
             adapter, reading = self.aggregator.aggregate(self._exchange, weighted)
         except ValueError:
@@ -131,74 +166,100 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             return None, None
         metrics = _mean_metrics(used)
         if reading is not None:
-            metrics["aggregation-error"] = reading.error
-            metrics["aggregation-error-of-step"] = reading.error_of_step
-            metrics["attainable-error"] = reading.attainable
+            metrics.update(reading.to_metrics())
         return to_record(adapter), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return nothing: the coordinator evaluates on the common test rows."""
-        return []
+        """Ask the sites of a round to judge an adapter on the rows that they keep back."""
+        exchange = self._exchange_of(server_round, arrays)
+        contents = {
+            site.node_id: exchange.message(site.rank, has_frozen=False)
+            for site in self.sample(server_round)
+        }
+        return self._messages(server_round, MessageType.EVALUATE, contents)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Return nothing, as there is nothing to aggregate."""
-        return None
+        """Return the mean loss over the rows kept back; None where nobody answered."""
+        total, tokens = 0.0, 0
+        for reply in replies:
+            site = self.sites[reply.metadata.src_node_id]
+            try:
+                loss, answer_tokens = read_validation(reply)
+            except RejectedError as error:
+                self.watcher.rejected(site.name, f"validation: {error}")
+                continue
+            total += loss * answer_tokens
+            tokens += answer_tokens
+        return _validation(total, tokens)
 
     def summary(self) -> None:
         """Log who takes part."""
-        logger.info("%d sites", len(self.sites))
+        logger.info("%d sites, an adapter of %d numbers", len(self.sites), self.layout.size)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what must outlive this process beside the adapter: the server's moments."""
-        return dict(self.aggregator.optimizer.moments)
+    def _exchange_of(self, server_round: int, arrays: ArrayRecord) -> Exchange:
+        return Exchange(
+            self.settings.rule_of_round(server_round - 1),
+            from_record(arrays),
+            FORMATS[self.settings.aggregation.update_dtype],
+            seed=self.settings.train.seed,
+            round_index=server_round - 1,
+        )
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned."""
-        self.aggregator.optimizer.moments = dict(state)
+    def _messages(
+        self, server_round: int, kind: str, contents: dict[int, RecordDict]
+    ) -> list[Message]:
+        ttl = self.settings.rounds.round_deadline
+        return [
+            Message(content, node_id, kind, ttl=ttl, group_id=str(server_round))
+            for node_id, content in contents.items()
+        ]
 
     def _weighted(
-        self, exchange: Exchange, replies: Iterable[Message], used: list[Contribution]
+        self,
+        server_round: int,
+        exchange: Exchange,
+        replies: Iterable[Message],
+        used: list[Contribution],
     ) -> Iterator[Weighted]:
-        for reply in replies:
-            site = self.sites[reply.metadata.src_node_id]
-            if reply.has_error():
-                logger.warning("%s did not finish its round: %s", site.name, reply.error.reason)
-                self._frozen_at.pop(site.node_id, None)  # it may have lost them
-                continue
-            record = reply.content["arrays"]
-            contribution = _contribution(
-                site,
-                reply.content["metrics"],
-                uplink_bytes=payload_bytes(record),
-                downlink_bytes=content_bytes(self._sent[site.node_id]),
-            )
-            update = exchange.read(record, site.rank)
+        origin = Origin(server_round, self.base_fingerprint, self.layout.digest)
+
+        def expected(site: SiteInfo) -> Expected:
+            return exchange.expected(site.rank, origin)
+
+        def rejected(site: SiteInfo, reason: str) -> None:
+            self._frozen_at.pop(site.node_id, None)  # it may have lost them
+            self.watcher.rejected(site.name, reason)
+
+        named = ((self.sites[reply.metadata.src_node_id], reply) for reply in replies)
+        for accepted in screen(named, expected, self.limits, rejected):
+            site = accepted.sender
             self._frozen_at[site.node_id] = exchange.digest
+            contribution = Contribution(
+                site.name,
+                accepted.report,
+                uplink_bytes=payload_bytes(expected(site).example),
+                downlink_bytes=self._downlink_bytes[site.node_id],
+                norm=accepted.norm,
+            )
             used.append(contribution)
-            self.on_contribution(contribution)
-            yield update, contribution.weight(self.settings.aggregation.weighting)
-
-
-def _contribution(
-    site: SiteInfo, metrics: MetricRecord, *, uplink_bytes: int, downlink_bytes: int
-) -> Contribution:
-    return Contribution(
-        site=site.name,
-        loss=float(metrics["loss"]),
-        answer_tokens=int(metrics["answer-tokens"]),
-        tokens=int(metrics["tokens"]),
-        rows=int(metrics["rows"]),
-        seconds=float(metrics["seconds"]),
-        uplink_bytes=uplink_bytes,
-        downlink_bytes=downlink_bytes,
-    )
+            self.watcher.contributed(contribution)
+            yield accepted.update, contribution.weight(self.settings.aggregation.weighting)
 
 
 def _mean_metrics(used: list[Contribution]) -> MetricRecord:
-    tokens = sum(c.answer_tokens for c in used)
-    loss = sum(c.loss * c.answer_tokens for c in used) / tokens
-    return MetricRecord({"loss": loss, "sites": len(used), "answer-tokens": tokens})
+    reports = [contribution.report for contribution in used]
+    tokens = sum(report.answer_tokens for report in reports)
+    loss = sum(report.loss * report.answer_tokens for report in reports) / tokens
+    metrics = MetricRecord({"loss": loss, "sites": len(used), "answer-tokens": tokens})
+    validated = sum(report.validation_tokens for report in reports)
+    total = sum(report.validation_loss * report.validation_tokens for report in reports)
+    metrics.update(_validation(total, validated) or {})
+    return metrics
+
+
+def _validation(total: float, tokens: int) -> MetricRecord | None:
+    return MetricRecord({"validation-loss": total / tokens}) if tokens else None

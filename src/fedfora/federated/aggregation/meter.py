@@ -29,6 +29,14 @@ class Reading:
     error_of_step: float
     attainable: float
 
+    def to_metrics(self) -> dict[str, float]:
+        """Return the numbers under the names of a round's metrics."""
+        return {
+            "aggregation-error": self.error,
+            "aggregation-error-of-step": self.error_of_step,
+            "attainable-error": self.attainable,
+        }
+
 
 @dataclass
 class ErrorMeter:
