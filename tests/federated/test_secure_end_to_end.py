@@ -1,14 +1,12 @@
-"""Secure aggregation in a whole federation: the plain mean, and nothing else that a message tells."""
-
-import json
+"""Secure aggregation in a whole federation: the plain mean, and no message that tells more."""
 
 import numpy as np
 import pytest
 import torch
 
 from fedfora.federated import client_app as client_app_module
-from fedfora.federated import embedded, local_round, secure_site
-from fedfora.federated.aggregation import NAMES, RULES, rules_of
+from fedfora.federated import embedded, secure_site
+from fedfora.federated.aggregation import NAMES, rules_of
 from fedfora.federated.aggregation.means import mean_of_factors
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
@@ -85,9 +83,7 @@ def test_a_resumed_run_comes_to_the_same_bits(run, tmp_path, flags):
             for path in kept.iterdir():
                 path.unlink()
             kept.rmdir()
-    resumed = from_run_config(
-        {**settings, "num_rounds": 3, "resume": str(tmp_path / "whole")}
-    )
+    resumed = from_run_config({**settings, "num_rounds": 3, "resume": str(tmp_path / "whole")})
     simulate(resumed, View(1))
     again = read_adapter(tmp_path / "whole")
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
@@ -144,8 +140,12 @@ def test_two_exchanges_come_on_top_and_keys_are_asked_for_once(run, monkeypatch)
     wire = Wire(monkeypatch)
     run(num_rounds=3)
     assert len(wire.of("query.introduce")) == 4
-    assert len(wire.of("query.share")) == len(wire.of("train")) == len(wire.of("query.reveal")) == 12
-    rosters = ["roster" in m.content for m in wire.asked if m.metadata.message_type == "query.share"]
+    assert (
+        len(wire.of("query.share")) == len(wire.of("train")) == len(wire.of("query.reveal")) == 12
+    )
+    rosters = [
+        "roster" in m.content for m in wire.asked if m.metadata.message_type == "query.share"
+    ]
     assert rosters == [True] * 4 + [False] * 8
 
 
