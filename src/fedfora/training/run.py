@@ -43,6 +43,7 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
     record = RunRecord(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
     record.write_config(asdict(settings))
     record.write_environment(seed=seed, base_fingerprint=base_fingerprint, rows=len(encoded))
+    record.log("started", steps=steps)
     view.line(f"{len(encoded)} rows, {steps} steps, {_trainable(model):,} trainable parameters")
     view.total = steps
     result = train_locally(
