@@ -148,7 +148,12 @@ class SimulationView(RoundView):
         self.view.advance(num_rows * EVALUATED_ROW, f"{self.label} evaluation")
 
     def round_finished(
-        self, round_number: int, loss: float, validation_loss: float | None, scores: dict[str, Any]
+        self,
+        round_number: int,
+        loss: float,
+        validation_loss: float | None,
+        scores: dict[str, Any],
+        aggregation_error: float | None,
     ) -> None:
         """Print the round's line."""
         self._read_record()
@@ -161,6 +166,8 @@ class SimulationView(RoundView):
             text += f"   exact match {scores['exact_match']:.3f}"
         if "epsilon" in self.view.board.numbers:
             text += f"   epsilon {self.view.board.numbers['epsilon']:.2f}"
+        if aggregation_error is not None:
+            text += f"   aggregation error {aggregation_error:.2g}"
         self.view.line(text)
 
     def _read_record(self) -> None:
