@@ -47,7 +47,8 @@ def resumed(directory, *words):
     return resolve(["--resume", str(directory), *words], ConfigParser(SECTIONS.values()))
 
 
-def killed_runs(tiny_dir, few_rows, tmp_path, *, seed, points, timers, **flags):
+def killed_runs(tiny_dir, few_rows, tmp_path, *, seed, points, timers):
+    """Everything that is kept takes part: sites' error feedback, the server's moments, the best."""
     settings = {
         "model_name_or_path": tiny_dir,
         "quantization": "none",
@@ -61,7 +62,9 @@ def killed_runs(tiny_dir, few_rows, tmp_path, *, seed, points, timers, **flags):
         "num_rounds": 4,
         "local_steps": 1,
         "validation_fraction": 0.2,
-        **flags,
+        "server_optimizer": "adam",
+        "server_learning_rate": 0.1,
+        "update_dtype": "int8",
     }
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     worker = Path(__file__).with_name("killed_runs.py")
