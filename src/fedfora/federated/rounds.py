@@ -22,6 +22,7 @@ from fedfora.adapter.state import unfold
 from fedfora.config import Scalar
 from fedfora.data.loading import load_examples
 from fedfora.evaluation.evaluate import evaluate
+from fedfora.evaluation.predict import PREDICTIONS, write_predictions
 from fedfora.federated.aggregation import Update
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.aggregator import Aggregator
@@ -47,6 +48,7 @@ from fedfora.federated.site import SITES, open_workplace
 from fedfora.federated.strategy import AdapterStrategy
 from fedfora.federated.transport import from_record, to_record, unpack
 from fedfora.models.saving import config_at_rank, save_adapter
+from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord
 
 SITE_TABLE = "sites.json"
@@ -148,6 +150,7 @@ class _Rounds:
             except (OSError, SafetensorError) as error:
                 raise self._cannot_write(progress.round_number, error) from error
         self._save_adapter(progress.adapter, self.record.directory)
+        finish_run(self.record)
 
     def _play(self, before: Progress) -> Progress:
         """Train, fold and judge one round."""
@@ -229,15 +232,18 @@ class _Rounds:
         examples = load_examples(settings.data.test_file, settings.data)
         workplace = open_workplace(self.run_config)
         workplace.load(from_record(arrays))
-        return evaluate(
+        examples = examples[: settings.evaluation.max_eval_samples]
+        result = evaluate(
             workplace.model,
             workplace.base.tokenizer,
-            examples[: settings.evaluation.max_eval_samples],
+            examples,
             workplace.prompts,
             batch_size=settings.evaluation.per_device_eval_batch_size,
             max_new_tokens=settings.evaluation.max_new_tokens,
             on_batch=self.view.evaluated,
-        ).scores
+        )
+        write_predictions(self.record.directory / PREDICTIONS, examples, result.predictions)
+        return result.scores
 
     def _keep(self, progress: Progress) -> Progress:
         """Write the checkpoint; then let the rest of the directory follow it."""

@@ -22,8 +22,8 @@ from fedfora.adapter.state import (
     write_state,
 )
 from fedfora.config import Scalar
-from fedfora.data.encoding import PromptFormat, encode_examples, prompt_format
-from fedfora.data.loading import Example, load_examples
+from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
+from fedfora.data.loading import Example, load_chosen
 from fedfora.data.partition import partition
 from fedfora.evaluation.loss import answer_loss
 from fedfora.federated.aggregation.update import rank_of
@@ -32,7 +32,7 @@ from fedfora.federated.transport import Layout
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
-from fedfora.training.local import Encoded, LocalResult, train_locally
+from fedfora.training.local import LocalResult, train_locally
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
@@ -78,6 +78,7 @@ class Workplace:
         on_step: Callable[[StepReport], None],
         factors: str = "ABCDE",
         below: State | None = None,
+        proximal_mu: float = 0.0,
     ) -> tuple[State, LocalResult]:
         """Train an adapter on some rows.
 
@@ -90,6 +91,7 @@ class Workplace:
             on_step: Called after every optimizer step.
             factors: Those that are trained; E stands for the core.
             below: An adapter that works too and stays as it is.
+            proximal_mu: FedProx's pull towards the adapter as it came.
 
         Returns:
             All five factors, and what the training did.
@@ -106,6 +108,7 @@ class Workplace:
             stretch=stretch,
             seed=seed,
             on_step=on_step,
+            proximal_mu=proximal_mu,
         )
         return read_state(self.model, name), result
 
@@ -240,6 +243,7 @@ def train_round(
         on_step=on_step,
         factors=factors,
         below=below,
+        proximal_mu=workplace.settings.aggregation.proximal_mu,
     )
 
 
@@ -267,9 +271,7 @@ def _workplace(items: tuple[tuple[str, Scalar], ...]) -> Workplace:
 
 
 def _partition(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:
-    if settings.data.train_file is None:
-        raise ValueError("--train_file is missing: a file, or clinic")
-    examples = load_examples(settings.data.train_file, settings.data)
+    examples = load_chosen(settings.data.train_file, settings.data, flag="--train_file")
     federation = settings.federation
     parts = partition(
         examples,
