@@ -32,6 +32,7 @@ from fedfora.training.reports import reports
 from fedfora.training.schedule import Stretch, num_steps
 from fedfora.training.settings import TrainArguments, TrainSettings
 from fedfora.training.trainer import Progress, StepReport
+from fedfora.training.trainer_arguments import check_device
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         resume_from.resolve().parent == Path(run.output_dir).resolve()
     )
     check_output_dir(run.output_dir, overwrite=run.overwrite_output_dir or goes_on_here)
+    report_to = reports(settings.launch.report_to)
     prepared = prepare(settings, processes)
     identity = identity_of(
         {name: asdict(getattr(settings, name)) for name in ("model", "adapter", "data", "train")},
@@ -83,7 +85,7 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         view.total = prepared.steps
         view.line(_headline(prepared, processes, first_step))
         view.advance(first_step, "starting")
-    long_run = _long_run(settings, prepared, identity, resume_from, record, view)
+    long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, view)
     result = train_locally(
         prepared.model,
         prepared.base.tokenizer,
@@ -107,6 +109,7 @@ def prepare(settings: TrainSettings, processes: Processes) -> Prepared:
     validation_file = settings.validation.validation_file
     held_out = None if validation_file is None else load_examples(validation_file, data)
     base = load_base(settings.model)
+    check_device(settings.train, base.model.device.type)
     base_fingerprint = fingerprint(base)
     model = add_adapter(base, settings.adapter, seed=seed)
     prompts = prompt_format(data, base.tokenizer)
@@ -168,6 +171,7 @@ def _long_run(
     prepared: Prepared,
     identity: dict[str, Any],
     resume_from: Path | None,
+    report_to: list[str],
     record: RunRecord | None,
     view: View,
 ) -> LongRun:
@@ -176,7 +180,7 @@ def _long_run(
         "output_dir": settings.run.output_dir,
         "save_strategy": "steps",
         "save_steps": checkpoint.save_steps,
-        "report_to": reports(settings.launch.report_to),
+        "report_to": report_to,
         "deepspeed": settings.launch.deepspeed,
         "restore_callback_states_from_checkpoint": True,
     }
