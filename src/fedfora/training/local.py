@@ -19,6 +19,7 @@ from fedfora.training.long_run import LongRun
 from fedfora.training.packing import check_no_leak, collate_packed, pack
 from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.private_trainer import PrivateTrainer, private_arguments
+from fedfora.training.proximal import ProximalTerm
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
@@ -55,6 +56,7 @@ def train_locally(
     on_step: Callable[[StepReport], None] = lambda report: None,
     long_run: LongRun | None = None,
     privacy: RecordPrivacy | None = None,
+    proximal_mu: float = 0.0,
 ) -> LocalResult:
     """Train the model's active adapter in place on encoded rows.
 
@@ -68,6 +70,7 @@ def train_locally(
         on_step: Called after every optimizer step.
         long_run: Checkpoints, validation and reports; None for a client's few steps.
         privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
+        proximal_mu: FedProx's pull towards the parameters at the start; 0 for none.
     """
     if settings.packing:
         check_no_leak(model, encoded)
@@ -99,6 +102,8 @@ def train_locally(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(AfterStep(trainer, on_step))
+        if proximal_mu:
+            trainer.add_callback(ProximalTerm(proximal_mu))
         started = time.perf_counter()
         output = trainer.train() if long_run is None else long_run.train(trainer)
     _release(trainer, model)
