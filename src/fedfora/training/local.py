@@ -7,11 +7,11 @@ of the tokens trained, which weighs the client in the average.
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import DataCollatorForSeq2Seq, PrinterCallback
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
@@ -48,6 +48,7 @@ def train_locally(
     *,
     stretch: Stretch,
     seed: int,
+    callbacks: Iterable[TrainerCallback] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> LocalResult:
     """Train the model's active adapter in place on encoded rows.
@@ -59,6 +60,7 @@ def train_locally(
         settings: Batch, optimizer and learning rate.
         stretch: Which steps of which schedule to take.
         seed: Seed of the order of rows and of dropout.
+        callbacks: Further callbacks of the Trainer, called after the step was reported.
         on_step: Called after every optimizer step.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -78,6 +80,8 @@ def train_locally(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(AfterStep(trainer, on_step))
+        for callback in callbacks:
+            trainer.add_callback(callback)
         started = time.perf_counter()
         output = trainer.train()
     model.eval()
