@@ -50,15 +50,21 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
             **kwargs,
         )
 
-    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
+    def parse(
+        self, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
+    ) -> tuple[Any, ...]:
         """Return one instance per dataclass type.
 
         Values from `--config FILE` are defaults; words of the command line override them.
 
+        Args:
+            argv: What was typed.
+            defaults: Values that both override, e.g. those of a run that is gone on with.
+
         Raises:
             ConfigError: On any mistake, whatever its source.
         """
-        from_file: list[str] = []
+        from_file = self._words(defaults or {})
         typed: list[str] = []
         words = iter(argv)
         for word in words:

@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "answer the rows of a file with an adapter",
     "evaluate": "score a predictions file",
     "export": "an adapter as LoRA, or merged with its base",
+    "report": "one HTML page from run directories",
     "fate": "a party of a FATE federation",
     "info": "versions and hardware",
 }

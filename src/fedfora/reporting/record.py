@@ -8,6 +8,7 @@ place and renamed.
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,9 @@ from typing import Any
 import yaml
 
 PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
+
+# What is written at the end; what an earlier run left would pass for this run's.
+RESULTS = ("card.json", "report.html", "summary.json", "predictions.jsonl")
 
 
 class RunRecord:
@@ -32,10 +36,31 @@ class RunRecord:
         self.directory = Path(output_dir)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            for name in ("config.yaml", *RESULTS):  # an earlier run ends here
+                (self.directory / name).unlink(missing_ok=True)
             (self.directory / "metrics.jsonl").write_text("")
         except OSError as error:
             raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
         self._started = time.time()
+
+    @classmethod
+    def reopened(cls, output_dir: str | Path, metrics_bytes: int) -> "RunRecord":
+        """Return the record of a run that is gone on with.
+
+        Args:
+            output_dir: Its directory.
+            metrics_bytes: How much of metrics.jsonl is kept; what came later will come again.
+        """
+        record = cls.__new__(cls)
+        record.directory = Path(output_dir)
+        with (record.directory / "metrics.jsonl").open("ab") as file:
+            file.truncate(metrics_bytes)
+        record._started = time.time() - record._last_seconds()
+        return record
+
+    def metrics_bytes(self) -> int:
+        """Return the length of metrics.jsonl."""
+        return (self.directory / "metrics.jsonl").stat().st_size
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write the resolved settings."""
@@ -43,7 +68,7 @@ class RunRecord:
 
     def write_environment(self, **facts: Any) -> None:
         """Write versions, hardware and the given facts, e.g. seed and fingerprints."""
-        self.write_json("environment.json", {**environment(), **facts})
+        self.write_json("environment.json", {**environment(), "command": command(), **facts})
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file into the run directory."""
@@ -52,9 +77,22 @@ class RunRecord:
 
     def log(self, event: str, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
-        line = {"event": event, "seconds": round(time.time() - self._started, 3), **values}
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_event(self.directory, event, **{"seconds": self.seconds(), **values})
+
+    def seconds(self) -> float:
+        """Return the time since the run began, without that between a stop and a resumption."""
+        return round(time.time() - self._started, 3)
+
+    def _last_seconds(self) -> float:
+        lines = (self.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
+
+
+def append_event(directory: Path, event: str, **values: Any) -> None:
+    """Append one line to the metrics.jsonl of a run directory."""
+    line = json.dumps({"event": event, **values}, ensure_ascii=False)
+    with (directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
@@ -79,6 +117,14 @@ def environment() -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "gpus": _gpus(),
     }
+
+
+def command() -> str | None:
+    """Return the fedfora command of this process as one would type it; None in other programs."""
+    program = Path(sys.argv[0])
+    if program.name == "fedfora" or program.parts[-2:] == ("fedfora", "__main__.py"):
+        return shlex.join(["fedfora", *sys.argv[1:]])
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

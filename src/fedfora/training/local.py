@@ -9,10 +9,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
+from fedfora.training.private_gradient import RecordPrivacy
+from fedfora.training.private_trainer import PrivateTrainer, private_arguments
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
@@ -50,6 +53,7 @@ def train_locally(
     seed: int,
     callbacks: Iterable[TrainerCallback] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
+    privacy: RecordPrivacy | None = None,
 ) -> LocalResult:
     """Train the model's active adapter in place on encoded rows.
 
@@ -62,12 +66,18 @@ def train_locally(
         seed: Seed of the order of rows and of dropout.
         callbacks: Further callbacks of the Trainer, called after the step was reported.
         on_step: Called after every optimizer step.
+        privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
     """
     with tempfile.TemporaryDirectory() as scratch:
         arguments = trainer_arguments(
-            settings, stretch, seed=seed, device=model.device.type, output_dir=scratch
+            settings,
+            stretch,
+            seed=seed,
+            device=model.device.type,
+            output_dir=scratch,
+            **(private_arguments() if privacy else {}),
         )
-        trainer = AdapterTrainer(
+        trainer = _trainer_class(settings, privacy)(
             model=model,
             args=arguments,
             optimizer_cls_and_kwargs=loraplus_optimizer(
@@ -93,3 +103,10 @@ def train_locally(
         tokens=progress.tokens,
         seconds=time.perf_counter() - started,
     )
+
+
+def _trainer_class(settings: TrainArguments, privacy: RecordPrivacy | None) -> Callable[..., Any]:
+    if privacy is None:
+        return AdapterTrainer
+    rows_at_a_time = settings.per_device_train_batch_size
+    return partial(PrivateTrainer, privacy=privacy, rows_at_a_time=rows_at_a_time)

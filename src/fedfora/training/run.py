@@ -11,6 +11,7 @@ from fedfora.data.loading import load_examples
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
+from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord, check_output_dir
 from fedfora.reporting.view import View
 from fedfora.training.local import LocalResult, train_locally
@@ -60,6 +61,7 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         adapter_record(prompts, base_fingerprint),
     )
     record.log("trained", **asdict(result))
+    finish_run(record)
     return result
 
 

@@ -63,11 +63,15 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         """Count the tokens on their way to the model, and add up the step's loss."""
         if not model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self.count(inputs, loss.detach())
+        return loss
+
+    def count(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
+        """Add a batch's tokens and its part of the step's loss."""
         self._step_counts[0] += int(inputs["attention_mask"].sum())
         self._step_counts[1] += int((inputs["labels"][:, 1:] != -100).sum())
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        self._step_loss = self._step_loss + loss.detach()
-        return loss
+        self._step_loss = self._step_loss + loss
 
     def finish_step(self) -> float:
         """Add the step's counts to the progress and return its loss, over all processes."""
