@@ -14,6 +14,7 @@ from typing import Any
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter.state import fold
+from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.federated.settings import FederationSettings
@@ -24,7 +25,6 @@ from fedfora.reporting.finish import write_results
 from fedfora.reporting.memory import peak_memory_bytes, reset_peak_memory
 from fedfora.reporting.record import append_event
 from fedfora.reporting.view import EVALUATED_ROW, View, clock
-from fedfora.training.local import Encoded
 from fedfora.training.schedule import Stretch
 from fedfora.training.trainer import StepReport
 

@@ -9,7 +9,9 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -99,13 +101,34 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
     """Raise if a run could not be written there.
 
     Raises:
-        ValueError: If the directory holds another run and `overwrite` is false, or is no directory.
+        ValueError: If the directory holds another run and `overwrite` is false, or is no directory,
+            or nothing can be written there.
     """
     directory = Path(output_dir)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output_dir {output_dir} is not a directory")
     if (directory / "config.yaml").exists() and not overwrite:
         raise ValueError(f"--output_dir {output_dir} holds another run (--overwrite_output_dir)")
+    parent = _nearest_existing(directory)
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
+
+
+def check_disk_space(output_dir: str | Path, needed_bytes: int) -> None:
+    """Raise if what a run will write does not fit on the disk.
+
+    Raises:
+        ValueError: Naming what is needed and what there is.
+    """
+    free = shutil.disk_usage(_nearest_existing(Path(output_dir))).free
+    if free < needed_bytes:
+        raise ValueError(
+            f"--output_dir {output_dir}: the run writes about {needed_bytes / 2**20:,.0f} MiB, the "
+            f"disk has {free / 2**20:,.0f} MiB left"
+        )
 
 
 def environment() -> dict[str, Any]:
@@ -117,6 +140,10 @@ def environment() -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "gpus": _gpus(),
     }
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 def command() -> str | None:

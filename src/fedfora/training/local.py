@@ -14,14 +14,14 @@ from typing import Any
 
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
+from fedfora.data.encoding import Encoded
+from fedfora.training.long_run import LongRun
 from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.private_trainer import PrivateTrainer, private_arguments
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
 from fedfora.training.trainer_arguments import loraplus_optimizer, trainer_arguments
-
-Encoded = list[dict[str, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def train_locally(
     seed: int,
     callbacks: Iterable[TrainerCallback] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
+    long_run: LongRun | None = None,
     privacy: RecordPrivacy | None = None,
 ) -> LocalResult:
     """Train the model's active adapter in place on encoded rows.
@@ -66,18 +67,20 @@ def train_locally(
         seed: Seed of the order of rows and of dropout.
         callbacks: Further callbacks of the Trainer, called after the step was reported.
         on_step: Called after every optimizer step.
+        long_run: Checkpoints, validation and reports; None for a client's few steps.
         privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
     """
     with tempfile.TemporaryDirectory() as scratch:
+        where = {"output_dir": scratch} if long_run is None else long_run.trainer_arguments
         arguments = trainer_arguments(
             settings,
             stretch,
             seed=seed,
             device=model.device.type,
-            output_dir=scratch,
-            **(private_arguments() if privacy else {}),
+            **(where | (private_arguments() if privacy else {})),
         )
-        trainer = _trainer_class(settings, privacy)(
+        make = long_run.make_trainer if long_run else _trainer_class(settings, privacy)
+        trainer = make(
             model=model,
             args=arguments,
             optimizer_cls_and_kwargs=loraplus_optimizer(
@@ -93,7 +96,7 @@ def train_locally(
         for callback in callbacks:
             trainer.add_callback(callback)
         started = time.perf_counter()
-        output = trainer.train()
+        output = trainer.train() if long_run is None else long_run.train(trainer)
     model.eval()
     progress = trainer.progress
     return LocalResult(

@@ -6,7 +6,7 @@ from fate.ml.nn.dataset.base import Dataset
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
 from fedfora.data.encoding import encode_examples, prompt_format
-from fedfora.data.loading import load_examples
+from fedfora.data.loading import load_chosen
 from fedfora.data.settings import DataArguments
 from fedfora.models.loading import model_path
 
@@ -26,9 +26,9 @@ class AnswerRows(Dataset):  # type: ignore[misc]  # FATE's interface
         self.prompts = prompt_format(self.settings, self.tokenizer)
         self.encoded: list[dict[str, list[int]]] = []
 
-    def load(self, data_or_path: str) -> None:
-        """Read a file, or a bundled data set by its name."""
-        examples = load_examples(data_or_path, self.settings)
+    def load(self, data_or_path: str | None) -> None:
+        """Read a file or a bundled data set; None takes `dataset` in `dataset_dir`."""
+        examples = load_chosen(data_or_path, self.settings, flag="--train_file")
         self.encoded = encode_examples(examples, self.tokenizer, self.prompts)
 
     def __len__(self) -> int:

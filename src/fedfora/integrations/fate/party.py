@@ -7,6 +7,7 @@ model and no result.
 from collections.abc import Callable
 from typing import Any
 
+from fedfora.data.catalog import chosen_source
 from fedfora.integrations.fate.installed import require_fate
 from fedfora.integrations.fate.settings import FateSettings, Party
 from fedfora.reporting.record import check_output_dir
@@ -22,8 +23,7 @@ def check_party(settings: FateSettings) -> Party:
     party = settings.fate.own_party()
     if party[0] != "arbiter":
         check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
-        if settings.data.train_file is None:
-            raise ValueError("--train_file is missing: a file, or clinic")
+        chosen_source(settings.data.train_file, settings.data, flag="--train_file")
         if not settings.model.model_name_or_path:
             raise ValueError(
                 "--model_name_or_path is missing: a directory, a Hub id, or clinic-base"
