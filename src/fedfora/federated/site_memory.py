@@ -6,6 +6,8 @@ site's code puts there) in a file that says after which round it was written. A 
 starts from the newest state from before round n, so a federation that is killed in the middle of a
 round and resumed finds what it would have found.
 
+Other records of the state stay in memory, and never touch the disk: keys of secure aggregation.
+
 A site that keeps nothing writes nothing.
 """
 
@@ -17,8 +19,8 @@ from flwr.clientapp.typing import ClientAppCallable
 from safetensors.numpy import load_file, save_file
 
 from fedfora.federated.settings import from_run_config
+from fedfora.federated.site import SITES
 
-SITES = "sites"
 SEPARATOR = "//"  # between a record's name and an array's
 
 
@@ -65,13 +67,23 @@ class SiteMemory:
         return self.directory / f"after-{round_number:06d}.safetensors"
 
 
+def memory_of(context: Context) -> SiteMemory:
+    """Return the memory of a context's site."""
+    run_directory = Path(from_run_config(context.run_config).run.output_dir)
+    return SiteMemory(run_directory / SITES / str(context.node_config["partition-id"]))
+
+
+def _transient(state: RecordDict) -> RecordDict:
+    """Return what a site keeps in memory alone: records that are no arrays, such as keys."""
+    return RecordDict(dict(state.config_records))
+
+
 def remembering(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """A Flower mod: a training starts from the site's last state, and leaves its own."""
     round_number = int(message.content["config"]["round-index"]) + 1
-    run_directory = Path(from_run_config(context.run_config).run.output_dir)
-    memory = SiteMemory(run_directory / SITES / str(context.node_config["partition-id"]))
-    context.state = memory.read(before=round_number)
+    memory = memory_of(context)
+    context.state = RecordDict({**memory.read(before=round_number), **_transient(context.state)})
     reply = call_next(message, context)
     memory.write(context.state, after=round_number)
-    context.state = RecordDict()
+    context.state = _transient(context.state)
     return reply

@@ -3,10 +3,10 @@
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
+from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import draw_inner_factors
 from fedfora.models.hub import local_path
 from fedfora.models.settings import AdapterArguments, ModelArguments
@@ -100,8 +101,20 @@ def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = N
     return local_path(name, hub, cache_dir)
 
 
-def add_adapter(base: Base, settings: AdapterArguments, *, seed: int) -> PeftModel:
+def add_adapter(
+    base: Base,
+    settings: AdapterArguments,
+    *,
+    seed: int,
+    init_weights: bool | Literal["svd"] = True,
+) -> PeftModel:
     """Put a fresh FoRA adapter on the base; the same seed gives the same adapter everywhere.
+
+    Args:
+        base: The model.
+        settings: Rank, targets and so on.
+        seed: The run's seed.
+        init_weights: As in `ForaConfig`.
 
     Raises:
         ValueError: If the rank or another setting is out of range.
@@ -116,12 +129,28 @@ def add_adapter(base: Base, settings: AdapterArguments, *, seed: int) -> PeftMod
         inner_dim=settings.inner_dim,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         base_model_name_or_path=base.name,
+        init_weights=init_weights,
     )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "adapter"))
         model = get_peft_model(base.model, config)
     draw_inner_factors(model, seed)
     return model
+
+
+def add_adapter_of_rank(model: PeftModel, rank: int, adapter_name: str) -> None:
+    """Add an adapter like the first, with another rank and the same scaling."""
+    config = model.peft_config["default"]
+    with torch.random.fork_rng():
+        model.add_adapter(
+            adapter_name,
+            replace(
+                config,
+                r=rank,
+                lora_alpha=alpha_at_rank(config.lora_alpha, config.r, rank, config.use_rslora),
+                init_weights=True,
+            ),
+        )
 
 
 def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
@@ -184,7 +213,6 @@ def _dtype(settings: ModelArguments) -> Any:
 
 
 def _quantization(settings: ModelArguments) -> BitsAndBytesConfig | None:
-    """No double quantization on the CPU: there it gives other numbers at every call."""
     if settings.quantization == "none":
         return None
     if settings.quantization == "int8":
@@ -194,5 +222,16 @@ def _quantization(settings: ModelArguments) -> BitsAndBytesConfig | None:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.float32 if on_cpu else torch.bfloat16,
-        bnb_4bit_use_double_quant=not on_cpu,
+        bnb_4bit_use_double_quant=_double_quantization(settings, on_cpu=on_cpu),
     )
+
+
+def _double_quantization(settings: ModelArguments, *, on_cpu: bool) -> bool:
+    """No double quantization on the CPU: there it gives other numbers at every call."""
+    asked = settings.bnb_4bit_use_double_quant
+    if asked == "true" and on_cpu:
+        raise ValueError(
+            "--bnb_4bit_use_double_quant true: on a CPU bitsandbytes' double quantization gives "
+            "other numbers at every call; leave it out"
+        )
+    return not on_cpu if asked == "auto" else asked == "true"
