@@ -84,7 +84,7 @@ def run(num_sites: int, numbers: int, num_masked: int | None = None) -> dict[str
         clock("roster", lambda site=site: site.accept_roster(roster))
     terms = Terms(1, tuple(sites), FRACTION, digest_of(roster))
     code = FixedPoint(RANGE, num_sites, LARGEST_WEIGHT)
-    secure = SecureRound(terms, numbers + 1)
+    secure = SecureRound(terms, numbers + 1, b"task")
     up: dict[int, int] = {}
     down = [size({"terms": write_terms(terms)})]
     for u, site in sites.items():
@@ -100,7 +100,7 @@ def run(num_sites: int, numbers: int, num_masked: int | None = None) -> dict[str
         update = update_of(u, numbers)
         words, _ = clock("encode", lambda u=u, x=update: code.encode(x, weights[u]))
         vector = np.concatenate([words, code.encode_counts([weights[u]])])
-        clock("mask", lambda u=u, v=vector, d=delivery: sites[u].mask(v, d))
+        clock("mask", lambda u=u, v=vector, d=delivery: sites[u].mask(v, d, task=b"task"))
         if u in dropped:
             continue
         up[u] += len(ArrayRecord({"words": Array(vector)})["words"].data)
