@@ -70,7 +70,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         site = open_site(workplace, int(context.node_config["partition-id"]))
         assignment = read_assignment(message.content, context.state, workplace.fresh)
         validation_loss, validation_tokens = validate(workplace, site, assignment.adapter)
-        arrays, result = carry_out(
+        arrays, result, private_loss = carry_out(
             workplace,
             site,
             assignment,
@@ -86,6 +86,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
             seconds=result.seconds,
             validation_loss=validation_loss,
             validation_tokens=validation_tokens,
+            private_validation_loss=private_loss,
         )
         origin = Origin(
             assignment.round_index + 1, workplace.base_fingerprint, workplace.layout.digest
