@@ -12,7 +12,7 @@ from fedfora._registry import Registry
 from fedfora.export.deviation import Deviation, deviation, logits
 from fedfora.export.lora import to_lora
 from fedfora.export.settings import ExportSettings
-from fedfora.models.loading import Base, base_name_of, load_adapter, load_base
+from fedfora.models.loading import Base, base_name_of, load_adapter, load_base, merge_adapter
 from fedfora.models.settings import ModelArguments
 
 # A format writes a directory and returns lines that say how far it is from the source.
@@ -97,8 +97,5 @@ def _merge(settings: ExportSettings, expected: Any, into: str) -> tuple[Base, De
     if into == "original":
         model = replace(model, quantization="none")
     base = load_base(model)
-    if into == "dequantized" and model.quantization != "none":
-        base = replace(base, model=base.model.dequantize())
-    adapted = load_adapter(base, str(settings.export.model_dir))
-    merged = adapted.merge_and_unload(safe_merge=True)
+    merged = merge_adapter(base, str(settings.export.model_dir))
     return replace(base, model=merged), deviation(expected, logits(merged))

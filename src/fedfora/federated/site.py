@@ -16,7 +16,7 @@ from fedfora.data.encoding import PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import Example, load_examples
 from fedfora.data.partition import partition
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.models.fingerprint import fingerprint
+from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record
 from fedfora.training.local import Encoded, LocalResult, StepReport, Stretch, train_locally
@@ -64,7 +64,8 @@ class Workplace:
 
     def form(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what is saved beside an adapter's weights: PEFT's configuration and our record."""
-        return adapter_config(self.model), adapter_record(self.prompts, self.base_fingerprint)
+        record = adapter_record(self.prompts, self.base_fingerprint, describe(self.base))
+        return adapter_config(self.model), record
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
@@ -35,14 +35,12 @@ def load_base(settings: ModelArguments) -> Base:
     """Load tokenizer and base model and freeze the model.
 
     Raises:
-        ValueError: If no model is named, or the directory holds none.
+        ValueError: If no model is named, or the directory holds none, or no tokenizer.
     """
-    name = settings.model_name_or_path
-    if not name:
-        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
+    tokenizer = load_tokenizer(settings)
+    name = str(settings.model_name_or_path)
     path = model_path(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=settings.cache_dir)
         model = AutoModelForCausalLM.from_pretrained(
             path,
             cache_dir=settings.cache_dir,
@@ -51,14 +49,56 @@ def load_base(settings: ModelArguments) -> Base:
             device_map={"": _device(settings)},
         )
     except OSError as error:
-        raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        raise ValueError(f"--model_name_or_path {name}: no model there: {_first_line(error)}") from error
     model.requires_grad_(False)
     if settings.quantization == "nf4":
         _keep_training_kernels(model)
     model.eval()
     return Base(model, tokenizer, name, settings.quantization)
+
+
+def load_tokenizer(settings: ModelArguments) -> Any:
+    """Load the base model's tokenizer; one without a padding token pads with its end.
+
+    Raises:
+        ValueError: If no model is named, or it has no tokenizer.
+    """
+    name = settings.model_name_or_path
+    if not name:
+        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
+    path = model_path(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=settings.cache_dir)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # all were seen
+        raise ValueError(
+            f"--model_name_or_path {name}: no tokenizer there (tokenizer.json or tokenizer.model "
+            f"beside the weights): {_first_line(error)}"
+        ) from error
+    if not tokenizer.get_vocab():
+        raise ValueError(f"--model_name_or_path {name}: its tokenizer knows no token at all")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_length(settings: ModelArguments) -> int | None:
+    """Return how many tokens the model can hold; None where its configuration does not say.
+
+    Raises:
+        ValueError: If the model has no configuration that transformers can read.
+    """
+    name = str(settings.model_name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(model_path(name), cache_dir=settings.cache_dir)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--model_name_or_path {name}: no model there: {_first_line(error)}"
+        ) from error
+    text = config.get_text_config()
+    for key in ("max_position_embeddings", "model_max_length", "n_positions", "seq_length"):
+        if isinstance(length := getattr(text, key, None), int):
+            return length
+    return None
 
 
 def model_path(name: str) -> str:
@@ -109,6 +149,20 @@ def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
     return PeftModel.from_pretrained(base.model, str(adapter_dir)).eval()
 
 
+def merge_adapter(base: Base, adapter_dir: str | Path) -> Any:
+    """Return the base with a saved adapter inside its weights: one plain model, faster to run.
+
+    A quantized base is dequantized first, since the sum of both would be rounded once more. The
+    base is used up.
+
+    Raises:
+        ValueError: If the directory holds no adapter.
+    """
+    if base.quantization != "none":
+        base = replace(base, model=base.model.dequantize())
+    return load_adapter(base, adapter_dir).merge_and_unload(safe_merge=True).eval()
+
+
 def base_name_of(adapter_dir: str | Path) -> str:
     """Return the name of the base model that an adapter was trained on.
 
@@ -140,6 +194,10 @@ def _keep_training_kernels(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(": ")
 
 
 def _device(settings: ModelArguments) -> str:

@@ -78,17 +78,41 @@ def adapter_config(model: Any, adapter_name: str = "default") -> dict[str, Any]:
     return {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
 
 
-def adapter_record(prompts: PromptFormat, base_fingerprint: str) -> dict[str, Any]:
-    """Return what fedfora.json holds."""
-    return {"prompts": asdict(prompts), "base_fingerprint": base_fingerprint}
+def adapter_record(
+    prompts: PromptFormat, base_fingerprint: str, base: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what fedfora.json holds.
+
+    Args:
+        prompts: How rows became prompts.
+        base_fingerprint: As `fedfora.models.fingerprint.fingerprint` returns it.
+        base: As `fedfora.models.fingerprint.describe` returns it.
+    """
+    record = {"prompts": asdict(prompts), "base_fingerprint": base_fingerprint}
+    return record if base is None else record | {"base": base}
+
+
+def read_record(directory: str | Path) -> dict[str, Any]:
+    """Return what fedfora.json in an adapter's directory holds; empty where there is none.
+
+    Raises:
+        ValueError: If the file is no record.
+    """
+    path = Path(directory) / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        PromptFormat(**record["prompts"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no adapter's record: {error}") from error
+    return record
 
 
 def read_prompt_format(directory: str | Path) -> PromptFormat | None:
     """Return the prompt format stored with an adapter; None where there is none."""
-    path = Path(directory) / RECORD
-    if not path.is_file():
-        return None
-    return PromptFormat(**json.loads(path.read_text(encoding="utf-8"))["prompts"])
+    record = read_record(directory)
+    return PromptFormat(**record["prompts"]) if record else None
 
 
 def _peft_name(name: str) -> str:

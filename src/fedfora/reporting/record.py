@@ -8,6 +8,7 @@ place and renamed.
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -68,6 +69,30 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
         raise ValueError(f"--output_dir {output_dir} is not a directory")
     if (directory / "config.yaml").exists() and not overwrite:
         raise ValueError(f"--output_dir {output_dir} holds another run (--overwrite_output_dir)")
+
+
+def check_writable(output_dir: str | Path, *, num_bytes: int = 0) -> None:
+    """Raise if nothing could be written there, without writing anything.
+
+    Args:
+        output_dir: A directory, or one that would be made.
+        num_bytes: About how much will be written.
+
+    Raises:
+        ValueError: If the place is read-only, no directory, or the disk too full.
+    """
+    place = Path(output_dir).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"--output_dir {output_dir}: {place} is not a directory")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"--output_dir {output_dir}: {place} cannot be written to")
+    if (free := shutil.disk_usage(place).free) < num_bytes:
+        raise ValueError(
+            f"--output_dir {output_dir}: the disk has {free / 2**20:,.0f} MiB left, about "
+            f"{num_bytes / 2**20:,.0f} MiB will be written"
+        )
 
 
 def environment() -> dict[str, Any]:

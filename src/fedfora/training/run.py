@@ -8,7 +8,7 @@ from fedfora._seeds import derive_seed
 from fedfora.adapter.state import read_state
 from fedfora.data.encoding import encode_examples, prompt_format
 from fedfora.data.loading import load_examples
-from fedfora.models.fingerprint import fingerprint
+from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.reporting.record import RunRecord, check_output_dir
@@ -55,7 +55,7 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         Path(settings.run.output_dir),
         read_state(model),
         adapter_config(model),
-        adapter_record(prompts, base_fingerprint),
+        adapter_record(prompts, base_fingerprint, describe(base)),
     )
     record.log("trained", **asdict(result))
     return result
