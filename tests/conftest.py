@@ -13,6 +13,8 @@ from fedfora.models.loading import model_path
 
 torch.set_num_threads(1)
 
+pytest_plugins = ["baichuan_tokenizer"]
+
 
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory):

@@ -1,10 +1,13 @@
 """fedfora: fine-tune language models where the data is, with FoRA adapters, alone or federated.
 
-Importing fedfora is all the set-up PEFT needs: as soon as PEFT is loaded too, it knows the adapter
-type FORA. The import itself loads neither torch nor PEFT.
+Importing fedfora is all the set-up there is: as soon as PEFT is loaded too, it knows the adapter
+type FORA, and transformers' Auto classes know the models and the tokenizer of Baichuan. The import
+itself loads neither torch nor PEFT nor transformers.
 """
 
+from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
@@ -14,8 +17,22 @@ if TYPE_CHECKING:
 
 __all__ = ["ForaConfig", "ForaLayer", "ForaLinear", "ForaModel"]
 
-# Called at once where PEFT is loaded already, otherwise when it is.
-register_post_import_hook(lambda _: import_module("fedfora.adapter"), "peft")
+# What a library must be loaded for, and the module that registers itself in it when imported: at
+# once where the library is loaded already, otherwise when it is.
+REGISTRATIONS = [
+    ("peft", "fedfora.adapter"),
+    ("peft", "fedfora.models.baichuan.targets"),
+    ("transformers.models.auto.configuration_auto", "fedfora.models.baichuan.configuration"),
+    ("transformers.models.auto.tokenization_auto", "fedfora.models.baichuan.tokenization"),
+]
+
+
+def _importer(module: str) -> Callable[[ModuleType], ModuleType]:
+    return lambda library: import_module(module)
+
+
+for _library, _module in REGISTRATIONS:
+    register_post_import_hook(_importer(_module), _library)
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,8 @@ def test_training_with_it_moves_d_further(tiny_dir):
     from transformers import AutoTokenizer
 
     from fedfora.adapter.state import read_state, write_state
-    from fedfora.training.local import Stretch, train_locally
+    from fedfora.training.local import train_locally
+    from fedfora.training.schedule import Stretch
     from fedfora.training.settings import TrainArguments
 
     model, tokenizer = (

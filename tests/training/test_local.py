@@ -9,7 +9,8 @@ from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.models.loading import add_adapter, load_base
 from fedfora.models.settings import AdapterArguments, ModelArguments
-from fedfora.training.local import Stretch, steps_of, train_locally
+from fedfora.training.local import train_locally
+from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 
 
@@ -112,11 +113,3 @@ def test_two_stretches_walk_the_same_schedule_as_one(setup, schedule, monkeypatc
 def test_settings_out_of_range_name_their_flag(field, value):
     with pytest.raises(ValueError, match=f"--{field}"):
         TrainArguments(**{field: value})
-
-
-def test_epochs_become_steps():
-    settings = TrainArguments(
-        num_train_epochs=2, per_device_train_batch_size=4, gradient_accumulation_steps=2
-    )
-    assert steps_of(settings, 17) == 5  # 34 rows, 8 a step
-    assert steps_of(TrainArguments(max_steps=7), 17) == 7

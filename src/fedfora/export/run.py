@@ -4,15 +4,24 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import PeftModel
 
 from fedfora._registry import Registry
 from fedfora.export.deviation import Deviation, deviation, logits
+from fedfora.export.llama import export_llama
 from fedfora.export.lora import to_lora
 from fedfora.export.settings import ExportSettings
-from fedfora.models.loading import Base, base_name_of, load_adapter, load_base, merge_adapter
+from fedfora.models.loading import (
+    Base,
+    base_name_of,
+    check_adapter_dir,
+    load_adapter,
+    load_base,
+    merge_adapter,
+)
 from fedfora.models.settings import ModelArguments
 
 # A format writes a directory and returns lines that say how far it is from the source.
@@ -38,10 +47,7 @@ def export(settings: ExportSettings) -> list[str]:
     output = Path(arguments.output_dir)
     if output.exists() and any(output.iterdir()) and not arguments.overwrite_output_dir:
         raise ValueError(f"--output_dir {output} is not empty (--overwrite_output_dir)")
-    model = settings.model
-    if model.model_name_or_path is None:
-        name = base_name_of(arguments.model_dir)
-        settings = replace(settings, model=replace(model, model_name_or_path=name))
+    settings = _with_base(settings)
     beside = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -52,6 +58,19 @@ def export(settings: ExportSettings) -> list[str]:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return lines
+
+
+def _with_base(settings: ExportSettings) -> ExportSettings:
+    """Take the base that the adapter names where the user names none; a whole model needs none."""
+    directory = Path(str(settings.export.model_dir))
+    if settings.export.format == "llama" and (directory / "config.json").is_file():
+        return settings
+    check_adapter_dir(directory)
+    if settings.model.model_name_or_path is not None:
+        return settings
+    return replace(
+        settings, model=replace(settings.model, model_name_or_path=base_name_of(directory))
+    )
 
 
 @FORMATS.register("lora")
@@ -89,6 +108,22 @@ def export_merged(settings: ExportSettings, directory: Path) -> list[str]:
         del merged
         lines.append(f"the {other} base would give: {_merge(settings, expected, other)[1]}")
     return lines
+
+
+@FORMATS.register("llama")
+def export_as_llama(settings: ExportSettings, directory: Path) -> list[str]:
+    """Write a Baichuan with rotary positions as a Llama; an adapter is merged into its base first.
+
+    Raises:
+        ValueError: If the model is no such Baichuan, or what was written is not the same function.
+    """
+    source, lines = Path(str(settings.export.model_dir)), []
+    with TemporaryDirectory(dir=directory.parent, prefix=".merged-") as scratch:
+        if not (source / "config.json").is_file():
+            lines = export_merged(settings, Path(scratch))
+            source = Path(scratch)
+        largest = export_llama(source, directory)
+    return [*lines, f"Llama against Baichuan: largest difference of any logit {largest:.2g}"]
 
 
 def _merge(settings: ExportSettings, expected: Any, into: str) -> tuple[Base, Deviation]:

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 
 from fedfora.federated.site import open_site, open_workplace, train_round
 from fedfora.federated.transport import Layout, pack, unpack
-from fedfora.training.local import StepReport
+from fedfora.training.trainer import StepReport
 
 SiteReport = Callable[[str, StepReport], None]
 

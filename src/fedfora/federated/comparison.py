@@ -21,7 +21,9 @@ from fedfora.federated.site import Workplace, open_site, open_workplace, site_na
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.memory import peak_memory_bytes, reset_peak_memory
 from fedfora.reporting.view import EVALUATED_ROW, View, clock
-from fedfora.training.local import Encoded, StepReport, Stretch
+from fedfora.training.local import Encoded
+from fedfora.training.schedule import Stretch
+from fedfora.training.trainer import StepReport
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site import open_workplace, site_names
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import EVALUATED_ROW, View
-from fedfora.training.local import StepReport
+from fedfora.training.trainer import StepReport
 
 
 def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:

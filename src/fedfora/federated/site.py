@@ -19,8 +19,10 @@ from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record
-from fedfora.training.local import Encoded, LocalResult, StepReport, Stretch, train_locally
+from fedfora.training.local import Encoded, LocalResult, train_locally
+from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
+from fedfora.training.trainer import StepReport
 
 
 @dataclass(frozen=True, eq=False)

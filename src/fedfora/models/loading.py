@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.state import draw_inner_factors
+from fedfora.models.hub import local_path
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
@@ -39,17 +40,17 @@ def load_base(settings: ModelArguments) -> Base:
     """
     tokenizer = load_tokenizer(settings)
     name = str(settings.model_name_or_path)
-    path = model_path(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path,
+            _path_of(settings),
             cache_dir=settings.cache_dir,
             dtype=_dtype(settings),
             quantization_config=_quantization(settings),
             device_map={"": _device(settings)},
         )
     except OSError as error:
-        raise ValueError(f"--model_name_or_path {name}: no model there: {_first_line(error)}") from error
+        raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
+    model.name_or_path = name  # PEFT records this; the directory a hub or package gave is no name
     model.requires_grad_(False)
     if settings.quantization == "nf4":
         _keep_training_kernels(model)
@@ -63,19 +64,16 @@ def load_tokenizer(settings: ModelArguments) -> Any:
     Raises:
         ValueError: If no model is named, or it has no tokenizer.
     """
-    name = settings.model_name_or_path
-    if not name:
-        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
-    path = model_path(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=settings.cache_dir)
+        tokenizer = AutoTokenizer.from_pretrained(_path_of(settings), cache_dir=settings.cache_dir)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # all were seen
+        _config_of(settings)  # the message for a name that is no model at all
         raise ValueError(
-            f"--model_name_or_path {name}: no tokenizer there (tokenizer.json or tokenizer.model "
-            f"beside the weights): {_first_line(error)}"
+            f"--model_name_or_path {settings.model_name_or_path}: no tokenizer there "
+            f"(tokenizer.json or tokenizer.model beside the weights): {_first_line(error)}"
         ) from error
     if not tokenizer.get_vocab():
-        raise ValueError(f"--model_name_or_path {name}: its tokenizer knows no token at all")
+        raise ValueError(f"{settings.model_name_or_path}: its tokenizer knows no token at all")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -87,32 +85,25 @@ def context_length(settings: ModelArguments) -> int | None:
     Raises:
         ValueError: If the model has no configuration that transformers can read.
     """
-    name = str(settings.model_name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(model_path(name), cache_dir=settings.cache_dir)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--model_name_or_path {name}: no model there: {_first_line(error)}"
-        ) from error
-    text = config.get_text_config()
+    text = _config_of(settings).get_text_config()
     for key in ("max_position_embeddings", "model_max_length", "n_positions", "seq_length"):
         if isinstance(length := getattr(text, key, None), int):
             return length
     return None
 
 
-def model_path(name: str) -> str:
-    """Return the directory of a bundled model, or the name as it is.
+def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = None) -> str:
+    """Return the directory of a bundled or a ModelScope model, or the name as it is.
 
     Raises:
-        ValueError: If the name is a directory without a model.
+        ValueError: If the name is a directory without a model, or ModelScope cannot provide it.
     """
     if name in BUNDLED:
         with as_file(files("fedfora.models") / BUNDLED[name]) as path:
             return str(path)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"--model_name_or_path {name}: the directory holds no config.json")
-    return name
+    return local_path(name, hub, cache_dir)
 
 
 def add_adapter(base: Base, settings: AdapterArguments, *, seed: int) -> PeftModel:
@@ -194,6 +185,24 @@ def _keep_training_kernels(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _path_of(settings: ModelArguments) -> str:
+    if not settings.model_name_or_path:
+        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
+    return model_path(
+        settings.model_name_or_path, hub=settings.hub, cache_dir=settings.cache_dir
+    )
+
+
+def _config_of(settings: ModelArguments) -> Any:
+    name, path = settings.model_name_or_path, _path_of(settings)
+    try:
+        return AutoConfig.from_pretrained(path, cache_dir=settings.cache_dir)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--model_name_or_path {name}: no model there: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

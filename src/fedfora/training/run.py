@@ -13,8 +13,10 @@ from fedfora.models.loading import add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.reporting.record import RunRecord, check_output_dir
 from fedfora.reporting.view import View
-from fedfora.training.local import LocalResult, StepReport, Stretch, steps_of, train_locally
-from fedfora.training.settings import TrainSettings
+from fedfora.training.local import LocalResult, train_locally
+from fedfora.training.schedule import Stretch, num_steps
+from fedfora.training.settings import TrainArguments, TrainSettings
+from fedfora.training.trainer import StepReport
 
 
 def train(settings: TrainSettings, view: View) -> LocalResult:
@@ -59,6 +61,18 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
     )
     record.log("trained", **asdict(result))
     return result
+
+
+def steps_of(settings: TrainArguments, num_rows: int, num_processes: int = 1) -> int:
+    """Return how many optimizer steps `settings` asks for on `num_rows` rows."""
+    return num_steps(
+        num_rows,
+        max_steps=settings.max_steps,
+        num_train_epochs=settings.num_train_epochs,
+        batch_size=settings.per_device_train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+        num_processes=num_processes,
+    )
 
 
 @dataclass

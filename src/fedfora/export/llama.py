@@ -1,0 +1,153 @@
+"""A Baichuan-7B checkpoint to a Llama checkpoint of the same function, checked after writing.
+
+With rotary positions a Baichuan differs from a Llama in two matrices: `W_pack` holds q, k and v one
+below the other, and Baichuan2's output rows are normalized. Split and normalized, the model loads
+wherever Llama does. ALiBi has no counterpart there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from fedfora.export.llama_tokenizer import export_tokenizer
+from fedfora.models.baichuan.configuration import BaichuanConfig
+
+CHECK_TOKENS = 64
+# Of the largest logit. float32 sums in another order: W_pack is one product, q, k and v are three.
+TOLERANCE = 1e-3
+
+
+def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
+    """Write a Baichuan model with rotary positions as a Llama model, and compare the two.
+
+    The weights keep their number format. Tokenizer and generation defaults come along; see
+    `fedfora.export.llama_tokenizer` for what can be said of the tokenizer. Needs the memory of the
+    model once, on the CPU.
+
+    Args:
+        model_dir: Directory of a Baichuan-7B, a Baichuan2-7B or a descendant of one.
+        output_dir: A new or empty directory.
+
+    Returns:
+        The largest difference of any logit between the two models, computed in float32 on random
+        tokens.
+
+    Raises:
+        ValueError: If the model has no Llama form, the output directory is in use, or the check
+            after writing fails.
+    """
+    source, target = Path(model_dir), Path(output_dir)
+    config = _config_of(source)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not an empty directory")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
+    ids = _random_tokens(config.vocab_size)
+    expected = _float32_logits(model, ids)
+    llama = _as_llama(model)
+    llama.generation_config = model.generation_config
+    llama.save_pretrained(target)
+    del model, llama
+    export_tokenizer(source, target)
+    written = LlamaForCausalLM.from_pretrained(target, dtype="auto").eval()
+    deviation = float((_float32_logits(written, ids) - expected).abs().max())
+    if not deviation <= TOLERANCE * float(expected.abs().max()):
+        raise ValueError(
+            f"{target}: the logits of what was written differ by up to {deviation:.3g} from those "
+            f"of {source}; do not use it"
+        )
+    return deviation
+
+
+def _config_of(source: Path) -> BaichuanConfig:
+    if not (source / "config.json").is_file():
+        raise ValueError(f"{source}: the directory holds no config.json")
+    config = AutoConfig.from_pretrained(source)
+    if not isinstance(config, BaichuanConfig):
+        raise ValueError(f"{source} is a {config.model_type} model, not a Baichuan")
+    if config.position_embedding != "rope":
+        raise ValueError(
+            f"{source} has ALiBi positions (a 13B model), which Llama has no place for; only the "
+            "7B models, with rotary positions, can be written as Llama"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"{source} is quantized; export the model it was quantized from")
+    return config
+
+
+def _as_llama(model: Any) -> LlamaForCausalLM:
+    """Return the Llama of the same function; takes the weights of `model`, which is empty then."""
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(_llama_config(model.config))
+    state = model.state_dict()
+    model.to("meta")
+    for name in [name for name in state if name.endswith("W_pack.weight")]:
+        state.update(_split(name, state.pop(name)))
+    llama.load_state_dict(state, assign=True)
+    return llama
+
+
+def _split(name: str, packed: Tensor) -> dict[str, Tensor]:
+    """Return q, k and v by name."""
+    return {
+        name.replace("W_pack", f"{letter}_proj"): weight
+        for letter, weight in zip("qkv", packed.chunk(3), strict=True)
+    }
+
+
+def _llama_config(config: BaichuanConfig) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        hidden_act=config.hidden_act,
+        max_position_embeddings=config.max_position_embeddings,
+        rope_parameters=config.rope_parameters,
+        initializer_range=config.initializer_range,
+        rms_norm_eps=config.rms_norm_eps,
+        attention_dropout=config.attention_dropout,
+        tie_word_embeddings=config.tie_word_embeddings,
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        dtype=config.dtype,
+    )
+
+
+def _random_tokens(vocab_size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size, (1, CHECK_TOKENS), generator=generator)
+
+
+@torch.no_grad()
+def _float32_logits(model: Any, ids: Tensor) -> Tensor:
+    """Return the logits computed in float32, with only one layer at a time held so.
+
+    In 16 bit the two models round their sines and cosines differently, which would hide an error.
+    """
+    parts = [model.model.embed_tokens, *model.model.layers, model.model.norm, model.lm_head]
+    handles = []
+    for part in parts:
+        handles += [
+            part.register_forward_pre_hook(_widen),
+            part.register_forward_hook(_narrower(model.dtype)),
+        ]
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+def _widen(part: nn.Module, _: Any) -> None:
+    part.float()
+
+
+def _narrower(dtype: torch.dtype) -> Any:
+    def narrow(part: nn.Module, *_: Any) -> None:
+        part.to(dtype)
+
+    return narrow

@@ -1,0 +1,253 @@
+"""Baichuan and Baichuan2 as transformers models; published checkpoints load as they are.
+
+A Baichuan is a Llama with three differences: one fused projection `W_pack` for q, k and v; in the
+13B models ALiBi in place of rotary positions; in Baichuan2 an output layer with normalized rows.
+
+Shape suffixes: B = rows of the batch, Q = queries, K = keys with the cached ones, H = heads.
+"""
+
+from functools import wraps
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import (
+    GenericForSequenceClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaMLP,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+
+from fedfora.models.baichuan.alibi import alibi_mask
+from fedfora.models.baichuan.configuration import BaichuanConfig
+from fedfora.models.baichuan.head import normalize_rows
+
+
+class BaichuanRotaryEmbedding(LlamaRotaryEmbedding):
+    """Rotary positions with sines and cosines in float32, whatever the activations are in."""
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines; Llama's would round them to the dtype of `x`."""
+        angles: tuple[Tensor, Tensor] = super().forward(
+            x.new_empty(0, dtype=torch.float32), position_ids
+        )
+        return angles
+
+
+class BaichuanAttention(nn.Module):
+    """Self-attention whose q, k and v come from one projection, `W_pack`, in three equal blocks."""
+
+    num_key_value_groups = 1
+    is_causal = True
+
+    def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the output `(B, Q, hidden)` and, with eager attention, the weights."""
+        rows, length, _ = hidden_states.shape
+        packed = self.W_pack(hidden_states).view(rows, length, 3, -1, self.head_dim)
+        query, key, value = packed.transpose(1, 3).unbind(2)
+        if self.config.position_embedding == "rope":
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+            query, key = query.to(value.dtype), key.to(value.dtype)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(rows, length, -1)), weights
+
+
+class BaichuanDecoderLayer(LlamaDecoderLayer):
+    """Llama's block with Baichuan's attention."""
+
+    def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
+        GradientCheckpointingLayer.__init__(self)  # Llama's constructor would build its attention
+        self.hidden_size = config.hidden_size
+        self.self_attn = BaichuanAttention(config, layer_idx)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class BaichuanPreTrainedModel(LlamaPreTrainedModel):
+    """What transformers must know about the family."""
+
+    config: BaichuanConfig
+    config_class = BaichuanConfig
+    _no_split_modules: ClassVar = ["BaichuanDecoderLayer"]
+    _can_record_outputs: ClassVar = {
+        "hidden_states": BaichuanDecoderLayer,
+        "attentions": BaichuanAttention,
+    }
+    # Each of these leaves out the mask, and with it ALiBi.
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _supports_attention_backend = False
+    _supports_context_parallel = False
+
+
+class BaichuanModel(BaichuanPreTrainedModel, LlamaModel):
+    """The decoder without its output layer."""
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        LlamaPreTrainedModel.__init__(self, config)  # not the next one, which builds a Llama
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            BaichuanDecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = BaichuanRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Like `LlamaModel.forward`, which passes a mask of four dimensions on as it is."""
+        if self.config.position_embedding == "alibi":
+            if inputs_embeds is None and input_ids is not None:
+                inputs_embeds, input_ids = self.embed_tokens(input_ids), None
+            attention_mask = self._alibi_mask(
+                inputs_embeds, attention_mask, position_ids, past_key_values
+            )
+        return super().forward(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs
+        )
+
+    def _alibi_mask(
+        self, embeds: Any, mask: Tensor | None, position_ids: Tensor | None, cache: Any
+    ) -> Tensor:
+        """Return causality, padding, packing and ALiBi as one additive mask.
+
+        The biases count from the query. The published code counts from the start of the row when
+        it does not train: the same after the softmax, but in bfloat16 the larger numbers round
+        nearby positions into one.
+        """
+        open_BQK = create_causal_mask(
+            self.config, embeds, mask, cache, position_ids, allow_is_causal_skip=False
+        )
+        if open_BQK.is_floating_point():  # eager attention's kind: zero where open
+            open_BQK = open_BQK == 0
+        if open_BQK.stride(0) == 0:  # nothing is padded: one mask serves all rows
+            open_BQK = open_BQK[:1]
+        return alibi_mask(
+            open_BQK,
+            num_heads=self.config.num_attention_heads,
+            num_cached=0 if cache is None else cache.get_seq_length(),
+            dtype=embeds.dtype,
+        )
+
+
+class BaichuanForCausalLM(BaichuanPreTrainedModel, LlamaForCausalLM):
+    """The decoder with its output layer, an ordinary linear one with normalized rows.
+
+    Load it with `from_pretrained`. Whoever builds it in another way calls `normalize_head` when the
+    weights are there; until then the model refuses to run.
+    """
+
+    # Llama's plans for several devices do not know W_pack and the mask.
+    _tp_plan: ClassVar[dict[str, str]] = {}
+    _pp_plan: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        LlamaPreTrainedModel.__init__(self, config)  # not the next one, which builds a Llama
+        self.model = BaichuanModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as every model does, and normalize the rows of the output layer where needed.
+
+        Raises:
+            ValueError: If they cannot be normalized: quantized, offloaded or partitioned.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        model.normalize_head()
+        return loaded
+
+    def normalize_head(self) -> None:
+        """Normalize the rows of the output layer, if the config says that this is still to be done.
+
+        Raises:
+            ValueError: If they cannot be normalized: quantized, offloaded or partitioned.
+        """
+        if self.config.norm_head:
+            normalize_rows(self.get_output_embeddings())
+            self.config.norm_head = False
+
+    @wraps(LlamaForCausalLM.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Like `LlamaForCausalLM.forward`.
+
+        Raises:
+            ValueError: If the output layer is still to be normalized.
+        """
+        if self.config.norm_head:
+            raise ValueError(
+                "the rows of lm_head are not normalized yet (config.norm_head): load the model "
+                "with from_pretrained, or call model.normalize_head() once its weights are there"
+            )
+        return super().forward(*args, **kwargs)
+
+
+class BaichuanForSequenceClassification(GenericForSequenceClassification, BaichuanPreTrainedModel):
+    """The decoder with a classifier on the last token of each row."""
+
+
+AutoModel.register(BaichuanConfig, BaichuanModel, exist_ok=True)
+AutoModelForCausalLM.register(BaichuanConfig, BaichuanForCausalLM, exist_ok=True)
+AutoModelForSequenceClassification.register(
+    BaichuanConfig, BaichuanForSequenceClassification, exist_ok=True
+)

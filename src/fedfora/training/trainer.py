@@ -1,0 +1,91 @@
+"""transformers' Trainer for one adapter: a stretch of a schedule, tokens counted, rows in order."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from fedfora.training.schedule import Stretch, scheduler_from
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a training stands after an optimizer step; `loss` is that of the step."""
+
+    step: int
+    loss: float
+    tokens: int
+
+
+@dataclass
+class Progress:
+    """What a training has seen so far, over all processes.
+
+    Args:
+        tokens: Tokens read, padding left out.
+        answer_tokens: Tokens with a loss.
+        loss_sum: The steps' losses, added up.
+        seconds: Wall time of earlier pieces of the same training.
+    """
+
+    tokens: int = 0
+    answer_tokens: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+
+
+class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
+    """`Trainer` that runs a stretch of a longer schedule and counts the tokens it trains on."""
+
+    def __init__(self, *, stretch: Stretch, warmup_ratio: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stretch = stretch
+        self.warmup_ratio = warmup_ratio
+        self.progress = Progress()
+        self._step_loss: torch.Tensor | float = 0.0
+        self._step_counts = [0, 0]
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Build the whole schedule and start it where this stretch starts."""
+        self.lr_scheduler = scheduler_from(
+            optimizer or self.optimizer,
+            self.stretch,
+            lr_scheduler_type=self.args.lr_scheduler_type,
+            warmup_ratio=self.warmup_ratio,
+        )
+        return self.lr_scheduler
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Count the tokens on their way to the model, and add up the step's loss."""
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        self._step_counts[0] += int(inputs["attention_mask"].sum())
+        self._step_counts[1] += int((inputs["labels"][:, 1:] != -100).sum())
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self._step_loss = self._step_loss + loss.detach()
+        return loss
+
+    def finish_step(self) -> float:
+        """Add the step's counts to the progress and return its loss, over all processes."""
+        loss, counts = float(self._step_loss), self._step_counts
+        self._step_loss, self._step_counts = 0.0, [0, 0]
+        self.progress.tokens += counts[0]
+        self.progress.answer_tokens += counts[1]
+        self.progress.loss_sum += loss
+        return loss
+
+
+class AfterStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Reports every optimizer step."""
+
+    def __init__(self, trainer: AdapterTrainer, on_step: Callable[[StepReport], None]) -> None:
+        self.trainer, self.on_step = trainer, on_step
+
+    def on_step_end(self, _: Any, state: Any, __: Any, **kwargs: Any) -> None:
+        """Report the step and start the next one's loss at zero."""
+        loss = self.trainer.finish_step()
+        self.on_step(StepReport(state.global_step, loss, self.trainer.progress.tokens))

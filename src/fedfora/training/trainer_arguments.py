@@ -1,0 +1,65 @@
+"""The user's training settings to transformers' TrainingArguments: what the Trainer is told."""
+
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+
+from fedfora.adapter.learning_rates import loraplus_groups
+from fedfora.training.schedule import Stretch
+from fedfora.training.settings import TrainArguments
+
+# transformers 5.23 renamed the flag; older ones know only the old name.
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+_CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
+
+
+def trainer_arguments(
+    settings: TrainArguments, stretch: Stretch, *, seed: int, device: str, **extra: Any
+) -> TrainingArguments:
+    """Return the Trainer's arguments for a stretch of a schedule.
+
+    Args:
+        settings: Batch, optimizer, learning rate, precision.
+        stretch: Which steps of which schedule to take.
+        seed: Seed of the order of rows and of dropout.
+        device: Type of the model's device.
+        **extra: Further arguments, e.g. where and when to save; they win.
+    """
+    options: dict[str, Any] = {
+        "max_steps": stretch.num_steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "optim": settings.optim,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "fp16": settings.fp16,
+        "bf16": settings.bf16,
+        "logging_steps": settings.logging_steps,
+        "seed": seed,
+        "use_cpu": device == "cpu",
+        "dataloader_pin_memory": device != "cpu",
+        "label_names": ["labels"],
+        "remove_unused_columns": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    if settings.gradient_checkpointing:
+        options[_CHECKPOINTING] = True
+    return TrainingArguments(**(options | extra))
+
+
+def loraplus_optimizer(model: Any, arguments: TrainingArguments, ratio: float) -> Any:
+    """Return the optimizer's class and options with LoRA+'s groups; None for the usual ones."""
+    if ratio == 1:
+        return None
+    optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    groups = loraplus_groups(
+        model,
+        learning_rate=arguments.learning_rate,
+        ratio=ratio,
+        weight_decay=arguments.weight_decay,
+    )
+    return optimizer, {**options, "params": groups}
