@@ -49,8 +49,8 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
             return letters[announced.upper()]
     if len(alone := set(_ALONE.findall(text)) & set(letters)) == 1:
         return letters[alone.pop()]
-    contained = [index for index, option in enumerate(options) if len(option) > 1 and option in text]
-    return contained[0] if len(contained) == 1 else None
+    contained = [option for option in options if len(option) > 1 and option in text]
+    return options.index(contained[0]) if len(contained) == 1 else None
 
 
 def _letters(options: Sequence[str]) -> Sequence[str]:

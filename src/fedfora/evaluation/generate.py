@@ -1,4 +1,4 @@
-"""A model and prompts to answers: in batches of similar length, left-padded, greedy unless asked."""
+"""A model and prompts to answers: by batches of similar length, greedy unless asked."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

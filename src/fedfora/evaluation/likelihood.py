@@ -1,5 +1,6 @@
 """A model and encoded rows to how likely their answers are: losses, and the likeliest option."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,20 +26,35 @@ class Likelihood:
 def option_likelihoods(
     model: Any,
     tokenizer: Any,
-    example: Example,
-    options: Sequence[str],
+    examples: Sequence[Example],
+    options: Sequence[Sequence[str]],
     layout: PromptFormat,
     *,
     batch_size: int,
-) -> list[float]:
-    """Return the log-probability of each option as the whole answer, end-of-sequence included.
+) -> list[list[float]]:
+    """Return for each row the log-probability of each of its options as the whole answer.
 
-    With its end, no option is a mere beginning of another one and none is favored for being short:
-    these are the probabilities of different answers.
+    End-of-sequence is part of the answer: so no option is a mere beginning of another one, none is
+    favored for being short, and these are the probabilities of different answers.
     """
-    rows = [encode_example(replace(example, output=o), tokenizer, layout) for o in options]
-    results = answer_likelihoods(model, tokenizer, rows, batch_size=batch_size)
-    return [result.log_probability for result in results]
+    rows = [
+        encode_example(replace(example, output=option), tokenizer, layout)
+        for example, own in zip(examples, options, strict=True)
+        for option in own
+    ]
+    found = iter(answer_likelihoods(model, tokenizer, rows, batch_size=batch_size))
+    return [[next(found).log_probability for _ in own] for own in options]
+
+
+def loss_scores(likelihoods: Sequence[Likelihood]) -> dict[str, float]:
+    """Return rows, mean loss per token of the references, and its exponential, the perplexity."""
+    num_tokens = sum(each.num_tokens for each in likelihoods)
+    loss = -sum(each.log_probability for each in likelihoods) / num_tokens
+    return {
+        "rows": len(likelihoods),
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+    }
 
 
 def answer_likelihoods(

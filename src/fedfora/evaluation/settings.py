@@ -1,6 +1,6 @@
 """What the user says about evaluation: batches, lengths, how tokens are chosen, which scores."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from fedfora.config import flag
@@ -54,8 +54,9 @@ class DecodingArguments:
         if self.repetition_penalty <= 0:
             raise ValueError(f"--repetition_penalty must be above 0, got {self.repetition_penalty}")
         for name, default in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
-            if not self.do_sample and getattr(self, name) != default:
-                raise ValueError(f"--{name} {getattr(self, name)} has no effect without --do_sample")
+            value = getattr(self, name)
+            if not self.do_sample and value != default:
+                raise ValueError(f"--{name} {value} has no effect without --do_sample")
 
 
 @dataclass
@@ -89,12 +90,12 @@ class PredictArguments:
 class PredictSettings:
     """All settings of a prediction; `given` are the names of those that were said."""
 
+    given: frozenset[str]
     predict: PredictArguments
     model: ModelArguments
     data: DataArguments
     evaluation: EvalArguments
     decoding: DecodingArguments
-    given: frozenset[str] = field(default=frozenset())
 
     def __post_init__(self) -> None:
         """Refuse right padding where rows of one batch are continued at their ends."""

@@ -190,9 +190,7 @@ def _keep_training_kernels(model: Any) -> None:
 def _path_of(settings: ModelArguments) -> str:
     if not settings.model_name_or_path:
         raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
-    return model_path(
-        settings.model_name_or_path, hub=settings.hub, cache_dir=settings.cache_dir
-    )
+    return model_path(settings.model_name_or_path, hub=settings.hub, cache_dir=settings.cache_dir)
 
 
 def _config_of(settings: ModelArguments) -> Any:
