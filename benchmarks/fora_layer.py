@@ -1,8 +1,8 @@
 """What a FoRA step costs beside a LoRA step of the same rank: time, and bytes kept for backward.
 
-A block of a Llama, all linear layers adapted, forward and backward, in turns in one process. Beside
-the folded form stands the five-product form (each factor applied to the activations), which shows
-what folding the core is worth.
+A block of a Llama, all linear layers adapted, forward and backward, in turns in one process with
+one thread; processor time. Beside the folded form stands the five-product form (each factor applied
+to the activations), which shows what folding the core is worth.
 
     OMP_NUM_THREADS=1 python benchmarks/fora_layer.py
 """
@@ -72,10 +72,10 @@ def step(model: nn.Module, x: Tensor) -> None:
 
 
 def seconds(run: Callable[[], None]) -> float:
-    """Return the wall time of one call."""
-    started = time.perf_counter()
+    """Return the processor time of one call, on which other programs have little influence."""
+    started = time.process_time()
     run()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def saved_bytes(model: nn.Module, x: Tensor) -> int:

@@ -50,15 +50,21 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
             **kwargs,
         )
 
-    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
+    def parse(
+        self, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
+    ) -> tuple[Any, ...]:
         """Return one instance per dataclass type.
 
         Values from `--config FILE` are defaults; words of the command line override them.
 
+        Args:
+            argv: What was typed.
+            defaults: Values that both override, e.g. those of a run that is gone on with.
+
         Raises:
             ConfigError: On any mistake, whatever its source.
         """
-        return self._parse_words(self._with_files(argv))
+        return self._parse_words(self._words(defaults or {}) + self._with_files(argv))
 
     def parse_mapping(self, mapping: Mapping[str, Any]) -> tuple[Any, ...]:
         """Like `parse`, for a mapping of option names (`lora_rank` or `lora-rank`) to values."""

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from fedfora.cli.quiet import quiet
 from fedfora.config import ConfigParser
-from fedfora.federated.settings import SECTIONS, FederationSettings
+from fedfora.federated.resumption import resolve
+from fedfora.federated.settings import SECTIONS
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse, simulate, and say where the results are."""
     parser = ConfigParser(SECTIONS.values(), prog="fedfora simulate", description=__doc__)
-    settings = FederationSettings(*parser.parse(argv))
+    settings = resolve(argv, parser)
     quiet()
     from fedfora.federated.simulation import check_simulation, simulate, work_of
     from fedfora.reporting.view import View

@@ -1,4 +1,4 @@
-"""The site's side of the federation, as a Flower ClientApp: says what it has, and trains.
+"""The site's side of the federation, as a Flower ClientApp: says what it has, trains, judges.
 
 The app does not know which engine runs it. Its handlers turn messages into plain values, call
 `fedfora.federated.site`, and turn the result back.
@@ -6,11 +6,14 @@ The app does not know which engine runs it. Its handlers turn messages into plai
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedfora.federated.site import open_site, open_workplace, train_round
+from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
+from fedfora.federated.site import Workplace, open_site, open_workplace, train_round, validate
+from fedfora.federated.site_memory import remembering
 from fedfora.federated.transport import Layout, pack, unpack
 from fedfora.training.trainer import StepReport
 
@@ -31,7 +34,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         """Answer with what the coordinator must know before the first round."""
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
-        layout = Layout.of(workplace.fresh)
+        layout = _layout(workplace)
         content = RecordDict(
             {
                 "site": ConfigRecord(
@@ -39,6 +42,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
                         "index": site.index,
                         "name": site.name,
                         "rows": len(site.encoded),
+                        "data-digest": site.digest,
                         "base-fingerprint": workplace.base_fingerprint,
                         "layout-digest": layout.digest,
                     }
@@ -57,33 +61,59 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
             )
         return Message(content, reply_to=message)
 
-    @app.train()  # type: ignore[untyped-decorator]
+    @app.train(mods=[remembering])  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
-        """Train the received adapter for one round."""
+        """Judge the received adapter on the rows kept back, then train it for one round."""
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
-        layout = Layout.of(workplace.fresh)
+        layout = _layout(workplace)
+        received = unpack(message.content["arrays"], layout)
+        round_index = int(message.content["config"]["round-index"])
+        validation_loss, validation_tokens = validate(workplace, site, received)
         trained, result = train_round(
             workplace,
             site,
-            unpack(message.content["arrays"], layout),
-            round_index=int(message.content["config"]["round-index"]),
+            received,
+            round_index=round_index,
             on_step=lambda report: on_step(site.name, report),
         )
-        metrics = MetricRecord(
+        report = Report(
+            loss=result.loss,
+            answer_tokens=result.answer_tokens,
+            tokens=result.tokens,
+            rows=len(site.encoded),
+            steps=result.steps,
+            seconds=result.seconds,
+            validation_loss=validation_loss,
+            validation_tokens=validation_tokens,
+        )
+        origin = Origin(round_index + 1, workplace.base_fingerprint, layout.digest)
+        content = RecordDict(
             {
-                "loss": result.loss,
-                "answer-tokens": result.answer_tokens,
-                "tokens": result.tokens,
-                "rows": len(site.encoded),
-                "steps": result.steps,
-                "seconds": result.seconds,
+                ARRAYS: pack(trained, layout),
+                METRICS: report.to_record(),
+                ORIGIN: origin.to_record(),
             }
         )
-        content = RecordDict({"arrays": pack(trained, layout), "metrics": metrics})
         return Message(content, reply_to=message)
 
+    @app.evaluate()  # type: ignore[untyped-decorator]
+    def evaluate(message: Message, context: Context) -> Message:
+        """Judge the received adapter on the rows kept back."""
+        workplace = open_workplace(context.run_config)
+        site = open_site(workplace, int(context.node_config["partition-id"]))
+        loss, tokens = validate(
+            workplace, site, unpack(message.content["arrays"], _layout(workplace))
+        )
+        metrics = MetricRecord({"validation-loss": loss, "validation-tokens": tokens})
+        return Message(RecordDict({METRICS: metrics}), reply_to=message)
+
     return app
+
+
+@lru_cache(maxsize=1)
+def _layout(workplace: Workplace) -> Layout:
+    return Layout.of(workplace.fresh)
 
 
 app = make_client_app()

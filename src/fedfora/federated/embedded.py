@@ -1,11 +1,22 @@
 """Engine `embedded`: a whole federation in one process, with one base model for all sites.
 
-A Flower Grid that calls the ClientApp itself. A site runs when its reply is pulled, so the
+A Flower Grid that calls the ClientApp itself. A site works when its reply is pulled, so the
 coordinator holds one reply at a time.
+
+Sites work one after the other here, so each has a clock of its own: a message's time to live counts
+from when its site begins. A site that is late is answered for by an error. Where this runs in the
+main thread of a Unix process a timer stops the late site, a sleeping or looping one too; elsewhere
+(and while one single call into compiled code lasts) the site is let finish, and its reply thrown
+away. A call into compiled code that never comes back can only be survived by an engine with
+processes.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +33,9 @@ RUN_ID = 1
 SERVER_NODE_ID = 1
 FIRST_NODE_ID = 100
 CLIENT_APP_RAISED = 2  # Flower's error code for an exception in a ClientApp
+NO_REPLY = 4  # and for a reply that is not there
+ALARM_INTERVAL_S = 1.0  # the timer rings again where the first ring was swallowed
+UNLIMITED_S = 43_200  # Flower's time to live for a message that was given none
 
 
 class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
@@ -38,13 +52,14 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
         self._message_ids = count(1)
         self._waiting: dict[str, Message] = {}
         self._run: Any = SimpleNamespace(run_id=RUN_ID)
+        shared = dict(run_config)
         self._contexts = {
             FIRST_NODE_ID + i: Context(
                 run_id=RUN_ID,
                 node_id=FIRST_NODE_ID + i,
                 node_config=node_config,
                 state=RecordDict(),
-                run_config=dict(run_config),
+                run_config=shared,
             )
             for i, node_config in enumerate(node_configs)
         }
@@ -78,7 +93,8 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
         pushed = []
         for message in messages:
             message_id = str(next(self._message_ids))
-            self._waiting[message_id] = _with_id(message, message_id)
+            message.metadata.__dict__["_message_id"] = message_id  # as Flower's own grids do
+            self._waiting[message_id] = message
             pushed.append(message_id)
         return pushed
 
@@ -86,7 +102,7 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
         """Let the first of these sites that has not worked yet do so, and return its reply."""
         for message_id in message_ids:
             if message_id in self._waiting:
-                return [self._deliver(self._waiting.pop(message_id))]
+                return [self._deliver(_own_copy(self._waiting.pop(message_id)))]
         return []
 
     def send_and_receive(
@@ -97,13 +113,22 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
 
     def _deliver(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
+        ttl = message.metadata.ttl
+        limit_s = float("inf") if ttl == UNLIMITED_S else ttl
+        started = time.monotonic()
         try:
-            return self._app(message, context)
+            with _alarm(limit_s):
+                reply = self._app(message, context)
+        except _Late:
+            reply = None
         except Exception as error:  # as Flower's own runtimes do: a site's fault is a reply
             logger.error("a site failed", exc_info=error)
-            return Message(
+            reply = Message(
                 Error(CLIENT_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message
             )
+        if reply is None or time.monotonic() - started > limit_s:
+            reply = Message(Error(NO_REPLY, f"no answer within {limit_s:g} s"), reply_to=message)
+        return reply
 
 
 def run_embedded(
@@ -124,18 +149,47 @@ def run_embedded(
     server_app(grid, context)
 
 
-def _with_id(message: Message, message_id: str) -> Message:
+class _Late(BaseException):
+    """A site's time is over. Not an Exception, so that no library between takes it for an error."""
+
+
+@contextmanager
+def _alarm(limit_s: float) -> Iterator[None]:
+    """Raise `_Late` in the block when it lasts too long, where a timer can do so."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "setitimer") or limit_s == float("inf"):
+        yield
+        return
+
+    def ring(number: int, frame: Any) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, limit_s, ALARM_INTERVAL_S)
+    try:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # again, as the first ring may come just before the timer is stopped above
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _own_copy(message: Message) -> Message:
     """Return a copy with containers of its own: strategies share content between messages."""
     content = RecordDict(
         {key: type(record)(dict(record)) for key, record in message.content.items()}
     )
+    metadata = message.metadata
     copy = Message(
         content,
-        message.metadata.dst_node_id,
-        message.metadata.message_type,
-        group_id=message.metadata.group_id,
+        metadata.dst_node_id,
+        metadata.message_type,
+        ttl=metadata.ttl,
+        group_id=metadata.group_id,
     )
-    copy.metadata.__dict__["_message_id"] = message_id  # as Flower's own grids set it
+    copy.metadata.__dict__["_message_id"] = metadata.message_id
     return copy
 
 

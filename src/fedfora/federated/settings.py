@@ -12,6 +12,7 @@ from fedfora.config import ConfigParser, Scalar, flag, to_mapping
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import RULES
+from fedfora.federated.round_settings import RoundArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.reporting.settings import RunArguments
 from fedfora.training.settings import TrainArguments
@@ -53,6 +54,7 @@ SECTIONS = {
     "train": TrainArguments,
     "evaluation": EvalArguments,
     "federation": FederationArguments,
+    "rounds": RoundArguments,
 }
 
 
@@ -67,6 +69,7 @@ class FederationSettings:
     train: TrainArguments
     evaluation: EvalArguments
     federation: FederationArguments
+    rounds: RoundArguments
 
     def run_config(self) -> dict[str, Scalar]:
         """Return the settings as Flower's run config; `from_run_config` is the inverse."""

@@ -10,7 +10,8 @@ from typing import Any
 from fedfora.data.loading import load_examples
 from fedfora.federated.client_app import make_client_app
 from fedfora.federated.embedded import run_embedded
-from fedfora.federated.server_app import RoundView, make_server_app
+from fedfora.federated.round_view import RoundView
+from fedfora.federated.server_app import make_server_app
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site import open_workplace, site_names
 from fedfora.reporting.record import check_output_dir
@@ -47,11 +48,24 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
 
 def check_simulation(settings: FederationSettings) -> list[str]:
     """Return the sites' names, once everything that needs no model has been checked."""
-    check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
+    if settings.rounds.resume is None:
+        check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
     names = site_names(settings)
+    _check_rounds(settings, len(names))
     if settings.data.test_file is not None:
         load_examples(settings.data.test_file, settings.data)
     return names
+
+
+def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
+    """Raise where no round could have a quorum, or nothing says when to stop early."""
+    rounds = settings.rounds
+    drawn = settings.federation.clients_per_round or num_sites
+    if rounds.min_clients > drawn:
+        raise ValueError(f"--min_clients {rounds.min_clients}: a round has only {drawn} sites")
+    judged = rounds.validation_fraction > 0 or settings.data.test_file is not None
+    if rounds.early_stopping_patience is not None and not judged:
+        raise ValueError("--early_stopping_patience needs --validation_fraction or --test_file")
 
 
 def work_of(settings: FederationSettings) -> float:
@@ -88,6 +102,21 @@ class SimulationView(RoundView):
     _since: float = field(default_factory=time.monotonic)
     _steps_seen: int = 0
 
+    def resumed(self, round_number: int) -> None:
+        """Say where the run goes on."""
+        federation = self.settings.federation
+        share = round_number / federation.num_rounds
+        self.view.advance(share * self.view.total, "resumed")
+        self.view.line(f"goes on after round {round_number} of {federation.num_rounds}")
+
+    def absent(self, site: str, reason: str) -> None:
+        """Name a site that takes no part."""
+        self.view.line(f"{site} takes no part: {reason}")
+
+    def rejected(self, site: str, reason: str) -> None:
+        """Name a site that is left out of the round."""
+        self.view.line(f"{self.label:12s} without {site}: {reason}")
+
     def round_started(self, round_number: int, num_rounds: int, sites: list[str]) -> None:
         """Remember which round it is."""
         self.label = f"round {round_number}/{num_rounds}"
@@ -104,11 +133,20 @@ class SimulationView(RoundView):
         """Show the evaluation."""
         self.view.advance(num_rows * EVALUATED_ROW, f"{self.label} evaluation")
 
-    def round_finished(self, round_number: int, loss: float, scores: dict[str, Any]) -> None:
+    def round_finished(
+        self, round_number: int, loss: float, validation_loss: float | None, scores: dict[str, Any]
+    ) -> None:
         """Print the round's line."""
         text = f"{self.label:12s} loss {loss:6.3f}"
+        if validation_loss is not None:
+            text += f"   validation loss {validation_loss:6.3f}"
         if "f1" in scores:
             text += f"   F1 {scores['f1']:.3f}   parse rate {scores['parse_rate']:.3f}"
         elif scores:
             text += f"   exact match {scores['exact_match']:.3f}"
         self.view.line(text)
+
+    def stopped_early(self, best_round: int) -> None:
+        """Say why the run ends."""
+        patience = self.settings.rounds.early_stopping_patience
+        self.view.line(f"nothing better for {patience} rounds after round {best_round}: stopped")

@@ -4,6 +4,8 @@ Nothing here knows Flower. All sites that are simulated in one process share one
 is its rows and its name; before it trains, the received adapter is written into the shared model.
 """
 
+import hashlib
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +17,7 @@ from fedfora.config import Scalar
 from fedfora.data.encoding import PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import Example, load_examples
 from fedfora.data.partition import partition
+from fedfora.evaluation.loss import answer_loss
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, load_base
@@ -72,11 +75,24 @@ class Workplace:
 
 @dataclass(frozen=True)
 class Site:
-    """A participant: its place in the federation and its encoded rows."""
+    """A participant: its place in the federation and its encoded rows.
+
+    Args:
+        index: Its number in the partition.
+        name: Its name there.
+        encoded: The rows that it trains on.
+        validation: The rows that it keeps back to judge a received adapter on.
+    """
 
     index: int
     name: str
     encoded: Encoded
+    validation: Encoded
+
+    @property
+    def digest(self) -> str:
+        """A short digest of the rows, by which a resumed run knows them again."""
+        return hashlib.sha256(repr((self.encoded, self.validation)).encode()).hexdigest()[:16]
 
 
 def open_workplace(run_config: Mapping[str, Scalar]) -> Workplace:
@@ -86,8 +102,14 @@ def open_workplace(run_config: Mapping[str, Scalar]) -> Workplace:
 
 def open_site(workplace: Workplace, index: int) -> Site:
     """Return site `index` of the partition, as every process of the run computes it."""
-    name, encoded = _sites(workplace)[index]
-    return Site(index, name, encoded)
+    name, rows = _sites(workplace)[index]
+    kept = _rows_kept_back(workplace.settings, index, len(rows))
+    return Site(
+        index,
+        name,
+        encoded=[row for i, row in enumerate(rows) if i not in kept],
+        validation=[rows[i] for i in sorted(kept)],
+    )
 
 
 def site_names(settings: FederationSettings) -> list[str]:
@@ -102,6 +124,19 @@ def site_names(settings: FederationSettings) -> list[str]:
     if drawn is not None and drawn > len(parts):
         raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
     return list(parts)
+
+
+def validate(workplace: Workplace, site: Site, folded: State) -> tuple[float, int]:
+    """Return an adapter's loss per answer token on a site's rows kept back, and their tokens."""
+    if not site.validation:
+        return 0.0, 0
+    workplace.load(folded)
+    return answer_loss(
+        workplace.model,
+        workplace.base.tokenizer,
+        site.validation,
+        batch_size=workplace.settings.evaluation.per_device_eval_batch_size,
+    )
 
 
 def train_round(
@@ -156,6 +191,16 @@ def _partition(settings: FederationSettings) -> tuple[list[Example], dict[str, l
         seed=derive_seed(settings.train.seed, "partition"),
     )
     return examples, parts
+
+
+def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> set[int]:
+    """Draw the rows of a site that it does not train on; at least one is left to train on."""
+    share = settings.rounds.validation_fraction
+    if share == 0:
+        return set()
+    count = min(max(1, round(share * num_rows)), num_rows - 1)
+    rng = random.Random(derive_seed(settings.train.seed, "validation", index))
+    return set(rng.sample(range(num_rows), count))
 
 
 @lru_cache(maxsize=1)

@@ -33,10 +33,30 @@ class RunRecord:
         self.directory = Path(output_dir)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / "config.yaml").unlink(missing_ok=True)  # an earlier run ends here
             (self.directory / "metrics.jsonl").write_text("")
         except OSError as error:
             raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
         self._started = time.time()
+
+    @classmethod
+    def reopened(cls, output_dir: str | Path, metrics_bytes: int) -> "RunRecord":
+        """Return the record of a run that is gone on with.
+
+        Args:
+            output_dir: Its directory.
+            metrics_bytes: How much of metrics.jsonl is kept; what came later will come again.
+        """
+        record = cls.__new__(cls)
+        record.directory = Path(output_dir)
+        with (record.directory / "metrics.jsonl").open("ab") as file:
+            file.truncate(metrics_bytes)
+        record._started = time.time()
+        return record
+
+    def metrics_bytes(self) -> int:
+        """Return the length of metrics.jsonl."""
+        return (self.directory / "metrics.jsonl").stat().st_size
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write the resolved settings."""

@@ -1,0 +1,123 @@
+"""Before the first round: who takes part, and does everybody mean the same model?"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedfora.federated.receiving import receive
+from fedfora.federated.strategy import SiteInfo
+from fedfora.federated.transport import Layout
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the coordinator and the sites agreed on.
+
+    Args:
+        sites: Who takes part.
+        base_fingerprint: Of everybody's base model.
+        layout: Of the adapter that travels.
+        first: The fresh adapter.
+        adapter_config: Its configuration, as PEFT writes it.
+        record: The prompt format, as it is saved beside an adapter.
+    """
+
+    sites: list[SiteInfo]
+    base_fingerprint: str
+    layout: Layout
+    first: ArrayRecord
+    adapter_config: dict[str, Any]
+    record: dict[str, Any]
+
+    def site_table(self) -> list[dict[str, Any]]:
+        """Return who has what, for the run's record."""
+        return [
+            {key: value for key, value in asdict(site).items() if key != "node_id"}
+            for site in sorted(self.sites, key=lambda site: site.index)
+        ]
+
+
+def agree(
+    grid: Grid,
+    *,
+    deadline_s: float | None = None,
+    on_absent: Callable[[str, str], None] = lambda site, reason: None,
+) -> Agreement:
+    """Ask every site what it has, and one of them for the fresh adapter.
+
+    A site that does not answer, or cannot start, takes no part.
+
+    Args:
+        grid: The engine.
+        deadline_s: Longest time to wait, in seconds; None waits for ever.
+        on_absent: Called with a site that takes no part, and the reason.
+
+    Raises:
+        ValueError: If no site can start, or two differ in base model or adapter.
+    """
+    described: dict[int, ConfigRecord] = {}
+    form: RecordDict | None = None
+    reasons: list[str] = []
+    node_ids = sorted(grid.get_node_ids())
+    for reply in receive(grid, _questions(node_ids, deadline_s), deadline_s=deadline_s):
+        node_id = reply.metadata.src_node_id
+        if reply.has_error():
+            reasons.append(reply.error.reason)
+            on_absent(f"node {node_id}", reply.error.reason)
+            continue
+        described[node_id] = reply.content["site"]
+        form = form or (reply.content if "form" in reply.content else None)
+    if not described:
+        raise ValueError(f"no site could start: {'; '.join(dict.fromkeys(reasons)) or 'no sites'}")
+    for what in ("base-fingerprint", "layout-digest"):
+        if len({site[what] for site in described.values()}) > 1:
+            raise ValueError(f"the sites differ in their {what}: {_by_value(described, what)}")
+    if form is None:
+        form = _form(grid, next(iter(described)), deadline_s)
+    return Agreement(
+        sites=[_info(node_id, site) for node_id, site in described.items()],
+        base_fingerprint=str(next(iter(described.values()))["base-fingerprint"]),
+        layout=Layout.from_json(form["form"]["layout"]),
+        first=form["fresh"],
+        adapter_config=json.loads(form["form"]["adapter-config"]),
+        record=json.loads(form["form"]["record"]),
+    )
+
+
+def _questions(node_ids: list[int], ttl: float | None) -> list[Message]:
+    """Ask all sites what they have, and the first one for the adapter too."""
+    return [_question(node_id, ttl, adapter=node_id == node_ids[0]) for node_id in node_ids]
+
+
+def _question(node_id: int, ttl: float | None, *, adapter: bool) -> Message:
+    content = RecordDict({"ask": ConfigRecord({"adapter": adapter})})
+    return Message(content, node_id, MessageType.QUERY, ttl=ttl)
+
+
+def _form(grid: Grid, node_id: int, deadline_s: float | None) -> RecordDict:
+    """Ask another site for the adapter, where the first one did not answer."""
+    (reply,) = receive(grid, [_question(node_id, deadline_s, adapter=True)], deadline_s=deadline_s)
+    if reply.has_error():
+        raise ValueError(f"no site sent the fresh adapter: {reply.error.reason}")
+    return reply.content
+
+
+def _info(node_id: int, site: ConfigRecord) -> SiteInfo:
+    return SiteInfo(
+        node_id,
+        int(site["index"]),
+        str(site["name"]),
+        int(site["rows"]),
+        str(site["data-digest"]),
+    )
+
+
+def _by_value(described: dict[int, ConfigRecord], what: str) -> str:
+    names: dict[str, list[str]] = {}
+    for site in described.values():
+        names.setdefault(str(site[what]), []).append(str(site["name"]))
+    return "; ".join(f"{value}: {', '.join(sites[:5])}" for value, sites in names.items())

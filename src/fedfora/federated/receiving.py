@@ -1,0 +1,67 @@
+"""Messages out, replies in: in a stable order, within a deadline, one reply for every message.
+
+The deadline counts the seconds in which nothing came, not those in which a reply was being taken.
+The embedded engine lets a site work while its reply is pulled; it keeps each site's own time, by
+the message's time to live, and says itself who was late.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Error, Message
+from flwr.serverapp import Grid
+
+logger = logging.getLogger(__name__)
+
+POLL_INTERVAL_S = 0.1
+NO_REPLY = 4  # Flower's error code for a reply that is not there
+
+
+def receive(
+    grid: Grid, messages: Iterable[Message], *, deadline_s: float | None = None
+) -> Iterator[Message]:
+    """Send messages and yield one reply for each, in their order, as soon as that allows.
+
+    A site that cannot be reached, or does not answer in time, is answered for with an error reply.
+    Replies to anything but these messages are ignored.
+
+    Args:
+        grid: The engine.
+        messages: What to send.
+        deadline_s: Longest time to wait, in seconds; None waits for ever.
+    """
+    messages = list(messages)
+    pushed = set(grid.push_messages(messages))
+    sent = {message.metadata.message_id: message for message in messages}
+    pending = {message_id: None for message_id in sent if message_id in pushed}
+    arrived: dict[str, Message] = {}
+    left_s = float("inf") if deadline_s is None else deadline_s
+    for message_id, message in sent.items():
+        while message_id in pending and left_s > 0:
+            started = time.monotonic()
+            replies = _expected(grid.pull_messages(pending), pending)
+            arrived |= replies
+            if not replies:
+                time.sleep(min(POLL_INTERVAL_S, left_s))
+                left_s -= time.monotonic() - started
+        if message_id in arrived:
+            yield arrived.pop(message_id)
+        else:
+            reason = (
+                f"no answer within {deadline_s:g} s" if message_id in pending else "unreachable"
+            )
+            yield Message(Error(NO_REPLY, reason), reply_to=message)
+
+
+def _expected(replies: Iterable[Message], pending: dict[str, None]) -> dict[str, Message]:
+    """Return the replies to pending messages by the message's id, and strike those off."""
+    found = {}
+    for reply in replies:
+        message_id = reply.metadata.reply_to_message_id
+        if message_id in pending:
+            del pending[message_id]
+            found[message_id] = reply
+        else:
+            logger.warning("ignored a reply to a message that is not waited for")
+    return found

@@ -1,0 +1,29 @@
+"""What there is to see of a federation while it runs."""
+
+from typing import Any
+
+from fedfora.federated.strategy import RoundWatcher
+
+
+class RoundView(RoundWatcher):
+    """Whoever watches a federation; this one looks away."""
+
+    def resumed(self, round_number: int) -> None:
+        """The run goes on after this round."""
+
+    def absent(self, site: str, reason: str) -> None:
+        """A site takes no part in the run."""
+
+    def round_started(self, round_number: int, num_rounds: int, sites: list[str]) -> None:
+        """A round begins with these sites."""
+
+    def evaluated(self, num_rows: int) -> None:
+        """So many more test rows were answered."""
+
+    def round_finished(
+        self, round_number: int, loss: float, validation_loss: float | None, scores: dict[str, Any]
+    ) -> None:
+        """A round is over; `scores` is empty where nothing was evaluated."""
+
+    def stopped_early(self, best_round: int) -> None:
+        """The run ends, as nothing became better after this round."""

@@ -1,0 +1,294 @@
+"""The rounds of a federation: train, screen, fold, judge, record, keep; from any checkpoint on.
+
+The order within a round decides what a kill can do. The round's lines go to metrics.jsonl, then
+the checkpoint appears, then `best` and old checkpoints follow it. A resumed run cuts metrics.jsonl
+where the checkpoint says and repeats what came after; since every draw derives from the seed and
+the round, it comes to the same numbers.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from safetensors import SafetensorError
+
+from fedfora.adapter.state import unfold
+from fedfora.config import Scalar
+from fedfora.data.loading import load_examples
+from fedfora.evaluation.evaluate import evaluate
+from fedfora.federated.aggregation import RULES, Update
+from fedfora.federated.agreement import Agreement, agree
+from fedfora.federated.checkpoint import (
+    BEST,
+    Progress,
+    find_checkpoints,
+    load_checkpoint,
+    prune,
+    publish_best,
+    remove,
+    save_checkpoint,
+)
+from fedfora.federated.quorum import Ledger
+from fedfora.federated.receiving import receive
+from fedfora.federated.round_view import RoundView
+from fedfora.federated.screening import Limits
+from fedfora.federated.selection import Selection, judging_score
+from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.federated.site import open_workplace
+from fedfora.federated.site_memory import SITES
+from fedfora.federated.strategy import AdapterStrategy
+from fedfora.federated.transport import pack, payload_bytes, unpack
+from fedfora.models.saving import save_adapter
+from fedfora.reporting.record import RunRecord
+
+SITE_TABLE = "sites.json"
+
+
+def run_rounds(grid: Grid, run_config: Mapping[str, Scalar], view: RoundView) -> None:
+    """Agree with the sites, then run all rounds that are still to be run.
+
+    Raises:
+        ValueError: If the sites hold different base models, a round has no quorum, or the run
+            directory cannot be written; what is finished is kept, and can be gone on from.
+    """
+    settings = from_run_config(run_config)
+    directory = Path(settings.run.output_dir)
+    resuming = settings.rounds.resume is not None
+    progress = load_checkpoint(directory) if resuming else None
+    if resuming:
+        record = RunRecord.reopened(directory, progress.metrics_bytes if progress else 0)
+    else:
+        record = RunRecord(directory, overwrite=settings.run.overwrite_output_dir)
+        _forget_earlier_run(directory)
+        record.write_config({name: asdict(getattr(settings, name)) for name in asdict(settings)})
+
+    def absent(site: str, reason: str) -> None:
+        record.log("absent", site=site, reason=reason)
+        view.absent(site, reason)
+
+    agreement = agree(grid, deadline_s=settings.rounds.start_deadline, on_absent=absent)
+    if progress is None:
+        record.write_environment(
+            seed=settings.train.seed, base_fingerprint=agreement.base_fingerprint
+        )
+        record.write_json(SITE_TABLE, agreement.site_table())
+        progress = Progress(0, unpack(agreement.first, agreement.layout))
+    else:
+        _check_same_world(directory, agreement)
+        record.log("resumed", after_round=progress.round_number)
+        view.resumed(progress.round_number)
+    _Rounds(grid, run_config, settings, record, agreement, view).run(progress)
+
+
+def limits_of(settings: FederationSettings) -> Limits:
+    """Return what is refused: by default no weight that a site's steps cannot have earned."""
+    train, rounds = settings.train, settings.rounds
+    rows = (
+        settings.federation.local_steps
+        * train.per_device_train_batch_size
+        * train.gradient_accumulation_steps
+    )
+    infinity = float("inf")
+    return Limits(
+        max_weight=rounds.max_weight or rows * settings.data.max_target_length,
+        max_update_norm=rounds.max_update_norm or infinity,
+        max_norm_ratio=rounds.max_norm_ratio or infinity,
+    )
+
+
+class _Rounds:
+    """The rounds of one run."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        run_config: Mapping[str, Scalar],
+        settings: FederationSettings,
+        record: RunRecord,
+        agreement: Agreement,
+        view: RoundView,
+    ) -> None:
+        self.grid = grid
+        self.run_config = run_config
+        self.settings = settings
+        self.record = record
+        self.agreement = agreement
+        self.view = view
+        self.ledger = Ledger(record, view, settings.rounds)
+        self.strategy = AdapterStrategy(
+            RULES[settings.federation.aggregation],
+            agreement.sites,
+            agreement.layout,
+            base_fingerprint=agreement.base_fingerprint,
+            limits=limits_of(settings),
+            clients_per_round=settings.federation.clients_per_round,
+            deadline_s=settings.rounds.round_deadline,
+            seed=settings.train.seed,
+            watcher=self.ledger,
+        )
+
+    def run(self, progress: Progress) -> None:
+        """Run the rounds after `progress`, and leave the last adapter in the run directory."""
+        self.strategy.restore(progress.server)
+        if progress.selection.best_round:
+            publish_best(self.record.directory, progress.selection.best_round)
+        patience = self.settings.rounds.early_stopping_patience
+        while progress.round_number < self.settings.federation.num_rounds:
+            if progress.selection.is_over(patience):
+                self.record.log("stopped_early", best_round=progress.selection.best_round)
+                self.view.stopped_early(progress.selection.best_round)
+                break
+            try:
+                progress = self._keep(self._play(progress))
+            except (OSError, SafetensorError) as error:
+                raise self._cannot_write(progress.round_number, error) from error
+        self._save_adapter(progress.adapter, self.record.directory)
+
+    def _play(self, before: Progress) -> Progress:
+        """Train, fold and judge one round."""
+        number = before.round_number + 1
+        sent = pack(before.adapter, self.agreement.layout)
+        drawn = [site.name for site in self.strategy.sample(number)]
+        self.ledger.open(number, drawn)
+        self.view.round_started(number, self.settings.federation.num_rounds, drawn)
+        aggregated, metrics = self.strategy.aggregate_train(
+            number,
+            receive(
+                self.grid,
+                self.strategy.configure_train(number, sent, ConfigRecord(), self.grid),
+                deadline_s=self.settings.rounds.round_deadline,
+            ),
+        )
+        self.ledger.check_quorum()
+        assert aggregated is not None
+        assert metrics is not None  # there is a quorum, so there is something
+        adapter = self._finite(number, aggregated)
+        selection, validation, scores = self._judge(before.selection, number, aggregated, metrics)
+        self.record.log(
+            "round",
+            round=number,
+            loss=metrics["loss"],
+            sites=[contribution.to_line() for contribution in self.ledger.used],
+            rejected=self.ledger.refused,
+            downlink_bytes_per_site=payload_bytes(sent),
+            **validation,
+            scores=scores,
+        )
+        loss = float(metrics["loss"])
+        self.view.round_finished(number, loss, validation.get("validation_loss"), scores)
+        return Progress(
+            number, adapter, self.strategy.state(), selection, self.record.metrics_bytes()
+        )
+
+    def _judge(
+        self, selection: Selection, number: int, arrays: ArrayRecord, metrics: MetricRecord
+    ) -> tuple[Selection, dict[str, Any], dict[str, Any]]:
+        """Judge the rounds that can be judged now; return the selection, and what to record.
+
+        Sites judge the adapter they receive, so the loss that comes with a round is that of the
+        round before; after the last round they are asked once more.
+        """
+        federation = self.settings.federation
+        last = number == federation.num_rounds
+        scores = self._score(arrays) if number % federation.eval_rounds == 0 or last else {}
+        validation: dict[str, Any] = {}
+        received = metrics.get("validation-loss")
+        if received is not None:
+            validation["received_validation_loss"] = received
+            if number > 1:
+                selection = selection.judged(number - 1, float(received), lower_is_better=True)
+            if last and (loss := self._ask_for_validation(number, arrays)) is not None:
+                validation["validation_loss"] = loss
+                selection = selection.judged(number, loss, lower_is_better=True)
+        elif (score := judging_score(scores)) is not None:
+            selection = selection.judged(number, score, lower_is_better=False)
+        return selection, validation, scores
+
+    def _ask_for_validation(self, number: int, arrays: ArrayRecord) -> float | None:
+        questions = self.strategy.configure_evaluate(number, arrays, ConfigRecord(), self.grid)
+        deadline_s = self.settings.rounds.round_deadline
+        metrics = self.strategy.aggregate_evaluate(
+            number, receive(self.grid, questions, deadline_s=deadline_s)
+        )
+        return None if metrics is None else float(metrics["validation-loss"])
+
+    def _score(self, arrays: ArrayRecord) -> dict[str, Any]:
+        """Return the scores on the common test rows; none where there are no such rows."""
+        settings = self.settings
+        if settings.data.test_file is None:
+            return {}
+        examples = load_examples(settings.data.test_file, settings.data)
+        workplace = open_workplace(self.run_config)
+        workplace.load(unpack(arrays, self.agreement.layout))
+        return evaluate(
+            workplace.model,
+            workplace.base.tokenizer,
+            examples[: settings.evaluation.max_eval_samples],
+            workplace.prompts,
+            batch_size=settings.evaluation.per_device_eval_batch_size,
+            max_new_tokens=settings.evaluation.max_new_tokens,
+            on_batch=self.view.evaluated,
+        ).scores
+
+    def _keep(self, progress: Progress) -> Progress:
+        """Write the checkpoint; then let `best` and the older checkpoints follow it."""
+        directory, best_round = self.record.directory, progress.selection.best_round
+        save_checkpoint(directory, progress, partial(self._save_adapter, progress.adapter))
+        if best_round:
+            publish_best(directory, best_round)
+        prune(directory, keep=self.settings.rounds.checkpoints_kept, best_round=best_round)
+        return progress
+
+    def _save_adapter(self, adapter: Update, directory: Path) -> None:
+        state = unfold(
+            adapter, seed=self.settings.train.seed, inner_dim=self.settings.adapter.inner_dim
+        )
+        save_adapter(directory, state, self.agreement.adapter_config, self.agreement.record)
+
+    def _finite(self, number: int, aggregated: ArrayRecord) -> Update:
+        try:
+            return unpack(aggregated, self.agreement.layout)
+        except ValueError as error:
+            names = ", ".join(contribution.site for contribution in self.ledger.used[:10])
+            raise ValueError(
+                f"round {number}: what the updates of {names} come to is no adapter: {error}"
+            ) from error
+
+    def _cannot_write(self, last_round: int, error: Exception) -> ValueError:
+        directory = self.record.directory
+        return ValueError(
+            f"round {last_round + 1}: the run directory cannot be written: {error}. "
+            f"Rounds up to {last_round} are kept: make room and go on with --resume {directory}"
+        )
+
+
+def _forget_earlier_run(directory: Path) -> None:
+    """Remove what an overwritten run left; its configuration went first, so it cannot come back."""
+    for path in [*find_checkpoints(directory).values(), directory / BEST]:
+        remove(path)
+    shutil.rmtree(directory / SITES, ignore_errors=True)
+
+
+def _check_same_world(directory: Path, agreement: Agreement) -> None:
+    """Raise unless base model and rows are those of the run that is gone on with.
+
+    Raises:
+        ValueError: Naming what changed.
+    """
+    environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+    if environment["base_fingerprint"] != agreement.base_fingerprint:
+        raise ValueError(
+            f"--resume {directory}: the run began on base model {environment['base_fingerprint']}, "
+            f"this is {agreement.base_fingerprint}"
+        )
+    table = json.loads((directory / SITE_TABLE).read_text(encoding="utf-8"))
+    known = {site["index"]: site for site in table}
+    for site in agreement.site_table():
+        if known.get(site["index"]) != site:
+            raise ValueError(f"--resume {directory}: the rows of {site['name']} have changed")
