@@ -116,8 +116,9 @@ def _options(decoding: Decoding) -> dict[str, Any]:
         "repetition_penalty": decoding.repetition_penalty,
     }
     if decoding.do_sample:
-        names = ("temperature", "top_p", "top_k")
-        options |= {name: getattr(decoding, name) for name in names}
+        options["temperature"] = decoding.temperature
+        options["top_p"] = decoding.top_p
+        options["top_k"] = decoding.top_k
     return options
 
 
