@@ -3,8 +3,7 @@
 Both are greedy with a KV cache, in float32, in turns in one process; the answers must be equal.
 `demo`: the bundled base with a briefly trained adapter, whose answers end by themselves. `merged`:
 the same with the adapter inside the weights. `wide`: a Llama of hidden size 256 with random weights
-and a fresh adapter, whose answers run to their limit. Then the answers of 4-bit bases, where a batch
-may round otherwise: the share that is equal.
+and a fresh adapter, whose answers run to their limit. `demo_nf4`: the demo's on a 4-bit base.
 
     OMP_NUM_THREADS=1 python benchmarks/prediction.py
 """

@@ -90,7 +90,7 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
         (
             "predict --ori_model_dir clinic-base --test_path clinic:test "
             "--output_dir {d}/good.json/out",
-            "good.json is not a directory",
+            "good.json/out cannot be written",
         ),
         ("evaluate --predictions_file {d}/broken.json", "broken.json, line 2: broken JSON"),
         ("evaluate --predictions_file {d}/good.json", 'line 1: no "prediction" to score'),

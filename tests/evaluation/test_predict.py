@@ -1,11 +1,11 @@
 """`fedfora predict`: the original's command, resumed runs, other and merged bases, bad input."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,7 +16,10 @@ from fedfora.cli.main import main
 from fedfora.evaluation import journal as journal_module
 from fedfora.models.loading import model_path
 
-FILES = {"config.yaml", "environment.json", "metrics.jsonl", "predictions.jsonl", "scores.json"}
+FILES = {
+    *("config.yaml", "environment.json", "metrics.jsonl", "card.json", "report.html"),
+    *("predictions.jsonl", "scores.json"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +196,13 @@ def test_prompts_are_as_in_training_unless_told_otherwise(predict, tmp_path, mon
     from fedfora.evaluation import task
 
     layouts = []
-    encode = task.encode_prompt
+    encode = task.encode_prompts
 
-    def spy(example, tokenizer, layout):
+    def spy(examples, tokenizer, layout):
         layouts.append(layout)
-        return encode(example, tokenizer, layout)
+        return encode(examples, tokenizer, layout)
 
-    monkeypatch.setattr(task, "encode_prompt", spy)
+    monkeypatch.setattr(task, "encode_prompts", spy)
     assert predict("p", rows=1) == 0
     assert predict("q", "--max_src_len", "512", "--source_prefix", "Now: ", rows=1) == 0
     assert (layouts[0].max_source_length, layouts[0].max_target_length) == (512, 48)
@@ -232,7 +235,7 @@ def test_a_base_without_tokenizer_is_refused(tmp_path, predict, capsys):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(Path(model_path("clinic-base")) / name, tmp_path)
     assert predict("p", "--ori_model_dir", tmp_path) == 2
-    assert "no tokenizer there" in capsys.readouterr().err
+    assert "comes without a tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
 
 
@@ -331,13 +334,16 @@ def test_a_full_disk_keeps_what_there_is_and_says_so(predict, tmp_path, monkeypa
 def test_a_disk_too_full_is_refused_before_any_work(predict, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 1))
     assert predict("p") == 2
-    assert "the disk has 0 MiB left" in capsys.readouterr().err
+    assert "disk has 0 MiB left" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
 
 
 def test_a_read_only_directory_is_refused_before_any_work(predict, tmp_path, monkeypatch, capsys):
     # By what the system says: permissions alone would not stop a superuser's test.
-    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    def refuse(**options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     assert predict("p") == 2
-    assert "cannot be written to" in capsys.readouterr().err
+    assert "Read-only file system" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()

@@ -29,11 +29,9 @@ def run(argv: Sequence[str]) -> None:
 
     from fedfora.cli.quiet import quiet
     from fedfora.evaluation.score_file import score_file
-    from fedfora.reporting.record import check_writable, write_text
+    from fedfora.reporting.record import write_text
 
     quiet()
-    if settings.scores_file is not None:
-        check_writable(Path(settings.scores_file).parent)
     scores = score_file(
         settings.predictions_file,
         metrics=settings.metrics,
@@ -42,6 +40,9 @@ def run(argv: Sequence[str]) -> None:
         seed=settings.seed,
     )
     if settings.scores_file is not None:
-        write_text(Path(settings.scores_file), json.dumps(scores, indent=2) + "\n")
+        try:
+            write_text(Path(settings.scores_file), json.dumps(scores, indent=2) + "\n")
+        except OSError as error:
+            raise ValueError(f"--scores_file {settings.scores_file}: {error}") from error
     for line in score_lines(scores):
         print(line)

@@ -1,22 +1,38 @@
 """A model and held-out examples to predictions and scores."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
 from fedfora.evaluation.generate import Decoding, generate
 from fedfora.evaluation.metrics import Answer
+from fedfora.evaluation.output import write_predictions
 from fedfora.evaluation.scores import kind_of, score
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions for every row, and their scores; none where a row has no reference."""
+    """Predictions for every row, and their scores; none where a row has no reference.
+
+    Args:
+        predictions: What the model wrote, in the order of the rows.
+        scores: The scores of all rows together.
+        row_scores: The scores of each row.
+        kind: The kind of task that they were scored as; None for unscored ones.
+    """
 
     predictions: list[str]
-    scores: dict[str, Any]
+    scores: dict[str, Any] = field(default_factory=dict)
+    row_scores: list[dict[str, float]] = field(default_factory=list)
+    kind: str | None = None
+
+    def write(self, path: Path, examples: list[Example]) -> None:
+        """Write predictions.jsonl, one object per row."""
+        answers = [{"prediction": prediction} for prediction in self.predictions]
+        write_predictions(path, examples, answers, dict(enumerate(self.row_scores)), self.kind)
 
 
 def evaluate(
@@ -49,17 +65,13 @@ def evaluate(
         batch_size=batch_size,
         on_batch=on_batch,
     )
-    answers = answers_of(examples, predictions)
-    if len(answers) < len(examples):
-        return Evaluation(predictions, {})
-    kind = kind_of([answer.reference for answer in answers])
-    return Evaluation(predictions, score(answers, kind).summary)
-
-
-def answers_of(examples: list[Example], predictions: list[str]) -> list[Answer]:
-    """Return what can be scored: the rows that have a reference."""
-    return [
+    answers = [
         Answer(prediction, example.output, prompt=example.prompt)
         for example, prediction in zip(examples, predictions, strict=True)
         if example.output is not None
     ]
+    if len(answers) < len(examples):
+        return Evaluation(predictions)
+    kind = kind_of([answer.reference for answer in answers])
+    scores = score(answers, kind)
+    return Evaluation(predictions, scores.summary, scores.rows, kind)

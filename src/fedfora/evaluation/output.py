@@ -16,7 +16,7 @@ from fedfora.data.loading import Example
 from fedfora.evaluation.choice import parse_choice
 from fedfora.evaluation.settings import PredictSettings
 from fedfora.evaluation.triples import parse_triples
-from fedfora.reporting.record import check_writable, write_text
+from fedfora.reporting.record import check_disk_space, check_output_dir, write_text
 
 PREDICTIONS = "predictions.jsonl"
 PARTIAL = "predictions.partial.jsonl"
@@ -58,7 +58,8 @@ def check_output(settings: PredictSettings, examples: list[Example], identity: s
     directory = Path(settings.predict.output_dir)
     tokens = len(examples) * (settings.evaluation.max_new_tokens or 0)
     text = sum(len(e.prompt.encode()) + len((e.output or "").encode()) for e in examples)
-    check_writable(directory, num_bytes=2 * (text + tokens * _BYTES_PER_TOKEN))
+    check_output_dir(directory, overwrite=True)
+    check_disk_space(directory, 2 * (text + tokens * _BYTES_PER_TOKEN))
     held = [n for n in ("config.yaml", PREDICTIONS, PARTIAL) if (directory / n).exists()]
     if held and not settings.predict.overwrite_output_dir and _held(directory) != identity:
         raise ValueError(

@@ -26,6 +26,7 @@ from fedfora.evaluation.settings import PredictSettings
 from fedfora.evaluation.task import Task, prepare
 from fedfora.models.fingerprint import describe, fingerprint, same_model
 from fedfora.models.loading import Base, load_adapter, load_base, merge_adapter
+from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord, write_text
 from fedfora.reporting.view import View
 
@@ -146,6 +147,7 @@ def _generate(
         write_text(record.directory / SCORES, json.dumps(scores, indent=2) + "\n")
     seconds = time.monotonic() - started
     record.log("predicted", rows=len(left), rows_per_s=len(left) / seconds, scores=scores)
+    finish_run(record)
     journal.remove()
     return scores
 
@@ -218,4 +220,5 @@ def _measure_loss(
     scores = loss_scores(likelihoods)
     write_text(record.directory / SCORES, json.dumps(scores, indent=2) + "\n")
     record.log("measured", **scores)
+    finish_run(record)
     return scores

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedfora.data.encoding import PromptFormat, encode_prompt, prompt_format
-from fedfora.data.loading import DataError, Example, load_examples
+from fedfora.data.encoding import PromptFormat, encode_prompts, prompt_format
+from fedfora.data.loading import DataError, Example, load_chosen
 from fedfora.evaluation.choice import letters_of
 from fedfora.evaluation.output import check_output, identity_of
 from fedfora.evaluation.scores import check_packages, kind_of
@@ -60,16 +60,16 @@ def prepare(settings: PredictSettings) -> Task:
             flag, or the file and the line.
     """
     predict = settings.predict
-    test_file = settings.data.test_file
-    if test_file is None:
-        raise ValueError("--test_file is missing: a file, or clinic:test")
     if predict.metrics != "auto" and predict.do_eval and predict.predict_with_generate:
         check_packages(predict.metrics)
     adapter_dir = _adapter_dir(predict.model_dir, predict.checkpoint_dir)
     record = {} if adapter_dir is None else _record(adapter_dir, predict.model_dir)
     settings = _with_base(settings, adapter_dir, record)
-    examples = load_examples(
-        test_file, settings.data, answers_needed=not predict.predict_with_generate
+    examples = load_chosen(
+        settings.data.test_file,
+        settings.data,
+        flag="--test_file",
+        answers_needed=not predict.predict_with_generate,
     )[: settings.evaluation.max_eval_samples]
     kind, options = _kind(settings, examples)
     tokenizer = load_tokenizer(settings.model)
@@ -79,7 +79,7 @@ def prepare(settings: PredictSettings) -> Task:
         settings = replace(settings, evaluation=longest)
     identity = identity_of(settings, examples, adapter_dir)
     check_output(settings, examples, identity)
-    prompts = [encode_prompt(example, tokenizer, layout) for example in examples]
+    prompts = encode_prompts(examples, tokenizer, layout)
     _check_context(settings, prompts)
     return Task(settings, examples, prompts, options, kind, adapter_dir, record, layout, identity)
 
@@ -170,8 +170,9 @@ def _check_context(settings: PredictSettings, prompts: list[list[int]]) -> None:
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     length, answer = len(prompts[longest]), settings.evaluation.max_new_tokens or 0
     if limit is not None and length + answer > limit:
+        source = settings.data.test_file or settings.data.dataset
         raise ValueError(
-            f"{settings.data.test_file}, row {longest + 1}: {length} tokens of prompt and "
-            f"{answer} of answer (--max_new_tokens) exceed the {limit} that "
-            f"{settings.model.model_name_or_path} can hold (--max_source_length)"
+            f"{source}, row {longest + 1}: {length} tokens of prompt and {answer} of answer "
+            f"(--max_new_tokens) exceed the {limit} that {settings.model.model_name_or_path} can "
+            "hold (--max_source_length)"
         )

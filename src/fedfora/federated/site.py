@@ -14,15 +14,15 @@ from typing import Any
 from fedfora._seeds import derive_seed
 from fedfora.adapter.state import State, fold, read_state, unfold, write_state
 from fedfora.config import Scalar
-from fedfora.data.encoding import PromptFormat, encode_examples, prompt_format
-from fedfora.data.loading import Example, load_examples
+from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
+from fedfora.data.loading import Example, load_chosen
 from fedfora.data.partition import partition
 from fedfora.evaluation.loss import answer_loss
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record
-from fedfora.training.local import Encoded, LocalResult, train_locally
+from fedfora.training.local import LocalResult, train_locally
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
@@ -180,9 +180,7 @@ def _workplace(items: tuple[tuple[str, Scalar], ...]) -> Workplace:
 
 
 def _partition(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:
-    if settings.data.train_file is None:
-        raise ValueError("--train_file is missing: a file, or clinic")
-    examples = load_examples(settings.data.train_file, settings.data)
+    examples = load_chosen(settings.data.train_file, settings.data, flag="--train_file")
     federation = settings.federation
     parts = partition(
         examples,

@@ -5,6 +5,8 @@ two bases are the same model, however each was loaded.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,11 +25,12 @@ def fingerprint(base: Base) -> str:
     on the base.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(base.model.state_dict().items()):
+    for name, tensor in sorted(base.model.state_dict(keep_vars=True).items()):
         if isinstance(tensor, torch.Tensor):
-            raw = tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8)
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            digest.update(raw.numpy().data)
+            with _whole(tensor) as whole:
+                raw = whole.detach().to("cpu").contiguous().flatten().view(torch.uint8)
+                digest.update(f"{name}:{whole.dtype}:{tuple(whole.shape)}".encode())
+                digest.update(raw.numpy().data)
     vocabulary = sorted(base.tokenizer.get_vocab().items())
     digest.update(repr((vocabulary, base.tokenizer.chat_template)).encode())
     return digest.hexdigest()[:16]
@@ -46,9 +49,10 @@ def describe(base: Base) -> dict[str, Any]:
 
 def sketch(base: Base) -> str:
     """Return numbers from the embedding, which no quantization touches, evenly spread over it."""
-    weight = base.model.get_input_embeddings().weight.detach().flatten()
-    places = torch.linspace(0, len(weight) - 1, SKETCH_NUMBERS, dtype=torch.float64).long()
-    numbers = weight[places.to(weight.device)].float().cpu().tolist()
+    with _whole(base.model.get_input_embeddings().weight) as whole:
+        weight = whole.detach().flatten()
+        places = torch.linspace(0, len(weight) - 1, SKETCH_NUMBERS, dtype=torch.float64).long()
+        numbers = weight[places.to(weight.device)].float().cpu().tolist()
     return " ".join(f"{number:.4g}" for number in numbers)
 
 
@@ -56,3 +60,23 @@ def same_model(one: str, other: str) -> bool:
     """Say whether two sketches are of the same model, but for the rounding of number formats."""
     a, b = (torch.tensor([float(n) for n in text.split()]) for text in (one, other))
     return len(a) == len(b) and bool((a - b).norm() <= SKETCH_TOLERANCE * max(a.norm(), b.norm()))
+
+
+def fingerprint_of_rows(encoded: list[dict[str, list[int]]]) -> str:
+    """Return a digest of encoded rows, in their order."""
+    digest = hashlib.sha256()
+    for row in encoded:
+        digest.update(repr((row["input_ids"], row["labels"])).encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _whole(tensor: Any) -> Iterator[Any]:
+    """Give a weight that DeepSpeed ZeRO-3 has shared out as a whole, for a moment."""
+    if not hasattr(tensor, "ds_id"):
+        yield tensor
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(tensor):
+        yield tensor

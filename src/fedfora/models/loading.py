@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
@@ -38,17 +41,23 @@ def load_base(settings: ModelArguments) -> Base:
     Raises:
         ValueError: If no model is named, or the directory holds none, or no tokenizer.
     """
-    tokenizer = load_tokenizer(settings)
-    name = str(settings.model_name_or_path)
+    path, name = _path_of(settings), str(settings.model_name_or_path)
+    tokenizer = _tokenizer_at(path, settings)
+    sharded = is_deepspeed_zero3_enabled()
+    if sharded and settings.quantization != "none":
+        raise ValueError(
+            f"--quantization {settings.quantization}: DeepSpeed ZeRO-3 shares out weights as they "
+            "are; use --quantization none, or ZeRO-2"
+        )
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            _path_of(settings),
+            path,
             cache_dir=settings.cache_dir,
             dtype=_dtype(settings),
             quantization_config=_quantization(settings),
-            device_map={"": _device(settings)},
+            device_map=None if sharded else {"": _device(settings)},
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
     model.name_or_path = name  # PEFT records this; the directory a hub or package gave is no name
     model.requires_grad_(False)
@@ -64,13 +73,18 @@ def load_tokenizer(settings: ModelArguments) -> Any:
     Raises:
         ValueError: If no model is named, or it has no tokenizer.
     """
+    return _tokenizer_at(_path_of(settings), settings)
+
+
+def _tokenizer_at(path: str, settings: ModelArguments) -> Any:
+    config = _config_at(path, settings)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_path_of(settings), cache_dir=settings.cache_dir)
+        tokenizer = AutoTokenizer.from_pretrained(path, config=config, cache_dir=settings.cache_dir)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # all were seen
-        _config_of(settings)  # the message for a name that is no model at all
         raise ValueError(
-            f"--model_name_or_path {settings.model_name_or_path}: no tokenizer there "
-            f"(tokenizer.json or tokenizer.model beside the weights): {_first_line(error)}"
+            f"--model_name_or_path {settings.model_name_or_path}: the model comes without a "
+            "tokenizer that can be read; put its files into the same directory: "
+            f"{_first_line(error)}"
         ) from error
     if not tokenizer.get_vocab():
         raise ValueError(f"{settings.model_name_or_path}: its tokenizer knows no token at all")
@@ -85,7 +99,7 @@ def context_length(settings: ModelArguments) -> int | None:
     Raises:
         ValueError: If the model has no configuration that transformers can read.
     """
-    text = _config_of(settings).get_text_config()
+    text = _config_at(_path_of(settings), settings).get_text_config()
     for key in ("max_position_embeddings", "model_max_length", "n_positions", "seq_length"):
         if isinstance(length := getattr(text, key, None), int):
             return length
@@ -193,8 +207,8 @@ def _path_of(settings: ModelArguments) -> str:
     return model_path(settings.model_name_or_path, hub=settings.hub, cache_dir=settings.cache_dir)
 
 
-def _config_of(settings: ModelArguments) -> Any:
-    name, path = settings.model_name_or_path, _path_of(settings)
+def _config_at(path: str, settings: ModelArguments) -> Any:
+    name = settings.model_name_or_path
     try:
         return AutoConfig.from_pretrained(path, cache_dir=settings.cache_dir)
     except (OSError, ValueError) as error:
@@ -208,11 +222,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _device(settings: ModelArguments) -> str:
+    """The CPU, or this process's GPU: launchers say which in LOCAL_RANK."""
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return gpu if torch.cuda.is_available() else "cpu"
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch sees no GPU here (--device cpu)")
-    return settings.device
+    return gpu if settings.device == "cuda" else settings.device
 
 
 def _dtype(settings: ModelArguments) -> Any:

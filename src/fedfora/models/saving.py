@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from fedfora.adapter.state import State
 from fedfora.data.encoding import PromptFormat
+from fedfora.reporting.model_card import model_card
+from fedfora.reporting.record import write_text
 
 RECORD = "fedfora.json"
 
@@ -36,30 +38,7 @@ def save_adapter(
     beside.replace(directory / "adapter_model.safetensors")
     _write_json(directory / "adapter_config.json", adapter_config)
     _write_json(directory / RECORD, record)
-    (directory / "README.md").write_text(model_card(adapter_config), encoding="utf-8")
-
-
-def model_card(adapter_config: dict[str, Any]) -> str:
-    """Return the adapter's README.md: what it is and how to load it."""
-    base = adapter_config["base_model_name_or_path"]
-    return f"""---
-base_model: {base}
-library_name: peft
-tags:
-- fora
----
-# FoRA adapter of rank {adapter_config["r"]} for {base}
-
-```python
-import fedfora  # makes PEFT know the adapter type FORA
-from peft import AutoPeftModelForCausalLM
-
-model = AutoPeftModelForCausalLM.from_pretrained("THIS_DIRECTORY")
-```
-
-Without fedfora: `fedfora export --model_dir THIS_DIRECTORY --output_dir LORA` writes the same
-adapter as LoRA. `fedfora.json` holds the prompt format it was trained with.
-"""
+    write_text(directory / "README.md", model_card(adapter_config))
 
 
 def read_adapter(directory: str | Path) -> State:

@@ -9,16 +9,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import DataCollatorForSeq2Seq, PrinterCallback
 
+from fedfora.data.encoding import Encoded
+from fedfora.training.long_run import LongRun
+from fedfora.training.private_gradient import RecordPrivacy
+from fedfora.training.private_trainer import PrivateTrainer, private_arguments
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
 from fedfora.training.trainer_arguments import loraplus_optimizer, trainer_arguments
-
-Encoded = list[dict[str, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ def train_locally(
     stretch: Stretch,
     seed: int,
     on_step: Callable[[StepReport], None] = lambda report: None,
+    long_run: LongRun | None = None,
+    privacy: RecordPrivacy | None = None,
 ) -> LocalResult:
     """Train the model's active adapter in place on encoded rows.
 
@@ -60,12 +65,20 @@ def train_locally(
         stretch: Which steps of which schedule to take.
         seed: Seed of the order of rows and of dropout.
         on_step: Called after every optimizer step.
+        long_run: Checkpoints, validation and reports; None for a client's few steps.
+        privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
     """
     with tempfile.TemporaryDirectory() as scratch:
+        where = {"output_dir": scratch} if long_run is None else long_run.trainer_arguments
         arguments = trainer_arguments(
-            settings, stretch, seed=seed, device=model.device.type, output_dir=scratch
+            settings,
+            stretch,
+            seed=seed,
+            device=model.device.type,
+            **(where | (private_arguments() if privacy else {})),
         )
-        trainer = AdapterTrainer(
+        make = long_run.make_trainer if long_run else _trainer_class(settings, privacy)
+        trainer = make(
             model=model,
             args=arguments,
             optimizer_cls_and_kwargs=loraplus_optimizer(
@@ -79,7 +92,7 @@ def train_locally(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(AfterStep(trainer, on_step))
         started = time.perf_counter()
-        output = trainer.train()
+        output = trainer.train() if long_run is None else long_run.train(trainer)
     model.eval()
     progress = trainer.progress
     return LocalResult(
@@ -89,3 +102,10 @@ def train_locally(
         tokens=progress.tokens,
         seconds=time.perf_counter() - started,
     )
+
+
+def _trainer_class(settings: TrainArguments, privacy: RecordPrivacy | None) -> Callable[..., Any]:
+    if privacy is None:
+        return AdapterTrainer
+    rows_at_a_time = settings.per_device_train_batch_size
+    return partial(PrivateTrainer, privacy=privacy, rows_at_a_time=rows_at_a_time)

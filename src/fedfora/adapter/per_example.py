@@ -1,0 +1,121 @@
+"""The gradients of single examples in a batch, from one backward pass over the batch.
+
+All of a FoRA layer's gradients follow from its input x and the gradient g of its update's output:
+with u = h (s K^T), h = A x, update = D u, for each example b (sums run over its tokens)
+
+    dD = g^T u        dK = s (g D)^T h        dA = (g D s K)^T x
+    dE = dK           dC = dK B^T             dB = C^T dK            as K = I + E + C B.
+
+So hooks on the modules A and D are enough: the core is folded once for the batch, and yet its
+gradient is known for every example. The base, quantized or not, is never looked at.
+
+Shape suffixes: B examples, L tokens, I inputs, O outputs, R rank, M inner width.
+"""
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedfora.adapter.layer import ForaLayer
+
+
+class PerExampleGradients:
+    """Collects gradients of shape `(B, ...)` for every trainable factor, while it is entered.
+
+    Raises:
+        ValueError: If something other than an adapter's factors is trainable, as its gradients
+            would not be seen.
+    """
+
+    def __init__(self, model: nn.Module, adapter_name: str = "default") -> None:
+        self.adapter_name = adapter_name
+        self.layers = [
+            module
+            for module in model.modules()
+            if isinstance(module, ForaLayer) and adapter_name in module.fora_A
+        ]
+        self._gradients: dict[nn.Parameter, Tensor] = {}
+        self._inputs: dict[ForaLayer, tuple[Tensor, Tensor]] = {}
+        self._handles: list[Any] = []
+        self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        own = {layer.factor(f, adapter_name).weight for layer in self.layers for f in "ABCDE"}
+        if foreign := sorted(name for p, name in self.names.items() if p not in own):
+            raise ValueError(
+                f"--privacy record: {foreign[0]} is trained too, and gradients of single examples "
+                "are known for FoRA's factors only"
+            )
+
+    def __enter__(self) -> "PerExampleGradients":
+        """Put the hooks on."""
+        for layer in self.layers:
+            A, D = (layer.factor(letter, self.adapter_name) for letter in "AD")
+            self._handles.append(A.register_forward_hook(self._after_A(layer)))
+            self._handles.append(D.register_forward_hook(self._after_D(layer)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._inputs.clear()
+
+    def take(self) -> dict[str, Tensor]:
+        """Return the gradients of the last backward pass by parameter name, and forget them."""
+        taken = {self.names[parameter]: grad for parameter, grad in self._gradients.items()}
+        self._gradients = {}
+        return taken
+
+    def _after_A(self, layer: ForaLayer) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], h_BLR: Tensor) -> None:
+            self._inputs[layer] = (inputs[0].detach(), h_BLR.detach())
+
+        return hook
+
+    def _after_D(self, layer: ForaLayer) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], update_BLO: Tensor) -> None:
+            x_BLI, h_BLR = self._inputs.pop(layer)
+            if x_BLI.dim() != 3:
+                raise ValueError(
+                    "--privacy record needs layers that see examples apart, got an input of shape "
+                    f"{tuple(x_BLI.shape)}"
+                )
+            u_BLR = inputs[0].detach()
+            if update_BLO.requires_grad:  # not in the first pass of gradient checkpointing
+                update_BLO.register_hook(  # type: ignore[no-untyped-call]
+                    lambda g: self._collect(layer, x_BLI, h_BLR, u_BLR, g)
+                )
+
+        return hook
+
+    @torch.no_grad()
+    def _collect(
+        self, layer: ForaLayer, x_BLI: Tensor, h_BLR: Tensor, u_BLR: Tensor, g_BLO: Tensor
+    ) -> None:
+        A, B, C, D, E = (layer.factor(letter, self.adapter_name) for letter in "ABCDE")
+        scaling, dtype = layer.scaling[self.adapter_name], E.weight.dtype
+        g_BLO, h_BLR, u_BLR = g_BLO.to(dtype), h_BLR.to(dtype), u_BLR.to(dtype)
+        gD_BLR = g_BLO @ D.weight
+        if E.weight.requires_grad:
+            dK_BRR = scaling * (gD_BLR.mT @ h_BLR)
+            self._add(E.weight, dK_BRR)
+            self._add(C.weight, dK_BRR @ B.weight.mT)
+            self._add(B.weight, C.weight.mT @ dK_BRR)
+        if D.weight.requires_grad:
+            self._add(D.weight, g_BLO.mT @ u_BLR)
+        if A.weight.requires_grad:
+            gh_BLR = gD_BLR @ (scaling * layer.core(self.adapter_name).mT)
+            self._add(A.weight, gh_BLR.mT @ x_BLI.to(dtype))
+
+    def _add(self, parameter: Any, gradient: Tensor) -> None:
+        if not parameter.requires_grad:
+            return
+        known = self._gradients.get(parameter)
+        self._gradients[parameter] = gradient if known is None else known + gradient

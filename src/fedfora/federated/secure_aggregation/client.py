@@ -1,0 +1,266 @@
+"""A site's side of the protocol: three answers a round, each given once, each after its checks.
+
+What the site must remember between two messages is a `Memory` of plain values, so that it can live
+wherever the engine keeps a site's state. The steps follow Bonawitz et al. 2017, Fig. 4
+(https://eprint.iacr.org/2017/281), with their first two merged: the channel keys are a run's.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedfora.federated.secure_aggregation.fixed_point import Words
+from fedfora.federated.secure_aggregation.graph import is_connected
+from fedfora.federated.secure_aggregation.keys import (
+    Identity,
+    SignedKey,
+    agree,
+    new_private_key,
+    public_key,
+    seal,
+    unseal,
+    verify,
+)
+from fedfora.federated.secure_aggregation.masks import SEED_BYTES, add_mask, subtract_mask
+from fedfora.federated.secure_aggregation.messages import (
+    Delivery,
+    Reveal,
+    Roster,
+    RoundKeys,
+    Terms,
+    digest_of,
+    mask_context,
+    pair_context,
+    round_context,
+    run_context,
+)
+from fedfora.federated.secure_aggregation.shares import split
+
+
+@dataclass
+class OpenRound:
+    """What a site keeps from the first answer of a round to the last.
+
+    Args:
+        terms: What the round is about.
+        private_key: The key whose shares the neighbors hold.
+        seed: The site's own seed, shared likewise.
+        present: Who has shared; empty until the vector is masked.
+        held: For each present neighbor, its seed's share and its key's share, one after the other.
+    """
+
+    terms: Terms
+    private_key: bytes
+    seed: bytes
+    present: tuple[int, ...] = ()
+    held: dict[int, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class Memory:
+    """What a site remembers of a run: its key, the others' keys, the round that is open."""
+
+    run: str = ""
+    private_key: bytes = b""
+    roster_digest: bytes = b""
+    channel_keys: dict[int, bytes] = field(default_factory=dict)
+    last_round: int = 0
+    open_round: OpenRound | None = None
+
+
+class SecureSite:
+    """One site.
+
+    Args:
+        site: Its number, as the other sites know it.
+        identity: Its signing key.
+        pinned: The public identities of all sites, by number, from provisioning.
+        memory: What it remembers; changed in place.
+    """
+
+    def __init__(
+        self, site: int, identity: Identity, pinned: Mapping[int, bytes], memory: Memory
+    ) -> None:
+        """Take the site's place; nothing is sent yet."""
+        self.site = site
+        self.identity = identity
+        self.pinned = pinned
+        self.memory = memory
+
+    def introduce(self, run: str) -> SignedKey:
+        """Make the key of the run and return its public half, signed.
+
+        Asked again, it makes a new key. Rounds that were answered stay answered as long as the run
+        is the same: nobody gets a second sum of a round with other participants.
+        """
+        last_round = self.memory.last_round if self.memory.run == run else 0
+        private_key = new_private_key()
+        fresh = Memory(run=run, private_key=private_key, last_round=last_round)
+        self.memory.__dict__.update(fresh.__dict__)
+        return self.identity.sign(self.site, public_key(private_key), context=run_context(run))
+
+    def accept_roster(self, roster: Roster) -> None:
+        """Check the keys of the run and keep them.
+
+        Raises:
+            ValueError: If a key is not signed by the site it names, or this site's own is another.
+        """
+        own = roster.get(self.site)
+        if own is None or own.public != public_key(self._private_key()):
+            raise ValueError(f"the roster does not hold the key that site {self.site} made")
+        for site, key in roster.items():
+            if site not in self.pinned or key.site != site:
+                raise ValueError(f"the roster names site {site}, which is not provisioned here")
+            verify(key, self.pinned[site], context=run_context(self.memory.run))
+        self.memory.roster_digest = digest_of(roster)
+        self.memory.channel_keys = {site: key.public for site, key in roster.items()}
+
+    def share(self, terms: Terms) -> RoundKeys:
+        """First answer: make this round's key and seed, and share both among the neighbors.
+
+        Raises:
+            ValueError: If the terms are not what this site can accept.
+        """
+        self._check(terms)
+        self.memory.last_round = terms.round_number
+        opened = OpenRound(terms, new_private_key(), secrets.token_bytes(SEED_BYTES))
+        self.memory.open_round = opened
+        neighbors = terms.graph[self.site]
+        wanted = {"threshold": terms.threshold, "num_shares": len(neighbors)}
+        seed_shares = split(opened.seed, **wanted)
+        key_shares = split(opened.private_key, **wanted)
+        return RoundKeys(
+            key=self.identity.sign(
+                self.site, public_key(opened.private_key), context=round_context(terms)
+            ),
+            seed_digest=hashlib.sha256(opened.seed).digest(),
+            sealed={
+                neighbor: seal(self._channel(terms, self.site, neighbor), of_seed + of_key)
+                for neighbor, of_seed, of_key in zip(
+                    neighbors, seed_shares, key_shares, strict=True
+                )
+            },
+        )
+
+    def mask(self, vector: Words, delivery: Delivery) -> None:
+        """Second answer: hide the vector, in place.
+
+        Raises:
+            ValueError: If too few sites are there, or a key or a share is not what it should be.
+        """
+        opened = self._open_round()
+        if opened.present:
+            raise ValueError("this round's vector was masked already")
+        present = self._check_delivery(opened.terms, delivery)
+        held = {v: self._unseal(opened.terms, v, delivery.sealed[v]) for v in present}
+        for neighbor in present:
+            key = delivery.keys[neighbor]
+            verify(key, self.pinned[neighbor], context=round_context(opened.terms))
+            context = mask_context(opened.terms, self.site, neighbor)
+            seed = agree(opened.private_key, key.public, context=context)
+            (add_mask if self.site < neighbor else subtract_mask)(vector, seed)
+        add_mask(vector, opened.seed)
+        opened.present, opened.held = delivery.present, held
+
+    def reveal(self, survivors: tuple[int, ...]) -> Reveal:
+        """Third answer: for each neighbor, the share of its seed or of its key, never of both.
+
+        Of a survivor it is the seed's, of one whose vector did not arrive the key's. The round is
+        closed with it, so a second question with other survivors finds nothing.
+
+        Args:
+            survivors: All sites whose vectors are in the sum.
+
+        Raises:
+            ValueError: If the question would open more than the sum of enough sites.
+        """
+        opened = self._open_round()
+        self._check_survivors(opened, set(survivors))
+        self.memory.open_round = None
+        seeds, keys = {}, {}
+        for neighbor, shares in opened.held.items():
+            if neighbor in survivors:
+                seeds[neighbor] = shares[:SEED_BYTES]
+            else:
+                keys[neighbor] = shares[SEED_BYTES:]
+        return Reveal(seeds, keys)
+
+    def _check(self, terms: Terms) -> None:
+        if terms.roster_digest != self.memory.roster_digest:
+            raise ValueError("the round is on another roster than the one this site checked")
+        if self.site not in terms.participants:
+            raise ValueError(f"site {self.site} is asked to share in a round that is not its own")
+        if unknown := set(terms.participants) - self.memory.channel_keys.keys():
+            raise ValueError(f"sites {sorted(unknown)} take part but are not on the roster")
+        if terms.round_number <= self.memory.last_round:
+            raise ValueError(
+                f"round {terms.round_number} is asked for again; this site has answered round "
+                f"{self.memory.last_round}"
+            )
+
+    def _check_delivery(self, terms: Terms, delivery: Delivery) -> list[int]:
+        """Return the neighbors that are present."""
+        everybody = set(delivery.present)
+        if self.site not in everybody or not everybody <= set(terms.participants):
+            raise ValueError("the sites said to be present are not those of the round")
+        present = [v for v in terms.graph[self.site] if v in everybody]
+        _require_enough(terms, "have shared", len(everybody), len(present))
+        if not is_connected(terms.graph, everybody):
+            raise ValueError("the sites that are present fall apart into groups")
+        if not delivery.keys.keys() == delivery.sealed.keys() == set(present):
+            raise ValueError("there must be a key and sealed shares from each present neighbor")
+        if wrong := [v for v in present if delivery.keys[v].site != v]:
+            raise ValueError(f"the keys of sites {wrong} name other sites")
+        return present
+
+    def _check_survivors(self, opened: OpenRound, survivors: set[int]) -> None:
+        terms = opened.terms
+        if not opened.present:
+            raise ValueError("this site has not sent a vector in the round")
+        if self.site not in survivors or not survivors <= set(opened.present):
+            raise ValueError("the survivors are not among the sites that were present")
+        near = survivors.intersection(terms.graph[self.site])
+        _require_enough(terms, "have sent a vector", len(survivors), len(near))
+        if not is_connected(terms.graph, survivors):
+            raise ValueError("the survivors fall apart into groups, whose sums would show")
+
+    def _unseal(self, terms: Terms, sender: int, sealed: bytes) -> bytes:
+        try:
+            shares = unseal(self._channel(terms, sender, self.site), sealed)
+        except ValueError as error:
+            raise ValueError(f"from site {sender}: {error}") from None
+        if len(shares) != 2 * SEED_BYTES:
+            raise ValueError(f"from site {sender}: expected two shares, got {len(shares)} bytes")
+        return shares
+
+    def _channel(self, terms: Terms, sender: int, receiver: int) -> bytes:
+        other = receiver if sender == self.site else sender
+        return agree(
+            self._private_key(),
+            self.memory.channel_keys[other],
+            context=pair_context(terms, b"shares", sender, receiver),
+        )
+
+    def _private_key(self) -> bytes:
+        if not self.memory.private_key:
+            raise ValueError(f"site {self.site} has no key for this run: it was restarted")
+        return self.memory.private_key
+
+    def _open_round(self) -> OpenRound:
+        if self.memory.open_round is None:
+            raise ValueError(f"site {self.site} has no open round: it was answered, or never begun")
+        return self.memory.open_round
+
+
+def _require_enough(terms: Terms, what: str, everybody: int, near: int) -> None:
+    if everybody < terms.min_survivors:
+        raise ValueError(
+            f"{everybody} of {len(terms.participants)} sites {what}, fewer than the "
+            f"{terms.min_survivors} that the threshold asks for"
+        )
+    if near < terms.threshold:
+        raise ValueError(
+            f"{near} of {terms.degree} neighbors {what}, fewer than the {terms.threshold} that "
+            "the threshold asks for"
+        )

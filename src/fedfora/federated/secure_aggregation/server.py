@@ -1,0 +1,182 @@
+"""The coordinator's side of one round: carries keys and shares, adds up, takes the masks off.
+
+It holds one vector, the running sum, however many sites there are. What it can take off is only
+what the sites reveal; with too few of them the round is lost, and says so.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedfora.federated.secure_aggregation.fixed_point import Words
+from fedfora.federated.secure_aggregation.graph import is_connected
+from fedfora.federated.secure_aggregation.keys import SignedKey, agree, public_key
+from fedfora.federated.secure_aggregation.masks import SEED_BYTES, add_mask, subtract_mask
+from fedfora.federated.secure_aggregation.messages import (
+    Delivery,
+    Reveal,
+    RoundKeys,
+    Terms,
+    mask_context,
+)
+from fedfora.federated.secure_aggregation.shares import combine
+
+
+class RoundLost(ValueError):
+    """Too few sites lasted; nothing can be learned from the round, by anybody."""
+
+
+class SecureRound:
+    """One round.
+
+    Args:
+        terms: What the round is about.
+        size: How many words a vector has.
+    """
+
+    def __init__(self, terms: Terms, size: int) -> None:
+        """Begin; nothing is received yet."""
+        self.terms = terms
+        self._shared: dict[int, RoundKeys] = {}
+        self._sum = np.zeros(size, dtype=np.uint32)
+        self._survivors: list[int] = []
+        self._reveals: dict[int, Reveal] = {}
+
+    def receive_keys(self, site: int, answer: RoundKeys) -> None:
+        """Take a site's first answer.
+
+        Raises:
+            ValueError: If it is not made for this round.
+        """
+        if answer.key.site != site or set(answer.sealed) != set(self.terms.graph[site]):
+            raise ValueError(f"the shares of site {site} are not for its neighbors of this round")
+        self._shared[site] = answer
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """The sites that have shared."""
+        return tuple(sorted(self._shared))
+
+    def deliveries(self) -> dict[int, Delivery]:
+        """Close the first exchange and return what each present site is to be told.
+
+        Raises:
+            RoundLost: If too few sites have shared.
+        """
+        self._require("have shared", self.present)
+        return {site: self._delivery(site) for site in self.present}
+
+    def receive_vector(self, site: int, vector: Words) -> None:
+        """Add a masked vector to the sum.
+
+        Raises:
+            ValueError: If the site has not shared, has sent one already, or the size is wrong.
+        """
+        if site not in self._shared or site in self._survivors:
+            raise ValueError(f"no vector is expected from site {site}")
+        if vector.dtype != np.uint32 or vector.shape != self._sum.shape:
+            raise ValueError(
+                f"expected {len(self._sum)} words from site {site}, got {vector.dtype} of shape "
+                f"{vector.shape}"
+            )
+        np.add(self._sum, vector, out=self._sum)
+        self._survivors.append(site)
+
+    def survivors(self) -> tuple[int, ...]:
+        """Close the second exchange and return whose vectors are in the sum.
+
+        Raises:
+            RoundLost: If too few vectors arrived.
+        """
+        survivors = tuple(sorted(self._survivors))
+        self._require("have sent a vector", survivors)
+        return survivors
+
+    def receive_reveal(self, site: int, answer: Reveal) -> None:
+        """Take a site's third answer.
+
+        Raises:
+            ValueError: If the site's vector is not in the sum.
+        """
+        if site not in self._survivors:
+            raise ValueError(f"no answer is expected from site {site}")
+        self._reveals[site] = answer
+
+    def total(self) -> Words:
+        """Take off the masks and return the sum of the survivors' vectors.
+
+        Raises:
+            RoundLost: If a secret has too few shares, or wrong ones.
+        """
+        survivors = set(self._survivors)
+        for site in sorted(survivors):
+            seed = self._combine(site, {v: r.seeds for v, r in self._reveals.items()})
+            if hashlib.sha256(seed).digest() != self._shared[site].seed_digest:
+                raise RoundLost(f"shares of the seed of site {site} are wrong")
+            subtract_mask(self._sum, seed)
+        for site in sorted(self._shared.keys() - survivors):
+            neighbors = survivors.intersection(self.terms.graph[site])
+            if neighbors:
+                self._take_off_masks_with(site, sorted(neighbors))
+        return self._sum
+
+    def _take_off_masks_with(self, dropped: int, neighbors: list[int]) -> None:
+        """Take the masks that these neighbors share with a dropped site off the sum."""
+        private = self._combine(dropped, {v: r.keys for v, r in self._reveals.items()})
+        if public_key(private) != self._shared[dropped].key.public:
+            raise RoundLost(f"shares of the key of site {dropped} are wrong")
+        for neighbor in neighbors:
+            context = mask_context(self.terms, dropped, neighbor)
+            seed = agree(private, self._shared[neighbor].key.public, context=context)
+            (subtract_mask if neighbor < dropped else add_mask)(self._sum, seed)
+
+    def _combine(self, site: int, revealed: Mapping[int, Mapping[int, bytes]]) -> bytes:
+        """Return a site's secret from its neighbors' shares; a share's index is the holder's."""
+        shares = {
+            index: revealed[neighbor][site]
+            for index, neighbor in enumerate(self.terms.graph[site], start=1)
+            if len(revealed.get(neighbor, {}).get(site, b"")) == SEED_BYTES
+        }
+        try:
+            return combine(shares, threshold=self.terms.threshold)
+        except ValueError as error:
+            raise RoundLost(f"a secret of site {site} cannot be put together: {error}") from None
+
+    def _delivery(self, site: int) -> Delivery:
+        present = [v for v in self.terms.graph[site] if v in self._shared]
+        return Delivery(
+            present=self.present,
+            keys={v: self._shared[v].key for v in present},
+            sealed={v: self._shared[v].sealed[site] for v in present},
+        )
+
+    def _require(self, what: str, sites: tuple[int, ...]) -> None:
+        """Ask for what every site will ask for before it answers."""
+        terms, count = self.terms, len(sites)
+        if count < terms.min_survivors:
+            raise RoundLost(
+                f"{count} of {len(terms.participants)} sites {what}; --secagg_threshold "
+                f"{terms.fraction} asks for {terms.min_survivors}"
+            )
+        for site in sites:
+            near = len(set(sites).intersection(terms.graph[site]))
+            if near < terms.threshold:
+                raise RoundLost(
+                    f"{near} of the {terms.degree} neighbors of site {site} {what}; "
+                    f"--secagg_threshold {terms.fraction} asks for {terms.threshold}"
+                )
+        if not is_connected(terms.graph, sites):
+            raise RoundLost("the sites that are left fall apart into groups")
+
+
+def roster_of(keys: list[SignedKey]) -> dict[int, SignedKey]:
+    """Return the keys of a run by site.
+
+    Raises:
+        ValueError: If two sites say they are the same.
+    """
+    roster = {key.site: key for key in keys}
+    if len(roster) < len(keys):
+        raise ValueError("two sites take part under the same number")
+    return roster

@@ -1,0 +1,202 @@
+"""How much privacy has been spent, and when to stop: a ledger over dp-accounting's PLD accountant.
+
+The ledger lists releases; epsilon is always computed from the whole list, so it composes over
+steps, rounds, resumes and runs. It is written before a release happens: a run that is killed has
+spent what it was about to spend, never less than it has shown.
+
+Two data sets are neighbors if one has one record (or site) more than the other.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedfora._extras import need
+
+# Losses are rounded up to this grid, so a coarser one never understates epsilon; 1e-4 is
+# dp-accounting's own. The search for a noise multiplier uses the coarser one: ten times faster.
+GRID, SEARCH_GRID = 1e-4, 1e-3
+
+
+class BudgetSpent(ValueError):
+    """A release would exceed the budget; nothing was released."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """Some releases of a clipped sum with normal noise, each over a Poisson sample.
+
+    Args:
+        sampling_rate: Probability with which each record is in the sum, in (0, 1].
+        noise_multiplier: Standard deviation of the noise over the clipping norm; 0 for none.
+        count: How many such releases.
+    """
+
+    sampling_rate: float
+    noise_multiplier: float
+    count: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no mechanism can be."""
+        if not 0 < self.sampling_rate <= 1:
+            raise ValueError(f"a sampling rate must be in (0, 1], got {self.sampling_rate}")
+        if self.noise_multiplier < 0:
+            raise ValueError(f"--noise_multiplier must be at least 0, got {self.noise_multiplier}")
+        if self.count < 1:
+            raise ValueError(f"a release happens at least once, got {self.count}")
+
+
+@dataclass
+class Ledger:
+    """What has been released about one site's records (or about the sites), and the budget.
+
+    Args:
+        delta: The probability delta of (epsilon, delta)-differential privacy.
+        target_epsilon: The budget; None keeps the account and refuses nothing.
+        path: Where the ledger lies; None keeps it in memory.
+        releases: What was released.
+    """
+
+    delta: float
+    target_epsilon: float | None = None
+    path: Path | None = None
+    releases: list[Release] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, path: Path, *, delta: float, target_epsilon: float | None) -> "Ledger":
+        """Return the ledger at `path` under a budget; an empty one where there is no file.
+
+        Raises:
+            ValueError: If the file is no ledger: privacy is not spent on a guess.
+        """
+        if not path.exists():
+            return cls(delta, target_epsilon, path)
+        try:
+            lines = json.loads(path.read_text(encoding="utf-8"))["releases"]
+            releases = [Release(**line) for line in lines]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no privacy ledger: {error}") from error
+        return cls(delta, target_epsilon, path, releases)
+
+    @property
+    def epsilon(self) -> float:
+        """What has been spent, at the ledger's delta."""
+        return epsilon_of(self.releases, self.delta)
+
+    def check(self, release: Release) -> None:
+        """Raise if a release would exceed the budget.
+
+        Raises:
+            BudgetSpent: Saying what is left.
+        """
+        if self.target_epsilon is None:
+            return
+        after = epsilon_of([*self.releases, release], self.delta)
+        if after > self.target_epsilon:
+            raise BudgetSpent(
+                f"the privacy budget does not allow {release.count} more steps: epsilon would be "
+                f"{after:.3f}, --target_epsilon is {self.target_epsilon:g} and {self.epsilon:.3f} "
+                f"is spent ({self._where()}); {self.left(release)} such steps are left"
+            )
+
+    def spend(self, release: Release) -> None:
+        """Enter a release, on disk too, before it happens.
+
+        Raises:
+            BudgetSpent: If it would exceed the budget; then nothing is entered.
+        """
+        self.check(release)
+        last = self.releases[-1] if self.releases else None
+        same = last is not None and (last.sampling_rate, last.noise_multiplier) == (
+            release.sampling_rate,
+            release.noise_multiplier,
+        )
+        if last is not None and same:
+            count = last.count + release.count
+            self.releases[-1] = Release(last.sampling_rate, last.noise_multiplier, count)
+        else:
+            self.releases.append(release)
+        self._write()
+
+    def left(self, release: Release) -> int:
+        """Return how many of the release's steps still fit into the budget."""
+        fits, too_many = 0, release.count
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            one = Release(release.sampling_rate, release.noise_multiplier, middle)
+            within = epsilon_of([*self.releases, one], self.delta) <= (self.target_epsilon or 0)
+            fits, too_many = (middle, too_many) if within else (fits, middle)
+        return fits
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is written to disk."""
+        return {
+            "delta": self.delta,
+            "target_epsilon": self.target_epsilon,
+            "epsilon": self.epsilon if self.epsilon != float("inf") else None,
+            "releases": [asdict(release) for release in self.releases],
+        }
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{self.path.name}.tmp")
+        beside.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
+        beside.replace(self.path)
+
+    def _where(self) -> str:
+        return f"see {self.path}" if self.path else "in this run"
+
+
+def epsilon_of(releases: Sequence[Release], delta: float) -> float:
+    """Return the epsilon of all releases together at `delta`; infinite if one had no noise."""
+    return _epsilon(tuple(releases), delta, GRID)
+
+
+def noise_multiplier_for(
+    *, target_epsilon: float, delta: float, sampling_rate: float, count: int
+) -> float:
+    """Return the smallest noise multiplier (to 0.1 %) that keeps `count` releases in the budget.
+
+    Raises:
+        ValueError: If the budget is so small that no noise up to 10,000 suffices.
+    """
+    if not target_epsilon > 0:
+        raise ValueError(f"--target_epsilon must be positive, got {target_epsilon}")
+    return _calibrated(target_epsilon, delta, sampling_rate, count)
+
+
+@lru_cache(maxsize=256)  # the sites of a federation often have equally many rows
+def _calibrated(target_epsilon: float, delta: float, sampling_rate: float, count: int) -> float:
+    def spent(noise_multiplier: float) -> float:
+        return _epsilon((Release(sampling_rate, noise_multiplier, count),), delta, SEARCH_GRID)
+
+    too_little, enough = 0.0, 1.0
+    while spent(enough) > target_epsilon:
+        too_little, enough = enough, 2 * enough
+        if enough > 1e4:
+            raise ValueError(f"--target_epsilon {target_epsilon} asks for noise beyond reason")
+    while enough - too_little > 1e-3 * enough:
+        middle = (enough + too_little) / 2
+        # Very little noise makes the accountant slow and epsilon large: no need to compute it.
+        within = middle > 0.05 and spent(middle) <= target_epsilon
+        too_little, enough = (too_little, middle) if within else (middle, enough)
+    return enough
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(releases: tuple[Release, ...], delta: float, grid: float) -> float:
+    if not releases:
+        return 0.0
+    if any(release.noise_multiplier == 0 for release in releases):
+        return float("inf")
+    dp = need("dp_accounting")
+    accountant = need("dp_accounting.pld").PLDAccountant(value_discretization_interval=grid)
+    for release in releases:
+        event = dp.GaussianDpEvent(release.noise_multiplier)
+        accountant.compose(dp.PoissonSampledDpEvent(release.sampling_rate, event), release.count)
+    return float(accountant.get_epsilon(delta))

@@ -1,0 +1,50 @@
+"""What the user says about differential privacy: at which level, how much."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedfora.config import flag
+
+
+@dataclass
+class PrivacyArguments:
+    """Whether, and how strongly, single records or single sites are hidden."""
+
+    privacy: Literal["none", "record", "site"] = flag(
+        "none", "differential privacy: of each record at its site, of each site, or none"
+    )
+    target_epsilon: float | None = flag(
+        None, "budget: chooses the noise for the planned steps, and stops what would exceed it"
+    )
+    target_delta: float = flag(1e-5, "delta of the budget; well below one over the records")
+    noise_multiplier: float | None = flag(
+        None, "noise over clipping norm, instead of the one that target_epsilon chooses"
+    )
+    clipping_norm: float = flag(
+        1.0, "no record's gradient (no site's update) counts with more than this norm"
+    )
+    privacy_dir: str | None = flag(
+        None, "where the ledgers of spent privacy lie; default output_dir/privacy"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions, naming the flags."""
+        stated = self.target_epsilon is not None or self.noise_multiplier is not None
+        if self.privacy == "none" and stated:
+            raise ValueError(
+                "--target_epsilon and --noise_multiplier need --privacy record or --privacy site"
+            )
+        if self.privacy != "none" and not stated:
+            raise ValueError(
+                f"--privacy {self.privacy} needs --target_epsilon or --noise_multiplier"
+            )
+        if self.target_epsilon is not None and not self.target_epsilon > 0:
+            raise ValueError(f"--target_epsilon must be positive, got {self.target_epsilon}")
+        if self.noise_multiplier is not None and not self.noise_multiplier >= 0:
+            raise ValueError(f"--noise_multiplier must be at least 0, got {self.noise_multiplier}")
+        if not 0 < self.target_delta < 1:
+            raise ValueError(f"--target_delta must be in (0, 1), got {self.target_delta}")
+        if not self.clipping_norm > 0:
+            raise ValueError(f"--clipping_norm must be positive, got {self.clipping_norm}")
+        if self.clipping_norm == float("inf") and self.noise_multiplier != 0:
+            raise ValueError("--clipping_norm inf bounds nothing: only with --noise_multiplier 0")

@@ -1,0 +1,52 @@
+"""What differential privacy was given, in one sentence with its assumptions."""
+
+from fedfora.privacy.accounting import Ledger
+
+
+def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> str:
+    """Return the guarantee for each record of a site.
+
+    Args:
+        ledger: What was released.
+        clipping_norm: C.
+        num_rows: Records of the site, which counts as public.
+    """
+    if ledger.epsilon == float("inf"):
+        return "No differential privacy: the noise multiplier is 0."
+    steps, noise = _steps_and_noise(ledger)
+    return (
+        f"Each of the {num_rows} training records has ({ledger.epsilon:.2f}, {ledger.delta:g})-"
+        f"differential privacy (adding or removing one record) against anyone who sees every "
+        f"gradient step of this site: {steps} steps of DP-SGD with Poisson sampling, gradients "
+        f"clipped to {clipping_norm:g} and noise multiplier {noise}, accounted by dp-accounting's "
+        "PLD accountant; assumed: records are independent, the number of records is public, noise "
+        "and samples stay secret, and floating-point numbers are as good as real ones."
+    )
+
+
+def site_statement(ledger: Ledger, *, clipping_norm: float, num_sites: int) -> str:
+    """Return the guarantee for each site of a federation.
+
+    Args:
+        ledger: What was released.
+        clipping_norm: C.
+        num_sites: Sites in an average, which counts as public.
+    """
+    if ledger.epsilon == float("inf"):
+        return "No differential privacy: the noise multiplier is 0."
+    rounds, noise = _steps_and_noise(ledger)
+    return (
+        f"Each of {num_sites} sites has ({ledger.epsilon:.2f}, {ledger.delta:g})-differential "
+        f"privacy (adding or removing one site with all its records) against anyone who sees the "
+        f"global adapters: {rounds} rounds, updates clipped to {clipping_norm:g} and noise "
+        f"multiplier {noise} on their sum, no credit for drawing sites, accounted by "
+        "dp-accounting's PLD accountant; assumed: the coordinator, who sees single updates, adds "
+        "the noise honestly, the number of sites is public, and floating-point numbers are as good "
+        "as real ones."
+    )
+
+
+def _steps_and_noise(ledger: Ledger) -> tuple[int, str]:
+    noises = sorted({release.noise_multiplier for release in ledger.releases})
+    count = sum(release.count for release in ledger.releases)
+    return count, " to ".join(f"{noise:.3g}" for noise in dict.fromkeys((noises[0], noises[-1])))

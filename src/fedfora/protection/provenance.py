@@ -1,0 +1,133 @@
+"""Where an adapter or a checkpoint comes from, signed, and checked before it is used.
+
+`provenance.json` holds a statement (what the files are, by SHA-256, and how they came about) and an
+Ed25519 signature of it. A signature shows that the holder of the key wrote exactly these files; who
+may sign is decided by the reader's trusted keys. Without those the check finds accidents only:
+whoever changes the files could also sign anew, or take the record away.
+"""
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedfora._extras import need
+from fedfora.protection.keys import TRUSTED, key_id, signing_key, trusted_keys
+from fedfora.protection.sealing import SUFFIX
+
+NAME = "provenance.json"
+_DOMAIN = b"fedfora provenance 1\n"  # so that this signature means nothing anywhere else
+_FILES = (
+    *("adapter_config.json", "adapter_model.safetensors", "fedfora.json"),
+    *("state.json", "state.safetensors"),
+)
+PROTECTED = frozenset(_FILES) | {name + SUFFIX for name in _FILES}
+"""Files whose content changes what a model says, or what a run goes on with."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """A checked record: who signed (a key id) and what was stated."""
+
+    signer: str
+    facts: dict[str, Any]
+
+
+def sign_directory(directory: Path, facts: dict[str, Any]) -> None:
+    """Write a signed record of a directory's protected files; nothing if this machine has no key.
+
+    Args:
+        directory: With its files complete.
+        facts: How they came about; JSON.
+    """
+    place, key = directory / NAME, signing_key()
+    if key is None:
+        place.unlink(missing_ok=True)  # an older record would not fit the files any more
+        return
+    statement = {"files": _digests(directory), "facts": facts}
+    content = {
+        "statement": statement,
+        "public_key": _encoded(key.public_key().public_bytes_raw()),
+        "signature": _encoded(key.sign(_DOMAIN + _canonical(statement))),
+    }
+    beside = place.with_name(f".{NAME}.tmp")
+    beside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    beside.replace(place)
+
+
+def verify_directory(directory: Path) -> Provenance | None:
+    """Check a directory's record before its files are used; None if it has none and needs none.
+
+    Raises:
+        ValueError: If the record is missing though trusted keys are named, is broken, is signed by
+            a key that does not count, or does not fit the files.
+    """
+    trusted, place = trusted_keys(), directory / NAME
+    if not place.is_file():
+        if trusted is not None:
+            raise ValueError(f"{directory} is not signed, and {TRUSTED} asks for a signature")
+        return None
+    statement, public_key, signature = _read(place)
+    _check_signature(place, statement, public_key, signature)
+    if trusted is not None and public_key not in trusted:
+        raise ValueError(
+            f"{place} is signed by key {key_id(public_key)}, which is not among the "
+            f"{len(trusted)} of {TRUSTED}"
+        )
+    _check_files(directory, statement["files"])
+    return Provenance(key_id(public_key), statement["facts"])
+
+
+def _read(place: Path) -> tuple[dict[str, Any], bytes, bytes]:
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+        statement = content["statement"]
+        if not isinstance(statement["files"], dict) or not isinstance(statement["facts"], dict):
+            raise TypeError("files and facts must be mappings")
+        public_key, signature = (
+            base64.b64decode(content[name], validate=True) for name in ("public_key", "signature")
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{place} is no provenance record: {error}") from error
+    return statement, public_key, signature
+
+
+def _check_signature(
+    place: Path, statement: dict[str, Any], public_key: bytes, signature: bytes
+) -> None:
+    ed25519 = need("cryptography.hazmat.primitives.asymmetric.ed25519")
+    invalid = need("cryptography.exceptions").InvalidSignature
+    try:
+        key = ed25519.Ed25519PublicKey.from_public_bytes(public_key)
+        key.verify(signature, _DOMAIN + _canonical(statement))
+    except (invalid, ValueError) as error:
+        raise ValueError(f"{place}: the signature is not that of this record") from error
+
+
+def _check_files(directory: Path, stated: dict[str, str]) -> None:
+    found = _digests(directory)
+    for name in sorted(stated.keys() | found.keys()):
+        if name not in found:
+            raise ValueError(f"{directory / name} is missing, though the signed record names it")
+        if name not in stated:
+            raise ValueError(f"{directory / name} is not in the signed record")
+        if found[name] != stated[name]:
+            raise ValueError(f"{directory / name} is not the file that was signed")
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.iterdir())
+        if path.name in PROTECTED
+    }
+
+
+def _canonical(statement: dict[str, Any]) -> bytes:
+    return json.dumps(statement, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _encoded(raw: bytes) -> str:
+    return base64.b64encode(raw).decode("ascii")

@@ -1,0 +1,97 @@
+"""Tensors on a disk, encrypted where this machine has a key for it.
+
+A sealed file has `.sealed` behind its name and holds a mark, a fresh random nonce of 12 bytes, and
+the safetensors file under AES-256-GCM; the name is authenticated with it, so one sealed file cannot
+stand in for another. Who has no key learns the size, nothing else; who changes a bit is noticed.
+"""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedfora._extras import need
+from fedfora.protection.keys import ENCRYPTION, ENCRYPTION_FILE, encryption_key
+
+SUFFIX = ".sealed"
+_MARK, _NONCE_BYTES = b"FEDFORA1", 12
+_AEAD = "cryptography.hazmat.primitives.ciphers.aead"
+
+
+def seal(content: bytes, key: bytes, name: str) -> bytes:
+    """Return `content` encrypted under `key`, bound to `name`."""
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    encrypted: bytes = need(_AEAD).AESGCM(key).encrypt(nonce, content, _MARK + name.encode())
+    return _MARK + nonce + encrypted
+
+
+def unseal(content: bytes, key: bytes, name: str) -> bytes:
+    """Return what `seal` was given.
+
+    Raises:
+        ValueError: If the key is another one, or the content or the name is not what was sealed.
+    """
+    if not content.startswith(_MARK):
+        raise ValueError(f"{name} is not a sealed file of fedfora")
+    nonce, encrypted = content[len(_MARK) :][:_NONCE_BYTES], content[len(_MARK) + _NONCE_BYTES :]
+    try:
+        plain: bytes = need(_AEAD).AESGCM(key).decrypt(nonce, encrypted, _MARK + name.encode())
+    except (need("cryptography.exceptions").InvalidTag, ValueError) as error:
+        raise ValueError(
+            f"{name} cannot be opened: another key ({ENCRYPTION_FILE} or {ENCRYPTION}), or the "
+            "file was changed"
+        ) from error
+    return plain
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> Path:
+    """Write a safetensors file, sealed if this machine has a key, and return where it is.
+
+    It appears whole or not at all; a file that was there in the other form goes.
+
+    Args:
+        path: Without `.sealed`.
+        tensors: By name.
+        metadata: The header's metadata.
+    """
+    content = save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata)
+    sealed_path, key = path.with_name(path.name + SUFFIX), encryption_key()
+    place, other = (sealed_path, path) if key else (path, sealed_path)
+    beside = place.with_name(f".{place.name}.tmp")
+    beside.write_bytes(seal(content, key, path.name) if key else content)
+    beside.replace(place)
+    other.unlink(missing_ok=True)
+    return place
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, sealed or not.
+
+    Args:
+        path: Without `.sealed`.
+
+    Raises:
+        ValueError: If there is no file, or it is sealed and this machine's key does not open it.
+    """
+    sealed_path = path.with_name(path.name + SUFFIX)
+    if not sealed_path.exists():
+        if not path.is_file():
+            raise ValueError(f"no such file: {path}")
+        return dict(load(path.read_bytes()))
+    if path.exists():
+        raise ValueError(f"{path} lies beside its sealed form; remove the one that is not meant")
+    key = encryption_key()
+    if key is None:
+        raise ValueError(
+            f"{sealed_path} is encrypted: its key is missing ({ENCRYPTION_FILE} or {ENCRYPTION})"
+        )
+    return dict(load(unseal(sealed_path.read_bytes(), key, path.name)))
+
+
+def is_sealed(path: Path) -> bool:
+    """Tell whether only the sealed form of a file is there."""
+    return path.with_name(path.name + SUFFIX).exists() and not path.exists()

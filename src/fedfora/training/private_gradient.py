@@ -1,0 +1,209 @@
+"""One step's gradient with differential privacy: a Poisson sample, clipped, summed, with noise.
+
+DP-SGD (Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Alg. 1): each record is in a step's
+sample with probability q by itself; its gradient, cut to norm C, enters a sum; normal noise of
+standard deviation z C is added; the sum is divided by the expected size of the sample, which is
+public, not by its real size, which is not. What the optimizer makes of it costs nothing more.
+
+The loss of a record is the mean over its own answer tokens: nothing of one record's loss may depend
+on another record, as the mean over a batch's tokens does.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedfora.adapter.per_example import PerExampleGradients
+from fedfora.privacy.clipping import add_noise, clipped_sum
+from fedfora.privacy.noise import SecretNoise
+
+Batch = dict[str, Tensor]
+
+TOLERANCE = 1e-3  # of the largest gradient: between a row alone and the row in a padded batch
+
+
+@dataclass(frozen=True)
+class RecordPrivacy:
+    """How a site's training hides single records.
+
+    Args:
+        noise_multiplier: z.
+        clipping_norm: C.
+        expected_rows: Rows that a step's sample has on average.
+        num_rows: Rows of the site.
+    """
+
+    noise_multiplier: float
+    clipping_norm: float
+    expected_rows: float
+    num_rows: int
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation z C of the noise on a sum; without noise C may be infinite."""
+        return self.noise_multiplier * self.clipping_norm if self.noise_multiplier else 0.0
+
+    @property
+    def sampling_rate(self) -> float:
+        """The probability q with which a row is in a step's sample."""
+        return self.expected_rows / self.num_rows
+
+
+class PoissonBatches:
+    """The indices of each step's sample; a batch sampler for a DataLoader, empty ones too."""
+
+    def __init__(self, privacy: RecordPrivacy, num_steps: int, noise: SecretNoise) -> None:
+        self.privacy, self.num_steps, self.noise = privacy, num_steps, noise
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Draw anew for every step; the run's seed has no part in it."""
+        for _ in range(self.num_steps):
+            yield self.noise.sample(self.privacy.num_rows, self.privacy.sampling_rate)
+
+
+def collate_any(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """Return `collate` that also takes an empty sample, as tensors without rows."""
+    nothing = torch.zeros(0, 1, dtype=torch.long)
+    empty = {"input_ids": nothing, "attention_mask": nothing, "labels": nothing}
+    return lambda rows: collate(rows) if rows else dict(empty)
+
+
+def write_private_gradient(
+    model: nn.Module,
+    batch: Batch,
+    privacy: RecordPrivacy,
+    noise: SecretNoise,
+    *,
+    batch_size: int,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """Give every trainable parameter its noisy gradient for one sample, and return the mean loss.
+
+    Args:
+        model: A model with a FoRA adapter, in training mode.
+        batch: The sample, padded; may have no rows.
+        privacy: Noise and clipping.
+        noise: Where the noise comes from.
+        batch_size: Rows per forward pass.
+        context: Makes the context of the forward pass, e.g. autocast.
+
+    Returns:
+        The sample's mean loss: not private, for the site's own eyes.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    losses = [torch.zeros(0, device=batch["labels"].device)]
+    for piece in _pieces(batch, batch_size):
+        loss_B, gradients = per_example_gradients(model, piece, context=context)
+        losses.append(loss_B)
+        for name, summed in clipped_sum(gradients, privacy.clipping_norm).items():
+            total[name] += summed
+    noisy = add_noise(total, privacy.noise_std, noise)
+    for name, parameter in parameters.items():
+        parameter.grad = (noisy[name] / privacy.expected_rows).to(parameter.dtype)
+    loss_N = torch.cat(losses)
+    return loss_N.mean() if len(loss_N) else loss_N.sum()
+
+
+def per_example_gradients(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return each row's loss, of shape `(B,)`, and gradients of shape `(B, ...)` by name."""
+    with PerExampleGradients(model) as collector:
+        with context():
+            loss_B = row_losses(model, batch)
+        loss_B.sum().backward()  # type: ignore[no-untyped-call]
+        gradients = collector.take()
+    return loss_B.detach(), gradients
+
+
+def row_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean loss of each row's answer tokens, of shape `(B,)`."""
+    labels_BL = batch["labels"]
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits_BLV = model(**inputs, use_cache=False).logits[:, :-1]
+    targets_BL = labels_BL[:, 1:]
+    loss_BL = cross_entropy(
+        logits_BLV.float().flatten(0, 1), targets_BL.flatten(), reduction="none"
+    ).view_as(targets_BL)
+    return loss_BL.sum(dim=1) / (targets_BL != -100).sum(dim=1).clamp(min=1)
+
+
+def check_gradients(model: nn.Module, batch: Batch) -> float:
+    """Compare gradients of single examples with autograd's, before anything depends on them.
+
+    Two claims: those of the batch add up to the batch's gradient, and the first row's is what that
+    row gives alone.
+
+    Args:
+        model: A model with a FoRA adapter; its gradients are cleared.
+        batch: A few rows, padded.
+
+    Returns:
+        The largest deviation over the largest gradient.
+
+    Raises:
+        ValueError: If it is larger than rounding.
+    """
+    was_training = model.training
+    model.eval()  # dropout would draw other masks for the row alone
+    try:
+        model.zero_grad()
+        _, gradients = per_example_gradients(model, batch)
+        whole = _autograd(model)
+        _pass_alone(model, _without_padding({k: v[:1] for k, v in batch.items()}))
+        alone = _autograd(model)
+    finally:
+        model.zero_grad()
+        model.train(was_training)
+    largest = max(float(grad.abs().max()) for grad in whole.values())
+    apart = max(
+        max(
+            float((gradients[name].sum(0) - whole[name]).abs().max()),
+            float((gradients[name][0] - alone[name]).abs().max()),
+        )
+        for name in whole
+    )
+    deviation = apart / max(largest, 1e-30)
+    if not deviation <= TOLERANCE:
+        raise ValueError(
+            "--privacy record: the gradients of single rows do not add up to the batch's (they are "
+            f"{deviation:.1e} apart); this base or adapter cannot be trained with it"
+        )
+    return deviation
+
+
+def _autograd(model: nn.Module) -> dict[str, Tensor]:
+    found = {
+        name: p.grad.float().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.grad is not None
+    }
+    model.zero_grad()
+    return found
+
+
+def _pass_alone(model: nn.Module, row: Batch) -> None:
+    row_losses(model, row).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _pieces(batch: Batch, batch_size: int) -> Iterator[Batch]:
+    for first in range(0, len(batch["labels"]), batch_size):
+        yield _without_padding({k: v[first : first + batch_size] for k, v in batch.items()})
+
+
+def _without_padding(batch: Batch) -> Batch:
+    """Drop the columns that are padding in every row."""
+    used_L = batch["attention_mask"].any(dim=0)
+    return {name: tensor[:, used_L] for name, tensor in batch.items()}

@@ -1,0 +1,345 @@
+"""Attacks by a coordinator that sees, keeps, changes and replays every message."""
+
+import dataclasses
+from hashlib import sha256
+
+import numpy as np
+import pytest
+
+from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
+from fedfora.federated.secure_aggregation.keys import Identity, agree, new_private_key, public_key
+from fedfora.federated.secure_aggregation.masks import add_mask, subtract_mask
+from fedfora.federated.secure_aggregation.messages import Terms, mask_context
+from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, roster_of
+from fedfora.federated.secure_aggregation.shares import combine
+from secagg_world import RUN, World, plain_sum, random_vectors
+
+
+def correlation(words, update):
+    return abs(np.corrcoef(words.view(np.int32).astype(float), update)[0, 1])
+
+
+@pytest.fixture
+def updates():
+    """Updates as fixed point, and the numbers they came from."""
+    rng = np.random.default_rng(3)
+    numbers = {u: rng.normal(0, 0.1, 4000) for u in range(5)}
+    code = FixedPoint(1.0, 5, 1)
+    return numbers, {u: code.encode(x, 1)[0] for u, x in numbers.items()}
+
+
+# --- curious: keeps all messages, follows the protocol ---
+
+
+def test_a_masked_vector_looks_like_noise(updates):
+    numbers, words = updates
+    world = World(5)
+    seen = world.masked(world.terms(), words)
+    for u, masked in seen.masked.items():
+        assert correlation(masked, numbers[u]) < 0.08  # five standard deviations of no relation
+        bytes_ = np.bincount(masked.view(np.uint8), minlength=256)
+        chi_square = ((bytes_ - bytes_.mean()) ** 2 / bytes_.mean()).sum()
+        assert 150 < chi_square < 380  # 255 expected, standard deviation 23
+
+
+def test_the_same_update_looks_different_in_every_round(updates):
+    _, words = updates
+    world = World(5)
+    first = world.play(world.terms(1), words).masked[0]
+    second = world.play(world.terms(2), words).masked[0]
+    assert (first == second).mean() < 0.01
+
+
+def _weak_mask(seed, size):
+    """Flower 1.41's generator: 256 bits folded to 32, here to 12 to keep the test short."""
+    folded = 0
+    for i in range(0, len(seed), 4):
+        folded ^= int.from_bytes(seed[i : i + 4], "little")
+    return np.random.RandomState(folded % 2**12).randint(0, 2**32, size, dtype=np.uint32)
+
+
+def _try_all_seeds(masked, known_word, known_at):
+    """Return the vector of the one seed of 2^12 that leaves the known word where it must be."""
+    for guess in range(2**12):
+        mask = np.random.RandomState(guess).randint(0, 2**32, len(masked), dtype=np.uint32)
+        if (masked - mask)[known_at] == known_word:
+            return masked - mask
+    return None
+
+
+def test_trying_seeds_breaks_flowers_generator_and_not_ours(updates):
+    """The coordinator knows one word of the vector, as Flower's workflow sends the row count in
+    clear. With folded seeds that is enough to read the rest."""
+    numbers, words = updates
+    vector, seed = words[0], new_private_key()
+    broken = _try_all_seeds(vector + _weak_mask(seed, len(vector)), vector[-1], -1)
+    assert correlation(broken, numbers[0]) > 0.999
+    masked = vector.copy()
+    add_mask(masked, seed)
+    found = _try_all_seeds(masked, vector[-1], -1)
+    assert found is None or correlation(found, numbers[0]) < 0.1
+
+
+def test_seeds_have_256_bits_that_all_matter():
+    world = World(5)
+    seen = world.shared(world.terms(), 8)
+    seeds = {world.sites[u].memory.open_round.seed for u in world.sites}
+    keys = {world.sites[u].memory.open_round.private_key for u in world.sites}
+    assert {len(secret) for secret in seeds | keys} == {32}
+    assert len(seeds | keys) == 10
+    masks = []
+    for bit in range(256):
+        secret = bytearray(seen.answers[0].seed_digest)
+        secret[bit // 8] ^= 1 << bit % 8
+        mask = np.zeros(2, np.uint32)
+        add_mask(mask, bytes(secret))
+        masks.append(mask.tobytes())
+    assert len(set(masks)) == 256
+
+
+def test_a_late_vector_of_a_site_declared_gone_stays_hidden(updates):
+    """The site's key was rebuilt, so all masks it shares with others can be computed; its own
+    seed's mask stays on. Without double masking the late vector would lie open here."""
+    numbers, words = updates
+    world = World(5)
+    seen = world.play(world.terms(), words, silent={4})
+    late = seen.masked[4].copy()
+    shares = {i: seen.reveals[v].keys[4] for i, v in enumerate(range(4), start=1)}
+    private = combine(shares, threshold=3)
+    assert public_key(private) == seen.answers[4].key.public
+    for v in range(4):
+        context = mask_context(seen.secure_round.terms, 4, v)
+        pair = agree(private, seen.answers[v].key.public, context=context)
+        (add_mask if v < 4 else subtract_mask)(late, pair)
+    assert correlation(late, numbers[4]) < 0.08
+    own = world.sites[4].memory.open_round.seed
+    subtract_mask(late, own)
+    assert np.array_equal(late, words[4])  # the own seed was indeed all that was missing
+
+
+def test_no_answer_of_a_round_holds_both_secrets_of_a_site(updates):
+    _, words = updates
+    world = World(5)
+    seen = world.play(world.terms(), words, silent={4})
+    for reveal in seen.reveals.values():
+        assert not reveal.seeds.keys() & reveal.keys.keys()
+        assert 4 not in reveal.seeds
+
+
+def test_a_share_too_few_opens_nothing(updates):
+    _, words = updates
+    world = World(5)
+    with pytest.raises(RoundLost, match="2 shares, but 3 are needed"):
+        world.play(world.terms(), words, mute={2, 3})
+
+
+# --- differencing: asks again for a sum without one site ---
+
+
+def test_the_same_round_is_not_opened_a_second_time_without_one_site(updates):
+    _, words = updates
+    world = World(5)
+    world.play(world.terms(), words)
+    for u in range(4):
+        with pytest.raises(ValueError, match="no open round"):
+            world.sites[u].reveal((0, 1, 2, 3))
+
+
+def test_the_same_round_number_is_not_played_again_with_other_sites(updates):
+    _, words = updates
+    world = World(5)
+    world.play(world.terms(1), words)
+    with pytest.raises(ValueError, match="round 1 is asked for again"):
+        world.sites[0].share(world.terms(1, range(4)))
+
+
+def test_a_site_asked_to_introduce_itself_again_still_refuses_the_rounds_it_answered(updates):
+    _, words = updates
+    world = World(5)
+    world.play(world.terms(1), words)
+    world.roster = roster_of([site.introduce(RUN) for site in world.sites.values()])
+    for site in world.sites.values():
+        site.accept_roster(world.roster)
+    with pytest.raises(ValueError, match="round 1 is asked for again"):
+        world.sites[0].share(world.terms(1, range(4)))
+
+
+def test_different_stories_to_different_sites_open_nothing(updates):
+    """Half of the sites are told that site 4 is there, half that it is gone: each of its secrets
+    then has two shares of the three it needs."""
+    _, words = updates
+    world = World(5)
+    seen = world.masked(world.terms(), words)
+    there = [world.sites[u].reveal((0, 1, 2, 3, 4)) for u in (0, 1)]
+    gone = [world.sites[u].reveal((0, 1, 2, 3)) for u in (2, 3)]
+    assert seen.secure_round.terms.threshold == 3
+    assert len([r for r in there if 4 in r.seeds]) == 2
+    assert len([r for r in gone if 4 in r.keys]) == 2
+
+
+@pytest.mark.parametrize(
+    ("survivors", "message"),
+    [
+        ((0, 1, 2), "3 of 5 sites have sent a vector, fewer than the 4"),
+        ((0,), "1 of 5 sites"),
+        ((1, 2, 3, 4), "not among the sites that were present"),
+        ((0, 1, 2, 3, 9), "not among the sites that were present"),
+    ],
+)
+def test_a_question_for_the_sum_of_too_few_is_refused(updates, survivors, message):
+    _, words = updates
+    world = World(5)
+    world.masked(world.terms(), words)
+    with pytest.raises(ValueError, match=message):
+        world.sites[0].reveal(survivors)
+
+
+def test_nothing_is_revealed_before_the_vector_is_sent(updates):
+    world = World(5)
+    world.shared(world.terms(), 10)
+    with pytest.raises(ValueError, match="has not sent a vector"):
+        world.sites[0].reveal((0, 1, 2, 3, 4))
+
+
+def test_a_vector_is_masked_once_in_a_round(updates):
+    _, words = updates
+    world = World(5)
+    seen = world.masked(world.terms(), words)
+    with pytest.raises(ValueError, match="masked already"):
+        world.sites[0].mask(words[0].copy(), seen.deliveries[0])
+
+
+# --- in the middle: keys of its own, changed, replayed ---
+
+
+def test_keys_that_no_site_signed_are_refused():
+    world = World(4)
+    intruder = Identity.generate()
+    forged = intruder.sign(2, public_key(new_private_key()), context=b"run\0" + RUN.encode())
+    with pytest.raises(ValueError, match="said to come from site 2 is not signed"):
+        world.sites[0].accept_roster({**world.roster, 2: forged})
+    unsigned = dataclasses.replace(world.roster[2], signature=bytes(64))
+    with pytest.raises(ValueError, match="said to come from site 2 is not signed"):
+        world.sites[0].accept_roster({**world.roster, 2: unsigned})
+
+
+def test_a_site_that_is_not_provisioned_is_refused():
+    world = World(4)
+    stranger = Identity.generate().sign(9, bytes(32), context=b"run\0" + RUN.encode())
+    with pytest.raises(ValueError, match="site 9, which is not provisioned"):
+        world.sites[0].accept_roster({**world.roster, 9: stranger})
+
+
+def test_one_sites_key_in_the_place_of_another_is_refused():
+    world = World(4)
+    with pytest.raises(ValueError, match="site 2, which is not provisioned"):
+        world.sites[0].accept_roster({**world.roster, 2: world.roster[3]})
+    moved = dataclasses.replace(world.roster[3], site=2)
+    with pytest.raises(ValueError, match="said to come from site 2 is not signed"):
+        world.sites[0].accept_roster({**world.roster, 2: moved})
+
+
+def test_keys_of_an_earlier_run_are_refused():
+    world = World(4)
+    old = world.roster
+    new = roster_of([site.introduce("run 2") for site in world.sites.values()])
+    with pytest.raises(ValueError, match="said to come from site 2 is not signed"):
+        world.sites[0].accept_roster({**new, 2: old[2]})
+    with pytest.raises(ValueError, match="does not hold the key that site 0 made"):
+        world.sites[0].accept_roster(old)
+
+
+@pytest.mark.parametrize("forge", ["own key", "replayed", "another site's"])
+def test_a_rounds_key_that_is_not_its_sites_own_is_refused(forge):
+    world = World(5)
+    earlier = world.play(world.terms(1), random_vectors(world.sites, 5))
+    seen = world.shared(world.terms(2), 5)
+    delivery = seen.deliveries[0]
+    forged = {
+        "own key": dataclasses.replace(delivery.keys[1], public=public_key(new_private_key())),
+        "replayed": earlier.answers[1].key,
+        "another site's": dataclasses.replace(delivery.keys[2], site=1),
+    }[forge]
+    changed = dataclasses.replace(delivery, keys={**delivery.keys, 1: forged})
+    with pytest.raises(ValueError, match="said to come from site 1 is not signed"):
+        world.sites[0].mask(np.zeros(5, np.uint32), changed)
+
+
+@pytest.mark.parametrize("forge", ["changed", "replayed", "another's"])
+def test_sealed_shares_that_are_not_for_this_round_and_site_are_refused(forge):
+    world = World(5)
+    earlier = world.shared(world.terms(1), 5)
+    seen = world.shared(world.terms(2), 5)
+    delivery = seen.deliveries[0]
+    forged = {
+        "changed": delivery.sealed[1][:-1] + b"?",
+        "replayed": earlier.answers[1].sealed[0],
+        "another's": seen.answers[1].sealed[2],
+    }[forge]
+    changed = dataclasses.replace(delivery, sealed={**delivery.sealed, 1: forged})
+    with pytest.raises(ValueError, match="from site 1: the sealed shares were changed"):
+        world.sites[0].mask(np.zeros(5, np.uint32), changed)
+
+
+def test_a_coordinator_cannot_tell_sites_that_nobody_else_is_there():
+    world = World(5)
+    seen = world.shared(world.terms(), 5)
+    delivery = seen.deliveries[0]
+    for present in [(0,), (0, 1, 2), (1, 2, 3, 4), (0, 1, 2, 3, 9)]:
+        near = [v for v in present if v in delivery.keys]
+        changed = dataclasses.replace(
+            delivery,
+            present=present,
+            keys={v: delivery.keys[v] for v in near},
+            sealed={v: delivery.sealed[v] for v in near},
+        )
+        with pytest.raises(ValueError, match=r"fewer than the|not those of the round"):
+            world.sites[0].mask(np.zeros(5, np.uint32), changed)
+
+
+def test_a_roster_that_differs_between_sites_ends_the_round():
+    world = World(5)
+    other = Terms(1, tuple(range(5)), 0.66, sha256(b"another roster").digest())
+    with pytest.raises(ValueError, match="another roster"):
+        world.sites[0].share(other)
+
+
+@pytest.mark.parametrize(
+    ("participants", "fraction", "message"),
+    [
+        ((0, 1), 0.66, "at least 3 sites"),
+        ((0, 0, 1), 0.66, "different and in order"),
+        ((2, 1, 0), 0.66, "different and in order"),
+        ((0, 1, 2), 0.5, "--secagg_threshold"),
+        ((0, 1, 2), 1.1, "--secagg_threshold"),
+    ],
+)
+def test_terms_that_do_not_protect_are_refused(participants, fraction, message):
+    with pytest.raises(ValueError, match=message):
+        Terms(1, participants, fraction, b"")
+
+
+def test_a_site_takes_part_only_where_it_is_named_and_knows_the_others():
+    world = World(5)
+    with pytest.raises(ValueError, match="not its own"):
+        world.sites[0].share(world.terms(1, [1, 2, 3]))
+    with pytest.raises(ValueError, match=r"sites \[9\] take part but are not on the roster"):
+        world.sites[0].share(world.terms(1, [0, 1, 2, 9]))
+
+
+def test_a_malicious_site_cannot_hide_in_anothers_place():
+    world = World(4)
+    seen = SecureRound(world.terms(), 5)
+    answer = world.sites[1].share(world.terms())
+    with pytest.raises(ValueError, match="not for its neighbors"):
+        seen.receive_keys(0, answer)
+    with pytest.raises(ValueError, match="same number"):
+        roster_of([world.roster[1], world.roster[1]])
+
+
+def test_a_round_after_all_attacks_still_gives_the_sum():
+    world = World(5)
+    vectors = random_vectors(world.sites, 9)
+    with pytest.raises(ValueError, match="not its own"):
+        world.sites[0].share(world.terms(1, [1, 2, 3]))
+    assert np.array_equal(world.play(world.terms(1), vectors).total, plain_sum(vectors, range(5)))

@@ -1,0 +1,126 @@
+"""A whole round: the sum is exact whoever drops out when, and too few sites learn nothing."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedfora.federated.secure_aggregation.server import RoundLost
+from secagg_world import RUN, World, plain_sum, random_vectors
+
+
+def test_the_sum_is_the_plain_sum_to_the_bit():
+    world = World(5)
+    vectors = random_vectors(world.sites, 1000)
+    seen = world.play(world.terms(), vectors)
+    assert np.array_equal(seen.total, plain_sum(vectors, world.sites))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_sites_may_drop_out_at_every_point_down_to_the_threshold(data):
+    """Absent: before sharing. Silent: the vector does not arrive. Mute: no last answer."""
+    count = data.draw(st.integers(4, 9))
+    world = World(count)
+    terms = world.terms()
+    everybody = list(world.sites)
+    may_go = count - max(terms.min_survivors, terms.threshold + 1)
+    gone = data.draw(st.permutations(everybody))[: data.draw(st.integers(0, may_go))]
+    fate = [data.draw(st.sampled_from(["absent", "silent", "mute"])) for _ in gone]
+    absent, silent, mute = (
+        {u for u, f in zip(gone, fate, strict=True) if f == kind}
+        for kind in ("absent", "silent", "mute")
+    )
+    vectors = random_vectors(everybody, 17)
+    seen = world.play(terms, vectors, absent, silent, mute)
+    survivors = set(everybody) - absent - silent
+    assert set(seen.survivors) == survivors
+    assert np.array_equal(seen.total, plain_sum(vectors, survivors))
+
+
+def test_a_sparse_graph_gives_the_same_sum_with_drop_outs():
+    world = World(40)
+    terms = world.terms()
+    assert terms.degree < 20
+    vectors = random_vectors(world.sites, 50)
+    seen = world.play(terms, vectors, absent={3}, silent={10, 31}, mute={20})
+    assert np.array_equal(seen.total, plain_sum(vectors, set(world.sites) - {3, 10, 31}))
+
+
+def test_masks_alone_cancel():
+    world = World(6)
+    vectors = {u: np.zeros(100, np.uint32) for u in world.sites}
+    seen = world.play(world.terms(), vectors)
+    assert not seen.total.any()
+    assert all(masked.any() for masked in seen.masked.values())
+
+
+def test_the_keys_of_a_run_serve_all_its_rounds_with_other_sites_each():
+    world = World(7)
+    for number, drawn in enumerate([range(7), [0, 2, 3, 5], [1, 2, 3, 4, 6]], start=1):
+        vectors = random_vectors(drawn, 30, seed=number)
+        seen = world.play(world.terms(number, drawn), vectors)
+        assert np.array_equal(seen.total, plain_sum(vectors, drawn))
+
+
+def test_a_site_that_missed_a_round_takes_part_in_the_next():
+    world = World(5)
+    world.play(world.terms(1), random_vectors(world.sites, 5), silent={4})
+    vectors = random_vectors(world.sites, 5, seed=2)
+    seen = world.play(world.terms(2), vectors)
+    assert np.array_equal(seen.total, plain_sum(vectors, world.sites))
+
+
+def test_a_restarted_site_makes_a_new_key_and_takes_part_again():
+    world = World(5)
+    world.play(world.terms(1), random_vectors(world.sites, 5))
+    world.roster = {**world.roster, 2: world.sites[2].introduce(RUN)}
+    for site in world.sites.values():
+        site.accept_roster(world.roster)
+    vectors = random_vectors(world.sites, 5, seed=2)
+    assert np.array_equal(world.play(world.terms(2), vectors).total, plain_sum(vectors, range(5)))
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ({"absent": {0, 1}}, "3 of 5 sites have shared"),
+        ({"silent": {0, 1}}, "3 of 5 sites have sent a vector"),
+        ({"mute": {0, 1}}, "cannot be put together: 2 shares, but 3 are needed"),
+    ],
+)
+def test_with_too_few_sites_the_round_is_lost_and_says_why(gone, message):
+    world = World(5)
+    with pytest.raises(RoundLost, match=message):
+        world.play(world.terms(), random_vectors(world.sites, 5), **gone)
+
+
+def test_wrong_shares_are_noticed():
+    world = World(5)
+    seen = world.masked(world.terms(), random_vectors(world.sites, 5), silent={4})
+    for u in seen.survivors:
+        reveal = world.sites[u].reveal(seen.survivors)
+        if u == 1:
+            reveal.keys[4] = bytes(32)
+        seen.secure_round.receive_reveal(u, reveal)
+    with pytest.raises(RoundLost, match="key of site 4 are wrong"):
+        seen.secure_round.total()
+
+
+@pytest.mark.parametrize(
+    "vector", [np.zeros(4, np.uint32), np.zeros(5, np.int64), np.zeros((5, 1), np.uint32)]
+)
+def test_the_coordinator_refuses_vectors_that_do_not_fit(vector):
+    world = World(3)
+    seen = world.shared(world.terms(), 5)
+    with pytest.raises(ValueError, match="expected 5 words from site 1"):
+        seen.secure_round.receive_vector(1, vector)
+
+
+def test_the_coordinator_takes_one_vector_of_each_site_that_shared():
+    world = World(5)
+    seen = world.shared(world.terms(), 3, absent={4})
+    seen.secure_round.receive_vector(1, np.zeros(3, np.uint32))
+    for site in (1, 4, 99):
+        with pytest.raises(ValueError, match=f"no vector is expected from site {site}"):
+            seen.secure_round.receive_vector(site, np.zeros(3, np.uint32))

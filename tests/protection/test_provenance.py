@@ -1,0 +1,109 @@
+"""Signed directories: what was changed, taken, added or signed by somebody else is refused."""
+
+import base64
+import json
+import shutil
+
+import pytest
+
+from fedfora.protection import keys
+from fedfora.protection.provenance import NAME, sign_directory, verify_directory
+
+FACTS = {"rounds": 3, "rule": "core", "epsilon": 2.5}
+
+
+@pytest.fixture
+def signed(tmp_path, monkeypatch):
+    """A signed adapter directory, whose signer is trusted."""
+    identity = keys.make_signing_key(tmp_path / "owner.pem")
+    monkeypatch.setenv(keys.SIGNING, str(tmp_path / "owner.pem"))
+    monkeypatch.setenv(keys.TRUSTED, str(tmp_path / "owner.pem.pub"))
+    directory = tmp_path / "adapter"
+    directory.mkdir()
+    (directory / "adapter_model.safetensors").write_bytes(b"weights")
+    (directory / "adapter_config.json").write_text("{}")
+    (directory / "README.md").write_text("a card, which anybody may improve")
+    sign_directory(directory, FACTS)
+    return directory, identity
+
+
+def test_what_was_signed_is_accepted_with_its_facts(signed):
+    directory, identity = signed
+    (directory / "README.md").write_text("improved")
+    found = verify_directory(directory)
+    assert (found.signer, found.facts) == (identity, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda d: (d / "adapter_model.safetensors").write_bytes(b"weightz"), "not the file that"),
+        (lambda d: (d / "adapter_config.json").write_text('{"r": 9}'), "not the file that"),
+        (lambda d: (d / "adapter_model.safetensors").unlink(), "is missing"),
+        (lambda d: (d / "fedfora.json").write_text("{}"), "not in the signed record"),
+        (lambda d: (d / "adapter_model.safetensors.sealed").write_bytes(b"x"), "not in the signed"),
+        (lambda d: (d / NAME).unlink(), "is not signed"),
+        (lambda d: (d / NAME).write_text("{}"), "no provenance record"),
+        (lambda d: _edit(d, lambda c: c["statement"]["facts"].update(epsilon=0.1)), "signature"),
+        (lambda d: _edit(d, lambda c: c.update(signature="AAAA")), "signature"),
+        (lambda d: _edit(d, lambda c: c.update(public_key="AAAA")), "signature"),
+    ],
+)
+def test_tampering_is_refused(signed, tamper, message):
+    tamper(signed[0])
+    with pytest.raises(ValueError, match=message):
+        verify_directory(signed[0])
+
+
+def _edit(directory, change):
+    content = json.loads((directory / NAME).read_text())
+    change(content)
+    (directory / NAME).write_text(json.dumps(content))
+
+
+def test_who_changes_the_files_and_signs_anew_is_refused(signed, tmp_path, monkeypatch):
+    directory, _ = signed
+    thief = keys.make_signing_key(tmp_path / "thief.pem")
+    monkeypatch.setenv(keys.SIGNING, str(tmp_path / "thief.pem"))
+    (directory / "adapter_model.safetensors").write_bytes(b"poison")
+    sign_directory(directory, FACTS)
+    with pytest.raises(ValueError, match=f"signed by key {thief}"):
+        verify_directory(directory)
+
+
+def test_a_record_does_not_fit_another_directory(signed, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(signed[0], other)
+    (other / "adapter_model.safetensors").write_bytes(b"an older adapter")
+    with pytest.raises(ValueError, match="not the file that was signed"):
+        verify_directory(other)
+
+
+def test_a_signature_for_another_purpose_does_not_count(signed, tmp_path):
+    """The same key signing the same bytes without this record's domain."""
+    directory, _ = signed
+    key = keys.read_signing_key(tmp_path / "owner.pem")
+    content = json.loads((directory / NAME).read_text())
+    text = json.dumps(content["statement"], sort_keys=True, separators=(",", ":"))
+    content["signature"] = base64.b64encode(key.sign(text.encode())).decode()
+    (directory / NAME).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="signature"):
+        verify_directory(directory)
+
+
+def test_without_trusted_keys_accidents_are_still_found(signed, monkeypatch):
+    directory, _ = signed
+    monkeypatch.delenv(keys.TRUSTED)
+    (directory / "adapter_model.safetensors").write_bytes(b"half a dow")
+    with pytest.raises(ValueError, match="not the file that was signed"):
+        verify_directory(directory)
+
+
+def test_a_machine_without_keys_neither_signs_nor_asks(signed, monkeypatch):
+    directory, _ = signed
+    monkeypatch.delenv(keys.SIGNING)
+    monkeypatch.delenv(keys.TRUSTED)
+    (directory / "adapter_model.safetensors").write_bytes(b"written again")
+    sign_directory(directory, FACTS)
+    assert not (directory / NAME).exists()
+    assert verify_directory(directory) is None

@@ -1,0 +1,182 @@
+"""DP-SGD against references that know no hooks, no sampler and no noise."""
+
+import pytest
+import torch
+from transformers import DataCollatorForSeq2Seq
+
+from fedfora.adapter.state import read_state
+from fedfora.data.encoding import encode_examples, prompt_format
+from fedfora.data.loading import load_examples
+from fedfora.data.settings import DataArguments
+from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.privacy.noise import SecretNoise
+from fedfora.training.local import train_locally
+from fedfora.training.private_gradient import (
+    PoissonBatches,
+    RecordPrivacy,
+    check_gradients,
+    collate_any,
+    per_example_gradients,
+    row_losses,
+    write_private_gradient,
+)
+from fedfora.training.schedule import Stretch
+from fedfora.training.settings import TrainArguments
+
+INFINITE = float("inf")
+KEY = bytes(32)
+
+
+@pytest.fixture(params=["none", "nf4"])
+def workplace(tiny_dir, request):
+    """A base, an adapter that is no longer fresh, and 12 rows with answers of one length."""
+    base = load_base(ModelArguments(model_name_or_path=tiny_dir, quantization=request.param))
+    model = add_adapter(base, AdapterArguments(lora_rank=3), seed=3)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "fora_D" in name or "fora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    data = DataArguments(train_file="clinic")
+    rows = load_examples("clinic", data)[:12]
+    encoded = encode_examples(rows, base.tokenizer, prompt_format(data, base.tokenizer))
+    return model, base.tokenizer, [_same_answer_length(row) for row in encoded]
+
+
+def _same_answer_length(row, answer=6):
+    prompt = sum(label == -100 for label in row["labels"])
+    return {name: ids[: prompt + answer] for name, ids in row.items()}
+
+
+def batch_of(tokenizer, rows):
+    return dict(DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)(rows))
+
+
+def gradients_of(model):
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_no_noise_and_no_clip_are_the_plain_gradient(workplace, batch_size):
+    """Whatever the size of the pieces; the reference is autograd on the rows' mean loss."""
+    model, tokenizer, encoded = workplace
+    batch = batch_of(tokenizer, encoded)
+    row_losses(model, batch).mean().backward()
+    expected = gradients_of(model)
+    write_private_gradient(
+        model,
+        batch,
+        RecordPrivacy(0.0, INFINITE, expected_rows=12, num_rows=12),
+        SecretNoise(),
+        batch_size=batch_size,
+    )
+    for name, gradient in gradients_of(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+
+
+def test_clipping_is_that_of_gradients_taken_one_by_one(workplace):
+    model, tokenizer, encoded = workplace
+    clipping_norm, expected = 0.05, {}
+    for row in encoded[:5]:
+        row_losses(model, batch_of(tokenizer, [row])).sum().backward()
+        alone = gradients_of(model)
+        norm = torch.cat([g.flatten() for g in alone.values()]).norm()
+        assert norm > clipping_norm
+        for name, gradient in alone.items():
+            expected[name] = expected.get(name, 0) + gradient * clipping_norm / norm
+    write_private_gradient(
+        model,
+        batch_of(tokenizer, encoded[:5]),
+        RecordPrivacy(0.0, clipping_norm, expected_rows=4, num_rows=12),
+        SecretNoise(),
+        batch_size=3,
+    )
+    for name, gradient in gradients_of(model).items():
+        torch.testing.assert_close(gradient, expected[name] / 4, rtol=1e-3, atol=1e-7)
+
+
+def test_noise_has_the_stated_size_whatever_the_sample(workplace):
+    """z C / expected rows on every number, also where the sample is empty."""
+    model, tokenizer, _ = workplace
+    privacy = RecordPrivacy(3.0, 0.5, expected_rows=4, num_rows=12)
+    empty = collate_any(DataCollatorForSeq2Seq(tokenizer))([])
+    write_private_gradient(model, empty, privacy, SecretNoise(KEY), batch_size=2)
+    noise = torch.cat([g.flatten() for g in gradients_of(model).values()])
+    assert float(noise.std()) == pytest.approx(3.0 * 0.5 / 4, rel=0.05)
+
+
+def test_the_self_test_sees_a_gradient_that_is_not_the_examples_own(workplace, monkeypatch):
+    model, tokenizer, encoded = workplace
+    batch = batch_of(tokenizer, encoded[:2])
+    assert check_gradients(model, batch) < 1e-4
+
+    def swapped(model, batch, **options):
+        losses, gradients = per_example_gradients(model, batch, **options)
+        return losses, {name: gradient.flip(0) for name, gradient in gradients.items()}
+
+    monkeypatch.setattr("fedfora.training.private_gradient.per_example_gradients", swapped)
+    with pytest.raises(ValueError, match="do not add up"):
+        check_gradients(model, batch)
+
+
+def train(workplace, privacy, **options):
+    model, tokenizer, encoded = workplace
+    settings = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 3,
+        "learning_rate": 0.01,
+        "max_grad_norm": 0.0,
+        **options,
+    }
+    before = read_state(model)
+    result = train_locally(
+        model,
+        tokenizer,
+        encoded,
+        TrainArguments(**settings),
+        stretch=Stretch(first_step=0, num_steps=4, total_steps=4),
+        seed=5,
+        privacy=privacy,
+    )
+    after = read_state(model)
+    with torch.no_grad():  # so that a second training starts where the first did
+        from fedfora.adapter.state import write_state
+
+        write_state(model, before)
+    return after, result
+
+
+def test_training_with_whole_samples_no_noise_and_no_clip_is_plain_training(workplace):
+    """Every row in every step and answers of one length: the mean over tokens is that over rows."""
+    plain, _ = train(workplace, None, optim="sgd", learning_rate=0.5)
+    private, result = train(
+        workplace,
+        RecordPrivacy(0.0, INFINITE, expected_rows=12, num_rows=12),
+        optim="sgd",
+        learning_rate=0.5,
+    )
+    assert result.steps == 4
+    moved = 0.0
+    for name in plain:
+        torch.testing.assert_close(private[name], plain[name], rtol=1e-4, atol=1e-6)
+        moved += float(plain[name].abs().sum()) if name.endswith(".E") else 0.0
+    assert moved > 0
+
+
+def test_the_runs_seed_repeats_neither_noise_nor_samples(workplace):
+    privacy = RecordPrivacy(1.0, 1.0, expected_rows=6, num_rows=12)
+    one, other = train(workplace, privacy)[0], train(workplace, privacy)[0]
+    assert not any(torch.equal(one[name], other[name]) for name in one if name.endswith(".E"))
+
+
+def test_samples_differ_in_size_and_empty_ones_are_steps_too(workplace):
+    privacy = RecordPrivacy(1.0, 1.0, expected_rows=0.6, num_rows=12)
+    sizes = [len(rows) for rows in PoissonBatches(privacy, 200, SecretNoise(KEY))]
+    assert 0 in sizes
+    assert len(set(sizes)) > 2
+    after, result = train(workplace, privacy)
+    assert result.steps == 4
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
