@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import State
 from fedfora.data.encoding import PromptFormat
 from fedfora.reporting.model_card import model_card
@@ -55,6 +56,14 @@ def adapter_config(model: Any, adapter_name: str = "default") -> dict[str, Any]:
     """Return an adapter's configuration as PEFT writes it to adapter_config.json."""
     config = model.peft_config[adapter_name].to_dict() | {"inference_mode": True}
     return {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+
+
+def config_at_rank(config: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Return the configuration of the same adapter with another rank and the same scaling."""
+    if rank == config["r"]:
+        return config
+    alpha = alpha_at_rank(config["lora_alpha"], config["r"], rank, config["use_rslora"])
+    return config | {"r": rank, "lora_alpha": alpha}
 
 
 def adapter_record(

@@ -18,6 +18,7 @@ from fedfora.data.encoding import Encoded
 from fedfora.training.long_run import LongRun
 from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.private_trainer import PrivateTrainer, private_arguments
+from fedfora.training.proximal import ProximalTerm
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
@@ -54,6 +55,7 @@ def train_locally(
     on_step: Callable[[StepReport], None] = lambda report: None,
     long_run: LongRun | None = None,
     privacy: RecordPrivacy | None = None,
+    proximal_mu: float = 0.0,
 ) -> LocalResult:
     """Train the model's active adapter in place on encoded rows.
 
@@ -67,6 +69,7 @@ def train_locally(
         on_step: Called after every optimizer step.
         long_run: Checkpoints, validation and reports; None for a client's few steps.
         privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
+        proximal_mu: FedProx's pull towards the parameters at the start; 0 for none.
     """
     with tempfile.TemporaryDirectory() as scratch:
         where = {"output_dir": scratch} if long_run is None else long_run.trainer_arguments
@@ -91,6 +94,8 @@ def train_locally(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(AfterStep(trainer, on_step))
+        if proximal_mu:
+            trainer.add_callback(ProximalTerm(proximal_mu))
         started = time.perf_counter()
         output = trainer.train() if long_run is None else long_run.train(trainer)
     model.eval()
