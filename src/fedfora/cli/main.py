@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "score a predictions file",
     "export": "an adapter as LoRA, or merged with its base",
     "report": "one HTML page from run directories",
+    "watch": "follow a run from another terminal",
     "info": "versions and hardware",
 }
 
