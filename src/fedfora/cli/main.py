@@ -14,6 +14,7 @@ COMMANDS = {
     "export": "an adapter as LoRA, or merged with its base",
     "report": "one HTML page from run directories",
     "watch": "follow a run from another terminal",
+    "fate": "a party of a FATE federation",
     "info": "versions and hardware",
 }
 
