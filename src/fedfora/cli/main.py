@@ -14,6 +14,7 @@ COMMANDS = {
     "export": "an adapter as LoRA, or merged with its base",
     "report": "one HTML page from run directories",
     "watch": "follow a run from another terminal",
+    "check": "says what a file of rows holds and what would go wrong",
     "info": "versions and hardware",
 }
 
