@@ -7,12 +7,12 @@ of the tokens trained, which weighs the client in the average.
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from transformers import DataCollatorForSeq2Seq, PrinterCallback
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
 from fedfora.data.encoding import Encoded
 from fedfora.training.long_run import LongRun
@@ -53,6 +53,7 @@ def train_locally(
     *,
     stretch: Stretch,
     seed: int,
+    callbacks: Iterable[TrainerCallback] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
     long_run: LongRun | None = None,
     privacy: RecordPrivacy | None = None,
@@ -67,6 +68,7 @@ def train_locally(
         settings: Batch, optimizer and learning rate.
         stretch: Which steps of which schedule to take.
         seed: Seed of the order of rows and of dropout.
+        callbacks: Further callbacks of the Trainer, called after the step was reported.
         on_step: Called after every optimizer step.
         long_run: Checkpoints, validation and reports; None for a client's few steps.
         privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
@@ -104,6 +106,8 @@ def train_locally(
         trainer.add_callback(AfterStep(trainer, on_step))
         if proximal_mu:
             trainer.add_callback(ProximalTerm(proximal_mu))
+        for callback in callbacks:
+            trainer.add_callback(callback)
         started = time.perf_counter()
         output = trainer.train() if long_run is None else long_run.train(trainer)
     _release(trainer, model)
