@@ -133,37 +133,64 @@ def test_nothing_is_left_of_the_messages_of_a_federation_that_ended_well(core_ru
     assert sorted(path.suffix for path in messages.iterdir()) == [".joined"] * 4
 
 
-def test_all_factors_meet_our_own_fedavg_and_the_error_is_what_the_dense_one_is(
-    federate, files, tiny_dir, tmp_path
-):
+@pytest.fixture(scope="session")
+def warm_run(federate, files, tiny_dir, tmp_path_factory):
+    """Two rounds of all factors, then one of the core alone, on a float32 base."""
     flags = {
         **QUICK,
         "model_name_or_path": tiny_dir,
         "quantization": "none",
-        "trainable": "all",
+        "warmup_rounds": 2,
+        "num_rounds": 3,
         "lora_rank": 2,
         "error_probes": 64,
-        "num_rounds": 3,
     }
     own = {"guest:9999": {"train_file": files["a"]}, "host:10000": {"train_file": files["c"]}}
-    ended = federate(tmp_path / "all", flags, own, parties=TRIO)
+    ended = federate(tmp_path_factory.mktemp("warm") / "run", flags, own, parties=TRIO)
     assert [(name, party.output) for name, party in ended.items() if party.status] == []
-    guest, host = ended["guest:9999"], ended["host:10000"]
-    updates = [(guest.state("sent", 3), 30.0), (host.state("sent", 3), 10.0)]
-    found = guest.state("averaged", 3)
-    expected = fedavg(updates)
+    return ended["guest:9999"], ended["host:10000"]
+
+
+def test_the_mean_of_all_factors_is_our_own_fedavg_too(warm_run):
+    guest, host = warm_run
+    updates = [(guest.state("sent", 2), 30.0), (host.state("sent", 2), 10.0)]
+    expected, found = fedavg(updates), guest.state("averaged", 2)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7)
+    moved = {name.rpartition(".")[2] for name in found if not equal_in(updates, name)}
+    assert moved == {"A", "D", "E"}
 
+
+def test_the_recorded_aggregation_error_is_the_dense_one(warm_run):
+    guest, host = warm_run
+    updates = [(guest.state("sent", 2), 30.0), (host.state("sent", 2), 10.0)]
+    found = guest.state("averaged", 2)
     missed = norm = 0.0
     for layer in layers(found):
         dense = sum(rows / 40 * delta(update, layer) for update, rows in updates)
         missed += float((delta(found, layer) - dense).square().sum())
         norm += float(dense.square().sum())
     lines = (guest.directory / "out" / "metrics.jsonl").read_text().splitlines()
-    measured = json.loads(lines[-1])["aggregation_error"]
     assert missed > 0
+    measured = json.loads(lines[1])["aggregation_error"]
     assert measured == pytest.approx((missed / norm) ** 0.5, rel=0.3)
+
+
+def test_after_the_warm_up_the_core_alone_moves_and_its_mean_is_exact(warm_run):
+    guest, host = warm_run
+    before = guest.state("averaged", 2)
+    updates = [(guest.state("sent", 3), 30.0), (host.state("sent", 3), 10.0)]
+    for name, value in before.items():
+        assert all(torch.equal(u[name], value) for u, _ in updates) == (name[-1] != "E")
+    found = guest.state("averaged", 3)
+    for layer in layers(found):
+        dense = sum(rows / 40 * delta(update, layer) for update, rows in updates)
+        torch.testing.assert_close(delta(found, layer), dense, rtol=1e-5, atol=1e-8)
+    first, _, last = map(
+        json.loads, (guest.directory / "out" / "metrics.jsonl").read_text().splitlines()
+    )
+    assert last["aggregation_error"] is None
+    assert last["uplink_bytes"] < first["uplink_bytes"] / 4
 
 
 def test_a_killed_party_is_named_within_the_deadline(federate, files, tmp_path):
@@ -224,6 +251,11 @@ def test_fate_llms_own_model_class_knows_fora(tiny_dir, tmp_path):
 
 def fedavg(updates):
     return RULES["fedavg"].aggregate({}, updates, None)
+
+
+def equal_in(updates, name):
+    one, other = (update[name] for update, _ in updates)
+    return torch.equal(one, other)
 
 
 def layers(state):
