@@ -75,7 +75,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
             secure_site.check_in_clear(context)
         assignment = read_assignment(message.content, context.state, workplace.fresh)
         validation_loss, validation_tokens = validate(workplace, site, assignment.adapter)
-        arrays, result = carry_out(
+        arrays, result, private_loss = carry_out(
             workplace,
             site,
             assignment,
@@ -100,6 +100,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
             seconds=result.seconds,
             validation_loss=validation_loss,
             validation_tokens=validation_tokens,
+            private_validation_loss=private_loss,
         )
         content = RecordDict(
             {
@@ -113,6 +114,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
     @app.evaluate()  # type: ignore[untyped-decorator]
     def evaluate(message: Message, context: Context) -> Message:
         """Judge the received adapter on the rows kept back."""
+        secure_site.check_in_clear(context)  # a loss tells something, too
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
         round_index = int(message.content["config"]["round-index"])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedfora._seeds import derive_seed
 from fedfora.federated.aggregation import Weighted
+from fedfora.federated.aggregation.update import part
 from fedfora.federated.aggregator import Aggregator
 from fedfora.federated.exchange import Exchange, content_bytes
 from fedfora.federated.formats import FORMATS
@@ -31,6 +32,7 @@ from fedfora.federated.screening import (
     screen,
 )
 from fedfora.federated.secure_rounds import SecureRounds
+from fedfora.federated.secure_site import digest_of_task
 from fedfora.federated.transport import Layout, from_record, payload_bytes, to_record, unflatten
 
 logger = logging.getLogger(__name__)
@@ -132,10 +134,13 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         self.aggregator.optimizer.moments = dict(state)
 
     def sample(self, server_round: int) -> list[SiteInfo]:
-        """Return the sites of a round, by index; the same seed draws the same sites."""
+        """Return the sites of a round, by index; the same seed draws the same sites.
+
+        A round from which nothing comes back is there for the sites, so all of them take part.
+        """
         sites = list(self.sites.values())
         clients_per_round = self.settings.federation.clients_per_round
-        if clients_per_round is None:
+        if clients_per_round is None or not self.settings.rule_of_round(server_round - 1).sends:
             return sites
         rng = random.Random(derive_seed(self.settings.train.seed, "sample", server_round))
         drawn = rng.sample(sites, min(clients_per_round, len(sites)))
@@ -233,8 +238,12 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         """Return, for each site that is asked to train, what secure aggregation tells it."""
         if self.secure is None:
             return {site.node_id: {} for site in drawn}
+        rule = exchange.rule
+        given = part(exchange.adapter, rule.travels + rule.frozen)
+        task = digest_of_task(rule.name, given, self.settings.run_config())
+        nodes = [site.node_id for site in drawn]
         size = Layout.of(exchange.current).size
-        return self.secure.open(grid, server_round, [site.node_id for site in drawn], size)
+        return self.secure.open(grid, server_round, nodes, size, task)
 
     def _aggregate_sum(
         self,
