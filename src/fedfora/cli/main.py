@@ -15,6 +15,7 @@ COMMANDS = {
     "export": "an adapter as LoRA, as GGUF, or merged with its base",
     "report": "one HTML page from run directories",
     "watch": "follow a run from another terminal",
+    "check": "says what a file of rows holds and what would go wrong",
     "fate": "a party of a FATE federation",
     "info": "versions and hardware",
 }
