@@ -12,6 +12,8 @@ COMMANDS = {
     "predict": "answer the rows of a file with an adapter",
     "evaluate": "score a predictions file",
     "export": "an adapter as LoRA, or merged with its base",
+    "keys": "keys for signing, and for encryption at rest",
+    "verify": "check and show where an adapter comes from",
     "info": "versions and hardware",
 }
 

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.state import draw_inner_factors
 from fedfora.models.hub import local_path
+from fedfora.models.saving import WEIGHTS
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.protection.provenance import verify_directory
+from fedfora.protection.sealing import is_sealed, load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +105,23 @@ def add_adapter(base: Base, settings: AdapterArguments, *, seed: int) -> PeftMod
 
 
 def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
-    """Put a saved adapter on the base, for prediction.
+    """Put a saved adapter on the base, for prediction; an encrypted one is never plain on a disk.
 
     Raises:
-        ValueError: If the directory holds no adapter.
+        ValueError: If the directory holds no adapter, its provenance does not hold, or it is
+            encrypted and the key is not here.
     """
     check_adapter_dir(adapter_dir)
-    return PeftModel.from_pretrained(base.model, str(adapter_dir)).eval()
+    directory = Path(adapter_dir)
+    verify_directory(directory)
+    if not is_sealed(directory / WEIGHTS):
+        return PeftModel.from_pretrained(base.model, str(directory)).eval()
+    tensors = load_tensors(directory / WEIGHTS)
+    model = get_peft_model(base.model, PeftConfig.from_pretrained(str(directory)))
+    result = set_peft_model_state_dict(model, tensors)
+    if result.unexpected_keys:
+        raise ValueError(f"{directory}: {result.unexpected_keys[0]} is no weight of the adapter")
+    return model.eval()
 
 
 def base_name_of(adapter_dir: str | Path) -> str:

@@ -10,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
 from fedfora.adapter.state import State
 from fedfora.data.encoding import PromptFormat
+from fedfora.protection.provenance import sign_directory, verify_directory
+from fedfora.protection.sealing import load_tensors, save_tensors
+from fedfora.reporting.record import environment
 
-RECORD = "fedfora.json"
+RECORD, WEIGHTS = "fedfora.json", "adapter_model.safetensors"
 
 
 def save_adapter(
@@ -31,16 +32,16 @@ def save_adapter(
     """
     directory.mkdir(parents=True, exist_ok=True)
     weights = {_peft_name(name): tensor.contiguous() for name, tensor in state.items()}
-    beside = directory / ".adapter_model.safetensors.tmp"
-    save_file(weights, beside, metadata={"format": "pt"})
-    beside.replace(directory / "adapter_model.safetensors")
+    save_tensors(directory / WEIGHTS, weights, metadata={"format": "pt"})
     _write_json(directory / "adapter_config.json", adapter_config)
     _write_json(directory / RECORD, record)
-    (directory / "README.md").write_text(model_card(adapter_config), encoding="utf-8")
+    card = model_card(adapter_config, record.get("privacy"))
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    sign_directory(directory, {**record, "packages": environment()["packages"]})
 
 
-def model_card(adapter_config: dict[str, Any]) -> str:
-    """Return the adapter's README.md: what it is and how to load it."""
+def model_card(adapter_config: dict[str, Any], privacy: str | None = None) -> str:
+    """Return the adapter's README.md: what it is, how to load it, and what guarantee it has."""
     base = adapter_config["base_model_name_or_path"]
     return f"""---
 base_model: {base}
@@ -59,12 +60,17 @@ model = AutoPeftModelForCausalLM.from_pretrained("THIS_DIRECTORY")
 
 Without fedfora: `fedfora export --model_dir THIS_DIRECTORY --output_dir LORA` writes the same
 adapter as LoRA. `fedfora.json` holds the prompt format it was trained with.
-"""
+{_privacy_section(privacy)}"""
 
 
 def read_adapter(directory: str | Path) -> State:
-    """Return all five factors of a saved adapter, named as `read_state` names them."""
-    weights = load_file(Path(directory) / "adapter_model.safetensors")
+    """Return all five factors of a saved adapter, named as `read_state` names them.
+
+    Raises:
+        ValueError: If its provenance does not hold, or it is encrypted and the key is not here.
+    """
+    verify_directory(Path(directory))
+    weights = load_tensors(Path(directory) / WEIGHTS)
     prefix, suffix = "base_model.model.", ".weight"
     return {
         name.removeprefix(prefix).removesuffix(suffix).replace(".fora_", "."): tensor
@@ -78,9 +84,16 @@ def adapter_config(model: Any, adapter_name: str = "default") -> dict[str, Any]:
     return {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
 
 
-def adapter_record(prompts: PromptFormat, base_fingerprint: str) -> dict[str, Any]:
-    """Return what fedfora.json holds."""
-    return {"prompts": asdict(prompts), "base_fingerprint": base_fingerprint}
+def adapter_record(prompts: PromptFormat, base_fingerprint: str, **facts: Any) -> dict[str, Any]:
+    """Return what fedfora.json holds: prompts, base, and how the adapter came about.
+
+    Args:
+        prompts: How rows become prompts.
+        base_fingerprint: Of the base.
+        **facts: JSON; `privacy` is the sentence that the card repeats. What is None is left out.
+    """
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    return {"prompts": asdict(prompts), "base_fingerprint": base_fingerprint, **known}
 
 
 def read_prompt_format(directory: str | Path) -> PromptFormat | None:
@@ -89,6 +102,10 @@ def read_prompt_format(directory: str | Path) -> PromptFormat | None:
     if not path.is_file():
         return None
     return PromptFormat(**json.loads(path.read_text(encoding="utf-8"))["prompts"])
+
+
+def _privacy_section(privacy: str | None) -> str:
+    return f"\n## Privacy\n\n{privacy}\n" if privacy else ""
 
 
 def _peft_name(name: str) -> str:

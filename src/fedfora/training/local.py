@@ -9,13 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from transformers import DataCollatorForSeq2Seq, PrinterCallback
 
 from fedfora.training.private_gradient import RecordPrivacy
-from fedfora.training.private_trainer import PrivateTrainer, private_arguments
+from fedfora.training.private_steps import TRAINER_ARGUMENTS, PrivateSteps
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
@@ -66,16 +65,15 @@ def train_locally(
         on_step: Called after every optimizer step.
         privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
     """
+    private = None
+    if privacy is not None:
+        private = PrivateSteps(privacy, settings.per_device_train_batch_size)
     with tempfile.TemporaryDirectory() as scratch:
+        where = {"output_dir": scratch} | (TRAINER_ARGUMENTS if private else {})
         arguments = trainer_arguments(
-            settings,
-            stretch,
-            seed=seed,
-            device=model.device.type,
-            output_dir=scratch,
-            **(private_arguments() if privacy else {}),
+            settings, stretch, seed=seed, device=model.device.type, **where
         )
-        trainer = _trainer_class(settings, privacy)(
+        trainer = AdapterTrainer(
             model=model,
             args=arguments,
             optimizer_cls_and_kwargs=loraplus_optimizer(
@@ -86,6 +84,7 @@ def train_locally(
             stretch=stretch,
             warmup_ratio=settings.warmup_ratio,
         )
+        trainer.private = private
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(AfterStep(trainer, on_step))
         started = time.perf_counter()
@@ -99,10 +98,3 @@ def train_locally(
         tokens=progress.tokens,
         seconds=time.perf_counter() - started,
     )
-
-
-def _trainer_class(settings: TrainArguments, privacy: RecordPrivacy | None) -> Callable[..., Any]:
-    if privacy is None:
-        return AdapterTrainer
-    rows_at_a_time = settings.per_device_train_batch_size
-    return partial(PrivateTrainer, privacy=privacy, rows_at_a_time=rows_at_a_time)
