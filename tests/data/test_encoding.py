@@ -83,6 +83,24 @@ def test_a_cut_prompt_keeps_its_beginning_and_its_frame(tokenizer, template):
     assert text.endswith("\n" if template == "plain" else "<assistant>")
 
 
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_the_newest_turns_that_fit_stand_before_the_prompt(tokenizer, template):
+    tokenizer.chat_template = CHAT
+    history = (("first question", "first answer"), ("second question", "second answer"))
+    talk = Example("", "third question", "third answer", {}, history)
+    told = [q_or_a for turn in history for q_or_a in turn]
+    whole = tokenizer.decode(encode_prompt(talk, tokenizer, layout(template=template)))
+    places = [whole.index(text) for text in (*told, "third question")]
+    assert places == sorted(places)
+    room = sum(len(tokenizer(t)["input_ids"]) for t in (*history[1], "third question"))
+    fitting = layout(template=template, max_source_length=room)
+    cut = tokenizer.decode(encode_prompt(talk, tokenizer, fitting))
+    assert "first" not in cut
+    assert "second question" in cut
+    answer = answer_of(encode_example(talk, tokenizer, fitting))
+    assert tokenizer.decode(answer) == "third answer</s>"  # no loss on earlier answers
+
+
 def test_cut_rows_are_counted_in_a_warning(tokenizer, caplog):
     encode_examples([EXAMPLE] * 3, tokenizer, layout(max_source_length=4))
     assert "3 of 3 rows (100.0 %)" in caplog.text

@@ -90,6 +90,48 @@ def test_rows_without_answers_are_read_where_none_are_needed(tmp_path):
     assert load_examples(str(path), DataArguments(), answers_needed=False)[0].output is None
 
 
+def test_parquet_and_a_directory_as_on_the_hub_give_the_same_rows(tmp_path, monkeypatch):
+    import pandas
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    pandas.DataFrame([ROW, ROW]).to_parquet("rows.parquet")
+    pandas.DataFrame([ROW, ROW]).to_parquet("owner/name/train.parquet")
+    pandas.DataFrame([ROW]).to_parquet("owner/name/test.parquet")
+    assert [e.columns for e in load("rows.parquet")] == [ROW, ROW]
+    assert [e.columns for e in load("owner/name")] == [ROW, ROW]
+    assert [e.columns for e in load("owner/name:test")] == [ROW]
+    with pytest.raises(DataError, match="owner/name:dev: no such file, and no data set"):
+        load("owner/name:dev")
+
+
+def test_a_broken_parquet_file_says_so(tmp_path):
+    with pytest.raises(DataError, match=r"rows\.parquet: no Parquet file"):
+        load(write(tmp_path / "rows.parquet", "text"))
+
+
+def test_a_task_brings_its_columns_and_what_to_do(tmp_path):
+    path = write(tmp_path / "med.json", '{"input": "q", "answer_icliniq": "a", "better": "b"}')
+    (example,) = load(path, task="medical-dialogue")
+    assert example.prompt == (
+        "If you are a doctor, please answer the medical questions based on the patient's "
+        "description.\nq"
+    )
+    assert example.output == "a"
+    (example,) = load(path, task="medical-dialogue", response_column="better")
+    assert example.output == "b"
+    own = write(tmp_path / "own.json", '{"instruction": "Do:", "input": "q", "output": "a"}')
+    assert load(own, task="triples")[0].instruction == "Do:"  # the row's own words win
+
+
+@pytest.mark.parametrize("turns", ['"text"', '[["q"]]', '[["q", 3]]', '[{"q": "a"}]'])
+def test_a_history_that_is_none_is_named(tmp_path, turns):
+    path = write(tmp_path / "talk.json", f'{{"input": "x", "output": "y", "h": {turns}}}')
+    with pytest.raises(DataError, match=r'line 1: "h" must be a list of \[question, answer\]'):
+        load(path, history_column="h")
+
+
 def test_columns_may_have_other_names(tmp_path):
     path = write(tmp_path / "med.json", '{"question": "q", "answer_icliniq": "a"}')
     (example,) = load(path, prompt_column="question", response_column="answer_icliniq")

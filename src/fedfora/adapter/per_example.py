@@ -43,8 +43,8 @@ class PerExampleGradients:
         own = {layer.factor(f, adapter_name).weight for layer in self.layers for f in "ABCDE"}
         if foreign := sorted(name for p, name in self.names.items() if p not in own):
             raise ValueError(
-                f"--privacy record: {foreign[0]} is trained too, and gradients of single examples "
-                "are known for FoRA's factors only"
+                f"--privacy_unit record: {foreign[0]} is trained too, and gradients of single "
+                "examples are known for FoRA's factors only"
             )
 
     def __enter__(self) -> "PerExampleGradients":
@@ -84,8 +84,8 @@ class PerExampleGradients:
             x_BLI, h_BLR = self._inputs.pop(layer)
             if x_BLI.dim() != 3:
                 raise ValueError(
-                    "--privacy record needs layers that see examples apart, got an input of shape "
-                    f"{tuple(x_BLI.shape)}"
+                    "--privacy_unit record needs layers that see examples apart, got an input of "
+                    f"shape {tuple(x_BLI.shape)}"
                 )
             u_BLR = inputs[0].detach()
             if update_BLO.requires_grad:  # not in the first pass of gradient checkpointing

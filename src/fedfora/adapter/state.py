@@ -8,6 +8,7 @@ Names are `<layer>.<factor>`, e.g. `model.layers.0.self_attn.q_proj.A`.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,6 +29,19 @@ def read_state(model: nn.Module, adapter_name: str = "default") -> State:
         f"{layer}.{factor}": weight.detach().to("cpu", torch.float32, copy=True)
         for layer, factor, weight in _weights(model, adapter_name)
     }
+
+
+def state_from_dict(weights: Mapping[str, Tensor], adapter_name: str = "default") -> State:
+    """Return an adapter's factors from the state dict of the whole model, in float32, on the CPU.
+
+    Where a process has no share in a gathered state dict, the result is empty.
+    """
+    state = {}
+    for key, weight in weights.items():
+        layer, middle, factor = key.removeprefix("base_model.model.").rpartition(".fora_")
+        if middle and factor[1:] == f".{adapter_name}.weight":
+            state[f"{layer}.{factor[0]}"] = weight.detach().to("cpu", torch.float32, copy=True)
+    return state
 
 
 @torch.no_grad()

@@ -52,6 +52,7 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.federated.comparison import compare, work_of_comparison
     from fedfora.federated.settings import from_run_config
     from fedfora.federated.simulation import check_simulation
+    from fedfora.reporting.record import write_text
     from fedfora.reporting.view import View
 
     settings = from_run_config(
@@ -69,8 +70,7 @@ def run(argv: Sequence[str]) -> None:
         )
         comparison = compare(settings, view)
     summary = summarize(comparison)
-    path = Path(arguments.output_dir) / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(Path(arguments.output_dir) / "summary.json", json.dumps(summary, indent=2) + "\n")
     show(comparison, arguments.output_dir)
 
 
@@ -148,6 +148,7 @@ def show(comparison: "Comparison", output_dir: str) -> None:
     )
     _show_examples(console, comparison)
     console.print(f"\nRun directory: {output_dir}   whole demo: {clock(comparison.seconds)}")
+    console.print(f"Report: {output_dir}/report.html")
     console.print("Next:")
     console.print(f"  fedfora predict --model_dir {output_dir} --test_file clinic:test")
     console.print("  fedfora simulate --help")

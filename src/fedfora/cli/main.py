@@ -7,13 +7,14 @@ from importlib import import_module
 # Each command is a module of this package with `run(argv)`; loaded only when it is asked for.
 COMMANDS = {
     "demo": "a federation of four clinics, results in a table",
-    "train": "fine-tune on one device",
+    "train": "fine-tune on one device or many",
     "simulate": "a whole federation on this machine",
     "predict": "answer the rows of a file with an adapter",
     "evaluate": "score a predictions file",
     "export": "an adapter as LoRA, or merged with its base",
     "keys": "keys for signing, and for encryption at rest",
     "verify": "check and show where an adapter comes from",
+    "report": "one HTML page from run directories",
     "info": "versions and hardware",
 }
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return 0
-    command, *rest = words
+    command, *rest = _command_first(words)
     if command not in COMMANDS:
         from fedfora._registry import unknown
 
@@ -35,10 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"fedfora {command}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\nfedfora {command}: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        words = ["stopped", *map(str, stop.args)]
+        print(f"\nfedfora {command}: {' '.join(words)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _command_first(words: list[str]) -> list[str]:
+    """`deepspeed --module fedfora train` puts its `--local_rank=N` before the command."""
+    if words[0].startswith(("--local_rank=", "--local-rank=")) and len(words) > 1:
+        return [words[1], words[0], *words[2:]]
+    return words
 
 
 def overview() -> str:

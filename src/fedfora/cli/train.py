@@ -1,5 +1,10 @@
-"""fedfora train: fine-tune one FoRA adapter on one file."""
+"""fedfora train: fine-tune one FoRA adapter on one device or, under a launcher, on many.
 
+torchrun -m fedfora train ..., accelerate launch -m fedfora train ..., or
+deepspeed --module fedfora train ... --deepspeed configs/deepspeed_zero2.json.
+"""
+
+import os
 from collections.abc import Sequence
 
 from fedfora.cli.quiet import quiet
@@ -17,6 +22,8 @@ def run(argv: Sequence[str]) -> None:
 
     with View(1) as view:
         result = train(settings, view)
+    if os.environ.get("RANK", "0") != "0":
+        return  # launchers start many processes; the first one talks
     print(
         f"loss {result.loss:.3f}, {result.tokens:,} tokens in {clock(result.seconds)}; "
         f"adapter and metrics: {settings.run.output_dir}"

@@ -9,6 +9,7 @@ from fedfora.data.settings import DataArguments
 
 logger = logging.getLogger(__name__)
 
+Encoded = list[dict[str, list[int]]]  # rows with `input_ids` and `labels`
 IGNORED = -100  # the label of a token without loss, as transformers has it
 
 
@@ -57,13 +58,7 @@ def prompt_format(settings: DataArguments, tokenizer: Any) -> PromptFormat:
 
 def encode_prompt(example: Example, tokenizer: Any, layout: PromptFormat) -> list[int]:
     """Return the ids a model reads before it answers."""
-    text_ids = _ids(tokenizer, layout.source_prefix + example.prompt)
-    cut = len(text_ids) > layout.max_source_length
-    text_ids = text_ids[: layout.max_source_length]
-    if layout.template == "plain":
-        return [*_bos(tokenizer), *text_ids, *_ids(tokenizer, "\n")]
-    text = tokenizer.decode(text_ids) if cut else layout.source_prefix + example.prompt
-    return _chat_ids(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
+    return _prompt(example, tokenizer, layout)[0]
 
 
 def encode_example(example: Example, tokenizer: Any, layout: PromptFormat) -> dict[str, list[int]]:
@@ -72,39 +67,84 @@ def encode_example(example: Example, tokenizer: Any, layout: PromptFormat) -> di
     The labels of the prompt are -100. The answer is cut to `max_target_length - 1` tokens so that
     its end always fits.
     """
-    prompt_ids = encode_prompt(example, tokenizer, layout)
-    answer_ids = _answer_ids(example.output or "", tokenizer, layout)
-    return {
-        "input_ids": prompt_ids + answer_ids,
-        "labels": [IGNORED] * len(prompt_ids) + answer_ids,
-    }
+    return _encode(example, tokenizer, layout)[0]
 
 
-def encode_examples(
-    examples: list[Example], tokenizer: Any, layout: PromptFormat
-) -> list[dict[str, list[int]]]:
+def encode_examples(examples: list[Example], tokenizer: Any, layout: PromptFormat) -> Encoded:
     """Encode all examples; warn with the count of those that had to be cut."""
-    encoded = [encode_example(example, tokenizer, layout) for example in examples]
-    cut = sum(_is_cut(example, tokenizer, layout) for example in examples)
+    encoded, cut = [], 0
+    for example in examples:
+        row, is_cut = _encode(example, tokenizer, layout)
+        encoded.append(row)
+        cut += is_cut
+    warn_of_cut_rows(cut, len(examples), layout)
+    return encoded
+
+
+def warn_of_cut_rows(cut: int, num_rows: int, layout: PromptFormat) -> None:
+    """Say how many rows were cut, if any were."""
     if cut:
         logger.warning(
             "%d of %d rows (%.1f %%) are longer than --max_source_length %d or "
             "--max_target_length %d and were cut",
-            *(cut, len(examples), 100 * cut / len(examples)),
+            *(cut, num_rows, 100 * cut / num_rows),
             *(layout.max_source_length, layout.max_target_length),
         )
-    return encoded
 
 
-def _answer_ids(answer: str, tokenizer: Any, layout: PromptFormat) -> list[int]:
-    ids = _ids(tokenizer, answer)[: layout.max_target_length - 1]
-    return [*ids, tokenizer.eos_token_id]
+def _encode(
+    example: Example, tokenizer: Any, layout: PromptFormat
+) -> tuple[dict[str, list[int]], bool]:
+    """The encoded row, and whether anything of it had to be cut."""
+    prompt_ids, prompt_cut = _prompt(example, tokenizer, layout)
+    whole_ids = _ids(tokenizer, example.output or "")
+    answer_ids = [*whole_ids[: layout.max_target_length - 1], tokenizer.eos_token_id]
+    row = {
+        "input_ids": prompt_ids + answer_ids,
+        "labels": [IGNORED] * len(prompt_ids) + answer_ids,
+    }
+    return row, prompt_cut or len(answer_ids) <= len(whole_ids)
 
 
-def _is_cut(example: Example, tokenizer: Any, layout: PromptFormat) -> bool:
-    source = len(_ids(tokenizer, layout.source_prefix + example.prompt))
-    target = len(_ids(tokenizer, example.output or "")) + 1
-    return source > layout.max_source_length or target > layout.max_target_length
+def _prompt(example: Example, tokenizer: Any, layout: PromptFormat) -> tuple[list[int], bool]:
+    """The prompt's ids, and whether it was cut: oldest turns go first, then the text's end."""
+    text = layout.source_prefix + example.prompt
+    text_ids = _ids(tokenizer, text)
+    cut = len(text_ids) > layout.max_source_length
+    text_ids = text_ids[: layout.max_source_length]
+    turns = _turns_that_fit(
+        example.history, tokenizer, room=layout.max_source_length - len(text_ids)
+    )
+    is_cut = cut or len(turns) < len(example.history)
+    if layout.template == "plain":
+        line_end = _ids(tokenizer, "\n")
+        history_ids = [
+            token
+            for turn in turns
+            for said in turn
+            for token in (*_ids(tokenizer, said), *line_end)
+        ]
+        return [*_bos(tokenizer), *history_ids, *text_ids, *line_end], is_cut
+    messages = [
+        {"role": role, "content": said}
+        for turn in turns
+        for role, said in zip(("user", "assistant"), turn, strict=True)
+    ]
+    messages.append({"role": "user", "content": tokenizer.decode(text_ids) if cut else text})
+    return _chat_ids(tokenizer, messages, add_generation_prompt=True), is_cut
+
+
+def _turns_that_fit(
+    history: tuple[tuple[str, str], ...], tokenizer: Any, *, room: int
+) -> list[tuple[str, str]]:
+    """The newest whole turns whose text takes at most `room` tokens."""
+    turns: list[tuple[str, str]] = []
+    for turn in reversed(history):
+        room -= sum(len(_ids(tokenizer, said)) for said in turn)
+        if room < 0:
+            break
+        turns.insert(0, turn)
+    return turns
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -1,34 +1,31 @@
-"""Files to examples: every row is checked, every complaint names the file and the line."""
+"""Rows to examples: every row is checked, every complaint names the file and the line."""
 
-import csv
-import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fedfora.data.clinic import clinic_rows
+from fedfora.data.catalog import chosen_source
 from fedfora.data.settings import DataArguments
+from fedfora.data.sources import DataError, rows_of
+from fedfora.data.tasks import TASKS
+
+__all__ = ["DataError", "Example", "load_chosen", "load_examples"]
 
 logger = logging.getLogger(__name__)
-
-BUNDLED = {"clinic": "train", "clinic:train": "train", "clinic:test": "test"}
-FORMATS = (".json", ".jsonl", ".csv")
-
-
-class DataError(ValueError):
-    """A file or a row that cannot be used; the message says where it stands."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row: what to do, on which text, with which answer (None when the row has none)."""
+    """One row: what to do, on which text, with which answer (None when the row has none).
+
+    `history` holds the earlier questions and answers of a conversation, oldest first.
+    """
 
     instruction: str
     input: str
     output: str | None
     columns: dict[str, Any]
+    history: tuple[tuple[str, str], ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -39,23 +36,41 @@ class Example:
         return f"{self.instruction}{'' if leads else chr(10)}{self.input}"
 
 
+def load_chosen(
+    file: str | None, settings: DataArguments, *, flag: str, answers_needed: bool = True
+) -> list[Example]:
+    """Read the rows of a file, or, without one, of `--dataset` in `--dataset_dir`.
+
+    Args:
+        file: What the user gave under `flag`; None for nothing.
+        settings: Columns, task, and the catalog's directory and name.
+        flag: The flag that names the file, for the message when nothing was given.
+        answers_needed: Whether a row without an answer is broken.
+
+    Raises:
+        DataError: If nothing was given, or a row is broken.
+    """
+    source, settings = chosen_source(file, settings, flag=flag)
+    return load_examples(source, settings, answers_needed=answers_needed)
+
+
 def load_examples(
     source: str, settings: DataArguments, *, answers_needed: bool = True
 ) -> list[Example]:
-    """Read all rows of a file or of a bundled data set.
+    """Read all rows of a source.
 
     Args:
-        source: Path of a .json (list or lines), .jsonl or .csv file, or a bundled name.
+        source: A file, a bundled name or a data set on the Hub, as `rows_of` takes it.
         settings: Names of the columns, and whether broken rows are skipped.
         answers_needed: Whether a row without an answer is broken.
 
     Raises:
-        DataError: If the file is missing or empty, or a row is broken, naming file and line.
+        DataError: If the source is missing or empty, or a row is broken, naming file and line.
     """
     examples, skipped = [], 0
-    for where, row in _rows(source):
+    for where, row in rows_of(source):
         try:
-            examples.append(_example(row, where, settings, answers_needed))
+            examples.append(example_of(row, where, settings, answers_needed=answers_needed))
         except DataError:
             if not settings.skip_bad_rows:
                 raise
@@ -67,79 +82,40 @@ def load_examples(
     return examples
 
 
-def _rows(source: str) -> Iterator[tuple[str, Any]]:
-    """Yield `(where, row)`; `row` is a DataError where the line could not be read."""
-    if source in BUNDLED:
-        for number, row in enumerate(clinic_rows(BUNDLED[source]), start=1):
-            yield f"{source}, row {number}", row
-        return
-    path = Path(source)
-    if not path.is_file():
-        raise DataError(f"no such file: {source} (bundled data sets: {', '.join(BUNDLED)})")
-    if path.suffix not in FORMATS:
-        raise DataError(f"{source}: unknown format {path.suffix!r} (known: {', '.join(FORMATS)})")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: not UTF-8 at byte {error.start}") from error
-    if path.suffix == ".csv":
-        yield from _csv_rows(source, text)
-    elif text.lstrip().startswith("["):
-        yield from _json_list_rows(source, text)
-    else:
-        yield from _json_lines_rows(source, text)
+def example_of(row: Any, where: str, settings: DataArguments, *, answers_needed: bool) -> Example:
+    """Return the example that a row holds.
 
+    Args:
+        row: Columns by name, or the DataError that reading it brought.
+        where: File and line, for messages.
+        settings: Names of the columns, and the task.
+        answers_needed: Whether a row without an answer is broken.
 
-def _csv_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    for row in reader:
-        yield f"{source}, line {reader.line_num}", row
-
-
-def _json_list_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{source}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}"
-        ) from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{source}, row {number}", row
-
-
-def _json_lines_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
-    # Not splitlines(): a JSON string may hold U+2028 and its like unescaped.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            row = DataError(
-                f"{source}, line {number}, column {error.colno}: broken JSON: {error.msg}"
-            )
-        yield f"{source}, line {number}", row
-
-
-def _example(row: Any, where: str, settings: DataArguments, answers_needed: bool) -> Example:
+    Raises:
+        DataError: If the row is broken, naming file, line and column.
+    """
     if isinstance(row, DataError):
         raise row
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object with columns, got {type(row).__name__}")
+    task = TASKS[settings.task]
+    prompt_column = settings.prompt_column or task.prompt_column
+    response_column = settings.response_column or task.response_column
     instruction = _text(row, settings.instruction_column, where) or ""
-    prompt = _text(row, settings.prompt_column, where) or ""
-    output = _text(row, settings.response_column, where)
+    prompt = _text(row, prompt_column, where) or ""
+    output = _text(row, response_column, where)
     if not instruction and not prompt:
         raise DataError(
-            f'{where}: "{settings.instruction_column}" and "{settings.prompt_column}" are both '
+            f'{where}: "{settings.instruction_column}" and "{prompt_column}" are both '
             f"missing or empty; the row has: {_names(row)} (--instruction_column, --prompt_column)"
         )
     if answers_needed and output is None:
         raise DataError(
-            f'{where}: "{settings.response_column}" is missing; the row has: {_names(row)} '
+            f'{where}: "{response_column}" is missing; the row has: {_names(row)} '
             "(--response_column)"
         )
-    return Example(instruction, prompt, output, row)
+    history = _history(row, settings.history_column, where)
+    return Example(instruction or task.instruction, prompt, output, row, history)
 
 
 def _text(row: dict[str, Any], column: str, where: str) -> str | None:
@@ -147,6 +123,22 @@ def _text(row: dict[str, Any], column: str, where: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise DataError(f'{where}: "{column}" must be text, got {type(value).__name__}')
+
+
+def _history(row: dict[str, Any], column: str | None, where: str) -> tuple[tuple[str, str], ...]:
+    """Earlier turns: a list of pairs of a question and its answer; nothing where there are none."""
+    turns = row.get(column) if column else None
+    for number, turn in enumerate(turns or (), start=1):
+        if not (
+            isinstance(turn, list | tuple)
+            and len(turn) == 2
+            and all(isinstance(text, str) for text in turn)
+        ):
+            raise DataError(
+                f'{where}: "{column}" must be a list of [question, answer] pairs; turn {number} is '
+                f"{turn!r} (--history_column)"
+            )
+    return tuple((question, answer) for question, answer in turns or ())
 
 
 def _names(row: dict[str, Any]) -> str:

@@ -4,19 +4,34 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedfora.config import flag
+from fedfora.data.tasks import TASKS
 
 
 @dataclass
 class DataArguments:
     """Which rows to read and how they become prompt and answer."""
 
-    train_file: str | None = flag(None, "training rows: .json, .jsonl, .csv, or 'clinic'")
+    train_file: str | None = flag(
+        None, "training rows: .json, .jsonl, .csv, .parquet, an id on the Hub, or 'clinic'"
+    )
     test_file: str | None = flag(
         None, "held-out rows, never trained on; 'clinic:test' for the bundled ones", "--test_path"
     )
+    dataset: str | None = flag(None, "instead of a file: a name in dataset_info.json")
+    dataset_dir: str = flag("data", "directory of dataset_info.json")
+    task: str = flag(
+        "instruction", "kind of data: columns and a default instruction", choices=list(TASKS)
+    )
     instruction_column: str = flag("instruction", "column with what to do; may be absent")
-    prompt_column: str = flag("input", "column with the text to work on; may be empty")
-    response_column: str = flag("output", "column with the answer")
+    prompt_column: str | None = flag(
+        None, "column with the text to work on; may be empty; default the task's: input"
+    )
+    response_column: str | None = flag(
+        None, "column with the answer; default the task's: output, answer_icliniq"
+    )
+    history_column: str | None = flag(
+        None, "column with earlier [question, answer] pairs of a conversation"
+    )
     source_prefix: str = flag("", "text put before every prompt")
     max_source_length: int = flag(512, "tokens kept of the prompt", "--max_src_len")
     max_target_length: int = flag(512, "tokens kept of the answer, end-of-sequence included")

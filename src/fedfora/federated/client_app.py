@@ -12,7 +12,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
-from fedfora.federated.site import Workplace, open_site, open_workplace, train_round, validate
+from fedfora.federated.settings import FederationSettings
+from fedfora.federated.site import Site, Workplace, open_site, open_workplace, train_round, validate
 from fedfora.federated.site_memory import remembering
 from fedfora.federated.transport import Layout, pack, unpack
 from fedfora.training.trainer import StepReport
@@ -42,7 +43,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
                         "index": site.index,
                         "name": site.name,
                         "rows": len(site.encoded),
-                        "data-digest": site.digest,
+                        "data-digest": public_digest(workplace.settings, site),
                         "base-fingerprint": workplace.base_fingerprint,
                         "layout-digest": layout.digest,
                     }
@@ -109,6 +110,14 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
     return app
+
+
+def public_digest(settings: FederationSettings, site: Site) -> str:
+    """Return the digest of a site's rows; nothing where records are hidden.
+
+    It would tell whoever knows all rows but one which one that is.
+    """
+    return "" if settings.privacy.privacy_unit == "record" else site.digest
 
 
 @lru_cache(maxsize=1)

@@ -9,28 +9,41 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter.state import fold
+from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.simulation import num_test_rows, simulate, work_of
 from fedfora.federated.site import Workplace, open_site, open_workplace, site_names
 from fedfora.models.saving import read_adapter
+from fedfora.reporting.finish import write_results
 from fedfora.reporting.memory import peak_memory_bytes, reset_peak_memory
+from fedfora.reporting.record import append_event
 from fedfora.reporting.view import EVALUATED_ROW, View, clock
-from fedfora.training.local import Encoded
 from fedfora.training.schedule import Stretch
 from fedfora.training.trainer import StepReport
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of training, and what it came to."""
+    """One way of training, and what it came to.
+
+    Args:
+        name: A site's name, or the kind.
+        kind: "base", "alone", "federated" or "central".
+        scores: On the test rows.
+        predictions: The answers to the test rows.
+        peak_memory_bytes: Of the process, while it trained and answered.
+        seconds: Wall time of both.
+    """
 
     name: str
+    kind: str
     scores: dict[str, Any]
     predictions: list[str]
     peak_memory_bytes: int
@@ -58,7 +71,7 @@ def work_of_comparison(settings: FederationSettings) -> float:
 
 
 def compare(settings: FederationSettings, view: View) -> Comparison:
-    """Run all four and return their rows.
+    """Run all four, add them to the run's record, and return their rows.
 
     Raises:
         ValueError: If there are no test rows, or the settings do not work.
@@ -72,8 +85,8 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     sites = [open_site(workplace, i) for i in range(len(site_names(settings)))]
     rounds: list[dict[str, Any]] = []
 
-    def measure(name: str, prepare: Callable[[], object]) -> Row:
-        return _measured(name, prepare, workplace, examples, view)
+    def measure(kind: str, prepare: Callable[[], object], name: str | None = None) -> Row:
+        return _measured(name or kind, kind, prepare, workplace, examples, view)
 
     def federate() -> None:
         rounds.extend(simulate(settings, view))
@@ -83,7 +96,7 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     federated = measure("federated", federate)
     alone = {
         site.name: measure(
-            f"{site.name} alone", partial(_train, workplace, site.encoded, site.name, view)
+            "alone", partial(_train, workplace, site.encoded, site.name, view), site.name
         )
         for site in sites
     }
@@ -91,6 +104,8 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     central = measure(
         "central", partial(_train, workplace, pooled, "central", view, batches=len(sites))
     )
+    directory = Path(settings.run.output_dir)
+    _record(directory, [base, *alone.values(), federated, central])
     return Comparison(
         base=base,
         alone=alone,
@@ -102,8 +117,24 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     )
 
 
+def _record(directory: Path, rows: list[Row]) -> None:
+    """Add the rows to the run's record, and write card and report anew with them."""
+    for row in rows:
+        append_event(
+            directory,
+            "row",
+            name=f"{row.name}, alone" if row.kind == "alone" else row.name,
+            kind=row.kind,
+            scores=row.scores,
+            peak_memory_bytes=row.peak_memory_bytes,
+            wall_seconds=round(row.seconds, 3),
+        )
+    write_results(directory)
+
+
 def _measured(
     name: str,
+    kind: str,
     prepare: Callable[[], object],
     workplace: Workplace,
     examples: list[Example],
@@ -124,8 +155,9 @@ def _measured(
         on_batch=lambda rows: view.advance(rows * EVALUATED_ROW, f"{name}: evaluation"),
     )
     seconds = time.monotonic() - started
-    view.line(f"{name:24s} F1 {result.scores['f1']:.3f}   {clock(seconds)}")
-    return Row(name, result.scores, result.predictions, peak_memory_bytes(), seconds)
+    what = f"{name} alone" if kind == "alone" else name
+    view.line(f"{what:24s} F1 {result.scores['f1']:.3f}   {clock(seconds)}")
+    return Row(name, kind, result.scores, result.predictions, peak_memory_bytes(), seconds)
 
 
 def _train(

@@ -22,6 +22,7 @@ from fedfora.adapter.state import unfold
 from fedfora.config import Scalar
 from fedfora.data.loading import load_examples
 from fedfora.evaluation.evaluate import evaluate
+from fedfora.evaluation.predict import PREDICTIONS, write_predictions
 from fedfora.federated.aggregation import RULES, Update
 from fedfora.federated.agreement import Agreement, agree
 from fedfora.federated.checkpoint import (
@@ -45,6 +46,7 @@ from fedfora.federated.site_memory import SITES
 from fedfora.federated.strategy import AdapterStrategy
 from fedfora.federated.transport import pack, payload_bytes, unpack
 from fedfora.models.saving import save_adapter
+from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord
 
 SITE_TABLE = "sites.json"
@@ -149,6 +151,7 @@ class _Rounds:
             except (OSError, SafetensorError) as error:
                 raise self._cannot_write(progress.round_number, error) from error
         self._save_adapter(progress.adapter, self.record.directory)
+        finish_run(self.record)
 
     def _play(self, before: Progress) -> Progress:
         """Train, fold and judge one round."""
@@ -226,15 +229,18 @@ class _Rounds:
         examples = load_examples(settings.data.test_file, settings.data)
         workplace = open_workplace(self.run_config)
         workplace.load(unpack(arrays, self.agreement.layout))
-        return evaluate(
+        examples = examples[: settings.evaluation.max_eval_samples]
+        result = evaluate(
             workplace.model,
             workplace.base.tokenizer,
-            examples[: settings.evaluation.max_eval_samples],
+            examples,
             workplace.prompts,
             batch_size=settings.evaluation.per_device_eval_batch_size,
             max_new_tokens=settings.evaluation.max_new_tokens,
             on_batch=self.view.evaluated,
-        ).scores
+        )
+        write_predictions(self.record.directory / PREDICTIONS, examples, result.predictions)
+        return result.scores
 
     def _keep(self, progress: Progress) -> Progress:
         """Write the checkpoint; then let `best` and the older checkpoints follow it."""

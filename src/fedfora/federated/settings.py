@@ -14,6 +14,7 @@ from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import RULES
 from fedfora.federated.round_settings import RoundArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.settings import RunArguments
 from fedfora.training.settings import TrainArguments
 
@@ -55,6 +56,7 @@ SECTIONS = {
     "evaluation": EvalArguments,
     "federation": FederationArguments,
     "rounds": RoundArguments,
+    "privacy": PrivacyArguments,
 }
 
 
@@ -70,6 +72,7 @@ class FederationSettings:
     evaluation: EvalArguments
     federation: FederationArguments
     rounds: RoundArguments
+    privacy: PrivacyArguments
 
     def run_config(self) -> dict[str, Scalar]:
         """Return the settings as Flower's run config; `from_run_config` is the inverse."""

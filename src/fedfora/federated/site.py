@@ -14,15 +14,17 @@ from typing import Any
 from fedfora._seeds import derive_seed
 from fedfora.adapter.state import State, fold, read_state, unfold, write_state
 from fedfora.config import Scalar
-from fedfora.data.encoding import PromptFormat, encode_examples, prompt_format
-from fedfora.data.loading import Example, load_examples
+from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
+from fedfora.data.loading import Example, load_chosen
 from fedfora.data.partition import partition
 from fedfora.evaluation.loss import answer_loss
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record
-from fedfora.training.local import Encoded, LocalResult, train_locally
+from fedfora.training.local import LocalResult, train_locally
+from fedfora.training.privacy_plan import pay_for_steps, public_part
+from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
@@ -53,6 +55,7 @@ class Workplace:
         stretch: Stretch,
         seed: int,
         on_step: Callable[[StepReport], None],
+        privacy: RecordPrivacy | None = None,
     ) -> tuple[State, LocalResult]:
         """Train an adapter on some rows and return it folded, with what the training did."""
         self.load(folded)
@@ -64,6 +67,7 @@ class Workplace:
             stretch=stretch,
             seed=seed,
             on_step=on_step,
+            privacy=privacy,
         )
         return fold(read_state(self.model)), result
 
@@ -147,19 +151,35 @@ def train_round(
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> tuple[State, LocalResult]:
     """Take a site's steps of one round (counted from 0) and return its folded adapter."""
-    federation = workplace.settings.federation
-    return workplace.train(
+    federation, settings = workplace.settings.federation, workplace.settings
+    total_steps = federation.num_rounds * federation.local_steps
+    paid = pay_for_steps(
+        settings.privacy,
+        settings.train,
+        output_dir=settings.run.output_dir,
+        site=site.index,
+        num_rows=len(site.encoded),
+        num_steps=federation.local_steps,
+        total_steps=total_steps,
+        what=f"round {round_index}",
+    )
+    trained, result = workplace.train(
         folded,
         site.encoded,
-        workplace.settings.train,
+        settings.train,
         stretch=Stretch(
             first_step=round_index * federation.local_steps,
             num_steps=federation.local_steps,
-            total_steps=federation.num_rounds * federation.local_steps,
+            total_steps=total_steps,
         ),
-        seed=derive_seed(workplace.settings.train.seed, "train", round_index, site.index),
+        seed=derive_seed(settings.train.seed, "train", round_index, site.index),
         on_step=on_step,
+        privacy=None if paid is None else paid.privacy,
     )
+    if paid is not None:
+        paid.ledger.finish()
+        result = public_part(result, paid.privacy)
+    return trained, result
 
 
 @lru_cache(maxsize=1)
@@ -179,9 +199,7 @@ def _workplace(items: tuple[tuple[str, Scalar], ...]) -> Workplace:
 
 
 def _partition(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:
-    if settings.data.train_file is None:
-        raise ValueError("--train_file is missing: a file, or clinic")
-    examples = load_examples(settings.data.train_file, settings.data)
+    examples = load_chosen(settings.data.train_file, settings.data, flag="--train_file")
     federation = settings.federation
     parts = partition(
         examples,

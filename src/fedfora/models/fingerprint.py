@@ -1,6 +1,9 @@
 """A base model to a short name for exactly its weights and tokenizer."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -14,11 +17,32 @@ def fingerprint(base: Base) -> str:
     on the base.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(base.model.state_dict().items()):
+    for name, tensor in sorted(base.model.state_dict(keep_vars=True).items()):
         if isinstance(tensor, torch.Tensor):
-            raw = tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8)
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            digest.update(raw.numpy().data)
+            with _whole(tensor) as whole:
+                raw = whole.detach().to("cpu").contiguous().flatten().view(torch.uint8)
+                digest.update(f"{name}:{whole.dtype}:{tuple(whole.shape)}".encode())
+                digest.update(raw.numpy().data)
     vocabulary = sorted(base.tokenizer.get_vocab().items())
     digest.update(repr((vocabulary, base.tokenizer.chat_template)).encode())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_of_rows(encoded: list[dict[str, list[int]]]) -> str:
+    """Return a digest of encoded rows, in their order."""
+    digest = hashlib.sha256()
+    for row in encoded:
+        digest.update(repr((row["input_ids"], row["labels"])).encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _whole(tensor: Any) -> Iterator[Any]:
+    """Give a weight that DeepSpeed ZeRO-3 has shared out as a whole, for a moment."""
+    if not hasattr(tensor, "ds_id"):
+        yield tensor
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(tensor):
+        yield tensor

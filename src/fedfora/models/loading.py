@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
@@ -45,16 +48,22 @@ def load_base(settings: ModelArguments) -> Base:
     if not name:
         raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
     path = model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
+    tokenizer = _load_tokenizer(path, name, settings.cache_dir)
+    sharded = is_deepspeed_zero3_enabled()
+    if sharded and settings.quantization != "none":
+        raise ValueError(
+            f"--quantization {settings.quantization}: DeepSpeed ZeRO-3 shares out weights as they "
+            "are; use --quantization none, or ZeRO-2"
+        )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=settings.cache_dir)
         model = AutoModelForCausalLM.from_pretrained(
             path,
             cache_dir=settings.cache_dir,
             dtype=_dtype(settings),
             quantization_config=_quantization(settings),
-            device_map={"": _device(settings)},
+            device_map=None if sharded else {"": _device(settings)},
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -64,6 +73,20 @@ def load_base(settings: ModelArguments) -> Base:
         _keep_training_kernels(model)
     model.eval()
     return Base(model, tokenizer, name, settings.quantization)
+
+
+def _load_tokenizer(path: str, name: str, cache_dir: str | None) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(path, cache_dir=cache_dir)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
+    try:
+        return AutoTokenizer.from_pretrained(path, config=config, cache_dir=cache_dir)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"--model_name_or_path {name}: the model comes without a tokenizer that can be read; "
+            f"put its files into the same directory: {error}"
+        ) from error
 
 
 def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = None) -> str:
@@ -158,11 +181,13 @@ def _keep_training_kernels(model: Any) -> None:
 
 
 def _device(settings: ModelArguments) -> str:
+    """The CPU, or this process's GPU: launchers say which in LOCAL_RANK."""
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return gpu if torch.cuda.is_available() else "cpu"
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch sees no GPU here (--device cpu)")
-    return settings.device
+    return gpu if settings.device == "cuda" else settings.device
 
 
 def _dtype(settings: ModelArguments) -> Any:

@@ -14,7 +14,8 @@ from fedfora.adapter.state import State
 from fedfora.data.encoding import PromptFormat
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors
-from fedfora.reporting.record import environment
+from fedfora.reporting.model_card import model_card
+from fedfora.reporting.record import environment, write_text
 
 RECORD, WEIGHTS = "fedfora.json", "adapter_model.safetensors"
 
@@ -35,32 +36,8 @@ def save_adapter(
     save_tensors(directory / WEIGHTS, weights, metadata={"format": "pt"})
     _write_json(directory / "adapter_config.json", adapter_config)
     _write_json(directory / RECORD, record)
-    card = model_card(adapter_config, record.get("privacy"))
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    write_text(directory / "README.md", model_card(adapter_config))
     sign_directory(directory, {**record, "packages": environment()["packages"]})
-
-
-def model_card(adapter_config: dict[str, Any], privacy: str | None = None) -> str:
-    """Return the adapter's README.md: what it is, how to load it, and what guarantee it has."""
-    base = adapter_config["base_model_name_or_path"]
-    return f"""---
-base_model: {base}
-library_name: peft
-tags:
-- fora
----
-# FoRA adapter of rank {adapter_config["r"]} for {base}
-
-```python
-import fedfora  # makes PEFT know the adapter type FORA
-from peft import AutoPeftModelForCausalLM
-
-model = AutoPeftModelForCausalLM.from_pretrained("THIS_DIRECTORY")
-```
-
-Without fedfora: `fedfora export --model_dir THIS_DIRECTORY --output_dir LORA` writes the same
-adapter as LoRA. `fedfora.json` holds the prompt format it was trained with.
-{_privacy_section(privacy)}"""
 
 
 def read_adapter(directory: str | Path) -> State:
@@ -102,10 +79,6 @@ def read_prompt_format(directory: str | Path) -> PromptFormat | None:
     if not path.is_file():
         return None
     return PromptFormat(**json.loads(path.read_text(encoding="utf-8"))["prompts"])
-
-
-def _privacy_section(privacy: str | None) -> str:
-    return f"\n## Privacy\n\n{privacy}\n" if privacy else ""
 
 
 def _peft_name(name: str) -> str:

@@ -8,7 +8,10 @@ place and renamed.
 import json
 import os
 import platform
+import shlex
+import shutil
 import sys
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +20,9 @@ from typing import Any
 import yaml
 
 PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
+
+# What is written at the end; what an earlier run left would pass for this run's.
+RESULTS = ("card.json", "report.html", "summary.json", "predictions.jsonl")
 
 
 class RunRecord:
@@ -32,7 +38,8 @@ class RunRecord:
         self.directory = Path(output_dir)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / "config.yaml").unlink(missing_ok=True)  # an earlier run ends here
+            for name in ("config.yaml", *RESULTS):  # an earlier run ends here
+                (self.directory / name).unlink(missing_ok=True)
             (self.directory / "metrics.jsonl").write_text("")
         except OSError as error:
             raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
@@ -50,7 +57,7 @@ class RunRecord:
         record.directory = Path(output_dir)
         with (record.directory / "metrics.jsonl").open("ab") as file:
             file.truncate(metrics_bytes)
-        record._started = time.time()
+        record._started = time.time() - record._last_seconds()
         return record
 
     def metrics_bytes(self) -> int:
@@ -63,7 +70,7 @@ class RunRecord:
 
     def write_environment(self, **facts: Any) -> None:
         """Write versions, hardware and the given facts, e.g. seed and fingerprints."""
-        self.write_json("environment.json", {**environment(), **facts})
+        self.write_json("environment.json", {**environment(), "command": command(), **facts})
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file into the run directory."""
@@ -72,22 +79,56 @@ class RunRecord:
 
     def log(self, event: str, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
-        line = {"event": event, "seconds": round(time.time() - self._started, 3), **values}
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_event(self.directory, event, **{"seconds": self.seconds(), **values})
+
+    def seconds(self) -> float:
+        """Return the time since the run began, without that between a stop and a resumption."""
+        return round(time.time() - self._started, 3)
+
+    def _last_seconds(self) -> float:
+        lines = (self.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
+
+
+def append_event(directory: Path, event: str, **values: Any) -> None:
+    """Append one line to the metrics.jsonl of a run directory."""
+    line = json.dumps({"event": event, **values}, ensure_ascii=False)
+    with (directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
     """Raise if a run could not be written there.
 
     Raises:
-        ValueError: If the directory holds another run and `overwrite` is false, or is no directory.
+        ValueError: If the directory holds another run and `overwrite` is false, or is no directory,
+            or nothing can be written there.
     """
     directory = Path(output_dir)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output_dir {output_dir} is not a directory")
     if (directory / "config.yaml").exists() and not overwrite:
         raise ValueError(f"--output_dir {output_dir} holds another run (--overwrite_output_dir)")
+    parent = _nearest_existing(directory)
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
+
+
+def check_disk_space(output_dir: str | Path, needed_bytes: int) -> None:
+    """Raise if what a run will write does not fit on the disk.
+
+    Raises:
+        ValueError: Naming what is needed and what there is.
+    """
+    free = shutil.disk_usage(_nearest_existing(Path(output_dir))).free
+    if free < needed_bytes:
+        raise ValueError(
+            f"--output_dir {output_dir}: the run writes about {needed_bytes / 2**20:,.0f} MiB, the "
+            f"disk has {free / 2**20:,.0f} MiB left"
+        )
 
 
 def environment() -> dict[str, Any]:
@@ -99,6 +140,18 @@ def environment() -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "gpus": _gpus(),
     }
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def command() -> str | None:
+    """Return the fedfora command of this process as one would type it; None in other programs."""
+    program = Path(sys.argv[0])
+    if program.name == "fedfora" or program.parts[-2:] == ("fedfora", "__main__.py"):
+        return shlex.join(["fedfora", *sys.argv[1:]])
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

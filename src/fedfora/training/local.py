@@ -13,14 +13,14 @@ from typing import Any
 
 from transformers import DataCollatorForSeq2Seq, PrinterCallback
 
+from fedfora.data.encoding import Encoded
+from fedfora.training.long_run import LongRun
 from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.private_steps import TRAINER_ARGUMENTS, PrivateSteps
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
 from fedfora.training.trainer_arguments import loraplus_optimizer, trainer_arguments
-
-Encoded = list[dict[str, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def train_locally(
     stretch: Stretch,
     seed: int,
     on_step: Callable[[StepReport], None] = lambda report: None,
+    long_run: LongRun | None = None,
     privacy: RecordPrivacy | None = None,
 ) -> LocalResult:
     """Train the model's active adapter in place on encoded rows.
@@ -63,17 +64,23 @@ def train_locally(
         stretch: Which steps of which schedule to take.
         seed: Seed of the order of rows and of dropout.
         on_step: Called after every optimizer step.
+        long_run: Checkpoints, validation and reports; None for a client's few steps.
         privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
     """
     private = None
     if privacy is not None:
         private = PrivateSteps(privacy, settings.per_device_train_batch_size)
     with tempfile.TemporaryDirectory() as scratch:
-        where = {"output_dir": scratch} | (TRAINER_ARGUMENTS if private else {})
+        where = {"output_dir": scratch} if long_run is None else long_run.trainer_arguments
         arguments = trainer_arguments(
-            settings, stretch, seed=seed, device=model.device.type, **where
+            settings,
+            stretch,
+            seed=seed,
+            device=model.device.type,
+            **(where | (TRAINER_ARGUMENTS if private else {})),
         )
-        trainer = AdapterTrainer(
+        make = AdapterTrainer if long_run is None else long_run.make_trainer
+        trainer = make(
             model=model,
             args=arguments,
             optimizer_cls_and_kwargs=loraplus_optimizer(
@@ -88,7 +95,7 @@ def train_locally(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(AfterStep(trainer, on_step))
         started = time.perf_counter()
-        output = trainer.train()
+        output = trainer.train() if long_run is None else long_run.train(trainer)
     model.eval()
     progress = trainer.progress
     return LocalResult(

@@ -39,7 +39,7 @@ class PrivateSteps:
                 gradients of single rows are not right.
         """
         if trainer.args.world_size > 1 or trainer.is_deepspeed_enabled:
-            raise ValueError("--privacy record trains in one process, without DeepSpeed")
+            raise ValueError("--privacy_unit record trains in one process, without DeepSpeed")
         collate = collate_any(trainer.data_collator)
         first = collate(list(trainer.train_dataset[:CHECKED_ROWS]))
         check_gradients(trainer.model, trainer._prepare_inputs(first))

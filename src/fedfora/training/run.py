@@ -2,65 +2,134 @@
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fedfora._seeds import derive_seed
-from fedfora.adapter.state import read_state
-from fedfora.data.encoding import encode_examples, prompt_format
-from fedfora.data.loading import load_examples
-from fedfora.models.fingerprint import fingerprint
-from fedfora.models.loading import add_adapter, load_base
+from fedfora.adapter.state import State
+from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
+from fedfora.data.loading import load_chosen, load_examples
+from fedfora.models.fingerprint import fingerprint, fingerprint_of_rows
+from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
-from fedfora.reporting.record import RunRecord, check_output_dir
+from fedfora.reporting.finish import finish_run
+from fedfora.reporting.record import RunRecord, check_disk_space, check_output_dir
 from fedfora.reporting.view import View
+from fedfora.training.checkpoints import (
+    checkpoint_to_resume,
+    identity_of,
+    read_progress,
+    remove_checkpoints,
+    step_of,
+)
+from fedfora.training.launch import Processes, start_processes
 from fedfora.training.local import LocalResult, train_locally
+from fedfora.training.long_run import LongRun
+from fedfora.training.privacy_plan import PaidSteps, pay_for_steps
+from fedfora.training.reports import reports
 from fedfora.training.schedule import Stretch, num_steps
 from fedfora.training.settings import TrainArguments, TrainSettings
-from fedfora.training.trainer import StepReport
+from fedfora.training.trainer import Progress, StepReport
+
+_IDENTIFYING = ("model", "adapter", "data", "train", "privacy")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs, loaded and checked; nothing has been written yet."""
+
+    base: Base
+    model: Any
+    prompts: PromptFormat
+    base_fingerprint: str
+    encoded: Encoded
+    validation: Encoded | None
+    steps: int
 
 
 def train(settings: TrainSettings, view: View) -> LocalResult:
     """Train an adapter and write the run directory.
 
-    A training is what site 0 of a federation does in its first round, to the bit.
+    A training is what site 0 of a federation does in its first round, to the bit. Started by
+    torchrun, accelerate or deepspeed, all processes share the rows, and the first one writes.
 
     Raises:
         ValueError: If rows, model or settings do not work; the message names the flag.
+        KeyboardInterrupt: After Ctrl-C, when the step is finished and saved.
     """
-    check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
-    if settings.data.train_file is None:
-        raise ValueError("--train_file is missing: a file, or clinic")
-    examples = load_examples(settings.data.train_file, settings.data)
+    processes = start_processes(settings)
+    run, resume = settings.run, settings.checkpoint.resume_from_checkpoint
+    resume_from = checkpoint_to_resume(run.output_dir, resume)
+    goes_on_here = resume_from is not None and (
+        resume_from.resolve().parent == Path(run.output_dir).resolve()
+    )
+    check_output_dir(run.output_dir, overwrite=run.overwrite_output_dir or goes_on_here)
+    prepared = prepare(settings, processes)
+    identity = identity_of(
+        {name: asdict(getattr(settings, name)) for name in _IDENTIFYING},
+        base_fingerprint=prepared.base_fingerprint,
+        rows_fingerprint=fingerprint_of_rows(prepared.encoded),
+        num_processes=processes.number,
+    )
+    earlier = Progress() if resume_from is None else read_progress(resume_from, identity)
+    check_disk_space(run.output_dir, _bytes_to_write(prepared.model, settings))
+    processes.wait()
+    record = None
+    if processes.is_first:
+        first_step = 0 if resume_from is None else step_of(resume_from)
+        record = _open_record(settings, earlier if goes_on_here else None)
+        remove_checkpoints(Path(run.output_dir), but_to=resume_from)
+        _describe(record, settings, prepared, identity)
+        view.total = prepared.steps
+        view.line(_headline(prepared, processes, first_step))
+        view.advance(first_step, "starting")
+    paid = _pay(settings, prepared, identity)
+    if paid is not None and record is not None:
+        record.log("privacy", **paid.event())
+        view.line(paid.statement)
+    long_run = _long_run(settings, prepared, identity, resume_from, record, paid)
+    result = train_locally(
+        prepared.model,
+        prepared.base.tokenizer,
+        prepared.encoded,
+        settings.train,
+        stretch=Stretch(first_step=0, num_steps=prepared.steps, total_steps=prepared.steps),
+        seed=derive_seed(settings.train.seed, "train", 0, 0),
+        on_step=_Steps(view, record, prepared.steps, settings.train.logging_steps, earlier.tokens),
+        long_run=long_run,
+        privacy=None if paid is None else paid.privacy,
+    )
+    if paid is not None:
+        paid.ledger.finish()
+    if record is not None:
+        record.log("trained", **asdict(result))
+        finish_run(record)
+    return result
+
+
+def prepare(settings: TrainSettings, processes: Processes) -> Prepared:
+    """Read the rows, load the base, put the adapter on it; check all of it."""
+    data, seed = settings.data, settings.train.seed
+    examples = load_chosen(data.train_file, data, flag="--train_file")
+    validation_file = settings.validation.validation_file
+    held_out = None if validation_file is None else load_examples(validation_file, data)
     base = load_base(settings.model)
     base_fingerprint = fingerprint(base)
-    seed = settings.train.seed
     model = add_adapter(base, settings.adapter, seed=seed)
-    prompts = prompt_format(settings.data, base.tokenizer)
+    prompts = prompt_format(data, base.tokenizer)
     encoded = encode_examples(examples, base.tokenizer, prompts)
-    steps = steps_of(settings.train, len(encoded))
-
-    record = RunRecord(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
-    record.write_config(asdict(settings))
-    record.write_environment(seed=seed, base_fingerprint=base_fingerprint, rows=len(encoded))
-    view.line(f"{len(encoded)} rows, {steps} steps, {_trainable(model):,} trainable parameters")
-    view.total = steps
-    result = train_locally(
-        model,
-        base.tokenizer,
-        encoded,
-        settings.train,
-        stretch=Stretch(first_step=0, num_steps=steps, total_steps=steps),
-        seed=derive_seed(seed, "train", 0, 0),
-        on_step=_Steps(view, record, steps, settings.train.logging_steps),
+    return Prepared(
+        base=base,
+        model=model,
+        prompts=prompts,
+        base_fingerprint=base_fingerprint,
+        encoded=encoded,
+        validation=(
+            None if held_out is None else encode_examples(held_out, base.tokenizer, prompts)
+        ),
+        steps=steps_of(settings.train, len(encoded), processes.number),
     )
-    save_adapter(
-        Path(settings.run.output_dir),
-        read_state(model),
-        adapter_config(model),
-        adapter_record(prompts, base_fingerprint),
-    )
-    record.log("trained", **asdict(result))
-    return result
 
 
 def steps_of(settings: TrainArguments, num_rows: int, num_processes: int = 1) -> int:
@@ -75,25 +144,138 @@ def steps_of(settings: TrainArguments, num_rows: int, num_processes: int = 1) ->
     )
 
 
+def _pay(settings: TrainSettings, prepared: Prepared, identity: dict[str, Any]) -> PaidSteps | None:
+    """Enter the whole training into the ledger, or what is left of the one that was broken off."""
+    if settings.privacy.privacy_unit == "site":
+        raise ValueError("--privacy_unit site hides sites from each other; train has one (record)")
+    return pay_for_steps(
+        settings.privacy,
+        settings.train,
+        output_dir=settings.run.output_dir,
+        site=0,
+        num_rows=len(prepared.encoded),
+        num_steps=prepared.steps,
+        total_steps=prepared.steps,
+        what=f"training {identity['rows_fingerprint']}",
+    )
+
+
+def _long_run(
+    settings: TrainSettings,
+    prepared: Prepared,
+    identity: dict[str, Any],
+    resume_from: Path | None,
+    record: RunRecord | None,
+    paid: PaidSteps | None,
+) -> LongRun:
+    checkpoint, validation = settings.checkpoint, settings.validation
+    arguments: dict[str, Any] = {
+        "output_dir": settings.run.output_dir,
+        "save_strategy": "steps",
+        "save_steps": checkpoint.save_steps,
+        "report_to": reports(settings.launch.report_to),
+        "deepspeed": settings.launch.deepspeed,
+        "restore_callback_states_from_checkpoint": True,
+    }
+    if prepared.validation is not None:
+        arguments |= {
+            "eval_strategy": "steps",
+            "eval_steps": validation.eval_steps or checkpoint.save_steps,
+            "per_device_eval_batch_size": validation.per_device_eval_batch_size,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+            "load_best_model_at_end": validation.keeps_best,
+        }
+    return LongRun(
+        trainer_arguments=arguments,
+        save_adapter=partial(
+            _save,
+            adapter_config(prepared.model),
+            adapter_record(
+                prepared.prompts,
+                prepared.base_fingerprint,
+                # A digest would tell whoever knows all rows but one which one that is.
+                rows_fingerprint=None if paid else identity["rows_fingerprint"],
+                privacy=None if paid is None else paid.statement,
+            ),
+        ),
+        save_total_limit=checkpoint.save_total_limit,
+        identity=identity,
+        metrics_bytes=record.metrics_bytes if record is not None else int,
+        resume_from=resume_from,
+        validation=prepared.validation,
+        patience=validation.early_stopping_patience,
+        threshold=validation.early_stopping_threshold,
+    )
+
+
+def _save(
+    adapter_config: dict[str, Any], record: dict[str, Any], directory: Path, state: State
+) -> None:
+    save_adapter(directory, state, adapter_config, record)
+
+
+def _open_record(settings: TrainSettings, earlier: Progress | None) -> RunRecord:
+    run = settings.run
+    if earlier is None:
+        return RunRecord(run.output_dir, overwrite=run.overwrite_output_dir)
+    return RunRecord.reopened(run.output_dir, earlier.metrics_bytes)
+
+
+def _describe(
+    record: RunRecord, settings: TrainSettings, prepared: Prepared, identity: dict[str, Any]
+) -> None:
+    record.write_config(asdict(settings))
+    record.write_environment(
+        seed=settings.train.seed,
+        base_fingerprint=prepared.base_fingerprint,
+        rows_fingerprint=identity["rows_fingerprint"],
+        rows=len(prepared.encoded),
+        num_processes=identity["num_processes"],
+    )
+
+
+def _headline(prepared: Prepared, processes: Processes, first_step: int) -> str:
+    where = f" from step {first_step}" if first_step else ""
+    shared = f", {processes.number} processes" if processes.number > 1 else ""
+    return (
+        f"{len(prepared.encoded)} rows, {prepared.steps} steps{where}, "
+        f"{_trainable(prepared.model):,} trainable parameters{shared}"
+    )
+
+
 @dataclass
 class _Steps:
-    """Shows every step, and records every `logging_steps`-th."""
+    """Shows every step and records every `logging_steps`-th; in the first process only."""
 
     view: View
-    record: RunRecord
+    record: RunRecord | None
     num_steps: int
     logging_steps: int
+    earlier_tokens: int
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
 
     def __call__(self, report: StepReport) -> None:
-        speed = report.tokens / (time.monotonic() - self._started)
+        if self.record is None:
+            return
+        speed = (report.tokens - self.earlier_tokens) / (time.monotonic() - self._started)
         what = f"step {report.step}/{self.num_steps}"
         self.view.advance(1, what, loss=report.loss, speed=speed)
         if report.step % self.logging_steps == 0 or report.step == self.num_steps:
             self.record.log("step", step=report.step, loss=report.loss, tokens=report.tokens)
 
 
-def _trainable(model: object) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)  # type: ignore[attr-defined]
+def _trainable(model: Any) -> int:
+    return sum(_numel(p) for p in model.parameters() if p.requires_grad)
+
+
+def _numel(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 keeps the whole's size
+
+
+def _bytes_to_write(model: Any, settings: TrainSettings) -> int:
+    """The adapter, and for each checkpoint that is kept the adapter and two moments, in float32."""
+    kept = (settings.checkpoint.save_total_limit or 1) + 1  # the newest is written before one goes
+    return 4 * _trainable(model) * (1 + 3 * kept)

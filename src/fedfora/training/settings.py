@@ -6,6 +6,7 @@ from typing import Literal
 from fedfora.config import flag
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.settings import RunArguments
 
 
@@ -52,15 +53,79 @@ class TrainArguments:
             raise ValueError("--fp16 and --bf16 exclude each other")
 
 
+@dataclass
+class CheckpointArguments:
+    """What is kept of a training on the way, and where it goes on."""
+
+    save_steps: int = flag(500, "steps between two checkpoints; the last step leaves one too")
+    save_total_limit: int | None = flag(None, "newest checkpoints to keep; default all")
+    resume_from_checkpoint: str | None = flag(
+        None, "a checkpoint's directory, or 'last' for the newest in output_dir, if there is one"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below one."""
+        _at_least("save_steps", self.save_steps, 1)
+        if self.save_total_limit is not None:
+            _at_least("save_total_limit", self.save_total_limit, 1)
+
+
+@dataclass
+class ValidationArguments:
+    """Rows to look at on the way, and when to stop because of them."""
+
+    validation_file: str | None = flag(None, "rows whose loss is measured during training")
+    eval_steps: int | None = flag(None, "steps between two validations; default save_steps")
+    per_device_eval_batch_size: int = flag(16, "rows per forward pass of a validation")
+    load_best_model_at_end: bool = flag(
+        False, "keep the adapter with the lowest validation loss instead of the last one"
+    )
+    early_stopping_patience: int | None = flag(
+        None, "stop after so many validations without a lower loss, and keep the best adapter"
+    )
+    early_stopping_threshold: float = flag(0.0, "how much lower a loss must be to count")
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range, and options that only mean something with rows."""
+        _at_least("per_device_eval_batch_size", self.per_device_eval_batch_size, 1)
+        _at_least("early_stopping_threshold", self.early_stopping_threshold, 0)
+        for name in ("eval_steps", "early_stopping_patience"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        for name in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
+            if getattr(self, name) and self.validation_file is None:
+                raise ValueError(f"--{name} needs --validation_file")
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the adapter with the lowest loss is kept; stopping early implies it."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
+
+
+@dataclass
+class LaunchArguments:
+    """Processes, and who else is told how the training goes."""
+
+    deepspeed: str | None = flag(None, "DeepSpeed configuration, e.g. configs/deepspeed_zero2.json")
+    local_rank: int = flag(-1, "given by launchers: which device of this machine", "--local-rank")
+    report_to: list[str] = flag(
+        ["auto"], "tensorboard, wandb, mlflow, ... or none; auto: tensorboard where it is installed"
+    )
+
+
 @dataclass(frozen=True)
 class TrainSettings:
-    """All settings of a training on one device."""
+    """All settings of `fedfora train`."""
 
     run: RunArguments
     model: ModelArguments
     adapter: AdapterArguments
     data: DataArguments
     train: TrainArguments
+    checkpoint: CheckpointArguments
+    validation: ValidationArguments
+    launch: LaunchArguments
+    privacy: PrivacyArguments
 
 
 SECTIONS = {field.name: field.type for field in fields(TrainSettings)}

@@ -29,12 +29,14 @@ class Progress:
         answer_tokens: Tokens with a loss.
         loss_sum: The steps' losses, added up.
         seconds: Wall time of earlier pieces of the same training.
+        metrics_bytes: Length of metrics.jsonl after the last step counted here.
     """
 
     tokens: int = 0
     answer_tokens: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
+    metrics_bytes: int = 0
 
 
 class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
@@ -47,7 +49,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.progress = Progress()
         self.private: PrivateSteps | None = None
         self._step_loss: torch.Tensor | float = 0.0
-        self._step_counts = [0, 0]
+        self._step_tokens = self._step_answer_tokens = 0
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -84,17 +86,22 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
     def count(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
         """Add a batch's tokens and its part of the step's loss."""
-        self._step_counts[0] += int(inputs["attention_mask"].sum())
-        self._step_counts[1] += int((inputs["labels"][:, 1:] != -100).sum())
+        self._step_tokens += int(inputs["attention_mask"].sum())
+        self._step_answer_tokens += int((inputs["labels"][:, 1:] != -100).sum())
         self._step_loss = self._step_loss + loss
 
     def finish_step(self) -> float:
         """Add the step's counts to the progress and return its loss, over all processes."""
-        loss, counts = float(self._step_loss), self._step_counts
-        self._step_loss, self._step_counts = 0.0, [0, 0]
-        self.progress.tokens += counts[0]
-        self.progress.answer_tokens += counts[1]
+        sums = [float(self._step_loss), self._step_tokens, self._step_answer_tokens]
+        self._step_loss, self._step_tokens, self._step_answer_tokens = 0.0, 0, 0
+        if self.args.world_size > 1:
+            shares = torch.tensor(sums, dtype=torch.float64, device=self.args.device)
+            sums = self.accelerator.reduce(shares, "sum").tolist()
+            sums[0] /= self.args.world_size  # each process's loss is scaled by their number
+        loss, tokens, answer_tokens = sums
         self.progress.loss_sum += loss
+        self.progress.tokens += int(tokens)
+        self.progress.answer_tokens += int(answer_tokens)
         return loss
 
 

@@ -1,7 +1,9 @@
 """The user's training settings to transformers' TrainingArguments: what the Trainer is told."""
 
+import tempfile
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainingArguments
 
 from fedfora.adapter.learning_rates import loraplus_groups
@@ -45,10 +47,36 @@ def trainer_arguments(
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,  # every factor is used in every forward pass
     }
     if settings.gradient_checkpointing:
         options[_CHECKPOINTING] = True
-    return TrainingArguments(**(options | extra))
+    arguments = TrainingArguments(**(options | extra))
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # a launcher starts one process for each GPU; no DataParallel
+    return arguments
+
+
+def process_arguments(
+    settings: TrainArguments, *, device: str, deepspeed: str | None
+) -> TrainingArguments:
+    """Return arguments whose making connects this process with the others of the training.
+
+    With DeepSpeed they also tell transformers, as long as they live, how weights are to be loaded.
+    """
+    return TrainingArguments(
+        output_dir=tempfile.gettempdir(),
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        fp16=settings.fp16,
+        bf16=settings.bf16,
+        use_cpu=device == "cpu" or not torch.cuda.is_available(),
+        deepspeed=deepspeed,
+        report_to="none",
+    )
 
 
 def loraplus_optimizer(model: Any, arguments: TrainingArguments, ratio: float) -> Any:

@@ -1,0 +1,47 @@
+"""fedfora report RUN...: one self-contained HTML page from run directories.
+
+Several runs are shown side by side. The page needs no network and no scripts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfora.config import ConfigError, ConfigParser, flag
+
+
+@dataclass
+class ReportArguments:
+    """Where the page goes."""
+
+    output_file: str | None = flag(
+        None, "the page; default report.html in the run directory, or here for several runs"
+    )
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, write the page, and say where it is."""
+    runs, options = _split(argv)
+    parser = ConfigParser(
+        [ReportArguments],
+        prog="fedfora report",
+        usage="fedfora report RUN... [--output_file FILE]",
+        description=__doc__,
+    )
+    (arguments,) = parser.parse(options)
+    if not runs:
+        raise ConfigError("which run? fedfora report RUN..., e.g. fedfora report out/demo")
+    from fedfora.reporting.report import FILE, write_report
+
+    path = Path(arguments.output_file or (Path(runs[0]) / FILE if len(runs) == 1 else FILE))
+    if arguments.output_file and not path.absolute().parent.is_dir():
+        raise ValueError(f"--output_file {path}: no such directory: {path.parent}")
+    write_report(runs, path)
+    print(f"report: {path}")
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the run directories, which come first, and the options after them."""
+    words = list(argv)
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    return words[:first], words[first:]

@@ -1,0 +1,112 @@
+"""A run directory read back: what was run, where, and what has come out so far.
+
+Every file may be missing, and a run that still goes on may have written half of its last line:
+whoever reads gets what is there.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FILES = ("config.yaml", "metrics.jsonl", "scores.json", "predictions.jsonl")
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its directory tells it.
+
+    Args:
+        directory: Where it was read.
+        config: The resolved settings by section; empty where there are none.
+        environment: Versions, hardware, seed and fingerprints.
+        events: The lines of metrics.jsonl.
+        scores: The scores of a prediction run.
+        predictions: The answered rows: `input`, `reference`, `prediction`.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    events: list[Event]
+    scores: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.directory.resolve().name
+
+    def of(self, event: str) -> list[Event]:
+        """Return the events of one kind, e.g. "round"."""
+        return [line for line in self.events if line.get("event") == event]
+
+    def setting(self, section: str, name: str) -> Any:
+        """Return a setting, or None where the run has none of that name."""
+        values = self.config.get(section)
+        return values.get(name) if isinstance(values, Mapping) else None
+
+
+def read_run(directory: str | Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        ValueError: If it holds no run, or a file in it is broken.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"RUN {directory}: no such directory")
+    if not any((directory / name).is_file() for name in FILES):
+        raise ValueError(
+            f"RUN {directory} is no run directory: it holds none of {', '.join(FILES)}"
+        )
+    return Run(
+        directory=directory,
+        config=_mapping(directory / "config.yaml"),
+        environment=_mapping(directory / "environment.json"),
+        events=read_lines(directory / "metrics.jsonl"),
+        scores=_mapping(directory / "scores.json"),
+        predictions=read_lines(directory / "predictions.jsonl"),
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON lines file; none where there is no file.
+
+    A last line without its line break is still being written and is left out.
+
+    Raises:
+        ValueError: Naming file and line, if another line is no JSON object.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    objects = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: no JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, line {number}: not an object")
+        objects.append(value)
+    return objects
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML or JSON file; an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    try:
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is broken: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a mapping")
+    return value

@@ -1,0 +1,91 @@
+"""An adapter's README.md: what it is, how it was trained, what it came to, and how to load it."""
+
+from typing import Any
+
+import yaml
+
+from fedfora.reporting.card import Card
+from fedfora.reporting.sections import score_names, score_rows
+from fedfora.reporting.wording import data_size, label
+
+
+def model_card(adapter_config: dict[str, Any], card: Card | None = None) -> str:
+    """Return the model card of an adapter.
+
+    Args:
+        adapter_config: What PEFT's adapter_config.json holds.
+        card: The evaluation card of the run that made it; None while that still goes on.
+    """
+    base, rank = adapter_config["base_model_name_or_path"], adapter_config["r"]
+    parts = [
+        _front_matter(base, card),
+        f"# FoRA adapter of rank {rank} for {base}\n",
+        *([] if card is None else [_training(card), _results(card), _privacy(card)]),
+        _loading(),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _front_matter(base: str, card: Card | None) -> str:
+    federated = card is not None and "federation" in card
+    tags = ["fora", "federated-learning"] if federated else ["fora"]
+    facts = {"base_model": base, "library_name": "peft", "tags": tags}
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False)}---"
+
+
+def _training(card: Card) -> str:
+    """Say what it was trained on, and by whom."""
+    quantization = card["base"]["quantization"]
+    lines = [
+        f"- data: {card['data']['train_file']}",
+        f"- base held as: {quantization}, fingerprint `{card['base']['fingerprint']}`",
+    ]
+    if federation := card.get("federation"):
+        sites, settings = federation["sites"], federation["settings"]
+        named = f": {', '.join(sites)}" if len(sites) <= 8 else ""
+        lines += [
+            f"- federation of {len(sites)} sites{named}",
+            f"- {federation['rounds']} rounds of {settings.get('local_steps')} steps, aggregation "
+            f"`{settings.get('aggregation')}`",
+            f"- sent by all sites together: {data_size(federation['uplink_bytes'])}",
+        ]
+    lines += [f"- {name}: {value}" for name, value in card["training"].items()]
+    if command := card["environment"]["command"]:
+        lines += ["", "```", command, "```"]
+    return "\n".join(["## Training\n", *lines, ""])
+
+
+def _results(card: Card) -> str:
+    """Return the card's rows as a table, with intervals where there are any."""
+    if not card["rows"]:
+        return ""
+    names = score_names(card)
+    lines = [
+        f"## Results on {card['data']['test_file'] or 'the test rows'}\n",
+        "| | " + " | ".join(map(label, names)) + " |",
+        "|---|" + "---:|" * len(names),
+    ]
+    for row in score_rows(card):
+        cells = [f"{value} ({around})" if around else value for value, around in row["scores"]]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _privacy(card: Card) -> str:
+    told = "federation" in card or card["privacy"]["epsilon"] is not None
+    return f"## Privacy\n\n{card['privacy']['statement']}\n" if told else ""
+
+
+def _loading() -> str:
+    return """## Loading
+
+```python
+import fedfora  # makes PEFT know the adapter type FORA
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("THIS_DIRECTORY")
+```
+
+Without fedfora: `fedfora export --model_dir THIS_DIRECTORY --output_dir LORA` writes the same
+adapter as LoRA. `fedfora.json` holds the prompt format it was trained with.
+"""

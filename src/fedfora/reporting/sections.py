@@ -1,0 +1,265 @@
+"""The report's tables and sentences: a run and its card to words and rows of text."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedfora.reporting.card import Card, card_of
+from fedfora.reporting.history import Event, Run
+from fedfora.reporting.series import sites_of
+from fedfora.reporting.wording import data_size, duration, label, number
+
+Table = dict[str, Any]  # "columns": names, "rows": lists of text
+
+EXAMPLES = 12
+# In this order where a card's rows hold them; other scores follow.
+SCORES = ("f1", "precision", "recall", "exact_match", "parse_rate")
+_EVENTS_SHOWN_ELSEWHERE = {"round", "step", "row", "finished", "trained"}
+
+
+def summary(run: Run, card: Card) -> str:
+    """Return what was run, in a sentence."""
+    base, adapter = card["base"], card["adapter"]
+    parts = []
+    if "federation" in card:
+        federation = card["federation"]
+        sites, settings = len(federation["sites"]), federation["settings"]
+        parts.append(f"A federation of {sites} site{'' if sites == 1 else 's'}")
+        parts.append(f"{federation['rounds']} of {settings['num_rounds']} rounds")
+        parts += [f"{settings['local_steps']} steps a round"] if "local_steps" in settings else []
+        parts += [f"rule {settings['aggregation']}"] if "aggregation" in settings else []
+    elif run.of("trained") or run.of("step"):
+        parts.append("Training of one adapter")
+    elif run.scores:
+        parts.append(f"Predictions for {run.scores.get('rows', len(run.predictions))} rows")
+    if "lora_rank" in adapter:
+        parts.append(f"FoRA rank {adapter['lora_rank']}")
+    if base["name"]:
+        held = f" in {base['quantization']}" if base["quantization"] not in (None, "none") else ""
+        parts.append(f"base {base['name']}{held}")
+    parts += [f"data {card['data']['train_file']}"] if card["data"]["train_file"] else []
+    return ", ".join(parts) + "." if parts else "A run."
+
+
+def facts(run: Run, card: Card) -> list[tuple[str, str]]:
+    """Return the few numbers that are asked for first, each with its name."""
+    found: list[tuple[str, str]] = []
+    if best := _headline(card):
+        found.append(best)
+    losses = [line["loss"] for line in run.events if isinstance(line.get("loss"), int | float)]
+    if losses:
+        found.append(("training loss, last", f"{losses[-1]:.3f}"))
+    if federation := card.get("federation"):
+        found.append(("sent by all sites", data_size(federation["uplink_bytes"])))
+        each = federation["uplink_bytes_per_round_and_site"]
+        found += [("per round and site", data_size(each))] if each else []
+    memory = [row["peak_memory_bytes"] for row in card["rows"] if "peak_memory_bytes" in row]
+    memory += [line["peak_memory_bytes"] for line in run.events if "peak_memory_bytes" in line]
+    found += [("peak memory", data_size(max(memory)))] if memory else []
+    found += [("time", duration(card["seconds"]))] if card["seconds"] is not None else []
+    epsilon = card["privacy"]["epsilon"]
+    if "federation" in card:
+        found.append(("epsilon", "none" if epsilon is None else f"{epsilon:.3g}"))
+    return found
+
+
+def score_names(card: Card) -> list[str]:
+    """Return the scores that any row of the card has, the usual ones first."""
+    names = {
+        name
+        for row in card["rows"]
+        for name, value in row["scores"].items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "rows"
+    }
+    return usual_first(names)
+
+
+def usual_first(names: Iterable[str]) -> list[str]:
+    """Return names of scores in the order in which one asks for them."""
+    return sorted(names, key=lambda n: (SCORES.index(n) if n in SCORES else len(SCORES), n))
+
+
+def score_rows(card: Card) -> list[Table]:
+    """Return the card's rows as text: name, kind, scores with intervals, memory, time."""
+    rows = []
+    for row in card["rows"]:
+        bounds = row["scores"].get("intervals", {})
+        cells = []
+        for name in score_names(card):
+            value, interval = row["scores"].get(name), bounds.get(name)
+            around = f"{interval[0]:.3f} to {interval[1]:.3f}" if _finite(interval) else ""
+            cells.append(("" if value is None else number(name, value), around))
+        memory, seconds = row.get("peak_memory_bytes"), row.get("wall_seconds")
+        rows.append(
+            {
+                "name": row["name"],
+                "kind": row["kind"],
+                "scores": cells,
+                "memory": "" if memory is None else data_size(memory),
+                "time": "" if seconds is None else duration(seconds),
+            }
+        )
+    return rows
+
+
+def contributions(run: Run) -> Table | None:
+    """Return what each site gave over all rounds; None where no sites are recorded."""
+    by_site: dict[str, list[dict[str, Any]]] = {}
+    for line in run.of("round"):
+        for site in sites_of(line):
+            by_site.setdefault(str(site["site"]), []).append(site)
+    if not by_site:
+        return None
+    tokens = sum(site.get("answer_tokens", 0) for rounds in by_site.values() for site in rounds)
+    rows = []
+    for name, rounds in by_site.items():
+        own = sum(site.get("answer_tokens", 0) for site in rounds)
+        rows.append(
+            [
+                name,
+                str(len(rounds)),
+                f"{rounds[-1]['rows']:,}" if "rows" in rounds[-1] else "",
+                f"{own:,}",
+                f"{own / tokens:.1%}" if tokens else "",
+                f"{rounds[-1]['loss']:.3f}" if "loss" in rounds[-1] else "",
+                data_size(sum(site.get("uplink_bytes", 0) for site in rounds)),
+                duration(sum(site.get("seconds", 0) for site in rounds)),
+            ]
+        )
+    columns = ["site", "rounds", "rows", "answer tokens", "share", "last loss", "sent", "time"]
+    return {"columns": columns, "rows": rows}
+
+
+def incidents(run: Run) -> Table | None:
+    """Return what was rejected or otherwise noted, with the reasons; None where nothing was.
+
+    These are the lists of objects in a round's line beside the sites, e.g. its rejections, and the
+    events that are neither rounds nor steps.
+    """
+    rows = []
+    for line in run.of("round"):
+        for name, entries in line.items():
+            if name == "sites" or not isinstance(entries, list):
+                continue
+            rows += [
+                [f"round {line['round']}", label(name), _described(entry)] for entry in entries
+            ]
+    for line in run.events:
+        if line.get("event") not in _EVENTS_SHOWN_ELSEWHERE:
+            said = {k: v for k, v in line.items() if k not in ("event", "seconds", "round")}
+            where = f"round {line['round']}" if "round" in line else _clock(line)
+            rows.append([where, label(str(line.get("event"))), _described(said)])
+    return {"columns": ["when", "what", "details"], "rows": rows} if rows else None
+
+
+def examples(predictions: Sequence[dict[str, Any]]) -> Table | None:
+    """Return some answered rows, line by line: the wrong ones first, as they teach more.
+
+    A line is "found" where the prediction holds it, "missed" where it does not, "wrong" where only
+    the prediction holds it.
+    """
+    answered = [_compared(row) for row in predictions if row.get("prediction") is not None]
+    if not answered:
+        return None
+    wrong = [row for row in answered if row["wrong"]]
+    right = [row for row in answered if not row["wrong"]]
+    shown = wrong[: EXAMPLES // 2]
+    shown += right[: EXAMPLES - len(shown)]
+    return {"rows": shown, "all": len(answered), "wrong": len(wrong)}
+
+
+def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the resolved settings by section."""
+    return [
+        (section, [(name, _plain(value)) for name, value in values.items()])
+        for section, values in run.config.items()
+        if isinstance(values, Mapping)
+    ]
+
+
+def environment(run: Run) -> list[tuple[str, str]]:
+    """Return versions, hardware, seed and fingerprints, without the command."""
+    flat: list[tuple[str, str]] = []
+    for name, value in run.environment.items():
+        if name == "command" or value in (None, [], {}):
+            continue
+        if isinstance(value, Mapping):
+            flat += [(str(key), _plain(item)) for key, item in value.items()]
+        else:
+            flat.append((label(name), _plain(value)))
+    return flat
+
+
+def overview(names: Sequence[str], runs: Sequence[Run]) -> Table:
+    """Return the runs side by side: what they came to, and the settings in which they differ."""
+    cards = [card_of(run) for run in runs]
+    rows: list[list[str]] = []
+    found = [dict(facts(run, card)) for run, card in zip(runs, cards, strict=True)]
+    for name in dict.fromkeys(key for column in found for key in column):
+        rows.append([name, *(column.get(name, "") for column in found)])
+    given = [
+        {f"{section}.{name}": value for section, values in settings(run) for name, value in values}
+        for run in runs
+    ]
+    for name in dict.fromkeys(key for column in given for key in column):
+        values = [column.get(name, "") for column in given]
+        held = sum(name in column for column in given)
+        if held > 1 and len(set(values)) > 1 and name != "run.output_dir":
+            rows.append([label(name), *values])
+    return {"columns": ["", *names], "rows": rows}
+
+
+def _headline(card: Card) -> tuple[str, str] | None:
+    """Return the main score of the trained adapter."""
+    rows = [row for row in card["rows"] if row["kind"] in ("federated", "scored")]
+    for name in ("f1", "exact_match", "accuracy", "rouge_l"):
+        if rows and name in rows[0]["scores"]:
+            value = rows[0]["scores"][name]
+            of = f" {rows[0]['name']}" if rows[0]["kind"] == "federated" else ""
+            return f"{label(name)}{of}", number(name, value)
+    return None
+
+
+def _compared(row: dict[str, Any]) -> dict[str, Any]:
+    predicted = _lines(row["prediction"])
+    expected = None if row.get("reference") is None else _lines(row["reference"])
+    lines: list[tuple[str, str]] = [("", line) for line in predicted]
+    if expected is not None:
+        lines = [("found" if line in predicted else "missed", line) for line in expected]
+        lines += [("wrong", line) for line in predicted if line not in expected]
+    return {
+        "instruction": row.get("instruction") or "",
+        "input": row.get("input") or "",
+        "expected": expected,
+        "lines": lines,
+        "wrong": any(mark in ("missed", "wrong") for mark, _ in lines),
+    }
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in str(text).strip().split("\n") if line.strip()]
+
+
+def _described(entry: Any) -> str:
+    if isinstance(entry, Mapping):
+        return ", ".join(f"{label(str(k))}: {_plain(v)}" for k, v in entry.items())
+    return _plain(entry)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "default"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(map(_plain, value))
+    return str(value)
+
+
+def _finite(interval: Sequence[float | None] | None) -> bool:
+    return interval is not None and None not in interval
+
+
+def _clock(line: Event) -> str:
+    return duration(line["seconds"]) if "seconds" in line else ""

@@ -1,0 +1,129 @@
+"""Checkpoint directories of a training: which are whole, which is the newest, what they belong to.
+
+A checkpoint is `checkpoint-STEP` in the run directory: the adapter (safetensors), what the Trainer
+needs to go on (`trainer_state.json`; `optimizer.pt`, `scheduler.pt`, `rng_state*.pth`: tensors and
+numbers, read back with torch's weights_only loader, which runs no code), and at last
+`progress.json`. A directory without that one was being written when the training was killed; it is
+not used.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedfora.reporting.record import write_text
+from fedfora.training.trainer import Progress
+
+PROGRESS = "progress.json"
+NEWEST = ("last", "true", "True")
+
+# What may differ between the pieces of one training: where and how often is written, not what.
+FREE = {
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "save_steps"),
+    *("save_total_limit", "logging_steps", "report_to", "local_rank", "deepspeed"),
+    *("cache_dir", "overwrite_cache", "preprocessing_num_workers", "per_device_eval_batch_size"),
+}
+
+
+def checkpoint_to_resume(output_dir: str, resume_from: str | None) -> Path | None:
+    """Return the checkpoint a training goes on from; None to start at the beginning.
+
+    Args:
+        output_dir: The run directory.
+        resume_from: A checkpoint's directory; "last" or "true" for the newest whole one in the run
+            directory, if there is any; None to start anew.
+
+    Raises:
+        ValueError: If the directory named is no whole checkpoint.
+    """
+    if resume_from is None:
+        return None
+    if resume_from in NEWEST:
+        return newest_checkpoint(Path(output_dir))
+    path = Path(resume_from)
+    if not (path / PROGRESS).is_file():
+        what = "holds no whole checkpoint" if path.is_dir() else "does not exist"
+        raise ValueError(
+            f"--resume_from_checkpoint {resume_from} {what} (last: the newest in --output_dir)"
+        )
+    return path
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Return the whole checkpoint with the most steps; None where there is none."""
+    whole = [path for path in _checkpoints(run_dir) if (path / PROGRESS).is_file()]
+    return max(whole, key=_step, default=None)
+
+
+def remove_checkpoints(run_dir: Path, *, but_to: Path | None) -> None:
+    """Remove checkpoints that are no part of the training that begins now.
+
+    Args:
+        run_dir: The run directory.
+        but_to: The checkpoint it goes on from: whole ones up to there stay. None removes all.
+    """
+    for path in list(_checkpoints(run_dir)):
+        whole = (path / PROGRESS).is_file()
+        if but_to is None or not whole or _step(path) > _step(but_to):
+            shutil.rmtree(path)
+
+
+def write_progress(checkpoint: Path, progress: Progress, identity: Mapping[str, Any]) -> None:
+    """Write what makes a checkpoint whole: how far it is, and which training it belongs to."""
+    content = {"progress": asdict(progress), "identity": dict(identity)}
+    write_text(checkpoint / PROGRESS, json.dumps(content, indent=2) + "\n")
+
+
+def read_progress(checkpoint: Path, identity: Mapping[str, Any]) -> Progress:
+    """Return how far a checkpoint is.
+
+    Raises:
+        ValueError: If it belongs to another training, naming what differs.
+    """
+    content = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    stored = content["identity"]
+    for name in sorted(stored.keys() | identity.keys()):
+        if stored.get(name) != identity.get(name):
+            raise ValueError(
+                f"--resume_from_checkpoint {checkpoint}: {name} was {stored.get(name)}, now it is "
+                f"{identity.get(name)}; a training goes on with what it began with"
+            )
+    return Progress(**content["progress"])
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written.
+
+    Raises:
+        ValueError: If the directory's name is not `checkpoint-STEP`.
+    """
+    if not checkpoint.name.removeprefix("checkpoint-").isdigit():
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: a checkpoint's directory is named "
+            "checkpoint-STEP"
+        )
+    return _step(checkpoint)
+
+
+def identity_of(settings: Mapping[str, Mapping[str, Any]], **facts: Any) -> dict[str, Any]:
+    """Return what must be the same in every piece of one training: settings that matter, and facts.
+
+    Args:
+        settings: Section name to its fields, as `dataclasses.asdict` gives them.
+        **facts: For example fingerprints of base and rows.
+    """
+    flat = {name: v for section in settings.values() for name, v in section.items()}
+    return {name: v for name, v in flat.items() if name not in FREE} | facts
+
+
+def _checkpoints(run_dir: Path) -> Iterator[Path]:
+    for path in run_dir.glob("checkpoint-*"):
+        if path.is_dir() and path.name.removeprefix("checkpoint-").isdigit():
+            yield path
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))

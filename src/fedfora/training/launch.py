@@ -1,0 +1,95 @@
+"""The processes of a training: alone, or started by torchrun, accelerate or deepspeed."""
+
+import os
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedfora.training.settings import TrainSettings
+from fedfora.training.trainer_arguments import process_arguments
+
+STALE_LOCK_S = 600  # DeepSpeed's operators compile in about two minutes
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together, seen from one of them.
+
+    Args:
+        index: Which one this is, from 0.
+        number: How many there are.
+        arguments: The Trainer's arguments that started them. While they live, transformers knows
+            that DeepSpeed is in use, which decides how a base model is loaded.
+    """
+
+    index: int
+    number: int
+    arguments: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.number > 1:
+            torch.distributed.barrier()
+
+
+def start_processes(settings: TrainSettings) -> Processes:
+    """Connect with the other processes of this training, if a launcher started any.
+
+    Raises:
+        ValueError: If DeepSpeed is asked for and missing, or would wait for ever.
+    """
+    launch = settings.launch
+    if launch.local_rank >= 0:
+        os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
+    if launch.deepspeed is not None:
+        check_deepspeed(launch.deepspeed)
+    if launch.deepspeed is None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes(index=0, number=1)
+    arguments = process_arguments(
+        settings.train, device=settings.model.device, deepspeed=launch.deepspeed
+    )
+    return Processes(
+        index=arguments.process_index, number=arguments.world_size, arguments=arguments
+    )
+
+
+def check_deepspeed(config: str) -> None:
+    """Raise if DeepSpeed could not start with this configuration.
+
+    Raises:
+        ValueError: If there is no such file, DeepSpeed is not installed, or a build of its
+            operators that was killed has left a lock on which every later run waits for ever.
+    """
+    if not Path(config).is_file():
+        raise ValueError(f"--deepspeed: no such file: {config}")
+    if find_spec("deepspeed") is None:
+        raise ValueError(
+            '--deepspeed: DeepSpeed is not installed (pip install --no-build-isolation "deepspeed")'
+        )
+    for lock in stale_locks():
+        raise ValueError(
+            f"--deepspeed: {lock} is {_age_s(lock) / 60:.0f} minutes old: a build of DeepSpeed's "
+            "operators was killed and left it; every run would wait for it. Remove it"
+        )
+
+
+def stale_locks() -> list[Path]:
+    """Return the locks of PyTorch's extension builds that nobody can be holding any more."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    locks = [*root.glob("*/lock"), *root.glob("*/*/lock")]
+    return sorted(lock for lock in locks if _age_s(lock) > STALE_LOCK_S)
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime

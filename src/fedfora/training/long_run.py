@@ -1,0 +1,90 @@
+"""What `train` adds to a client's few steps: checkpoints, resuming, validation, reports."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback
+from transformers.trainer_utils import TrainOutput
+
+from fedfora.adapter.state import write_state
+from fedfora.data.encoding import Encoded
+from fedfora.models.saving import read_adapter
+from fedfora.training.checkpoints import read_progress, step_of
+from fedfora.training.interruption import Interruption
+from fedfora.training.long_trainer import LongTrainer, SaveAdapter
+
+
+@dataclass(frozen=True)
+class LongRun:
+    """How a long training is kept, watched and gone on with.
+
+    Args:
+        trainer_arguments: For transformers' TrainingArguments: where and when to save, evaluate
+            and report, and DeepSpeed's configuration.
+        save_adapter: Writes the adapter's files into a directory.
+        save_total_limit: Checkpoints to keep; None for all.
+        identity: What a checkpoint must agree on with the training that goes on from it.
+        metrics_bytes: Returns the length of metrics.jsonl.
+        resume_from: Checkpoint to go on from; None to start at the beginning.
+        validation: Encoded rows to evaluate on; None for no validation.
+        patience: Evaluations without a better loss before the training stops; None for never.
+        threshold: How much lower a loss must be to count as better.
+    """
+
+    trainer_arguments: dict[str, Any]
+    save_adapter: SaveAdapter
+    save_total_limit: int | None
+    identity: Mapping[str, Any]
+    metrics_bytes: Callable[[], int]
+    resume_from: Path | None = None
+    validation: Encoded | None = None
+    patience: int | None = None
+    threshold: float = 0.0
+
+    def make_trainer(self, **kwargs: Any) -> LongTrainer:
+        """Return the Trainer for this run; `kwargs` are those of `AdapterTrainer`."""
+        trainer = LongTrainer(
+            save_adapter=self.save_adapter,
+            save_total_limit=self.save_total_limit,
+            identity=self.identity,
+            metrics_bytes=self.metrics_bytes,
+            eval_dataset=self.validation,
+            **kwargs,
+        )
+        if self.patience is not None:
+            trainer.add_callback(EarlyStoppingCallback(self.patience, self.threshold))
+        return trainer
+
+    def train(self, trainer: LongTrainer) -> Any:
+        """Train to the end, or to the checkpoint that a signal asked for; save the adapter.
+
+        Raises:
+            ValueError: If the checkpoint belongs to another training, or saving fails.
+            KeyboardInterrupt: After a signal, saying how to go on.
+        """
+        if self.resume_from is not None:
+            trainer.progress = read_progress(self.resume_from, self.identity)
+            if step_of(self.resume_from) >= trainer.stretch.num_steps:
+                return self._finished(trainer, self.resume_from)
+        with Interruption() as interruption:
+            trainer.add_callback(interruption)
+            resume_from = None if self.resume_from is None else str(self.resume_from)
+            output = trainer.train(resume_from_checkpoint=resume_from)
+        step = interruption.stopped_at
+        if step is not None and step < trainer.stretch.num_steps:
+            raise KeyboardInterrupt(
+                f"after step {step} of {trainer.stretch.num_steps}, all of it saved; the same "
+                "command with --resume_from_checkpoint last goes on from there"
+            )
+        trainer.save_model()
+        return output
+
+    def _finished(self, trainer: LongTrainer, checkpoint: Path) -> TrainOutput:
+        """Nothing is left to train: the Trainer would take one step too many."""
+        state = read_adapter(checkpoint)
+        write_state(trainer.model, state)
+        self.save_adapter(Path(trainer.args.output_dir), state)
+        steps = trainer.stretch.num_steps
+        return TrainOutput(steps, trainer.progress.loss_sum / steps, {})

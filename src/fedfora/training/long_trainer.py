@@ -1,0 +1,117 @@
+"""The Trainer of `train`: the same steps, with checkpoints to go on from.
+
+PEFT's and the Trainer's own saving would write the base's configuration, pickled arguments and, of
+a large base under DeepSpeed, a copy of all weights. Here only the adapter is gathered; it is read
+back after every save and compared.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers.trainer_utils import rotate_checkpoints
+
+from fedfora.adapter.state import State
+from fedfora.models.saving import read_adapter
+from fedfora.training.checkpoints import write_progress
+from fedfora.training.gathering import gathered_state
+from fedfora.training.trainer import AdapterTrainer, Progress
+
+SaveAdapter = Callable[[Path, State], None]
+
+
+class LongTrainer(AdapterTrainer):
+    """`AdapterTrainer` that writes checkpoints; each is whole or is not used.
+
+    Args:
+        save_adapter: Writes the adapter's files into a directory.
+        save_total_limit: Checkpoints to keep; None for all.
+        identity: What a checkpoint must agree on with the training that goes on from it.
+        metrics_bytes: Returns the length of metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        *,
+        save_adapter: SaveAdapter,
+        save_total_limit: int | None,
+        identity: Mapping[str, Any],
+        metrics_bytes: Callable[[], int],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.save_adapter = save_adapter
+        self.save_total_limit = save_total_limit
+        self.identity = identity
+        self.metrics_bytes = metrics_bytes
+        self.started = time.perf_counter()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter, gathered from all processes, and read it back.
+
+        Raises:
+            ValueError: If it cannot be written, or what was read back is not what was trained.
+        """
+        directory = Path(output_dir or self.args.output_dir)
+        state = gathered_state(self)
+        if not self.args.should_save:
+            return
+        try:
+            self.save_adapter(directory, state)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"--output_dir: {directory} cannot be written: {error}") from error
+        check_saved(directory, state)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, then the file that says it is whole, then remove the oldest."""
+        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_progress(directory, self.progress_now(), self.identity)
+        except (OSError, RuntimeError, ValueError) as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise ValueError(
+                f"--output_dir: {directory} cannot be written: {error}; nothing of it was left, "
+                "earlier checkpoints are as they were"
+            ) from error
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=self.args.output_dir,
+                save_total_limit=self.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def progress_now(self) -> Progress:
+        """Return the progress with the time and the record until now."""
+        seconds = self.progress.seconds + time.perf_counter() - self.started
+        return replace(self.progress, seconds=seconds, metrics_bytes=self.metrics_bytes())
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Let this run's own intervals hold, not those stored in the checkpoint."""
+        found = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        return found
+
+
+def check_saved(directory: Path, state: State) -> None:
+    """Raise unless the adapter in a directory is exactly `state`, whole and finite.
+
+    Raises:
+        ValueError: Naming the first factor that is empty, not finite or of another norm.
+    """
+    saved = read_adapter(directory)
+    for name, tensor in state.items():
+        norm, again = float(tensor.norm()), float(saved[name].norm())
+        if tensor.numel() == 0 or norm != again:
+            raise ValueError(
+                f"{directory}: {name} has norm {again} and shape {tuple(saved[name].shape)} in the "
+                f"file, {norm} and {tuple(tensor.shape)} in memory: the adapter was not saved "
+                "whole, or the training has diverged"
+            )

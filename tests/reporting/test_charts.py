@@ -1,0 +1,74 @@
+"""Curves stay on the paper, keep their order, and are well-formed SVG whatever the numbers."""
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedfora.reporting.charts import (
+    HEIGHT,
+    NUM_COLORS,
+    WIDTH,
+    as_band,
+    interval_chart,
+    line_chart,
+)
+
+VALUES = st.floats(-1e9, 1e9) | st.floats(1e-9, 1e9) | st.just(float("nan"))
+CURVE = st.lists(st.tuples(st.integers(0, 500), VALUES), min_size=1, max_size=20)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=8), CURVE, min_size=1, max_size=8))
+def test_every_point_lies_on_the_paper(curves):
+    svg = line_chart(curves, name="loss", axis="round")
+    if not svg:
+        return
+    for circle in ElementTree.fromstring(_printable(svg)).iter("circle"):
+        assert 0 <= float(circle.get("cx")) <= WIDTH
+        assert 0 <= float(circle.get("cy")) <= HEIGHT
+
+
+@given(st.lists(st.floats(0.001, 1e6), min_size=2, max_size=30), st.sampled_from(["loss", "bytes"]))
+def test_a_larger_value_is_drawn_higher(values, name):
+    points = list(enumerate(values))
+    drawn = ElementTree.fromstring(line_chart({"a": points}, name=name, axis="step"))
+    heights = [-float(circle.get("cy")) for circle in drawn.iter("circle")]
+    for one, other, low, high in zip(values, values[1:], heights, heights[1:], strict=False):
+        assert (high - low) * (other - one) >= 0
+
+
+def test_a_title_on_each_point_tells_its_value():
+    svg = line_chart({"<north>": [(1, 0.25), (2, 0.5)]}, name="f1", axis="round")
+    titles = [title.text for title in ElementTree.fromstring(svg).iter("title")]
+    assert titles == ["<north>, 1: 0.250", "<north>, 2: 0.500"]
+
+
+def test_many_sites_become_a_band_of_their_lowest_median_and_highest():
+    sites = {f"site {i}": [(1, float(i)), (2, float(10 * i))] for i in range(NUM_COLORS + 3)}
+    band = as_band(sites)
+    assert list(band.values()) == [
+        [(1, 0.0), (2, 0.0)],
+        [(1, 5.0), (2, 50.0)],
+        [(1, 10.0), (2, 100.0)],
+    ]
+    few = dict(list(sites.items())[:NUM_COLORS])
+    assert as_band(few) == few
+
+
+@pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
+def test_an_interval_spans_its_bounds(score):
+    low, high = max(0.0, score - 0.1), min(1.0, score + 0.1)
+    rows = [("base", 0.0, None), ("federated", score, (low, high))]
+    drawn = ElementTree.fromstring(interval_chart(rows, name="f1"))
+    (whisker,) = [line for line in drawn.iter("line") if line.get("class") == "whisker"]
+    dot = list(drawn.iter("circle"))[1]
+    assert float(whisker.get("x1")) <= float(dot.get("cx")) <= float(whisker.get("x2"))
+    width = float(whisker.get("x2")) - float(whisker.get("x1"))
+    whole = [float(line.get("x1")) for line in drawn.iter("line") if line.get("class") == "grid"]
+    assert width / (whole[-1] - whole[0]) == pytest.approx(high - low, abs=1e-3)
+
+
+def _printable(svg):
+    """Without the characters that XML cannot hold and HTML can."""
+    return "".join(c for c in svg if c in "\t\n\r" or (c >= " " and not 0xD800 <= ord(c) <= 0xFFFF))

@@ -1,0 +1,176 @@
+"""The page shows what the record holds, asks for nothing from outside, and renders in a browser."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from fedfora.cli.main import main
+from fedfora.reporting.history import read_run
+from fedfora.reporting.report import report
+from rounds import round_line
+
+PREDICTIONS = [
+    {
+        "instruction": "List:",
+        "input": "note one",
+        "reference": "a_b_c\nd_e_f",
+        "prediction": "a_b_c",
+    },
+    {
+        "instruction": "List:",
+        "input": "note two",
+        "reference": "g_h_i",
+        "prediction": "g_h_i\nx_y_z",
+    },
+    {"instruction": "List:", "input": "note three", "reference": "j_k_l", "prediction": "j_k_l"},
+]
+VOID = {"meta", "link"}
+
+
+class Tree(HTMLParser):
+    """Checks that what is opened is closed, and keeps the words."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.words, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read(page):
+    tree = Tree()
+    tree.feed(page)
+    assert not tree.open
+    return tree, re.sub(r"\s+", " ", " ".join(tree.words))
+
+
+def test_the_page_shows_what_the_record_holds(write_run):
+    events = [
+        round_line(
+            n,
+            aggregation_error=0.1 / n,
+            epsilon=0.5 * n,
+            delta=1e-5,
+            gizmo_gain=3.5 + n,
+            rejected=[{"site": "east", "reason": "update 40 times the median"}],
+        )
+        for n in (1, 2, 3)
+    ]
+    command = "fedfora simulate --num_rounds 3"
+    run = write_run(
+        events=events, predictions=PREDICTIONS, command=command, base_fingerprint="f00d"
+    )
+    _, words = read(report([read_run(run)]))
+    for shown in (
+        "A federation of 2 sites, 3 of 3 rounds",
+        "12.0 KiB",  # 3 rounds of 2 sites, 2 KiB each
+        "epsilon = 1.5, delta = 1e-05",
+        "aggregation error",
+        "gizmo gain",  # nobody told the report of this one
+        "update 40 times the median",
+        "2 of 3 answers differ",
+        "d_e_f",
+        command,
+        "f00d",
+        "lora_rank",
+    ):
+        assert shown in words, shown
+
+
+def test_what_was_not_measured_is_not_mentioned(write_run):
+    events = [{"event": "step", "step": n, "loss": 1.0 / n, "seconds": 1.0 * n} for n in (1, 2)]
+    run = write_run(events=events)
+    (run / "config.yaml").write_text("adapter: {lora_rank: 4}\n")
+    _, words = read(report([read_run(run)]))
+    for absent in ("epsilon", "Rejections", "Examples", "Evaluation card", "Contributions", "sent"):
+        assert absent not in words
+
+
+def test_names_and_answers_cannot_become_markup(write_run):
+    evil = "<script>alert(1)</script>"
+    events = [round_line(n, sites=(evil,), note=[{"reason": evil}]) for n in (1, 2)]
+    row = {"input": evil, "reference": evil, "prediction": evil + "\n" + evil}
+    run = write_run(events=events, predictions=[row], command=evil)
+    tree, words = read(report([read_run(run), read_run(run)]))
+    assert "script" not in {tag for tag, _ in tree.tags}
+    assert evil in words
+
+
+def test_the_page_asks_for_nothing_from_outside(write_run):
+    page = report([read_run(write_run(predictions=PREDICTIONS))])
+    tree, _ = read(page)
+    addresses = [a[key] for _, a in tree.tags for key in ("href", "src") if key in a]
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_runs_side_by_side_show_where_they_differ(write_run):
+    one, two = write_run("one"), write_run("two")
+    config = (two / "config.yaml").read_text()
+    (two / "config.yaml").write_text(config.replace("fedavg", "refactor"))
+    _, words = read(report([read_run(one), read_run(two)]))
+    assert "aggregation fedavg refactor" in words
+    assert "lora rank 4 4" not in words  # the same in both
+    assert "Curves of all runs" in words
+
+
+def test_many_sites_fit(write_run):
+    sites = tuple(f"site {i}" for i in range(200))
+    page = report([read_run(write_run(events=[round_line(n, sites=sites) for n in (1, 2)]))])
+    _, words = read(page)
+    assert "lowest of 200 sites" in words
+
+
+def test_the_command_writes_the_page_and_names_mistakes(write_run, tmp_path, capsys, monkeypatch):
+    one, two = write_run("one"), write_run("two")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(one)]) == 0
+    assert (one / "report.html").read_text().startswith("<!doctype html>")
+    assert main(["report", str(one), str(two)]) == 0
+    assert (tmp_path / "report.html").is_file()
+    assert main(["report", str(one), "--output_file", "no/where.html"]) == 2
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert main(["report"]) == 2
+    errors = capsys.readouterr().err
+    for said in ("no such directory: no", "nowhere: no such directory", "which run?"):
+        assert said in errors
+
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("size", ["390,844", "1200,900"])
+def test_a_browser_renders_the_page_without_complaint(write_run, tmp_path, size):
+    events = [round_line(n, epsilon=0.5 * n) for n in (1, 2, 3)]
+    run = write_run(events=events, predictions=PREDICTIONS, command="fedfora simulate")
+    page = tmp_path / "page.html"
+    page.write_text(report([read_run(run)]))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={size}"]
+    shown = tmp_path / "page.png"
+    printed = {}
+    for task in (f"--screenshot={shown}", "--dump-dom"):
+        words = [*command, task, page.as_uri()]
+        printed[task] = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        assert "CONSOLE" not in printed[task].stderr
+    assert shown.stat().st_size > 5_000
+    assert "<polyline" in printed["--dump-dom"].stdout
