@@ -104,16 +104,16 @@ def test_all_sites_share_one_base_model(settings, monkeypatch):
 
 
 def test_the_round_goes_on_without_a_site_that_fails(settings, monkeypatch):
-    from fedfora.federated import client_app
+    from fedfora.federated import local_round
 
-    original = client_app.train_round
+    original = local_round.train_round
 
     def fail(workplace, site, *args, **kwargs):
         if site.name == "neurology":
             raise RuntimeError("disk full")
         return original(workplace, site, *args, **kwargs)
 
-    monkeypatch.setattr(client_app, "train_round", fail)
+    monkeypatch.setattr(local_round, "train_round", fail)
     rounds = simulate(settings(num_rounds=1), View(1))
     assert [s["site"] for s in rounds[0]["sites"]] == [
         "cardiology",
@@ -126,19 +126,14 @@ def test_the_round_goes_on_without_a_site_that_fails(settings, monkeypatch):
 
 
 def test_a_round_without_any_reply_stops_the_run_with_a_reason(settings, monkeypatch):
-    from fedfora.federated import client_app
+    from fedfora.federated import local_round
 
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(client_app, "train_round", fail)
+    monkeypatch.setattr(local_round, "train_round", fail)
     with pytest.raises(ValueError, match="round 1: no site sent a usable update"):
         simulate(settings(), View(1))
-
-
-def test_refactor_runs_end_to_end(settings):
-    rounds = simulate(settings(aggregation="refactor"), View(1))
-    assert len(rounds) == 2
 
 
 def test_an_earlier_run_is_not_overwritten_unless_asked(settings, tmp_path):

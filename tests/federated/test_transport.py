@@ -5,8 +5,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedfora.federated.transport import KEY, Layout, pack, payload_bytes, unpack
+from fedfora.federated.transport import Layout, pack, payload_bytes, unpack
 
+KEY = "numbers"
 UPDATE = {"q.A": torch.randn(2, 5), "q.D": torch.randn(4, 2), "q.E": torch.randn(2, 2)}
 
 
@@ -41,7 +42,10 @@ def test_layouts_survive_json_and_differ_by_digest():
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (ArrayRecord({"other": Array(np.zeros(22, np.float32))}), "expected one array"),
+        (
+            ArrayRecord({"other": Array(np.zeros(22, np.float32))}),
+            "expected 22 float32 numbers, got nothing",
+        ),
         (ArrayRecord({KEY: Array(np.zeros(21, np.float32))}), "expected 22 float32"),
         (ArrayRecord({KEY: Array(np.zeros((22, 1), np.float32))}), "expected 22 float32"),
         (ArrayRecord({KEY: Array(np.zeros(22, np.float64))}), "expected 22 float32"),

@@ -98,3 +98,9 @@ class ForaConfig(PeftConfig):
                 f"this adapter has format version {self.format_version}, this fedfora reads up to "
                 f"{FORMAT_VERSION}: pip install --upgrade fedfora"
             )
+
+
+def alpha_at_rank(alpha: float, rank: int, new_rank: int, use_rslora: bool) -> float:
+    """Return the alpha that scales an adapter of another rank as this one is scaled."""
+    ratio = new_rank / rank
+    return float(alpha * (ratio**0.5 if use_rslora else ratio))

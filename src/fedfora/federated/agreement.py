@@ -112,6 +112,7 @@ def _info(node_id: int, site: ConfigRecord) -> SiteInfo:
         int(site["index"]),
         str(site["name"]),
         int(site["rows"]),
+        int(site["rank"]),
         str(site["data-digest"]),
     )
 

@@ -6,16 +6,17 @@ The app does not know which engine runs it. Its handlers turn messages into plai
 
 import json
 from collections.abc import Callable
-from functools import lru_cache
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedfora.federated.exchange import read_assignment
+from fedfora.federated.local_round import carry_out
 from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.site import Site, Workplace, open_site, open_workplace, train_round, validate
-from fedfora.federated.site_memory import remembering
-from fedfora.federated.transport import Layout, pack, unpack
+from fedfora.federated.site import Site, open_site, open_workplace, validate
+from fedfora.federated.site_memory import memory_of, remembering
+from fedfora.federated.transport import pack
 from fedfora.training.trainer import StepReport
 
 SiteReport = Callable[[str, StepReport], None]
@@ -35,7 +36,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         """Answer with what the coordinator must know before the first round."""
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
-        layout = _layout(workplace)
+        layout = workplace.layout
         content = RecordDict(
             {
                 "site": ConfigRecord(
@@ -43,6 +44,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
                         "index": site.index,
                         "name": site.name,
                         "rows": len(site.encoded),
+                        "rank": site.rank,
                         "data-digest": public_digest(workplace.settings, site),
                         "base-fingerprint": workplace.base_fingerprint,
                         "layout-digest": layout.digest,
@@ -67,15 +69,13 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         """Judge the received adapter on the rows kept back, then train it for one round."""
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
-        layout = _layout(workplace)
-        received = unpack(message.content["arrays"], layout)
-        round_index = int(message.content["config"]["round-index"])
-        validation_loss, validation_tokens = validate(workplace, site, received)
-        trained, result = train_round(
+        assignment = read_assignment(message.content, context.state, workplace.fresh)
+        validation_loss, validation_tokens = validate(workplace, site, assignment.adapter)
+        arrays, result = carry_out(
             workplace,
             site,
-            received,
-            round_index=round_index,
+            assignment,
+            context.state,
             on_step=lambda report: on_step(site.name, report),
         )
         report = Report(
@@ -88,10 +88,12 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
             validation_loss=validation_loss,
             validation_tokens=validation_tokens,
         )
-        origin = Origin(round_index + 1, workplace.base_fingerprint, layout.digest)
+        origin = Origin(
+            assignment.round_index + 1, workplace.base_fingerprint, workplace.layout.digest
+        )
         content = RecordDict(
             {
-                ARRAYS: pack(trained, layout),
+                ARRAYS: arrays,
                 METRICS: report.to_record(),
                 ORIGIN: origin.to_record(),
             }
@@ -103,9 +105,10 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         """Judge the received adapter on the rows kept back."""
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
-        loss, tokens = validate(
-            workplace, site, unpack(message.content["arrays"], _layout(workplace))
-        )
+        round_index = int(message.content["config"]["round-index"])
+        state = memory_of(context).read(before=round_index + 2)
+        assignment = read_assignment(message.content, state, workplace.fresh)
+        loss, tokens = validate(workplace, site, assignment.adapter)
         metrics = MetricRecord({"validation-loss": loss, "validation-tokens": tokens})
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
@@ -118,11 +121,6 @@ def public_digest(settings: FederationSettings, site: Site) -> str:
     It would tell whoever knows all rows but one which one that is.
     """
     return "" if settings.privacy.privacy_unit == "record" else site.digest
-
-
-@lru_cache(maxsize=1)
-def _layout(workplace: Workplace) -> Layout:
-    return Layout.of(workplace.fresh)
 
 
 app = make_client_app()

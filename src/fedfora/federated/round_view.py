@@ -21,9 +21,14 @@ class RoundView(RoundWatcher):
         """So many more test rows were answered."""
 
     def round_finished(
-        self, round_number: int, loss: float, validation_loss: float | None, scores: dict[str, Any]
+        self,
+        round_number: int,
+        loss: float,
+        validation_loss: float | None,
+        scores: dict[str, Any],
+        aggregation_error: float | None,
     ) -> None:
-        """A round is over; `scores` is empty where nothing was evaluated."""
+        """A round is over; `scores` is empty, and the others None, where nothing was measured."""
 
     def stopped_early(self, best_round: int) -> None:
         """The run ends, as nothing became better after this round."""

@@ -23,7 +23,9 @@ from fedfora.config import Scalar
 from fedfora.data.loading import load_examples
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.evaluation.predict import PREDICTIONS, write_predictions
-from fedfora.federated.aggregation import RULES, Update
+from fedfora.federated.aggregation import Update
+from fedfora.federated.aggregation.update import rank_of
+from fedfora.federated.aggregator import Aggregator
 from fedfora.federated.agreement import Agreement, agree
 from fedfora.federated.checkpoint import (
     BEST,
@@ -41,11 +43,10 @@ from fedfora.federated.round_view import RoundView
 from fedfora.federated.screening import Limits
 from fedfora.federated.selection import Selection, judging_score
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.site import open_workplace
-from fedfora.federated.site_memory import SITES
+from fedfora.federated.site import SITES, open_workplace
 from fedfora.federated.strategy import AdapterStrategy
-from fedfora.federated.transport import pack, payload_bytes, unpack
-from fedfora.models.saving import save_adapter
+from fedfora.federated.transport import from_record, to_record, unpack
+from fedfora.models.saving import config_at_rank, save_adapter
 from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord
 
@@ -124,14 +125,11 @@ class _Rounds:
         self.view = view
         self.ledger = Ledger(record, view, settings.rounds)
         self.strategy = AdapterStrategy(
-            RULES[settings.federation.aggregation],
+            Aggregator(settings),
             agreement.sites,
             agreement.layout,
             base_fingerprint=agreement.base_fingerprint,
             limits=limits_of(settings),
-            clients_per_round=settings.federation.clients_per_round,
-            deadline_s=settings.rounds.round_deadline,
-            seed=settings.train.seed,
             watcher=self.ledger,
         )
 
@@ -156,7 +154,7 @@ class _Rounds:
     def _play(self, before: Progress) -> Progress:
         """Train, fold and judge one round."""
         number = before.round_number + 1
-        sent = pack(before.adapter, self.agreement.layout)
+        arrays = to_record(before.adapter)
         drawn = [site.name for site in self.strategy.sample(number)]
         self.ledger.open(number, drawn)
         self.view.round_started(number, self.settings.federation.num_rounds, drawn)
@@ -164,7 +162,7 @@ class _Rounds:
             number,
             receive(
                 self.grid,
-                self.strategy.configure_train(number, sent, ConfigRecord(), self.grid),
+                self.strategy.configure_train(number, arrays, ConfigRecord(), self.grid),
                 deadline_s=self.settings.rounds.round_deadline,
             ),
         )
@@ -176,15 +174,19 @@ class _Rounds:
         self.record.log(
             "round",
             round=number,
+            rule=self.settings.rule_of_round(number - 1).name,
             loss=metrics["loss"],
+            **_aggregation_errors(metrics),
             sites=[contribution.to_line() for contribution in self.ledger.used],
             rejected=self.ledger.refused,
-            downlink_bytes_per_site=payload_bytes(sent),
+            uplink_bytes=sum(contribution.uplink_bytes for contribution in self.ledger.used),
+            downlink_bytes=sum(contribution.downlink_bytes for contribution in self.ledger.used),
             **validation,
             scores=scores,
         )
         loss = float(metrics["loss"])
-        self.view.round_finished(number, loss, validation.get("validation_loss"), scores)
+        error = _aggregation_errors(metrics).get("aggregation_error")
+        self.view.round_finished(number, loss, validation.get("validation_loss"), scores, error)
         return Progress(
             number, adapter, self.strategy.state(), selection, self.record.metrics_bytes()
         )
@@ -228,7 +230,7 @@ class _Rounds:
             return {}
         examples = load_examples(settings.data.test_file, settings.data)
         workplace = open_workplace(self.run_config)
-        workplace.load(unpack(arrays, self.agreement.layout))
+        workplace.load(from_record(arrays))
         examples = examples[: settings.evaluation.max_eval_samples]
         result = evaluate(
             workplace.model,
@@ -252,19 +254,18 @@ class _Rounds:
         return progress
 
     def _save_adapter(self, adapter: Update, directory: Path) -> None:
-        state = unfold(
-            adapter, seed=self.settings.train.seed, inner_dim=self.settings.adapter.inner_dim
-        )
-        save_adapter(directory, state, self.agreement.adapter_config, self.agreement.record)
+        state, seed = adapter, self.settings.train.seed
+        if self.settings.rule_of_round(0).folds:
+            state = unfold(adapter, seed=seed, inner_dim=self.settings.adapter.inner_dim)
+        config = config_at_rank(self.agreement.adapter_config, rank_of(adapter))
+        save_adapter(directory, state, config, self.agreement.record)
 
     def _finite(self, number: int, aggregated: ArrayRecord) -> Update:
-        try:
-            return unpack(aggregated, self.agreement.layout)
-        except ValueError as error:
-            names = ", ".join(contribution.site for contribution in self.ledger.used[:10])
-            raise ValueError(
-                f"round {number}: what the updates of {names} come to is no adapter: {error}"
-            ) from error
+        adapter = from_record(aggregated)
+        if all(bool(value.isfinite().all()) for value in adapter.values()):
+            return adapter
+        names = ", ".join(contribution.site for contribution in self.ledger.used[:10])
+        raise ValueError(f"round {number}: the updates of {names} come to numbers that are none")
 
     def _cannot_write(self, last_round: int, error: Exception) -> ValueError:
         directory = self.record.directory
@@ -272,6 +273,12 @@ class _Rounds:
             f"round {last_round + 1}: the run directory cannot be written: {error}. "
             f"Rounds up to {last_round} are kept: make room and go on with --resume {directory}"
         )
+
+
+def _aggregation_errors(metrics: MetricRecord) -> dict[str, float]:
+    """Return what the error meter showed, as metrics.jsonl names it; nothing where it slept."""
+    names = ("aggregation-error", "aggregation-error-of-step", "attainable-error")
+    return {name.replace("-", "_"): float(metrics[name]) for name in names if name in metrics}
 
 
 def _forget_earlier_run(directory: Path) -> None:

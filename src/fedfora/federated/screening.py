@@ -19,6 +19,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedfora.federated.aggregation import Update
+from fedfora.federated.formats import Format
 from fedfora.federated.reply import (
     ARRAYS,
     METRIC_NAMES,
@@ -29,7 +30,7 @@ from fedfora.federated.reply import (
     Origin,
     Report,
 )
-from fedfora.federated.transport import Layout, unpack
+from fedfora.federated.transport import FLOAT32, Layout, unpack_from
 
 WINDOW = 16
 
@@ -61,15 +62,17 @@ class Expected:
 
     Args:
         origin: What it must start from.
-        layout: Names and shapes of the adapter.
+        layout: Names and shapes of the factors that must come.
         example: Arrays with the names, formats, shapes and sizes that must come.
-        sent: The adapter that the sites received.
+        sent: What the sites trained from.
+        form: Travel format of the reply.
     """
 
     origin: Origin
     layout: Layout
     example: ArrayRecord
     sent: Update
+    form: Format = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Accepted(Generic[Sender]):
 
 def screen(
     replies: Iterable[tuple[Sender, Message]],
-    expected: Expected,
+    expected: Callable[[Sender], Expected],
     limits: Limits,
     on_rejected: Callable[[Sender, str], None],
 ) -> Iterator[Accepted[Sender]]:
@@ -92,7 +95,7 @@ def screen(
 
     Args:
         replies: Every reply with who sent it.
-        expected: What an honest reply looks like.
+        expected: What an honest reply of a sender looks like.
         limits: How much a site may claim and change.
         on_rejected: Called with the sender of a refused reply, and the reason.
     """
@@ -100,7 +103,7 @@ def screen(
     norms: list[float] = []
     for sender, reply in replies:
         try:
-            held.append(_inspect(sender, reply, expected, limits))
+            held.append(_inspect(sender, reply, expected(sender), limits))
         except RejectedError as error:
             on_rejected(sender, str(error))
             continue
@@ -162,7 +165,7 @@ def _inspect(
     for name, array in content[ARRAYS].items():
         _check_payload(name, array)
     try:
-        update = unpack(content[ARRAYS], expected.layout)
+        update = unpack_from(content[ARRAYS], expected.sent, expected.layout, expected.form)
     except ValueError as error:
         raise RejectedError(str(error)) from error
     norm = distance(update, expected.sent)

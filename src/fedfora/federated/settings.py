@@ -11,7 +11,8 @@ from functools import lru_cache
 from fedfora.config import ConfigParser, Scalar, flag, to_mapping
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
-from fedfora.federated.aggregation import RULES
+from fedfora.federated.aggregation import Moment, Rule, rule_of_round, rules_of
+from fedfora.federated.aggregation_settings import AggregationArguments
 from fedfora.federated.round_settings import RoundArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
@@ -21,7 +22,7 @@ from fedfora.training.settings import TrainArguments
 
 @dataclass
 class FederationArguments:
-    """Who takes part, for how many rounds, and how the updates become one."""
+    """Who takes part, and for how many rounds."""
 
     partition: str = flag(
         "iid", "who gets which rows: iid, by-column:COLUMN, dirichlet:COLUMN:ALPHA"
@@ -30,7 +31,6 @@ class FederationArguments:
     num_rounds: int = flag(3, "rounds of training and aggregation")
     clients_per_round: int | None = flag(None, "sites drawn for each round; default all")
     local_steps: int = flag(10, "optimizer steps of a site in a round")
-    aggregation: str = flag("fedavg", "aggregation rule", choices=list(RULES))
     eval_rounds: int = flag(1, "evaluate every so many rounds, and after the last")
 
     def __post_init__(self) -> None:
@@ -56,6 +56,7 @@ SECTIONS = {
     "evaluation": EvalArguments,
     "federation": FederationArguments,
     "rounds": RoundArguments,
+    "aggregation": AggregationArguments,
     "privacy": PrivacyArguments,
 }
 
@@ -72,11 +73,57 @@ class FederationSettings:
     evaluation: EvalArguments
     federation: FederationArguments
     rounds: RoundArguments
+    aggregation: AggregationArguments
     privacy: PrivacyArguments
+
+    def __post_init__(self) -> None:
+        """Refuse what an aggregation rule cannot honor, naming the flag."""
+        check_fit(self.aggregation, self.adapter, self.train)
+
+    def rule_of_round(self, round_index: int) -> Rule:
+        """Return the aggregation rule of a round, counted from 0."""
+        chosen = self.aggregation
+        moment = Moment(
+            round_index=round_index,
+            num_rounds=self.federation.num_rounds,
+            warmup_rounds=chosen.warmup_rounds,
+            refresh_rounds=chosen.refresh_rounds,
+        )
+        return rule_of_round(chosen.aggregation, moment)
 
     def run_config(self) -> dict[str, Scalar]:
         """Return the settings as Flower's run config; `from_run_config` is the inverse."""
         return to_mapping(*(getattr(self, section) for section in SECTIONS))
+
+
+def check_fit(
+    chosen: AggregationArguments, adapter: AdapterArguments, train: TrainArguments
+) -> None:
+    """Raise if the aggregation rule cannot honor another flag.
+
+    Raises:
+        ValueError: Naming both, and a remedy where there is one.
+    """
+    name, rules = chosen.aggregation, rules_of(chosen.aggregation)
+    too_large = [rank for rank in chosen.site_ranks if rank > adapter.lora_rank]
+    if too_large:
+        raise ValueError(f"--site_ranks {too_large[0]} is above --lora_rank {adapter.lora_rank}")
+    if chosen.site_ranks and not all(rule.any_rank for rule in rules):
+        raise ValueError(f"--aggregation {name} cannot mix --site_ranks; refactor and stack can")
+    if chosen.gauge != "none" and all(rule.gauge == "nothing" for rule in rules):
+        raise ValueError(f"--gauge {chosen.gauge} changes nothing under --aggregation {name}")
+    plain = chosen.server_optimizer == "sgd" and chosen.server_learning_rate == 1
+    if not plain and any(rule.on_top for rule in rules):
+        raise ValueError(f"--aggregation {name} takes only --server_optimizer sgd at rate 1")
+    if not plain and chosen.gauge != "aligned" and not all(r.keeps_coordinates for r in rules):
+        raise ValueError(
+            f"--aggregation {name} makes new factors each round; --server_optimizer "
+            f"{chosen.server_optimizer} needs --gauge aligned with it"
+        )
+    if chosen.gauge == "aligned" and chosen.site_ranks:
+        raise ValueError("--site_ranks needs factors in order of size: leave out --gauge aligned")
+    if train.loraplus_lr_ratio != 1 and any("D" in rule.frozen for rule in rules):
+        raise ValueError(f"--aggregation {name} freezes the factor that --loraplus_lr_ratio speeds")
 
 
 def from_run_config(run_config: Mapping[str, Scalar]) -> FederationSettings:

@@ -134,7 +134,12 @@ class SimulationView(RoundView):
         self.view.advance(num_rows * EVALUATED_ROW, f"{self.label} evaluation")
 
     def round_finished(
-        self, round_number: int, loss: float, validation_loss: float | None, scores: dict[str, Any]
+        self,
+        round_number: int,
+        loss: float,
+        validation_loss: float | None,
+        scores: dict[str, Any],
+        aggregation_error: float | None,
     ) -> None:
         """Print the round's line."""
         text = f"{self.label:12s} loss {loss:6.3f}"
@@ -144,6 +149,8 @@ class SimulationView(RoundView):
             text += f"   F1 {scores['f1']:.3f}   parse rate {scores['parse_rate']:.3f}"
         elif scores:
             text += f"   exact match {scores['exact_match']:.3f}"
+        if aggregation_error is not None:
+            text += f"   aggregation error {aggregation_error:.2g}"
         self.view.line(text)
 
     def stopped_early(self, best_round: int) -> None:

@@ -1,33 +1,46 @@
-"""What a site does with an adapter: open its base and rows once, train, fold the result.
+"""What a site does with an adapter: open its base and rows once, load, judge, train.
 
-Nothing here knows Flower. All sites that are simulated in one process share one base model: a site
-is its rows and its name; before it trains, the received adapter is written into the shared model.
+All sites that are simulated in one process share one base model: a site is its rows and its name;
+before it trains, the received adapter is written into the shared model.
 """
 
 import hashlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from fedfora._seeds import derive_seed
-from fedfora.adapter.state import State, fold, read_state, unfold, write_state
+from fedfora.adapter.state import (
+    State,
+    fold,
+    read_state,
+    set_trainable,
+    unfold,
+    write_state,
+)
 from fedfora.config import Scalar
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import Example, load_chosen
 from fedfora.data.partition import partition
 from fedfora.evaluation.loss import answer_loss
+from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.federated.transport import Layout
 from fedfora.models.fingerprint import fingerprint
-from fedfora.models.loading import Base, add_adapter, load_base
-from fedfora.models.saving import adapter_config, adapter_record
+from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base
+from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.training.local import LocalResult, train_locally
 from fedfora.training.privacy_plan import pay_for_steps, public_part
 from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
+
+BELOW = "below"  # name of the adapter that works under the one that is trained
+SITES = "sites"  # directory of a run in which each site keeps what is its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,24 +54,56 @@ class Workplace:
     prompts: PromptFormat
     fresh: State
 
-    def load(self, folded: State) -> None:
-        """Write a received adapter into the model."""
-        seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
-        write_state(self.model, unfold(folded, seed=seed, inner_dim=inner_dim))
+    @cached_property
+    def layout(self) -> Layout:
+        """Names and shapes of the adapter."""
+        return Layout.of(self.fresh)
+
+    def load(self, adapter: State) -> str:
+        """Write an adapter of any rank into the model, alone, and return its name there."""
+        rank = rank_of(adapter)
+        name = "default" if rank == self.settings.adapter.lora_rank else f"rank-{rank}"
+        if name not in self.model.peft_config:
+            add_adapter_of_rank(self.model, rank, name)
+        self._write(adapter, name)
+        self.model.set_adapter(name)
+        return name
 
     def train(
         self,
-        folded: State,
+        adapter: State,
         encoded: Encoded,
         train: TrainArguments,
         *,
         stretch: Stretch,
         seed: int,
         on_step: Callable[[StepReport], None],
+        factors: str = "ABCDE",
+        below: State | None = None,
+        proximal_mu: float = 0.0,
         privacy: RecordPrivacy | None = None,
     ) -> tuple[State, LocalResult]:
-        """Train an adapter on some rows and return it folded, with what the training did."""
-        self.load(folded)
+        """Train an adapter on some rows.
+
+        Args:
+            adapter: Folded, or with all five factors.
+            encoded: The rows.
+            train: Batch, optimizer and learning rate.
+            stretch: Which steps of which schedule to take.
+            seed: Seed of the order of rows and of dropout.
+            on_step: Called after every optimizer step.
+            factors: Those that are trained; E stands for the core.
+            below: An adapter that works too and stays as it is.
+            proximal_mu: FedProx's pull towards the adapter as it came.
+            privacy: How single records are hidden, if they are.
+
+        Returns:
+            All five factors, and what the training did.
+        """
+        name = self.load(adapter)
+        if below is not None:
+            self._put_below(below, name)
+        set_trainable(self.model, factors, name)
         result = train_locally(
             self.model,
             self.base.tokenizer,
@@ -67,9 +112,36 @@ class Workplace:
             stretch=stretch,
             seed=seed,
             on_step=on_step,
+            proximal_mu=proximal_mu,
             privacy=privacy,
         )
-        return fold(read_state(self.model)), result
+        return read_state(self.model, name), result
+
+    def keep(self, site: "Site", adapter: State) -> None:
+        """Save a site's own adapter, which nobody else gets to see, in its place in the run."""
+        directory = Path(self.settings.run.output_dir) / SITES / str(site.index) / "adapter"
+        seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
+        config, record = self.form()
+        save_adapter(directory, unfold(adapter, seed=seed, inner_dim=inner_dim), config, record)
+
+    def _write(self, adapter: State, name: str) -> None:
+        if not any(key.endswith(".B") for key in adapter):
+            seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
+            adapter = unfold(adapter, seed=seed, inner_dim=inner_dim)
+        write_state(self.model, adapter, name)
+
+    def _put_below(self, adapter: State, name: str) -> None:
+        """Let a second adapter work under the one called `name`, frozen."""
+        rank = rank_of(adapter)
+        config = self.model.peft_config.get(BELOW)
+        if config is not None and config.r != rank:
+            self.model.delete_adapter(BELOW)
+            config = None
+        if config is None:
+            add_adapter_of_rank(self.model, rank, BELOW)
+        self._write(adapter, BELOW)
+        self.model.base_model.set_adapter([name, BELOW])
+        set_trainable(self.model, "", BELOW)
 
     def form(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what is saved beside an adapter's weights: PEFT's configuration and our record."""
@@ -85,12 +157,14 @@ class Site:
         name: Its name there.
         encoded: The rows that it trains on.
         validation: The rows that it keeps back to judge a received adapter on.
+        rank: Of its adapter.
     """
 
     index: int
     name: str
     encoded: Encoded
     validation: Encoded
+    rank: int
 
     @property
     def digest(self) -> str:
@@ -112,7 +186,14 @@ def open_site(workplace: Workplace, index: int) -> Site:
         name,
         encoded=[row for i, row in enumerate(rows) if i not in kept],
         validation=[rows[i] for i in sorted(kept)],
+        rank=site_rank(workplace.settings, index),
     )
+
+
+def site_rank(settings: FederationSettings, index: int) -> int:
+    """Return the rank of a site's adapter; a short `site_ranks` starts again from its beginning."""
+    ranks = settings.aggregation.site_ranks
+    return ranks[index % len(ranks)] if ranks else settings.adapter.lora_rank
 
 
 def site_names(settings: FederationSettings) -> list[str]:
@@ -129,11 +210,11 @@ def site_names(settings: FederationSettings) -> list[str]:
     return list(parts)
 
 
-def validate(workplace: Workplace, site: Site, folded: State) -> tuple[float, int]:
+def validate(workplace: Workplace, site: Site, adapter: State) -> tuple[float, int]:
     """Return an adapter's loss per answer token on a site's rows kept back, and their tokens."""
     if not site.validation:
         return 0.0, 0
-    workplace.load(folded)
+    workplace.load(adapter)
     return answer_loss(
         workplace.model,
         workplace.base.tokenizer,
@@ -145,12 +226,14 @@ def validate(workplace: Workplace, site: Site, folded: State) -> tuple[float, in
 def train_round(
     workplace: Workplace,
     site: Site,
-    folded: State,
+    adapter: State,
     *,
     round_index: int,
     on_step: Callable[[StepReport], None] = lambda report: None,
+    factors: str = "ABCDE",
+    below: State | None = None,
 ) -> tuple[State, LocalResult]:
-    """Take a site's steps of one round (counted from 0) and return its folded adapter."""
+    """Take a site's steps of one round (counted from 0) and return its adapter's five factors."""
     federation, settings = workplace.settings.federation, workplace.settings
     total_steps = federation.num_rounds * federation.local_steps
     paid = pay_for_steps(
@@ -164,7 +247,7 @@ def train_round(
         what=f"round {round_index}",
     )
     trained, result = workplace.train(
-        folded,
+        adapter,
         site.encoded,
         settings.train,
         stretch=Stretch(
@@ -174,6 +257,9 @@ def train_round(
         ),
         seed=derive_seed(settings.train.seed, "train", round_index, site.index),
         on_step=on_step,
+        factors=factors,
+        below=below,
+        proximal_mu=settings.aggregation.proximal_mu,
         privacy=None if paid is None else paid.privacy,
     )
     if paid is not None:
@@ -187,14 +273,21 @@ def _workplace(items: tuple[tuple[str, Scalar], ...]) -> Workplace:
     settings = from_run_config(dict(items))
     base = load_base(settings.model)
     base_fingerprint = fingerprint(base)
-    model = add_adapter(base, settings.adapter, seed=settings.train.seed)
+    rule = settings.rule_of_round(0)
+    model = add_adapter(
+        base,
+        settings.adapter,
+        seed=settings.train.seed,
+        init_weights=True if rule.start == "zero" else "svd",
+    )
+    state = read_state(model)
     return Workplace(
         settings=settings,
         base=base,
         base_fingerprint=base_fingerprint,
         model=model,
         prompts=prompt_format(settings.data, base.tokenizer),
-        fresh=fold(read_state(model)),
+        fresh=fold(state) if rule.folds else state,
     )
 
 

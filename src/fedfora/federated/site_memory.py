@@ -17,9 +17,9 @@ from flwr.clientapp.typing import ClientAppCallable
 from safetensors.numpy import load, save
 
 from fedfora.federated.settings import from_run_config
+from fedfora.federated.site import SITES
 from fedfora.protection.sealing import read_bytes, remove, write_bytes
 
-SITES = "sites"
 SEPARATOR = "//"  # between a record's name and an array's
 
 
@@ -65,11 +65,16 @@ class SiteMemory:
         return self.directory / f"after-{round_number:06d}.safetensors"
 
 
+def memory_of(context: Context) -> SiteMemory:
+    """Return the memory of a context's site."""
+    run_directory = Path(from_run_config(context.run_config).run.output_dir)
+    return SiteMemory(run_directory / SITES / str(context.node_config["partition-id"]))
+
+
 def remembering(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """A Flower mod: a training starts from the site's last state, and leaves its own."""
     round_number = int(message.content["config"]["round-index"]) + 1
-    run_directory = Path(from_run_config(context.run_config).run.output_dir)
-    memory = SiteMemory(run_directory / SITES / str(context.node_config["partition-id"]))
+    memory = memory_of(context)
     context.state = memory.read(before=round_number)
     reply = call_next(message, context)
     memory.write(context.state, after=round_number)

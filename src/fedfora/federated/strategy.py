@@ -16,17 +16,19 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedfora._seeds import derive_seed
-from fedfora.federated.aggregation import Rule, Weighted
-from fedfora.federated.reply import ARRAYS, Origin, Report
+from fedfora.federated.aggregation import Weighted
+from fedfora.federated.aggregator import Aggregator
+from fedfora.federated.exchange import Exchange, content_bytes
+from fedfora.federated.formats import FORMATS
+from fedfora.federated.reply import Origin, Report
 from fedfora.federated.screening import (
-    Accepted,
     Expected,
     Limits,
     RejectedError,
     read_validation,
     screen,
 )
-from fedfora.federated.transport import Layout, pack, payload_bytes, unpack
+from fedfora.federated.transport import Layout, from_record, payload_bytes, to_record
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +41,30 @@ class SiteInfo:
     index: int
     name: str
     rows: int
+    rank: int
     data_digest: str = ""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one site did in one round: its report, the bytes it sent, how far it moved."""
+    """What one site did in one round: its report, the bytes that traveled, how far it moved."""
 
     site: str
     report: Report
     uplink_bytes: int
+    downlink_bytes: int
     norm: float
 
     def to_line(self) -> dict[str, str | int | float]:
         """Return it flat, as metrics.jsonl holds it."""
         line = {"site": self.site, **vars(self.report)}
-        return {**line, "uplink_bytes": self.uplink_bytes, "norm": self.norm}
+        traveled = {"uplink_bytes": self.uplink_bytes, "downlink_bytes": self.downlink_bytes}
+        return {**line, **traveled, "norm": self.norm}
+
+    def weight(self, weighting: str) -> float:
+        """Return the site's weight: by "tokens" trained on, by "rows", or "equal"."""
+        report = self.report
+        return float({"tokens": report.answer_tokens, "rows": report.rows, "equal": 1}[weighting])
 
 
 class RoundWatcher:
@@ -68,97 +78,107 @@ class RoundWatcher:
 
 
 class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
-    """Seeded sampling, screening, one aggregation rule, weights by trained tokens."""
+    """Seeded sampling and screening; what the sites of a round send becomes one adapter.
+
+    Between rounds the adapter is a record with one array for each tensor (`transport.to_record`),
+    which never travels.
+    """
 
     def __init__(
         self,
-        rule: Rule,
+        aggregator: Aggregator,
         sites: Iterable[SiteInfo],
         layout: Layout,
         *,
         base_fingerprint: str,
         limits: Limits,
-        clients_per_round: int | None,
-        deadline_s: float | None,
-        seed: int,
         watcher: RoundWatcher,
     ) -> None:
         """Make the strategy.
 
         Args:
-            rule: From `fedfora.federated.aggregation`.
+            aggregator: What makes one adapter of many.
             sites: All sites; their order is that of their indices.
-            layout: Layout of the adapters that travel.
+            layout: Layout of the fresh adapter.
             base_fingerprint: Of everybody's base model.
             limits: What is refused.
-            clients_per_round: How many sites are drawn for a round; None for all.
-            deadline_s: Seconds that a site has for a round; None for no deadline.
-            seed: The run's seed.
             watcher: Told what became of each reply.
         """
-        self.rule = rule
+        self.aggregator = aggregator
+        self.settings = aggregator.settings
         self.sites = {site.node_id: site for site in sorted(sites, key=lambda site: site.index)}
         self.layout = layout
         self.base_fingerprint = base_fingerprint
         self.limits = limits
-        self.clients_per_round = clients_per_round
-        self.deadline_s = deadline_s
-        self.seed = seed
         self.watcher = watcher
-        self._sent = ArrayRecord()
+        self._exchange: Exchange | None = None
+        self._frozen_at: dict[int, str] = {}  # node to the digest of the frozen factors it has
+        self._downlink_bytes: dict[int, int] = {}
 
     def state(self) -> dict[str, Tensor]:
         """Return what must be known to go on after this round, by name: float32 or float64 tensors.
 
-        The place for a server optimizer's moments; averaging keeps nothing.
+        These are the server optimizer's moments; averaging keeps nothing.
         """
-        return {}
+        return dict(self.aggregator.optimizer.moments)
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned after an earlier round.
-
-        Raises:
-            ValueError: If it is not this strategy's.
-        """
-        if state:
-            raise ValueError(f"averaging keeps no state, the checkpoint holds {sorted(state)[:5]}")
+        """Take over what `state` returned after an earlier round."""
+        self.aggregator.optimizer.moments = dict(state)
 
     def sample(self, server_round: int) -> list[SiteInfo]:
         """Return the sites of a round, by index; the same seed draws the same sites."""
         sites = list(self.sites.values())
-        if self.clients_per_round is None:
+        clients_per_round = self.settings.federation.clients_per_round
+        if clients_per_round is None:
             return sites
-        rng = random.Random(derive_seed(self.seed, "sample", server_round))
-        drawn = rng.sample(sites, min(self.clients_per_round, len(sites)))
+        rng = random.Random(derive_seed(self.settings.train.seed, "sample", server_round))
+        drawn = rng.sample(sites, min(clients_per_round, len(sites)))
         return sorted(drawn, key=lambda site: site.index)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one message for each site of the round."""
-        self._sent = arrays
-        config = ConfigRecord({"round-index": server_round - 1, **config})
-        return self._messages(server_round, MessageType.TRAIN, arrays, config)
+        exchange = self._exchange = self._exchange_of(server_round, arrays)
+        contents = {
+            site.node_id: exchange.message(
+                site.rank, has_frozen=self._frozen_at.get(site.node_id) == exchange.digest
+            )
+            for site in self.sample(server_round)
+        }
+        self._downlink_bytes = {node: content_bytes(sent) for node, sent in contents.items()}
+        return self._messages(server_round, MessageType.TRAIN, contents)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies with the rule; without a usable reply there is nothing to return."""
+        assert self._exchange is not None, "configure_train comes first"
         used: list[Contribution] = []
+        weighted = self._weighted(server_round, self._exchange, replies, used)
         try:
-            update = self.rule(self._weighted(server_round, replies, used))
+            adapter, reading = self.aggregator.aggregate(self._exchange, weighted)
         except ValueError:
             if used:
                 raise
             logger.warning("round %d: no site sent a usable update", server_round)
             return None, None
-        return pack(update, self.layout), _mean_metrics(used)
+        metrics = _mean_metrics(used)
+        if reading is not None:
+            metrics.update(reading.to_metrics())
+        return to_record(adapter), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the sites of a round to judge an adapter on the rows that they keep back."""
-        return self._messages(server_round, MessageType.EVALUATE, arrays, config)
+        exchange = self._exchange_of(server_round, arrays)
+        contents = {
+            site.node_id: exchange.message(site.rank, has_frozen=False)
+            for site in self.sample(server_round)
+        }
+        return self._messages(server_round, MessageType.EVALUATE, contents)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -178,37 +198,56 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
 
     def summary(self) -> None:
         """Log who takes part."""
-        logger.info("%d sites, %d numbers travel", len(self.sites), self.layout.size)
+        logger.info("%d sites, an adapter of %d numbers", len(self.sites), self.layout.size)
+
+    def _exchange_of(self, server_round: int, arrays: ArrayRecord) -> Exchange:
+        return Exchange(
+            self.settings.rule_of_round(server_round - 1),
+            from_record(arrays),
+            FORMATS[self.settings.aggregation.update_dtype],
+            seed=self.settings.train.seed,
+            round_index=server_round - 1,
+        )
 
     def _messages(
-        self, server_round: int, kind: str, arrays: ArrayRecord, config: ConfigRecord
+        self, server_round: int, kind: str, contents: dict[int, RecordDict]
     ) -> list[Message]:
-        content = RecordDict({ARRAYS: arrays, "config": config})
+        ttl = self.settings.rounds.round_deadline
         return [
-            Message(content, site.node_id, kind, ttl=self.deadline_s, group_id=str(server_round))
-            for site in self.sample(server_round)
+            Message(content, node_id, kind, ttl=ttl, group_id=str(server_round))
+            for node_id, content in contents.items()
         ]
 
     def _weighted(
-        self, server_round: int, replies: Iterable[Message], used: list[Contribution]
+        self,
+        server_round: int,
+        exchange: Exchange,
+        replies: Iterable[Message],
+        used: list[Contribution],
     ) -> Iterator[Weighted]:
-        sent = unpack(self._sent, self.layout)
-        expected = Expected(
-            origin=Origin(server_round, self.base_fingerprint, self.layout.digest),
-            layout=self.layout,
-            example=pack(sent, self.layout),
-            sent=sent,
-        )
-        named = ((self.sites[reply.metadata.src_node_id].name, reply) for reply in replies)
-        for accepted in screen(named, expected, self.limits, self.watcher.rejected):
-            contribution = _contribution(accepted, payload_bytes(expected.example))
+        origin = Origin(server_round, self.base_fingerprint, self.layout.digest)
+
+        def expected(site: SiteInfo) -> Expected:
+            return exchange.expected(site.rank, origin)
+
+        def rejected(site: SiteInfo, reason: str) -> None:
+            self._frozen_at.pop(site.node_id, None)  # it may have lost them
+            self.watcher.rejected(site.name, reason)
+
+        named = ((self.sites[reply.metadata.src_node_id], reply) for reply in replies)
+        for accepted in screen(named, expected, self.limits, rejected):
+            site = accepted.sender
+            self._frozen_at[site.node_id] = exchange.digest
+            contribution = Contribution(
+                site.name,
+                accepted.report,
+                uplink_bytes=payload_bytes(expected(site).example),
+                downlink_bytes=self._downlink_bytes[site.node_id],
+                norm=accepted.norm,
+            )
             used.append(contribution)
             self.watcher.contributed(contribution)
-            yield accepted.update, float(accepted.report.answer_tokens)
-
-
-def _contribution(accepted: Accepted[str], uplink_bytes: int) -> Contribution:
-    return Contribution(accepted.sender, accepted.report, uplink_bytes, accepted.norm)
+            yield accepted.update, contribution.weight(self.settings.aggregation.weighting)
 
 
 def _mean_metrics(used: list[Contribution]) -> MetricRecord:

@@ -3,10 +3,10 @@
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
+from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import draw_inner_factors
 from fedfora.models.hub import local_path
 from fedfora.models.saving import WEIGHTS
@@ -103,8 +104,20 @@ def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = N
     return local_path(name, hub, cache_dir)
 
 
-def add_adapter(base: Base, settings: AdapterArguments, *, seed: int) -> PeftModel:
+def add_adapter(
+    base: Base,
+    settings: AdapterArguments,
+    *,
+    seed: int,
+    init_weights: bool | Literal["svd"] = True,
+) -> PeftModel:
     """Put a fresh FoRA adapter on the base; the same seed gives the same adapter everywhere.
+
+    Args:
+        base: The model.
+        settings: Rank, targets and so on.
+        seed: The run's seed.
+        init_weights: As in `ForaConfig`.
 
     Raises:
         ValueError: If the rank or another setting is out of range.
@@ -119,12 +132,28 @@ def add_adapter(base: Base, settings: AdapterArguments, *, seed: int) -> PeftMod
         inner_dim=settings.inner_dim,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         base_model_name_or_path=base.name,
+        init_weights=init_weights,
     )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "adapter"))
         model = get_peft_model(base.model, config)
     draw_inner_factors(model, seed)
     return model
+
+
+def add_adapter_of_rank(model: PeftModel, rank: int, adapter_name: str) -> None:
+    """Add an adapter like the first, with another rank and the same scaling."""
+    config = model.peft_config["default"]
+    with torch.random.fork_rng():
+        model.add_adapter(
+            adapter_name,
+            replace(
+                config,
+                r=rank,
+                lora_alpha=alpha_at_rank(config.lora_alpha, config.r, rank, config.use_rslora),
+                init_weights=True,
+            ),
+        )
 
 
 def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:

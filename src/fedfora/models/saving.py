@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import State
 from fedfora.data.encoding import PromptFormat
 from fedfora.protection.provenance import sign_directory, verify_directory
@@ -71,6 +72,14 @@ def adapter_record(prompts: PromptFormat, base_fingerprint: str, **facts: Any) -
     """
     known = {name: fact for name, fact in facts.items() if fact is not None}
     return {"prompts": asdict(prompts), "base_fingerprint": base_fingerprint, **known}
+
+
+def config_at_rank(config: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Return the configuration of the same adapter with another rank and the same scaling."""
+    if rank == config["r"]:
+        return config
+    alpha = alpha_at_rank(config["lora_alpha"], config["r"], rank, config["use_rslora"])
+    return config | {"r": rank, "lora_alpha": alpha}
 
 
 def read_prompt_format(directory: str | Path) -> PromptFormat | None:

@@ -135,7 +135,7 @@ def _federation(run: Run) -> dict[str, Any]:
         for site in sites_of(line)
     )
     up = sum(site.get("uplink_bytes", 0) for site in sites)
-    settings = run.config["federation"]
+    settings = run.config["federation"] | run.config.get("aggregation", {})
     return {
         "sites": names,
         "rounds": len(rounds),

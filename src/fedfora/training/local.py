@@ -17,6 +17,7 @@ from fedfora.data.encoding import Encoded
 from fedfora.training.long_run import LongRun
 from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.private_steps import TRAINER_ARGUMENTS, PrivateSteps
+from fedfora.training.proximal import ProximalTerm
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
@@ -53,6 +54,7 @@ def train_locally(
     on_step: Callable[[StepReport], None] = lambda report: None,
     long_run: LongRun | None = None,
     privacy: RecordPrivacy | None = None,
+    proximal_mu: float = 0.0,
 ) -> LocalResult:
     """Train the model's active adapter in place on encoded rows.
 
@@ -66,6 +68,7 @@ def train_locally(
         on_step: Called after every optimizer step.
         long_run: Checkpoints, validation and reports; None for a client's few steps.
         privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
+        proximal_mu: FedProx's pull towards the parameters at the start; 0 for none.
     """
     private = None
     if privacy is not None:
@@ -94,6 +97,8 @@ def train_locally(
         trainer.private = private
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(AfterStep(trainer, on_step))
+        if proximal_mu:
+            trainer.add_callback(ProximalTerm(proximal_mu))
         started = time.perf_counter()
         output = trainer.train() if long_run is None else long_run.train(trainer)
     model.eval()

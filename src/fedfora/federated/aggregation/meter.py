@@ -1,0 +1,85 @@
+"""The error meter: how far an aggregate is from the mean of the updates it stands for.
+
+    error = ||D K A - mean_k(D_k K_k A_k)||_F / ||mean_k(D_k K_k A_k)||_F        over all layers
+
+Differences and norms go through stacked factors and their Gram matrices; no O x I matrix is formed.
+Squares are subtracted, so errors below about 1e-7 are rounding.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from fedfora._lowrank import best_factors
+from fedfora.federated.aggregation.products import ProductSum, squared_norm
+from fedfora.federated.aggregation.update import Product, Update, layers_of, product
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the meter shows.
+
+    Args:
+        error: Of the aggregate, relative to the norm of the mean update; 0 where both are zero.
+        error_of_step: The same difference relative to what the mean changed in this round.
+        attainable: The error of the closest adapter of the same rank, which `refactor` reaches.
+    """
+
+    error: float
+    error_of_step: float
+    attainable: float
+
+    def to_metrics(self) -> dict[str, float]:
+        """Return the numbers under the names of a round's metrics."""
+        return {
+            "aggregation-error": self.error,
+            "aggregation-error-of-step": self.error_of_step,
+            "attainable-error": self.attainable,
+        }
+
+
+@dataclass
+class ErrorMeter:
+    """Sees every update of a round, and then the aggregate."""
+
+    _sums: dict[str, ProductSum] = field(default_factory=dict)
+    _total: float = 0.0
+
+    def add(self, update: Update, weight: float) -> None:
+        """See a site's whole adapter."""
+        self._total += weight
+        for layer in layers_of(update):
+            self._sums.setdefault(layer, ProductSum()).add(product(update, layer), weight)
+
+    def read(self, aggregate: Update, before: Update) -> Reading:
+        """Compare an aggregate with the mean of what was seen.
+
+        Args:
+            aggregate: The new global adapter, all its factors.
+            before: The global adapter that the sites started from.
+        """
+        missed = step = norm = cut = 0.0
+        for layer, mean in self._means().items():
+            missed += _squared_distance(product(aggregate, layer), mean)
+            step += _squared_distance(product(before, layer), mean)
+            norm += squared_norm(mean)
+            closest = best_factors(*mean, len(aggregate[f"{layer}.A"]))
+            cut += _squared_distance(closest, mean)
+        return Reading(_root(missed, norm), _root(missed, step), _root(cut, norm))
+
+    def _means(self) -> dict[str, Product]:
+        means = {}
+        for layer, accumulated in self._sums.items():
+            P_OS, Q_SI = accumulated.factors()
+            means[layer] = (P_OS / self._total, Q_SI)
+        return means
+
+
+def _squared_distance(one: Product, other: Product) -> float:
+    left = torch.cat([one[0], -other[0]], dim=1)
+    right = torch.cat([one[1], other[1]], dim=0)
+    return max(0.0, squared_norm((left, right)))
+
+
+def _root(numerator: float, denominator: float) -> float:
+    return (numerator / denominator) ** 0.5 if denominator > 0 else 0.0

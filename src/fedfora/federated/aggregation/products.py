@@ -1,0 +1,206 @@
+"""Rules that average what the adapters do, D K A, through stacked factors: `refactor`, `stack`.
+
+The mean of K products is a product of stacked factors, P Q with P = [w_1 D_1 K_1, ...] (O, S) and
+Q = [A_1; ...] (S, I). No O x I matrix is formed, and sites may have different ranks.
+
+Shape suffixes: K = sites, I = inputs, O = outputs, R = rank, S = ranks of all terms added up,
+N = all coefficients of an update.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fedfora._lowrank import best_factors
+from fedfora.federated.aggregation.means import NOBODY
+from fedfora.federated.aggregation.rule import RULES, Combine, Rule, check_weight
+from fedfora.federated.aggregation.update import (
+    Product,
+    Update,
+    Weighted,
+    layers_of,
+    product,
+    rank_of,
+)
+
+
+class ProductSum:
+    """A weighted sum of products in factored form, in memory that does not grow without bound."""
+
+    def __init__(self) -> None:
+        self.left: list[Tensor] = []
+        self.right: list[Tensor] = []
+
+    def add(self, factors: Product, weight: float = 1.0) -> None:
+        """Add `weight` times a product of (O, R) and (R, I)."""
+        P_OR, Q_RI = factors
+        self.left.append(weight * P_OR)
+        self.right.append(Q_RI)
+        if sum(len(Q) for Q in self.right) > 2 * min(len(P_OR), Q_RI.shape[1]):
+            P_OS, Q_SI = self._lossless(*self.factors())
+            self.left, self.right = [P_OS], [Q_SI]
+
+    def factors(self) -> Product:
+        """Return the sum as P (O, S) and Q (S, I)."""
+        return torch.cat(self.left, dim=1), torch.cat(self.right, dim=0)
+
+    @staticmethod
+    def _lossless(P_OS: Tensor, Q_SI: Tensor) -> Product:
+        """Return the same product with S = min(I, O)."""
+        if len(P_OS) <= Q_SI.shape[1]:
+            V_OO, T_OS = torch.linalg.qr(P_OS)
+            return V_OO, T_OS @ Q_SI
+        V_II, T_IS = torch.linalg.qr(Q_SI.mT)
+        return P_OS @ T_IS.mT, V_II.mT
+
+
+def squared_norm(factors: Product) -> float:
+    """Return ||P Q||_F^2 from the Gram matrices of the factors, trace((P^T P) (Q Q^T))."""
+    P_OS, Q_SI = factors
+    return float(((P_OS.mT @ P_OS) * (Q_SI @ Q_SI.mT)).sum())
+
+
+def refactor(
+    current: Update, updates: Iterable[Weighted], combine: Combine | None = None
+) -> Update:
+    """The mean of D K A, brought to the rank of the global adapter by the closest factors.
+
+    Args:
+        current: The global adapter.
+        updates: Pairs of update and weight as for `mean_of_factors`; ranks may differ.
+        combine: What to do instead of the mean.
+
+    Raises:
+        ValueError: If there is no update, or a weight is not positive.
+    """
+    rank = rank_of(current)
+    combined = _mean(updates) if combine is None else _combined(current, list(updates), combine)
+    result: Update = {}
+    for layer, (P_OS, Q_SI) in combined.items():
+        D_OR, A_RI = best_factors(P_OS, Q_SI, rank)
+        result[f"{layer}.A"], result[f"{layer}.D"] = A_RI.float(), D_OR.float()
+    return result
+
+
+def stack(current: Update, updates: Iterable[Weighted], combine: Combine | None = None) -> Update:
+    """The global adapter plus the mean of what the sites trained on top of it; nothing is cut off.
+
+    The ranks add up until they reach what a layer's matrix can have (FLoRA, Wang et al. 2024,
+    https://arxiv.org/abs/2409.05976, which merges the sum into the base; here the base is
+    quantized, and the sum stays an adapter).
+
+    Args:
+        current: The global adapter.
+        updates: Pairs of fresh adapter and weight; ranks may differ.
+        combine: What to do instead of the mean.
+
+    Raises:
+        ValueError: If there is no update, or a weight is not positive.
+    """
+    added = _mean(updates) if combine is None else _combined(None, list(updates), combine)
+    sums = {}
+    for layer, terms in added.items():
+        sums[layer] = ProductSum()
+        before = product(current, layer)
+        if bool(before[0].any()):  # a fresh global adapter is no more than its rank
+            sums[layer].add(before)
+        sums[layer].add(terms)
+    factors = {layer: total.factors() for layer, total in sums.items()}
+    rank = max(min(*P.shape, *Q.shape) for P, Q in factors.values())
+    result: Update = {}
+    for layer, (P_OS, Q_SI) in factors.items():
+        D_OS, A_SI = best_factors(P_OS, Q_SI, rank)
+        result[f"{layer}.A"], result[f"{layer}.D"] = A_SI.float(), D_OS.float()
+    return result
+
+
+def _mean(updates: Iterable[Weighted]) -> dict[str, Product]:
+    sums: dict[str, ProductSum] = {}
+    total = 0.0
+    for update, weight in updates:
+        check_weight(weight)
+        total += weight
+        for layer in layers_of(update):
+            sums.setdefault(layer, ProductSum()).add(product(update, layer), weight)
+    if not sums:
+        raise ValueError(NOBODY)
+    means = {}
+    for layer, accumulated in sums.items():
+        P_OS, Q_SI = accumulated.factors()
+        means[layer] = (P_OS / total, Q_SI)
+    return means
+
+
+def _combined(
+    current: Update | None, pairs: list[Weighted], combine: Combine
+) -> dict[str, Product]:
+    """Combine the changes of products as rows of coefficients in orthonormal bases.
+
+    A layer's products all lie in U M V^T, with U and V the principal axes of the changes: distances
+    and norms of the S x S coefficients are those of the full matrices, and neither the order of the
+    sites nor the factors in which an update came plays a part.
+    """
+    if not pairs:
+        raise ValueError(NOBODY)
+    for _, weight in pairs:
+        check_weight(weight)
+    weights_K = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
+    bases, before, rows = {}, {}, []
+    for layer in layers_of(pairs[0][0]):
+        start = [product(current, layer)] if current is not None else []
+        products = [product(update, layer) for update, _ in pairs]
+        U_OS, V_IS = _spanning_bases(products + start)
+        M0_SS = sum(((U_OS.mT @ P) @ (Q @ V_IS) for P, Q in start), torch.zeros(()))
+        changes_KSS = torch.stack([(U_OS.mT @ P) @ (Q @ V_IS) for P, Q in products]) - M0_SS
+        left_SS, right_SS = _principal_axes(changes_KSS)
+        bases[layer] = (U_OS @ left_SS, V_IS @ right_SS)
+        before[layer] = left_SS.mT @ M0_SS @ right_SS if start else M0_SS
+        rows.append((left_SS.mT @ changes_KSS @ right_SS).flatten(1))
+    combined_N = combine(torch.cat(rows, dim=1), weights_K)
+    pieces = torch.split(combined_N, [row.shape[1] for row in rows])
+    result = {}
+    for (layer, (U_OS, V_IS)), piece in zip(bases.items(), pieces, strict=True):
+        M_SS = before[layer] + piece.reshape(U_OS.shape[1], V_IS.shape[1])
+        result[layer] = (U_OS @ M_SS, V_IS.mT)
+    return result
+
+
+def _spanning_bases(products: list[Product]) -> tuple[Tensor, Tensor]:
+    """Return orthonormal columns U (O, S) and V (I, S') that span all of some products."""
+    U_OS, _ = torch.linalg.qr(torch.cat([P_OR for P_OR, _ in products], dim=1))
+    V_IS, _ = torch.linalg.qr(torch.cat([Q_RI for _, Q_RI in products], dim=0).mT)
+    return U_OS, V_IS
+
+
+def _principal_axes(changes_KSS: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvectors of sum_k M_k M_k^T and of sum_k M_k^T M_k."""
+    left_SS = torch.linalg.eigh((changes_KSS @ changes_KSS.mT).sum(dim=0)).eigenvectors
+    right_SS = torch.linalg.eigh((changes_KSS.mT @ changes_KSS).sum(dim=0)).eigenvectors
+    return left_SS, right_SS
+
+
+RULES.add(
+    "refactor",
+    Rule(
+        "refactor",
+        refactor,
+        travels="AD",
+        absorbs=True,
+        any_rank=True,
+        gauge="result",
+        keeps_coordinates=False,
+    ),
+)
+RULES.add(
+    "stack",
+    Rule(
+        "stack",
+        stack,
+        travels="AD",
+        absorbs=True,
+        any_rank=True,
+        on_top=True,
+        keeps_coordinates=False,
+    ),
+)

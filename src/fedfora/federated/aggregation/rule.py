@@ -1,0 +1,87 @@
+"""What an aggregation rule is: which factors travel, stay and train, and how many become one."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from fedfora._registry import Registry
+from fedfora.federated.aggregation.update import Update, Weighted
+
+__all__ = ["RULES", "Aggregate", "Combine", "Rule", "Update", "Weighted", "check_weight"]
+
+Combine = Callable[[Tensor, Tensor], Tensor]
+"""Rows (K, N) and weights (K,) to one row (N,), as in `fedfora.federated.aggregation.robust`."""
+
+Aggregate = Callable[[Update, Iterable[Weighted], Combine | None], Update]
+"""The global adapter, the sites' updates as they come, and what to do instead of the mean."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way of federating an adapter, for the length of a round.
+
+    The global adapter has the factors A, D and E = K - I, or all five. Every factor either travels
+    each round, or is frozen (the same at all sites, sent to each of them once), or is personal
+    (never leaves its site), or is absorbed.
+
+    Args:
+        name: What the user types.
+        aggregate: From the global adapter and what the sites sent to what takes its place; factors
+            that do not travel are in neither.
+        travels: Factors that go to the sites and come back.
+        frozen: Factors that nobody trains.
+        personal: Factors that each site trains and keeps.
+        returns: Factors that come back where these are not the ones that go out.
+        absorbs: The core is taken into D before an adapter travels, so that E need not.
+        start: How a fresh adapter starts, as `ForaConfig.init_weights`: with D = 0, or with A and D
+            from the base weight and K = 0.
+        any_rank: Sites may have different ranks.
+        on_top: A site trains a fresh adapter on top of the global one, which stays as it is.
+        gauge: What a gauge can turn: the sites' updates before they are averaged, the result, or
+            nothing.
+        keeps_coordinates: Factors mean the same from round to round without a gauge, so that a
+            server optimizer makes sense.
+    """
+
+    name: str
+    aggregate: Aggregate
+    travels: str
+    frozen: str = ""
+    personal: str = ""
+    returns: str | None = None
+    absorbs: bool = False
+    start: Literal["zero", "svd"] = "zero"
+    any_rank: bool = False
+    on_top: bool = False
+    gauge: Literal["updates", "result", "nothing"] = "nothing"
+    keeps_coordinates: bool = True
+
+    @property
+    def sends(self) -> str:
+        """Factors that a site sends back."""
+        return self.travels if self.returns is None else self.returns
+
+    @property
+    def trains(self) -> str:
+        """Factors that a site trains; E stands for the core, whatever holds it."""
+        return "".join(factor for factor in "ABCDE" if factor not in self.frozen)
+
+    @property
+    def folds(self) -> bool:
+        """Whether B and C are taken into E before an adapter travels."""
+        return "B" not in self.travels
+
+
+RULES: Registry[Rule] = Registry("aggregation rule")
+
+
+def check_weight(weight: float) -> None:
+    """Raise if a weight is none.
+
+    Raises:
+        ValueError: If it is not positive and finite.
+    """
+    if not 0 < weight < float("inf"):
+        raise ValueError(f"a site's weight must be positive and finite, got {weight}")

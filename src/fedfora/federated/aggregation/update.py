@@ -1,0 +1,73 @@
+"""Adapters as named tensors: parts of them, and the low-rank product that each layer stands for.
+
+An update maps `<layer>.<factor>` to a tensor. A layer's product is D K A with K = I + E, or with
+K = I + E + C B where the inner factors are there; `fold` of `fedfora.adapter` takes them into E.
+
+Shape suffixes: I = inputs, O = outputs, R = rank.
+"""
+
+import torch
+from torch import Tensor
+
+Update = dict[str, Tensor]
+Weighted = tuple[Update, float]
+Product = tuple[Tensor, Tensor]
+
+
+def layers_of(update: Update) -> list[str]:
+    """Return the names of the layers, in order."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in update))
+
+
+def part(update: Update, factors: str) -> Update:
+    """Return the tensors of some factors, e.g. "AD"."""
+    return {name: value for name, value in update.items() if name.rpartition(".")[2] in factors}
+
+
+def product(update: Update, layer: str) -> Product:
+    """Return D K (O, R) and A (R, I) of a layer, in float64; without E the core is I."""
+    A_RI, D_OR = (update[f"{layer}.{factor}"].double() for factor in "AD")
+    DK_OR = D_OR
+    if (E_RR := update.get(f"{layer}.E")) is not None:
+        DK_OR = DK_OR + D_OR @ E_RR.double()
+    if (B_MR := update.get(f"{layer}.B")) is not None:
+        DK_OR = DK_OR + D_OR @ (update[f"{layer}.C"].double() @ B_MR.double())
+    return DK_OR, A_RI
+
+
+def absorb(update: Update) -> Update:
+    """Return the same adapter with its core taken into D: D' = D K, E' = 0 and no inner factors."""
+    absorbed: Update = {}
+    for layer in layers_of(update):
+        DK_OR, _ = product(update, layer)
+        absorbed[f"{layer}.A"] = update[f"{layer}.A"]
+        absorbed[f"{layer}.D"] = DK_OR.float()
+        absorbed[f"{layer}.E"] = torch.zeros(DK_OR.shape[1], DK_OR.shape[1])
+    return absorbed
+
+
+def rank_of(update: Update) -> int:
+    """Return the rank of an adapter whose layers have one; 0 where nothing tells it."""
+    for name, value in update.items():
+        factor = name.rpartition(".")[2]
+        if factor in "ACE":
+            return len(value)
+        if factor in "BD":
+            return value.shape[1]
+    return 0
+
+
+def truncate(update: Update, rank: int) -> Update:
+    """Return the first `rank` components of an adapter.
+
+    For one whose core is I and whose components are ordered by size, as `refactor` makes it, that
+    is the closest adapter of that rank.
+    """
+    kept = {
+        "A": lambda value: value[:rank],
+        "B": lambda value: value[:, :rank],
+        "C": lambda value: value[:rank],
+        "D": lambda value: value[:, :rank],
+        "E": lambda value: value[:rank, :rank],
+    }
+    return {name: kept[name.rpartition(".")[2]](value) for name, value in update.items()}

@@ -1,0 +1,137 @@
+"""Travel formats: one row of float32 numbers to the arrays that travel, and back.
+
+Fewer bits make errors. They are kept small by sending the difference from what the receiver has,
+and kept from adding up by error feedback: what a format lost is added to the next row (Seide et
+al. 2014; Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847). Arithmetic is in float32.
+
+    sent_t = encode(row_t + lost_t)        lost_{t+1} = row_t + lost_t - decode(sent_t)
+
+int8 and int4 hold, for each group of numbers, codes from -L to L and one float32 scale, the group's
+largest magnitude / L; the error of a number is at most half a scale.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+GROUP = 128
+Row = NDArray[np.float32]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write numbers down.
+
+    Args:
+        name: What the user types.
+        levels: L for int8 and int4; 0 for floating point.
+    """
+
+    name: str
+    levels: int = 0
+
+    @property
+    def lossy(self) -> bool:
+        """Whether numbers change on the way."""
+        return self.name != "float32"
+
+    def encode(self, row: Row) -> Arrays:
+        """Return the arrays that travel, by name."""
+        if self.levels:
+            return self._encode_groups(row)
+        if self.name == "bfloat16":
+            return {"numbers": _bfloat16_bits(row)}
+        with np.errstate(over="ignore"):
+            return {"numbers": row.astype(self.name)}
+
+    def decode(self, arrays: Arrays, size: int) -> Row:
+        """Return `size` numbers.
+
+        Raises:
+            ValueError: If the arrays are not what `encode` makes of so many finite numbers.
+        """
+        for name, (dtype, length) in self.expected(size).items():
+            array = arrays.get(name)
+            if array is None or array.dtype != dtype or array.shape != (length,):
+                found = "nothing" if array is None else f"{array.dtype} of shape {array.shape}"
+                raise ValueError(f"expected {length} {dtype} {name}, got {found}")
+        if len(arrays) != len(self.expected(size)):
+            raise ValueError(f"expected arrays {sorted(self.expected(size))}, got {sorted(arrays)}")
+        row = self._decode_groups(arrays, size) if self.levels else self._widen(arrays["numbers"])
+        if not np.isfinite(row).all():
+            raise ValueError("the adapter holds numbers that are not finite")
+        return row
+
+    def expected(self, size: int) -> dict[str, tuple[np.dtype[Any], int]]:
+        """Return dtype and length of each array for `size` numbers."""
+        if not self.levels:
+            travels_as = "uint16" if self.name == "bfloat16" else self.name
+            return {"numbers": (np.dtype(travels_as), size)}
+        codes = size if self.levels > 7 else -(-size // 2)
+        kind = "int8" if self.levels > 7 else "uint8"
+        return {
+            "numbers": (np.dtype(kind), codes),
+            "scales": (np.dtype("float32"), -(-size // GROUP)),
+        }
+
+    def _widen(self, numbers: NDArray[Any]) -> Row:
+        if self.name == "bfloat16":
+            return (numbers.astype(np.uint32) << 16).view(np.float32)
+        return numbers.astype(np.float32)
+
+    def _encode_groups(self, row: Row) -> Arrays:
+        groups = _grouped(row)
+        scales = np.abs(groups).max(axis=1, initial=0) / np.float32(self.levels)
+        divisors = np.where(scales > 0, scales, np.float32(1))[:, None]
+        codes = np.rint(groups / divisors).clip(-self.levels, self.levels).astype(np.int8)
+        codes = codes.ravel()[: len(row)]
+        return {
+            "numbers": codes if self.levels > 7 else _two_in_a_byte(codes),
+            "scales": scales.astype(np.float32),
+        }
+
+    def _decode_groups(self, arrays: Arrays, size: int) -> Row:
+        numbers = arrays["numbers"]
+        codes = numbers if self.levels > 7 else _from_bytes(numbers, size)
+        with np.errstate(over="ignore", invalid="ignore"):
+            row = _grouped(codes.astype(np.float32)) * arrays["scales"][:, None]
+        return np.asarray(row.ravel()[:size], dtype=np.float32)
+
+
+FORMATS = {
+    form.name: form
+    for form in (
+        Format("float32"),
+        Format("float16"),
+        Format("bfloat16"),
+        Format("int8", levels=127),
+        Format("int4", levels=7),
+    )
+}
+
+
+def _grouped(row: Row) -> Row:
+    """Return rows of GROUP numbers, the last filled up with zeros."""
+    missing = -len(row) % GROUP
+    return np.pad(row, (0, missing)).reshape(-1, GROUP)
+
+
+def _bfloat16_bits(row: Row) -> NDArray[np.uint16]:
+    """Round to the nearest bfloat16, ties to even, as bits; Flower knows no such dtype."""
+    bits = row.view(np.uint32)
+    rounded = bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))
+    return (rounded >> 16).astype(np.uint16)
+
+
+def _two_in_a_byte(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    nibbles = np.pad(codes + 8, (0, len(codes) % 2)).astype(np.uint8)
+    packed: NDArray[np.uint8] = nibbles[::2] | (nibbles[1::2] << 4).astype(np.uint8)
+    return packed
+
+
+def _from_bytes(packed: NDArray[np.uint8], size: int) -> NDArray[np.int8]:
+    nibbles = np.stack([packed & 15, packed >> 4], axis=1).ravel()[:size]
+    return nibbles.astype(np.int8) - 8

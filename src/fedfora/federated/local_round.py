@@ -1,0 +1,69 @@
+"""What a site does with an assignment: train, keep what is its own, and pack what travels."""
+
+from collections.abc import Callable
+
+from flwr.app import Array, ArrayRecord, RecordDict
+
+from fedfora.adapter.state import draw_fresh, fold
+from fedfora.federated.aggregation.update import Update, absorb, part
+from fedfora.federated.exchange import Assignment
+from fedfora.federated.formats import FORMATS
+from fedfora.federated.site import Site, Workplace, train_round
+from fedfora.federated.transport import Layout, pack_with_feedback, to_record
+from fedfora.training.local import LocalResult
+from fedfora.training.trainer import StepReport
+
+
+def carry_out(
+    workplace: Workplace,
+    site: Site,
+    assignment: Assignment,
+    state: RecordDict,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> tuple[ArrayRecord, LocalResult]:
+    """Train for one round and return what travels, with what the training did.
+
+    Args:
+        workplace: Base model and settings.
+        site: Whose rows.
+        assignment: What to do.
+        state: The site's memory; personal factors and what the travel format lost are kept there.
+        on_step: Called after every optimizer step.
+    """
+    rule, start = assignment.rule, assignment.adapter
+    below = None
+    if rule.on_top:
+        below, start = start, fresh_start(workplace, site, assignment.round_index)
+    trained, result = train_round(
+        workplace,
+        site,
+        start,
+        below=below,
+        factors=rule.trains,
+        round_index=assignment.round_index,
+        on_step=on_step,
+    )
+    adapter = fold(trained) if rule.folds else trained
+    if rule.absorbs:
+        adapter = absorb(adapter)
+    if rule.personal:
+        state["personal"] = to_record(part(adapter, rule.personal))
+        workplace.keep(site, adapter)
+    return _packed(workplace, part(adapter, rule.sends), part(start, rule.sends), state), result
+
+
+def fresh_start(workplace: Workplace, site: Site, round_index: int) -> Update:
+    """Return the fresh adapter that a site and the coordinator draw alike for a round."""
+    shapes = dict(workplace.layout.at_rank(site.rank).shapes)
+    return draw_fresh(shapes, seed=workplace.settings.train.seed, round_index=round_index)
+
+
+def _packed(workplace: Workplace, update: Update, start: Update, state: RecordDict) -> ArrayRecord:
+    form = FORMATS[workplace.settings.aggregation.update_dtype]
+    layout = Layout.of(update)
+    kept = state.get("lost", {})
+    lost = kept[layout.digest].numpy() if layout.digest in kept else None
+    record, lost = pack_with_feedback(update, start, lost, layout, form)
+    if lost is not None:
+        state["lost"] = ArrayRecord({layout.digest: Array(lost)})
+    return record

@@ -1,0 +1,106 @@
+"""Server optimizers: the aggregate's difference from the global adapter, taken as a gradient.
+
+    Delta_t = aggregate - x_t        x_{t+1} = x_t + eta * step(Delta_t)
+
+Reddi et al. 2021 (https://arxiv.org/abs/2003.00295, Alg. 2) for Adam, Yogi and Adagrad, Hsu et al.
+2019 (https://arxiv.org/abs/1909.06335, Sec. 4) for momentum. SGD at learning rate 1 is the
+aggregate itself, to the bit. Moments are held in float64.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedfora._registry import Registry
+from fedfora.federated.aggregation.update import Update
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Numbers of a server optimizer, under the papers' names.
+
+    Args:
+        learning_rate: eta, above 0.
+        momentum: Share of the last step that goes on, in [0, 1); for `momentum` alone.
+        beta_1: Decay of the first moment, in [0, 1).
+        beta_2: Decay of the second moment, in [0, 1); Adagrad has none.
+        tau: Degree of adaptivity, above 0; the smaller, the more alike the steps of all numbers.
+    """
+
+    learning_rate: float = 1.0
+    momentum: float = 0.9
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
+
+
+Second = Callable[[Tensor, Tensor, float], Tensor]
+SECOND_MOMENTS: Registry[Second] = Registry("server optimizer")
+
+
+@SECOND_MOMENTS.register("adam")
+def adam(v: Tensor, squared: Tensor, beta_2: float) -> Tensor:
+    """Return beta_2 v + (1 - beta_2) Delta^2."""
+    return beta_2 * v + (1 - beta_2) * squared
+
+
+@SECOND_MOMENTS.register("yogi")
+def yogi(v: Tensor, squared: Tensor, beta_2: float) -> Tensor:
+    """Return v - (1 - beta_2) Delta^2 sign(v - Delta^2)."""
+    return v - (1 - beta_2) * squared * torch.sign(v - squared)
+
+
+@SECOND_MOMENTS.register("adagrad")
+def adagrad(v: Tensor, squared: Tensor, beta_2: float) -> Tensor:
+    """Return v + Delta^2."""
+    return v + squared
+
+
+NAMES = ["sgd", "momentum", *SECOND_MOMENTS]
+
+
+@dataclass
+class ServerOptimizer:
+    """One optimizer and its moments; `moments` is all of its state.
+
+    Moments belong to the factors they were made from. Where a round moves others, as `warmup-core`
+    does when it changes from one kind of round to the other, they start anew.
+    """
+
+    name: str = "sgd"
+    rates: Rates = field(default_factory=Rates)
+    moments: dict[str, Tensor] = field(default_factory=dict)
+
+    def step(self, current: Update, aggregate: Update) -> Update:
+        """Return what takes the place of `current`, float32, and update the moments.
+
+        Args:
+            current: The factors that travel, as the sites received them.
+            aggregate: What the rule made of the replies.
+        """
+        rates = self.rates
+        if self.name == "sgd" and rates.learning_rate == 1:
+            return aggregate
+        if {name.partition("/")[2] for name in self.moments} != set(current):
+            self.moments = {}
+        result = {}
+        for name, x in current.items():
+            delta = aggregate[name].double() - x.double()
+            result[name] = (x.double() + rates.learning_rate * self._direction(name, delta)).float()
+        return result
+
+    def _direction(self, name: str, delta: Tensor) -> Tensor:
+        rates = self.rates
+        if self.name == "sgd":
+            return delta
+        m = self.moments.get(f"m/{name}", torch.zeros_like(delta))
+        if self.name == "momentum":
+            self.moments[f"m/{name}"] = m = rates.momentum * m + delta
+            return m
+        v = self.moments.get(f"v/{name}", torch.full_like(delta, rates.tau**2))
+        m = rates.beta_1 * m + (1 - rates.beta_1) * delta
+        v = SECOND_MOMENTS[self.name](v, delta.square(), rates.beta_2)
+        self.moments[f"m/{name}"], self.moments[f"v/{name}"] = m, v
+        return m / (v.sqrt() + rates.tau)

@@ -1,0 +1,132 @@
+"""Every aggregation rule in a simulated federation: what travels, stays, trains, and is saved."""
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from fedfora.adapter.state import fold
+from fedfora.federated.aggregation import NAMES, RULES, rules_of
+from fedfora.federated.settings import from_run_config
+from fedfora.federated.simulation import simulate
+from fedfora.models.saving import read_adapter
+from fedfora.reporting.view import View
+
+
+@pytest.fixture
+def run(tiny_dir, tmp_path):
+    """A function that simulates with some flags, and returns the rounds and the run directory."""
+
+    def simulated(name="out", **flags):
+        out = tmp_path / name
+        settings = from_run_config(
+            {
+                "model_name_or_path": tiny_dir,
+                "quantization": "none",
+                "train_file": "clinic",
+                "partition": "by-column:specialty",
+                "output_dir": str(out),
+                "lora_rank": 2,
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 1,
+                "learning_rate": 1e-2,
+                "warmup_ratio": 0.0,
+                "num_rounds": 2,
+                "local_steps": 1,
+                **flags,
+            }
+        )
+        return simulate(settings, View(1)), out
+
+    return simulated
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rule_runs_and_sends_only_what_it_needs(run, tiny_dir, name):
+    rounds, out = run(aggregation=name, warmup_rounds=1)
+    adapter = read_adapter(out)
+    five = {f: sum(v.numel() for n, v in adapter.items() if n.endswith(f)) for f in "ABCDE"}
+    for number, line in enumerate(rounds):
+        rule = RULES[line["rule"]]
+        for site in line["sites"]:
+            if name == "stack":  # the adapter grows; a site's own does not
+                assert site["uplink_bytes"] < 40_000
+                continue
+            sent = sum(4 * five[f] for f in rule.sends)
+            assert sent <= site["uplink_bytes"] <= sent + 300
+            received = sum(4 * five[f] for f in rule.travels)
+            first = number == 0 or rounds[number - 1]["rule"] != line["rule"]
+            received += sum(4 * five[f] for f in rule.frozen) if first else 0
+            assert received <= site["downlink_bytes"] <= received + 600
+    assert {line["rule"] for line in rounds} == {rule.name for rule in rules_of(name)}
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_dir), out)
+
+
+@pytest.mark.parametrize("name", ["core", "ffa"])
+def test_frozen_factors_stay_as_they_are_and_the_others_learn(run, name):
+    _, fresh = run("fresh", aggregation=name, learning_rate=0.0)
+    _, trained = run("trained", aggregation=name)
+    before, after = fold(read_adapter(fresh)), fold(read_adapter(trained))
+    moved = {n.rpartition(".")[2] for n in before if not torch.equal(before[n], after[n])}
+    assert moved == set(RULES[name].travels)
+
+
+@pytest.mark.parametrize("name", ["core", "refactor", "ffa", "stack", "share-a"])
+def test_learning_rate_zero_leaves_the_base_model_as_it_is(run, name):
+    _, out = run(aggregation=name, learning_rate=0.0)
+    for layer, product in products(read_adapter(out)).items():
+        assert product.abs().max() < 1e-6, layer
+
+
+def test_an_adapter_of_a_grown_rank_has_the_scaling_it_was_trained_with(run, tiny_dir):
+    """Loaded by PEFT, a stack's update has the s of the adapters it was made of."""
+    _, out = run(aggregation="stack", lora_alpha=7)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_dir), out)
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    assert layer.r["default"] == 2 * 4 * 2  # two rounds of four sites of rank 2
+    assert layer.scaling["default"] == pytest.approx(7 / 2)
+
+
+def test_sites_of_different_ranks_send_different_amounts(run):
+    for name in ("refactor", "stack"):
+        rounds, _ = run(name, aggregation=name, site_ranks="1 2")
+        sizes = [site["uplink_bytes"] for site in rounds[0]["sites"]]
+        assert sizes[0] == sizes[2] < sizes[1] == sizes[3]
+
+
+def test_a_personal_factor_never_leaves_its_site_and_is_kept_there(run):
+    _, out = run(aggregation="share-a")
+    own = {path.parent.name: read_adapter(path) for path in (out / "sites").glob("*/adapter")}
+    assert len(own) == 4
+    name = "model.layers.0.mlp.up_proj.D"
+    assert len({tuple(adapter[name].flatten().tolist()) for adapter in own.values()}) == 4
+    assert not read_adapter(out)[name].any()  # the coordinator has but the fresh one
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"site_ranks": "1 2"}, "--aggregation fedavg cannot mix --site_ranks"),
+        ({"site_ranks": "4", "aggregation": "refactor"}, "--site_ranks 4 is above --lora_rank 2"),
+        ({"aggregation": "core", "gauge": "svd"}, "--gauge svd changes nothing"),
+        ({"aggregation": "refactor", "server_optimizer": "adam"}, "needs --gauge aligned"),
+        ({"aggregation": "core", "loraplus_lr_ratio": 4.0}, "--loraplus_lr_ratio"),
+        ({"aggregation": "stack", "server_learning_rate": 0.5}, "takes only --server_optimizer"),
+        ({"beta_1": 1.0}, r"--beta_1 must be in \[0, 1\)"),
+        ({"tau": 0.0}, "--tau must be above 0"),
+        ({"warmup_rounds": 0}, "--warmup_rounds must be at least 1"),
+        ({"aggregation": "fedavgg"}, "did you mean 'fedavg'"),
+    ],
+)
+def test_what_a_rule_cannot_honor_is_refused(run, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(**flags)
+
+
+def products(adapter):
+    """D (I + E + C B) A of every layer, in float64."""
+    result = {}
+    for layer in {name.rpartition(".")[0] for name in adapter}:
+        A, B, C, D, E = (adapter[f"{layer}.{f}"].double() for f in "ABCDE")
+        result[layer] = D @ (torch.eye(len(A)).double() + E + C @ B) @ A
+    return result
