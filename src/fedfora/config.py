@@ -103,8 +103,8 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
         words: list[str] = []
         for key, value in mapping.items():
             action = actions.get(str(key).replace("-", "_"))
-            if value is None and action is not None:
-                action.default = None  # there is no word for "nothing"
+            if value in (None, []) and action is not None:
+                action.default = value  # there is no word for "nothing"
                 continue
             if isinstance(value, str) and action is not None and action.nargs == "+":
                 value = value.split()  # Flower's run config has no lists

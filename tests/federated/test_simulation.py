@@ -10,31 +10,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from fedfora.federated import site as site_module
-from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.reporting.view import View
-
-
-@pytest.fixture
-def settings(tiny_dir, tmp_path):
-    def make(**flags):
-        return from_run_config(
-            {
-                "model_name_or_path": tiny_dir,
-                "quantization": "none",
-                "train_file": "clinic",
-                "partition": "by-column:specialty",
-                "output_dir": str(tmp_path / "out"),
-                "lora_rank": 2,
-                "per_device_train_batch_size": 2,
-                "gradient_accumulation_steps": 1,
-                "num_rounds": 2,
-                "local_steps": 1,
-                **flags,
-            }
-        )
-
-    return make
 
 
 def test_a_run_directory_tells_everything(settings, tmp_path, tiny_dir):

@@ -15,6 +15,7 @@ COMMANDS = {
     "keys": "keys for signing, and for encryption at rest",
     "verify": "check and show where an adapter comes from",
     "report": "one HTML page from run directories",
+    "watch": "follow a run from another terminal",
     "info": "versions and hardware",
 }
 

@@ -12,8 +12,8 @@ No random state is kept because there is none to keep: every draw derives from t
 the round (and site) it is for. What a site keeps from round to round is the site's own
 (`fedfora.federated.site_memory`).
 
-`best` is a copy of the best round's adapter. On resuming it is written again, so a kill between
-its two renames loses nothing.
+`best` is a copy of the best round's adapter, whole or not there. A kill between the renames that
+put it in its place loses nothing: its checkpoint is kept, and resuming copies it again.
 """
 
 import json
@@ -118,16 +118,23 @@ def find_checkpoints(run_directory: Path) -> dict[int, Path]:
 
 
 def publish_best(run_directory: Path, best_round: int) -> None:
-    """Make `best` a copy of the best round's adapter."""
-    source = find_checkpoints(run_directory)[best_round]
-    beside, place = run_directory / f".{BEST}.tmp", run_directory / BEST
+    """Make `best` a copy of the best round's adapter, unless it is that already."""
+    place = run_directory / BEST
+    said = place / "round.json"
+    if said.is_file() and json.loads(said.read_text(encoding="utf-8"))["round"] == best_round:
+        return
+    beside, old = run_directory / f".{BEST}.tmp", run_directory / f".{BEST}.old"
     remove(beside)
+    remove(old)
+    source = find_checkpoints(run_directory)[best_round]
     shutil.copytree(source, beside, ignore=shutil.ignore_patterns(_STATE, f"{_TENSORS}*"))
     sign_directory(beside)
     (beside / "round.json").write_text(json.dumps({"round": best_round}) + "\n", encoding="utf-8")
     _to_disk(beside)
-    remove(place)
+    if place.exists():
+        place.rename(old)
     beside.rename(place)
+    remove(old)
 
 
 def prune(run_directory: Path, *, keep: int, best_round: int) -> None:
@@ -136,6 +143,13 @@ def prune(run_directory: Path, *, keep: int, best_round: int) -> None:
     for number in sorted(checkpoints)[:-keep]:
         if number != best_round:
             remove(checkpoints[number])
+
+
+def forget_halves(run_directory: Path) -> None:
+    """Remove what a killed run left half done."""
+    for pattern in (".round-*.tmp", f".{BEST}.*"):
+        for path in run_directory.glob(pattern):
+            remove(path)
 
 
 def remove(directory: Path) -> None:

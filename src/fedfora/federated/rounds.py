@@ -31,6 +31,7 @@ from fedfora.federated.checkpoint import (
     BEST,
     Progress,
     find_checkpoints,
+    forget_halves,
     load_checkpoint,
     prune,
     publish_best,
@@ -136,8 +137,8 @@ class _Rounds:
     def run(self, progress: Progress) -> None:
         """Run the rounds after `progress`, and leave the last adapter in the run directory."""
         self.strategy.restore(progress.server)
-        if progress.selection.best_round:
-            publish_best(self.record.directory, progress.selection.best_round)
+        forget_halves(self.record.directory)
+        self._follow(progress)
         patience = self.settings.rounds.early_stopping_patience
         while progress.round_number < self.settings.federation.num_rounds:
             if progress.selection.is_over(patience):
@@ -245,13 +246,18 @@ class _Rounds:
         return result.scores
 
     def _keep(self, progress: Progress) -> Progress:
-        """Write the checkpoint; then let `best` and the older checkpoints follow it."""
+        """Write the checkpoint; then let the rest of the directory follow it."""
+        save = partial(self._save_adapter, progress.adapter)
+        save_checkpoint(self.record.directory, progress, save)
+        self._follow(progress)
+        return progress
+
+    def _follow(self, progress: Progress) -> None:
+        """Let `best` and the older checkpoints be what the newest checkpoint says."""
         directory, best_round = self.record.directory, progress.selection.best_round
-        save_checkpoint(directory, progress, partial(self._save_adapter, progress.adapter))
         if best_round:
             publish_best(directory, best_round)
         prune(directory, keep=self.settings.rounds.checkpoints_kept, best_round=best_round)
-        return progress
 
     def _save_adapter(self, adapter: Update, directory: Path) -> None:
         state, seed = adapter, self.settings.train.seed

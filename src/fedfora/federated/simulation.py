@@ -14,6 +14,8 @@ from fedfora.federated.round_view import RoundView
 from fedfora.federated.server_app import make_server_app
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site import open_workplace, site_names
+from fedfora.federated.strategy import Contribution
+from fedfora.reporting.follow import Follower
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import EVALUATED_ROW, View
 from fedfora.training.trainer import StepReport
@@ -100,7 +102,9 @@ class SimulationView(RoundView):
     settings: FederationSettings
     label: str = ""
     _since: float = field(default_factory=time.monotonic)
-    _steps_seen: int = 0
+
+    def __post_init__(self) -> None:
+        self._record = Follower(self.settings.run.output_dir)
 
     def resumed(self, round_number: int) -> None:
         """Say where the run goes on."""
@@ -111,15 +115,22 @@ class SimulationView(RoundView):
 
     def absent(self, site: str, reason: str) -> None:
         """Name a site that takes no part."""
+        self._read_record()
         self.view.line(f"{site} takes no part: {reason}")
 
     def rejected(self, site: str, reason: str) -> None:
         """Name a site that is left out of the round."""
+        self._read_record()
         self.view.line(f"{self.label:12s} without {site}: {reason}")
 
+    def contributed(self, contribution: Contribution) -> None:
+        """Mark a site whose update has come."""
+        self.view.board.site(contribution.site).state = "sent"
+
     def round_started(self, round_number: int, num_rounds: int, sites: list[str]) -> None:
-        """Remember which round it is."""
+        """Remember which round it is, and who takes part."""
         self.label = f"round {round_number}/{num_rounds}"
+        self.view.board.draw(sites)
 
     def site_step(self, site: str, report: StepReport) -> None:
         """Show a step of a site."""
@@ -127,6 +138,9 @@ class SimulationView(RoundView):
             self._since = time.monotonic()
         seconds = time.monotonic() - self._since
         speed = report.tokens / seconds if report.step > 1 else None
+        shown = self.view.board.site(site)
+        shown.state = f"step {report.step}/{self.settings.federation.local_steps}"
+        shown.loss = report.loss
         self.view.advance(1, f"{self.label} {site}", loss=report.loss, speed=speed)
 
     def evaluated(self, num_rows: int) -> None:
@@ -142,6 +156,7 @@ class SimulationView(RoundView):
         aggregation_error: float | None,
     ) -> None:
         """Print the round's line."""
+        self._read_record()
         text = f"{self.label:12s} loss {loss:6.3f}"
         if validation_loss is not None:
             text += f"   validation loss {validation_loss:6.3f}"
@@ -149,9 +164,16 @@ class SimulationView(RoundView):
             text += f"   F1 {scores['f1']:.3f}   parse rate {scores['parse_rate']:.3f}"
         elif scores:
             text += f"   exact match {scores['exact_match']:.3f}"
+        if "epsilon" in self.view.board.numbers:
+            text += f"   epsilon {self.view.board.numbers['epsilon']:.2f}"
         if aggregation_error is not None:
             text += f"   aggregation error {aggregation_error:.2g}"
         self.view.line(text)
+
+    def _read_record(self) -> None:
+        """Take in what the run has recorded since."""
+        for event in self._record.new():
+            self.view.board.take(event)
 
     def stopped_early(self, best_round: int) -> None:
         """Say why the run ends."""

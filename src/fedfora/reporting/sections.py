@@ -13,7 +13,7 @@ Table = dict[str, Any]  # "columns": names, "rows": lists of text
 EXAMPLES = 12
 # In this order where a card's rows hold them; other scores follow.
 SCORES = ("f1", "precision", "recall", "exact_match", "parse_rate")
-_EVENTS_SHOWN_ELSEWHERE = {"round", "step", "row", "finished", "trained"}
+_EVENTS_SHOWN_ELSEWHERE = {"round", "step", "row", "started", "finished", "trained"}
 
 
 def summary(run: Run, card: Card) -> str:
@@ -148,6 +148,8 @@ def incidents(run: Run) -> Table | None:
             said = {k: v for k, v in line.items() if k not in ("event", "seconds", "round")}
             where = f"round {line['round']}" if "round" in line else _clock(line)
             rows.append([where, label(str(line.get("event"))), _described(said)])
+    # A rejection is logged when it happens and again in its round's line.
+    rows = [list(row) for row in dict.fromkeys(map(tuple, rows))]
     return {"columns": ["when", "what", "details"], "rows": rows} if rows else None
 
 

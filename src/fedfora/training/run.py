@@ -81,6 +81,7 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         record = _open_record(settings, earlier if goes_on_here else None)
         remove_checkpoints(Path(run.output_dir), but_to=resume_from)
         _describe(record, settings, prepared, identity)
+        record.log("started", steps=prepared.steps)
         view.total = prepared.steps
         view.line(_headline(prepared, processes, first_step))
         view.advance(first_step, "starting")

@@ -1,0 +1,122 @@
+"""Run as a program by test_resuming.py: a federation killed again and again, and resumed each time.
+
+    python killed_runs.py SETTINGS.json OUTPUT_DIR SEED NUM_POINTS NUM_TIMERS
+
+Every life of the run is a forked process, so the base is loaded once for all. Two ways to die, by
+SIGKILL: at the n-th change to the run directory's files, so between any two of them; and after a
+random time. Prints one JSON line with what happened.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+
+
+def die_at_change(directory, n):
+    """Kill this process before the n-th change below `directory`."""
+    seen = 0
+
+    def watch(event, arguments):
+        nonlocal seen
+        if event not in CHANGES or not str(arguments[0]).startswith(directory):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        seen += 1
+        if seen == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    return lambda: seen
+
+
+def live(settings, directory, *, change=None, seconds=None):
+    """Run or resume in a forked process; return whether it came to the end."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            if change is not None:
+                die_at_change(directory, change)
+            _run(settings, directory)
+            status = 0
+        finally:
+            os._exit(status)
+    if seconds is not None:
+        timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+        timer.start()
+    _, status = os.waitpid(child, 0)
+    if seconds is not None:
+        timer.cancel()
+    if status == 0 or os.WIFSIGNALED(status):
+        return status == 0
+    sys.exit(f"the run failed by itself, status {status}")
+
+
+def _run(settings, directory):
+    from rich.console import Console
+
+    from fedfora.config import ConfigParser
+    from fedfora.federated.resumption import resolve
+    from fedfora.federated.settings import SECTIONS, from_run_config
+    from fedfora.federated.simulation import simulate
+    from fedfora.reporting.view import View
+
+    if (Path(directory) / "config.yaml").exists():
+        chosen = resolve(["--resume", directory], ConfigParser(SECTIONS.values()))
+    else:
+        chosen = from_run_config(
+            {**settings, "output_dir": directory, "overwrite_output_dir": True}
+        )
+    simulate(chosen, View(1, Console(quiet=True)))
+
+
+def count_changes(settings, directory):
+    """Return how many changes a whole run makes."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        seen = die_at_change(directory, -1)
+        _run(settings, directory)
+        os.write(writer, str(seen()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(os.read(reader, 32))
+
+
+def main():
+    """Kill at random changes, then at random times; each time until the run is through."""
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    directory, seed, num_points, num_timers = sys.argv[2], *map(int, sys.argv[3:])
+    import fedfora.federated.simulation  # noqa: F401  # once, for all lives
+
+    rng = random.Random(seed)
+    started = time.monotonic()
+    total = count_changes(settings, f"{directory}-0")
+    whole_s = time.monotonic() - started
+    points = rng.sample(range(1, total + 1), min(num_points, total))
+    deaths, runs = 0, [f"{directory}-0"]
+    for number, point in enumerate(points, start=1):
+        run = f"{directory}-{number}"
+        deaths += not live(settings, run, change=point)
+        while not live(settings, run):
+            pass
+        runs.append(run)
+    run = f"{directory}-timed"
+    for _ in range(num_timers):
+        if live(settings, run, seconds=rng.uniform(0.02, 0.6) * whole_s):
+            break
+        deaths += 1
+    live(settings, run)
+    print(json.dumps({"changes": total, "deaths": deaths, "runs": [*runs, run]}))
+
+
+if __name__ == "__main__":
+    main()
