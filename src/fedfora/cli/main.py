@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": "check and show where an adapter comes from",
     "report": "one HTML page from run directories",
     "watch": "follow a run from another terminal",
+    "fate": "a party of a FATE federation",
     "info": "versions and hardware",
 }
 

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, RecordDict
 
 from fedfora.adapter.state import draw_fresh, fold
 from fedfora.federated.aggregation.update import Update, absorb, part
 from fedfora.federated.exchange import Assignment
 from fedfora.federated.formats import FORMATS
+from fedfora.federated.secure_site import hide
 from fedfora.federated.site import Site, Workplace, train_round
-from fedfora.federated.transport import Layout, pack_with_feedback, to_record
+from fedfora.federated.transport import Layout, flatten, pack_with_feedback, to_record, unpack
 from fedfora.training.local import LocalResult
 from fedfora.training.trainer import StepReport
 
@@ -50,6 +51,44 @@ def carry_out(
         state["personal"] = to_record(part(adapter, rule.personal))
         workplace.keep(site, adapter)
     return _packed(workplace, part(adapter, rule.sends), part(start, rule.sends), state), result
+
+
+def hide_result(
+    content: RecordDict,
+    context: Context,
+    workplace: Workplace,
+    site: Site,
+    assignment: Assignment,
+    arrays: ArrayRecord,
+    result: LocalResult,
+) -> ArrayRecord:
+    """Return what travels under secure aggregation: what the training changed, as masked words.
+
+    Args:
+        content: Of the message that asked for the training.
+        context: The site's; its memory of the round is there.
+        workplace: Base model and settings.
+        site: Whose rows.
+        assignment: What was to do.
+        arrays: What `carry_out` packed, in float32.
+        result: What the training did.
+    """
+    settings, start = workplace.settings, part(assignment.adapter, assignment.rule.sends)
+    layout = Layout.of(start)
+    update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
+    weights = {"tokens": result.answer_tokens, "rows": len(site.encoded), "equal": 1}
+    return hide(
+        update_N,
+        content,
+        context,
+        seed=settings.train.seed,
+        round_number=assignment.round_index + 1,
+        weight=weights[settings.aggregation.weighting],
+        loss=result.loss,
+        value_range=settings.secure.secagg_range,
+        max_weight=settings.largest_weight,
+        max_norm=settings.rounds.max_update_norm or float("inf"),
+    )
 
 
 def fresh_start(workplace: Workplace, site: Site, round_index: int) -> Update:

@@ -14,6 +14,7 @@ from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import Moment, Rule, rule_of_round, rules_of
 from fedfora.federated.aggregation_settings import AggregationArguments
 from fedfora.federated.round_settings import RoundArguments
+from fedfora.federated.secure_settings import SecureAggregationArguments, check_secure
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.settings import RunArguments
@@ -58,6 +59,7 @@ SECTIONS = {
     "rounds": RoundArguments,
     "aggregation": AggregationArguments,
     "privacy": PrivacyArguments,
+    "secure": SecureAggregationArguments,
 }
 
 
@@ -75,10 +77,13 @@ class FederationSettings:
     rounds: RoundArguments
     aggregation: AggregationArguments
     privacy: PrivacyArguments
+    secure: SecureAggregationArguments
 
     def __post_init__(self) -> None:
         """Refuse what an aggregation rule cannot honor, naming the flag."""
         check_fit(self.aggregation, self.adapter, self.train)
+        if self.secure.secure_aggregation:
+            check_secure(self.aggregation, self.rounds)
 
     def rule_of_round(self, round_index: int) -> Rule:
         """Return the aggregation rule of a round, counted from 0."""
@@ -90,6 +95,20 @@ class FederationSettings:
             refresh_rounds=chosen.refresh_rounds,
         )
         return rule_of_round(chosen.aggregation, moment)
+
+    @property
+    def largest_weight(self) -> int:
+        """The largest weight that a site can have in a round, under secure aggregation."""
+        if self.aggregation.weighting == "equal":
+            return 1
+        return int(self.rounds.max_weight or self.most_tokens)
+
+    @property
+    def most_tokens(self) -> int:
+        """The most answer tokens that a site's steps of a round can train on."""
+        train = self.train
+        rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        return self.federation.local_steps * rows * self.data.max_target_length
 
     def run_config(self) -> dict[str, Scalar]:
         """Return the settings as Flower's run config; `from_run_config` is the inverse."""

@@ -11,6 +11,7 @@ from fedfora.data.loading import load_examples
 from fedfora.federated.client_app import make_client_app
 from fedfora.federated.embedded import run_embedded
 from fedfora.federated.round_view import RoundView
+from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.federated.server_app import make_server_app
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site import open_workplace, site_names
@@ -63,6 +64,10 @@ def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
     """Raise where no round could have a quorum, or nothing says when to stop early."""
     rounds = settings.rounds
     drawn = settings.federation.clients_per_round or num_sites
+    if settings.secure.secure_aggregation and drawn < MIN_SITES:
+        raise ValueError(
+            f"--secure_aggregation: a round has only {drawn} sites, at least {MIN_SITES} are needed"
+        )
     if rounds.min_clients > drawn:
         raise ValueError(f"--min_clients {rounds.min_clients}: a round has only {drawn} sites")
     judged = rounds.validation_fraction > 0 or settings.data.test_file is not None

@@ -122,6 +122,12 @@ def _check(arguments: PrivacyArguments, train: TrainArguments, num_rows: int) ->
             f"--target_delta {arguments.target_delta:g} is not below one over {num_rows} rows: "
             "publishing one record at random would satisfy it"
         )
+    for name in ("packing", "group_by_length"):
+        if getattr(train, name):
+            raise ValueError(
+                f"--{name} decides which rows meet in a batch; with --privacy_unit record chance "
+                "alone does"
+            )
     if train.fp16:
         raise ValueError(
             "--fp16 scales gradients before they can be clipped: --privacy_unit record goes with "

@@ -39,6 +39,7 @@ class SecureRound:
         """Begin; nothing is received yet."""
         self.terms = terms
         self._shared: dict[int, RoundKeys] = {}
+        self.size = size
         self._sum = np.zeros(size, dtype=np.uint32)
         self._survivors: list[int] = []
         self._reveals: dict[int, Reveal] = {}
