@@ -75,7 +75,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
             secure_site.check_in_clear(context)
         assignment = read_assignment(message.content, context.state, workplace.fresh)
         validation_loss, validation_tokens = validate(workplace, site, assignment.adapter)
-        arrays, result = carry_out(
+        arrays, result, private_loss = carry_out(
             workplace,
             site,
             assignment,
@@ -100,6 +100,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
             seconds=result.seconds,
             validation_loss=validation_loss,
             validation_tokens=validation_tokens,
+            private_validation_loss=private_loss,
         )
         content = RecordDict(
             {

@@ -9,7 +9,7 @@ from fedfora.federated.aggregation.update import Update, absorb, part
 from fedfora.federated.exchange import Assignment
 from fedfora.federated.formats import FORMATS
 from fedfora.federated.secure_site import hide
-from fedfora.federated.site import Site, Workplace, train_round
+from fedfora.federated.site import Site, Workplace, train_round, validate
 from fedfora.federated.transport import Layout, flatten, pack_with_feedback, to_record, unpack
 from fedfora.training.local import LocalResult
 from fedfora.training.trainer import StepReport
@@ -21,8 +21,8 @@ def carry_out(
     assignment: Assignment,
     state: RecordDict,
     on_step: Callable[[StepReport], None] = lambda report: None,
-) -> tuple[ArrayRecord, LocalResult]:
-    """Train for one round and return what travels, with what the training did.
+) -> tuple[ArrayRecord, LocalResult, float]:
+    """Train for one round.
 
     Args:
         workplace: Base model and settings.
@@ -30,6 +30,10 @@ def carry_out(
         assignment: What to do.
         state: The site's memory; personal factors and what the travel format lost are kept there.
         on_step: Called after every optimizer step.
+
+    Returns:
+        What travels, what the training did, and the validation loss of a private adapter, 0 where
+        the round made none.
     """
     rule, start = assignment.rule, assignment.adapter
     below = None
@@ -50,7 +54,20 @@ def carry_out(
     if rule.personal:
         state["personal"] = to_record(part(adapter, rule.personal))
         workplace.keep(site, adapter)
-    return _packed(workplace, part(adapter, rule.sends), part(start, rule.sends), state), result
+    private_loss = 0.0 if rule.sends else _keep_the_better(workplace, site, start, adapter)
+    arrays = _packed(workplace, part(adapter, rule.sends), part(start, rule.sends), state)
+    return arrays, result, private_loss
+
+
+def _keep_the_better(workplace: Workplace, site: Site, received: Update, private: Update) -> float:
+    """Save the private adapter where it wins on the site's rows kept back, else the received one.
+
+    Returns the private one's loss on them.
+    """
+    received_loss, _ = validate(workplace, site, received)
+    private_loss, _ = validate(workplace, site, private)
+    workplace.keep(site, private if private_loss < received_loss else received)
+    return private_loss
 
 
 def hide_result(

@@ -82,6 +82,12 @@ class FederationSettings:
     def __post_init__(self) -> None:
         """Refuse what an aggregation rule cannot honor, naming the flag."""
         check_fit(self.aggregation, self.adapter, self.train)
+        private = any(not rule.sends for rule in rules_of(self.aggregation.aggregation))
+        if private and not (self.rounds.validation_fraction and self.federation.num_rounds > 1):
+            raise ValueError(
+                "--aggregation personal-core needs --validation_fraction, to judge the private "
+                "cores on, and at least 2 rounds: the last one is theirs"
+            )
         if self.secure.secure_aggregation:
             check_secure(self.aggregation, self.rounds)
 

@@ -132,10 +132,13 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         self.aggregator.optimizer.moments = dict(state)
 
     def sample(self, server_round: int) -> list[SiteInfo]:
-        """Return the sites of a round, by index; the same seed draws the same sites."""
+        """Return the sites of a round, by index; the same seed draws the same sites.
+
+        A round from which nothing comes back is there for the sites, so all of them take part.
+        """
         sites = list(self.sites.values())
         clients_per_round = self.settings.federation.clients_per_round
-        if clients_per_round is None:
+        if clients_per_round is None or not self.settings.rule_of_round(server_round - 1).sends:
             return sites
         rng = random.Random(derive_seed(self.settings.train.seed, "sample", server_round))
         drawn = rng.sample(sites, min(clients_per_round, len(sites)))
