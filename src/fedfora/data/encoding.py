@@ -102,6 +102,17 @@ def encode_and_count(
     return [row for row, _ in encoded], sum(cut for _, cut in encoded)
 
 
+def prompt_tokens(example: Example, tokenizer: Any, layout: PromptFormat) -> int:
+    """Return the tokens of a prompt's text and history before anything is cut, without frame."""
+    said = [text for turn in example.history for text in turn]
+    return sum(len(_ids(tokenizer, t)) for t in (*said, layout.source_prefix + example.prompt))
+
+
+def answer_tokens(example: Example, tokenizer: Any) -> int:
+    """Return the tokens of an answer before it is cut, end-of-sequence included."""
+    return len(_ids(tokenizer, example.output or "")) + 1
+
+
 def warn_of_cut_rows(cut: int, num_rows: int, layout: PromptFormat) -> None:
     """Say how many rows were cut, if any were."""
     if cut:

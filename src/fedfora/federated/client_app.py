@@ -114,6 +114,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
     @app.evaluate()  # type: ignore[untyped-decorator]
     def evaluate(message: Message, context: Context) -> Message:
         """Judge the received adapter on the rows kept back."""
+        secure_site.check_in_clear(context)  # a loss tells something, too
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
         round_index = int(message.content["config"]["round-index"])

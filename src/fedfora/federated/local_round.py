@@ -8,7 +8,7 @@ from fedfora.adapter.state import draw_fresh, fold
 from fedfora.federated.aggregation.update import Update, absorb, part
 from fedfora.federated.exchange import Assignment
 from fedfora.federated.formats import FORMATS
-from fedfora.federated.secure_site import hide
+from fedfora.federated.secure_site import digest_of_task, hide
 from fedfora.federated.site import Site, Workplace, train_round, validate
 from fedfora.federated.transport import Layout, flatten, pack_with_feedback, to_record, unpack
 from fedfora.training.local import LocalResult
@@ -92,6 +92,7 @@ def hide_result(
     """
     settings, start = workplace.settings, part(assignment.adapter, assignment.rule.sends)
     layout = Layout.of(start)
+    given = part(assignment.adapter, assignment.rule.travels + assignment.rule.frozen)
     update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
     weights = {"tokens": result.answer_tokens, "rows": len(site.encoded), "equal": 1}
     return hide(
@@ -100,6 +101,7 @@ def hide_result(
         context,
         seed=settings.train.seed,
         round_number=assignment.round_index + 1,
+        task=digest_of_task(assignment.rule.name, given, settings.run_config()),
         weight=weights[settings.aggregation.weighting],
         loss=result.loss,
         value_range=settings.secure.secagg_range,

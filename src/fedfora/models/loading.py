@@ -76,6 +76,19 @@ def load_base(settings: ModelArguments) -> Base:
     return Base(model, tokenizer, name, settings.quantization)
 
 
+def load_tokenizer(settings: ModelArguments) -> Any:
+    """Load a base's tokenizer alone.
+
+    Raises:
+        ValueError: If no model is named, or there is none, or it has no tokenizer.
+    """
+    name = settings.model_name_or_path
+    if not name:
+        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
+    path = model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
+    return _load_tokenizer(path, name, settings.cache_dir)
+
+
 def _load_tokenizer(path: str, name: str, cache_dir: str | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, cache_dir=cache_dir)
