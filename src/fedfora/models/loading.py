@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -19,7 +19,10 @@ from fedfora.adapter import ForaConfig
 from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import draw_inner_factors
 from fedfora.models.hub import local_path
+from fedfora.models.saving import WEIGHTS
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.protection.provenance import verify_directory
+from fedfora.protection.sealing import is_sealed, load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -174,13 +177,23 @@ def add_adapter_of_rank(model: PeftModel, rank: int, adapter_name: str) -> None:
 
 
 def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
-    """Put a saved adapter on the base, for prediction.
+    """Put a saved adapter on the base, for prediction; an encrypted one is never plain on a disk.
 
     Raises:
-        ValueError: If the directory holds no adapter.
+        ValueError: If the directory holds no adapter, its provenance does not hold, or it is
+            encrypted and the key is not here.
     """
     check_adapter_dir(adapter_dir)
-    return PeftModel.from_pretrained(base.model, str(adapter_dir)).eval()
+    directory = Path(adapter_dir)
+    verify_directory(directory)
+    if not is_sealed(directory / WEIGHTS):
+        return PeftModel.from_pretrained(base.model, str(directory)).eval()
+    tensors = load_tensors(directory / WEIGHTS)
+    model = get_peft_model(base.model, PeftConfig.from_pretrained(str(directory)))
+    result = set_peft_model_state_dict(model, tensors)
+    if result.unexpected_keys:
+        raise ValueError(f"{directory}: {result.unexpected_keys[0]} is no weight of the adapter")
+    return model.eval()
 
 
 def merge_adapter(base: Base, adapter_dir: str | Path) -> Any:
