@@ -98,6 +98,10 @@ SUITES: dict[str, list[Job]] = {
         rule("refactor", BY_SPECIALTY, "4 specialties", site_ranks="2 4 8 8"),
         rule("stack", BY_SPECIALTY, "4 specialties", site_ranks="2 4 8 8"),
     ],
+    "cores": [
+        rule("core", BY_SPECIALTY, "4 specialties", lora_rank=32),
+        rule("warmup-core", BY_SPECIALTY, "4 specialties", warmup_rounds=10, refresh_rounds=4),
+    ],
     "servers": [
         rule("fedavg", BY_SPECIALTY, "4 specialties", server_optimizer="momentum",
              server_momentum=0.5),
@@ -121,7 +125,7 @@ SUITES["robustness"] = [
     for what, factor in (("x100", 100.0), ("flipped", -1.0))
     for how in ("none", "median", "trimmed-mean", "multi-krum", "krum", "norm-clipping")
 ]
-SUITES["robustness"] += [
+SUITES["robustness-baselines"] = [
     Job("none, 5 honest", {"aggregation": "fedavg", **FIVE}),
     Job("none, screened by length, 1 of 5 x100", {**FIVE}, attack=100.0, attackers=1),
 ]

@@ -5,7 +5,10 @@ reveals, some drop out after sharing, the coordinator takes the masks off. Secon
 time of one thread. Bytes are those of Flower's records; `uplink_ratio` is all that a site sends in
 a round over the same numbers in float32.
 
-    python benchmarks/protection_secure_aggregation.py [--cases 5x65000 50x65000 ...]
+A case SITESxNUMBERSxMASKED stops after so many sites have masked: their seconds are those of a
+whole round, but nothing is summed up, and the coordinator's last step is not measured.
+
+    python benchmarks/protection_secure_aggregation.py [--cases 5x65000 500x5000000x10 ...]
 """
 
 import argparse
@@ -70,8 +73,8 @@ def update_of(site: int, numbers: int) -> np.ndarray:
     return rng.uniform(-0.5, 0.5, numbers).astype(np.float32)
 
 
-def run(num_sites: int, numbers: int) -> dict[str, Any]:
-    """Play one round and return its figures."""
+def run(num_sites: int, numbers: int, num_masked: int | None = None) -> dict[str, Any]:
+    """Play one round, or its beginning, and return its figures."""
     clock = Clock()
     identities = {u: Identity.generate() for u in range(num_sites)}
     pinned = {u: identity.public_bytes for u, identity in identities.items()}
@@ -81,7 +84,7 @@ def run(num_sites: int, numbers: int) -> dict[str, Any]:
         clock("roster", lambda site=site: site.accept_roster(roster))
     terms = Terms(1, tuple(sites), FRACTION, digest_of(roster))
     code = FixedPoint(RANGE, num_sites, LARGEST_WEIGHT)
-    secure = SecureRound(terms, numbers + 1)
+    secure = SecureRound(terms, numbers + 1, b"task")
     up: dict[int, int] = {}
     down = [size({"terms": write_terms(terms)})]
     for u, site in sites.items():
@@ -93,17 +96,28 @@ def run(num_sites: int, numbers: int) -> dict[str, Any]:
     weights = {u: 1000 + u for u in sites}
     dropped = set(range(0, num_sites, round(1 / DROPPED)))
     exact, total_weight = np.zeros(numbers), 0
-    for u, delivery in deliveries.items():
+    for u, delivery in list(deliveries.items())[:num_masked]:
         update = update_of(u, numbers)
         words, _ = clock("encode", lambda u=u, x=update: code.encode(x, weights[u]))
         vector = np.concatenate([words, code.encode_counts([weights[u]])])
-        clock("mask", lambda u=u, v=vector, d=delivery: sites[u].mask(v, d))
+        clock("mask", lambda u=u, v=vector, d=delivery: sites[u].mask(v, d, task=b"task"))
         if u in dropped:
             continue
         up[u] += len(ArrayRecord({"words": Array(vector)})["words"].data)
         clock("add", lambda u=u, v=vector: secure.receive_vector(u, v))
         exact += weights[u] * update.astype(np.float64)
         total_weight += weights[u]
+    figures = {
+        "sites": num_sites,
+        "numbers": numbers,
+        "neighbors": terms.degree,
+        "threshold": terms.threshold,
+        "extra_downlink_bytes_of_a_site": sum(down),
+        "roster_bytes_once_a_run": size({"roster": write_keys(roster)}),
+    }
+    if num_masked is not None:
+        of_site = {what: clock.mean(what) for what in ("share", "encode", "mask")}
+        return figures | {"sites_masked": num_masked, "seconds_of_a_site": of_site}
     survivors = secure.survivors()
     for u in survivors:
         reveal = clock("reveal", lambda u=u: sites[u].reveal(survivors))
@@ -113,11 +127,7 @@ def run(num_sites: int, numbers: int) -> dict[str, Any]:
     assert int(total[-1]) == total_weight
     error = np.abs(code.decode(total[:-1], int(total[-1])) - exact / total_weight).max()
     of_site = {what: clock.mean(what) for what in ("share", "encode", "mask", "reveal")}
-    return {
-        "sites": num_sites,
-        "numbers": numbers,
-        "neighbors": terms.degree,
-        "threshold": terms.threshold,
+    return figures | {
         "dropped_after_sharing": len(dropped),
         "seconds_of_a_site": of_site | {"round": sum(of_site.values())},
         "seconds_of_a_site_once_a_run": clock.mean("roster"),
@@ -126,8 +136,6 @@ def run(num_sites: int, numbers: int) -> dict[str, Any]:
         },
         "uplink_bytes_of_a_site": max(up[u] for u in survivors),
         "uplink_ratio": max(up[u] for u in survivors) / (4 * numbers),
-        "extra_downlink_bytes_of_a_site": sum(down),
-        "roster_bytes_once_a_run": size({"roster": write_keys(roster)}),
         "largest_error_over_range": float(error / RANGE),
     }
 
@@ -135,12 +143,11 @@ def run(num_sites: int, numbers: int) -> dict[str, Any]:
 def main() -> None:
     """Play the rounds that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cases = [f"{sites}x{numbers}" for numbers in (65_000, 5_000_000) for sites in (5, 50, 500)]
-    parser.add_argument("--cases", nargs="+", default=cases, help="SITESxNUMBERS")
+    cases = ["5x65000", "50x65000", "500x65000", "5x5000000", "50x5000000", "500x5000000x10"]
+    parser.add_argument("--cases", nargs="+", default=cases, help="SITESxNUMBERS[xMASKED]")
     rows = []
     for case in parser.parse_args().cases:
-        num_sites, numbers = map(int, case.split("x"))
-        rows.append(run(num_sites, numbers))
+        rows.append(run(*map(int, case.split("x"))))
         record.write("protection_secure_aggregation", {"rounds": rows})
 
 

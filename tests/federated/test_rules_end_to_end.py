@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fedfora.adapter.state import fold
@@ -101,6 +102,46 @@ def test_a_personal_factor_never_leaves_its_site_and_is_kept_there(run):
     name = "model.layers.0.mlp.up_proj.D"
     assert len({tuple(adapter[name].flatten().tolist()) for adapter in own.values()}) == 4
     assert not read_adapter(out)[name].any()  # the coordinator has but the fresh one
+
+
+def test_weights_are_tokens_rows_or_equal(run):
+    """All four specialties have 600 rows, and notes of different lengths."""
+    adapters = {
+        how: read_adapter(run(how, weighting=how, num_rounds=1)[1])
+        for how in ("tokens", "rows", "equal")
+    }
+    name = "model.layers.0.mlp.up_proj.D"
+    assert torch.equal(adapters["rows"][name], adapters["equal"][name])
+    assert not torch.equal(adapters["tokens"][name], adapters["equal"][name])
+
+
+@pytest.mark.parametrize("update_dtype", ["int8", "int4"])
+def test_what_a_format_lost_is_kept_at_the_site_and_sent_later(run, update_dtype):
+    """Over many rounds the adapter stays as close to the one of float32 as a round's rest."""
+    flags = {"num_rounds": 4, "lr_scheduler_type": "constant"}
+    exact = fold(read_adapter(run("exact", **flags)[1]))
+    _, out = run("coarse", update_dtype=update_dtype, **flags)
+    coarse = fold(read_adapter(out))
+    assert len(list((out / "sites").glob("*/after-*.safetensors"))) >= 4
+    fresh = fold(read_adapter(run("fresh", num_rounds=1, learning_rate=0.0)[1]))
+    moved = sum(float((exact[n] - fresh[n]).square().sum()) for n in exact) ** 0.5
+    missed = sum(float((exact[n] - coarse[n]).square().sum()) for n in exact) ** 0.5
+    assert 0 < missed < (0.05 if update_dtype == "int8" else 0.5) * moved
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ({"aggregation": "refactor"}, False),
+        ({"aggregation": "refactor", "gauge": "aligned"}, True),
+        ({"aggregation": "stack"}, False),
+        ({"aggregation": "core"}, True),
+    ],
+)
+def test_nothing_lost_is_added_to_factors_that_mean_something_else(run, flags, kept):
+    _, out = run(update_dtype="int8", num_rounds=1, **flags)
+    names = [name for path in (out / "sites").glob("*/after-*") for name in load_file(path)]
+    assert any(name.startswith("lost//") for name in names) == kept
 
 
 def test_a_private_core_is_kept_where_it_wins_and_the_global_adapter_stays(run):

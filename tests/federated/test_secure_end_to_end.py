@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedfora.federated import client_app as client_app_module
-from fedfora.federated import embedded, secure_site
+from fedfora.federated import embedded, local_round, secure_site
 from fedfora.federated.aggregation import NAMES, rules_of
 from fedfora.federated.aggregation.means import mean_of_factors
 from fedfora.federated.settings import from_run_config
@@ -202,6 +202,26 @@ def test_a_restarted_site_is_asked_for_a_new_key_and_takes_part_again(run, monke
         *(False, False, True)
     ]
     assert len(wire.of("query.introduce")) == 5
+
+
+@pytest.mark.parametrize("what", ["adapter", "settings"])
+def test_a_site_that_is_given_something_else_than_the_others_is_not_uncovered(
+    run, monkeypatch, what
+):
+    original = local_round.digest_of_task
+    seen = []
+
+    def inconsistent(rule, received, run_config):
+        seen.append(rule)
+        if len(seen) == 2 and what == "adapter":
+            received = {name: value + 1e-3 for name, value in received.items()}
+        if len(seen) == 2 and what == "settings":
+            run_config = {**run_config, "learning_rate": 0.0}
+        return original(rule, received, run_config)
+
+    monkeypatch.setattr(local_round, "digest_of_task", inconsistent)
+    with pytest.raises(ValueError, match="round 1: secure aggregation: the sum makes no sense"):
+        run()
 
 
 def test_out_of_range_numbers_are_clipped_counted_and_said(run, caplog):

@@ -19,7 +19,7 @@ from fedfora.federated.secure_records import (
     write_round_keys,
     write_terms,
 )
-from secagg_world import World, plain_sum, random_vectors
+from secagg_world import TASK, World, plain_sum, random_vectors
 
 
 def test_every_message_of_a_round_survives():
@@ -50,7 +50,7 @@ def test_a_site_may_forget_everything_but_its_record_between_any_two_messages():
     seen = world.shared(world.terms(), 9)
     restart()
     for u, delivery in seen.deliveries.items():
-        world.sites[u].mask(vectors[u], delivery)
+        world.sites[u].mask(vectors[u], delivery, task=TASK)
     restart()
     plain = random_vectors(world.sites, 9)
     for u in range(4):

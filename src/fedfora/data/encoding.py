@@ -65,6 +65,15 @@ def encode_prompt(example: Example, tokenizer: Any, layout: PromptFormat) -> lis
     return _prompt(example, tokenizer, layout)[0]
 
 
+def encode_prompts(
+    examples: list[Example], tokenizer: Any, layout: PromptFormat
+) -> list[list[int]]:
+    """Return the ids of all prompts; warn with the count of those that had to be cut."""
+    encoded = [_prompt(example, tokenizer, layout) for example in examples]
+    warn_of_cut_rows(sum(is_cut for _, is_cut in encoded), len(examples), layout)
+    return [ids for ids, _ in encoded]
+
+
 def encode_example(example: Example, tokenizer: Any, layout: PromptFormat) -> dict[str, list[int]]:
     """Return `input_ids` and `labels` of prompt and answer, closed by end-of-sequence.
 
@@ -100,6 +109,17 @@ def encode_and_count(
             work = partial(_encode, tokenizer=tokenizer, layout=layout)
             encoded = list(workers.map(work, examples, chunksize=share))
     return [row for row, _ in encoded], sum(cut for _, cut in encoded)
+
+
+def prompt_tokens(example: Example, tokenizer: Any, layout: PromptFormat) -> int:
+    """Return the tokens of a prompt's text and history before anything is cut, without frame."""
+    said = [text for turn in example.history for text in turn]
+    return sum(len(_ids(tokenizer, t)) for t in (*said, layout.source_prefix + example.prompt))
+
+
+def answer_tokens(example: Example, tokenizer: Any) -> int:
+    """Return the tokens of an answer before it is cut, end-of-sequence included."""
+    return len(_ids(tokenizer, example.output or "")) + 1
 
 
 def warn_of_cut_rows(cut: int, num_rows: int, layout: PromptFormat) -> None:

@@ -86,7 +86,7 @@ class SecureRounds:
         self.line: dict[str, float] = {}
 
     def open(
-        self, grid: Grid, round_number: int, nodes: list[int], num_numbers: int
+        self, grid: Grid, round_number: int, nodes: list[int], num_numbers: int, task: bytes
     ) -> dict[int, dict[str, ConfigRecord]]:
         """Let the drawn sites share; return what each that did is to be told before it trains.
 
@@ -95,6 +95,7 @@ class SecureRounds:
             round_number: From 1.
             nodes: The sites drawn for the round.
             num_numbers: How many numbers an update has.
+            task: A digest of what all sites are asked to do.
 
         Raises:
             RoundLost: If too few sites share.
@@ -105,7 +106,7 @@ class SecureRounds:
         drawn = sorted(self.numbers[node] for node in nodes if self.numbers[node] in self._keys)
         terms = Terms(round_number, tuple(drawn), self.threshold, digest_of(self._keys))
         self._code = FixedPoint(self.value_range, len(drawn), self.max_weight)
-        self._round = SecureRound(terms, vector_size(num_numbers))
+        self._round = SecureRound(terms, vector_size(num_numbers), task)
         for node, reply in self._ask(SHARE, self._invitations(terms)):
             try:
                 answer = read_round_keys(reply.config_records)
@@ -144,7 +145,7 @@ class SecureRounds:
                 opened.receive_reveal(self.numbers[node], read_reveal(reply.config_records))
             except (KeyError, ValueError) as error:
                 self._reject(node, error)
-        summed = read_sum(self._or_lost(opened.total), self._code)
+        summed = self._or_lost(lambda: read_sum(opened.total(), self._code))
         self._round = None
         self.line = {
             "neighbors": opened.terms.degree,
@@ -212,7 +213,7 @@ class SecureRounds:
         """Take a step of the round; where too few sites are left for it, say which went and why."""
         try:
             return step()
-        except RoundLost as error:
+        except ValueError as error:
             number = self._opened().terms.round_number
             why = "; ".join(["", *self._reasons[:SHOWN]])
             raise RoundLost(f"round {number}: secure aggregation: {error}{why}") from error

@@ -5,12 +5,16 @@ process: keys and seeds never touch a disk. A site that was restarted has lost t
 itself anew and takes part from the next round on.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
+from fedfora.config import Scalar
+from fedfora.federated.aggregation import Update
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Floats, Words
 from fedfora.federated.secure_aggregation.vector import contribution
@@ -25,6 +29,7 @@ from fedfora.federated.secure_records import (
     write_round_keys,
 )
 from fedfora.federated.site_identity import SITE_KEYS, open_identity
+from fedfora.federated.transport import Layout, flatten
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,19 @@ def check_in_clear(context: Context) -> None:
     """
     if SITE_KEYS in context.node_config:
         raise ValueError("this site sends no update without --secure_aggregation")
+
+
+def digest_of_task(rule: str, received: Update, run_config: Mapping[str, Scalar]) -> bytes:
+    """Return 32 bytes that differ for every other rule, adapter or settings.
+
+    Args:
+        rule: The aggregation rule of the round.
+        received: What the coordinator gave: the factors that travel and the frozen ones.
+        run_config: The run's settings.
+    """
+    layout = Layout.of(received)
+    text = json.dumps([rule, layout.shapes, sorted(run_config.items())])
+    return hashlib.sha256(text.encode() + b"\0" + flatten(received, layout).tobytes()).digest()
 
 
 def introduce(context: Context, *, seed: int) -> RecordDict:
@@ -72,6 +90,7 @@ def hide(
     *,
     seed: int,
     round_number: int,
+    task: bytes,
     weight: int,
     loss: float,
     value_range: float,
@@ -86,6 +105,7 @@ def hide(
         context: The site's.
         seed: The run's seed.
         round_number: The round that was trained; it must be the one that was shared for.
+        task: A digest of what this site was asked to do.
         weight: The site's weight.
         loss: Its mean training loss.
         value_range: Larger numbers are clipped.
@@ -114,7 +134,7 @@ def hide(
                 round_number,
                 max_norm,
             )
-        site.mask(made.words, read_delivery(_delivery_in(content)))
+        site.mask(made.words, read_delivery(_delivery_in(content)), task=task)
         return ArrayRecord({WORDS: Array(made.words)})
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedfora._seeds import derive_seed
 from fedfora.federated.aggregation import Weighted
+from fedfora.federated.aggregation.update import part
 from fedfora.federated.aggregator import Aggregator
 from fedfora.federated.exchange import Exchange, content_bytes
 from fedfora.federated.formats import FORMATS
@@ -31,6 +32,7 @@ from fedfora.federated.screening import (
     screen,
 )
 from fedfora.federated.secure_rounds import SecureRounds
+from fedfora.federated.secure_site import digest_of_task
 from fedfora.federated.transport import Layout, from_record, payload_bytes, to_record, unflatten
 
 logger = logging.getLogger(__name__)
@@ -236,8 +238,12 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         """Return, for each site that is asked to train, what secure aggregation tells it."""
         if self.secure is None:
             return {site.node_id: {} for site in drawn}
+        rule = exchange.rule
+        given = part(exchange.adapter, rule.travels + rule.frozen)
+        task = digest_of_task(rule.name, given, self.settings.run_config())
+        nodes = [site.node_id for site in drawn]
         size = Layout.of(exchange.current).size
-        return self.secure.open(grid, server_round, [site.node_id for site in drawn], size)
+        return self.secure.open(grid, server_round, nodes, size, task)
 
     def _aggregate_sum(
         self,

@@ -11,7 +11,10 @@ class ModelArguments:
     """Which base model to load, and how."""
 
     model_name_or_path: str | None = flag(
-        None, "base model: a directory, an id on the hub, or 'clinic-base'", "--ori_model_dir"
+        None,
+        "base model: a directory, an id on the hub, or 'clinic-base'",
+        "--ori_model_dir",
+        "--model",
     )
     hub: Literal["huggingface", "modelscope"] = flag(
         "huggingface", "where an id is looked up; a directory always wins"

@@ -60,3 +60,14 @@ def test_losses_out_of_bounds_count_as_the_bound(loss, reported):
     code = FixedPoint(1.0, 1, 1)
     made = contribution(np.zeros(1), weight=1, loss=loss, code=code, max_norm=np.inf)
     assert read_sum(made.words, code).loss == pytest.approx(reported)
+
+
+def test_a_sum_that_cannot_be_the_sites_is_refused():
+    code = FixedPoint(1.0, 3, 100)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        garbage = rng.integers(0, 2**32, vector_size(5), dtype=np.uint32)
+        with pytest.raises(ValueError, match="the sum makes no sense"):
+            read_sum(garbage, code)
+    with pytest.raises(ValueError, match="the sum makes no sense"):
+        read_sum(np.zeros(vector_size(5), np.uint32), code)

@@ -85,9 +85,15 @@ def read_sum(total: Words, code: FixedPoint) -> Summed:
     """Return what a sum of contributions says.
 
     Raises:
-        ValueError: If there is no weight in it.
+        ValueError: If the counts cannot be those of the sites.
     """
     weight, clipped, shortened = (int(count) for count in total[-COUNTS:])
+    possible = 0 < weight <= code.num_sites * code.max_weight
+    if not possible or shortened > code.num_sites or clipped > code.num_sites * len(total):
+        raise ValueError(
+            "the sum makes no sense: sites were given different adapters or settings, or one of "
+            "them sent something else than its update"
+        )
     numbers = code.decode(total[:-COUNTS], weight)
     loss = float(numbers[-1]) / code.value_range * MAX_LOSS
     return Summed(numbers[:-1], loss, weight, clipped, shortened)
