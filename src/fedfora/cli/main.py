@@ -13,12 +13,17 @@ COMMANDS = {
     "evaluate": "score a predictions file",
     "chat": "try an adapter on the spot",
     "export": "an adapter as LoRA, as GGUF, or merged with its base",
+    "keys": "keys for signing, and for encryption at rest",
+    "verify": "check and show where an adapter comes from",
     "report": "one HTML page from run directories",
     "watch": "follow a run from another terminal",
     "check": "says what a file of rows holds and what would go wrong",
     "fate": "a party of a FATE federation",
     "info": "versions and hardware",
 }
+
+# Packages that only some commands need, and the extra that brings them.
+EXTRAS = {"flwr": "federated", "flwr_datasets": "federated"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         import_module(f"fedfora.cli.{command}").run(rest)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        remedy = f'pip install "fedfora[{EXTRAS[package]}]"'
+        print(f"fedfora {command}: error: {package} is not installed: {remedy}", file=sys.stderr)
+        return 2
     except ValueError as error:
         print(f"fedfora {command}: error: {error}", file=sys.stderr)
         return 2
