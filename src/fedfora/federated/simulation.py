@@ -9,11 +9,13 @@ from typing import Any
 
 from fedfora.data.loading import load_examples
 from fedfora.federated.client_app import make_client_app
-from fedfora.federated.embedded import run_embedded
+from fedfora.federated.engines import ENGINES
+from fedfora.federated.ray_engine import check_ray
 from fedfora.federated.round_view import RoundView
 from fedfora.federated.server_app import make_server_app
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site import open_workplace, site_names
+from fedfora.federated.strategy import Contribution
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import EVALUATED_ROW, View
 from fedfora.training.trainer import StepReport
@@ -33,16 +35,14 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
     """
     names = check_simulation(settings)
     run_config = settings.run_config()
-    open_workplace(run_config)
-    gc.collect()
-    gc.freeze()  # what is loaded stays; looking through it again after every site is slow
     watcher = SimulationView(view, settings)
-    run_embedded(
-        make_server_app(watcher),
-        make_client_app(watcher.site_step),
-        [{"partition-id": i, "num-partitions": len(names)} for i in range(len(names))],
-        run_config,
-    )
+    client_app = make_client_app()
+    if settings.rounds.engine == "embedded":
+        client_app = make_client_app(watcher.site_step)
+        open_workplace(run_config)
+        gc.collect()
+        gc.freeze()  # what is loaded stays; looking through it again after every site is slow
+    ENGINES[settings.rounds.engine](make_server_app(watcher), client_app, len(names), run_config)
     return read_rounds(settings.run.output_dir)
 
 
@@ -50,6 +50,8 @@ def check_simulation(settings: FederationSettings) -> list[str]:
     """Return the sites' names, once everything that needs no model has been checked."""
     if settings.rounds.resume is None:
         check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
+    if settings.rounds.engine == "ray":
+        check_ray()
     names = site_names(settings)
     _check_rounds(settings, len(names))
     if settings.data.test_file is not None:
@@ -128,6 +130,12 @@ class SimulationView(RoundView):
         seconds = time.monotonic() - self._since
         speed = report.tokens / seconds if report.step > 1 else None
         self.view.advance(1, f"{self.label} {site}", loss=report.loss, speed=speed)
+
+    def contributed(self, contribution: Contribution) -> None:
+        """Show a site's work where its steps were out of sight."""
+        if self.settings.rounds.engine != "embedded":
+            report = contribution.report
+            self.view.advance(report.steps, f"{self.label} {contribution.site}", loss=report.loss)
 
     def evaluated(self, num_rows: int) -> None:
         """Show the evaluation."""
