@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +35,8 @@ from fedfora.reporting.view import View
 from record import write
 
 PER_ROUND = 20
+SAMPLED = (10, 100, 1_000, 10_000)
+TOGETHER = (10, 1_000)
 RULES = ("fedavg", "core")
 
 
@@ -132,23 +135,23 @@ def main() -> None:
     """Run all lines and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs=4, metavar=("RULE", "CLIENTS", "IN_ROUND", "ROUNDS"))
+    parser.add_argument("--at_once", type=int, default=1, help="processes at a time")
     options = parser.parse_args()
     if options.one:
         rule, *numbers = options.one
         print(json.dumps(run_one(*map(int, numbers), rule)))
         return
-    sampled = [
-        in_a_process(clients, min(PER_ROUND, clients), 4, "fedavg")
-        for clients in (10, 100, 1_000, 10_000)
-    ]
-    together = [
-        in_a_process(clients, clients, 2, rule) for rule in RULES for clients in (10, 1_000)
-    ]
+    lines = [(clients, min(PER_ROUND, clients), 3, "fedavg") for clients in SAMPLED]
+    lines += [(clients, clients, 1, rule) for rule in RULES for clients in TOGETHER]
+    with ThreadPoolExecutor(options.at_once) as pool:
+        figures = list(pool.map(lambda line: in_a_process(*line), lines))
+    sampled, together = figures[: len(SAMPLED)], figures[len(SAMPLED) :]
     flat = {
         rule: large["peak_memory_bytes"] / small["peak_memory_bytes"]
         for rule, small, large in zip(RULES, together[::2], together[1::2], strict=True)
     }
-    write("scale", {"sampled": sampled, "all_in_one_round": together, "flat": flat})
+    results = {"sampled": sampled, "all_in_one_round": together, "flat": flat}
+    write("scale", {"processes_at_once": options.at_once, **results})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Numbers depend on how many threads add them up, so every actor takes as many as 
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedfora.config import Scalar
+from fedfora.federated.receiving import POLL_INTERVAL_S
+
+START_S = 600.0  # longest wait for Flower to register all sites
 
 
 def run_ray(
@@ -40,7 +44,7 @@ def run_ray(
     logging.getLogger("flwr").setLevel(logging.ERROR)  # the import set it to DEBUG
     threads = torch.get_num_threads()
     run_simulation(
-        server_app=_with_settings(server_app, run_config),
+        server_app=_once_sites_are_there(server_app, num_sites, run_config),
         client_app=_InActor(client_app, dict(run_config), threads),
         num_supernodes=num_sites,
         backend_config={
@@ -70,12 +74,20 @@ def _share_of_gpus(threads: int) -> float:
     return min(1.0, torch.cuda.device_count() / actors)
 
 
-def _with_settings(server_app: ServerApp, run_config: Mapping[str, Scalar]) -> ServerApp:
-    """Return the app with the run's settings in its context, where this engine puts none."""
+def _once_sites_are_there(
+    server_app: ServerApp, num_sites: int, run_config: Mapping[str, Scalar]
+) -> ServerApp:
+    """Return the app as this engine must start it: it comes up before its sites do.
+
+    And its context has none of the run's settings.
+    """
     app = ServerApp()
 
     @app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
+        give_up = time.monotonic() + START_S
+        while len(list(grid.get_node_ids())) < num_sites and time.monotonic() < give_up:
+            time.sleep(POLL_INTERVAL_S)
         context.run_config = dict(run_config)
         server_app(grid, context)
 
