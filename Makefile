@@ -1,14 +1,16 @@
 # The same targets for people and for CI. Each sets up first what it needs.
 PYTHON ?= python3
+PYTHON_FATE ?= python3.11
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-fate lint bench clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything"
 	@echo "make demo    a federation of four clinics: about four minutes on two cores"
 	@echo "make test    all tests that need no GPU"
+	@echo "make test-fate   FATE beside fedfora, in .venv-fate, and three parties of a federation"
 	@echo "make lint    style, types, layers, spelling"
 	@echo "make bench   the benchmarks, results as JSON in benchmarks/results"
 
@@ -27,6 +29,17 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
+# FATE excludes today's libraries by its pins, so it gets an environment of its own, Python 3.11.
+test-fate: .venv-fate/ready
+	OMP_NUM_THREADS=1 .venv-fate/bin/python -m pytest -m fate
+
+.venv-fate/ready: pyproject.toml constraints.txt requirements-fate.txt
+	$(PYTHON_FATE) -m venv .venv-fate
+	.venv-fate/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-fate/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	.venv-fate/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-fate.txt
+	touch .venv-fate/ready
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +48,4 @@ lint: setup
 	$(BIN)/codespell src tests tools benchmarks docs README.md CHANGELOG.md
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-fate out

@@ -9,7 +9,7 @@ from fedfora.federated.secure_aggregation.keys import Identity
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
 from fedfora.federated.secure_aggregation.server import SecureRound, roster_of
 
-RUN = "run 1"
+RUN, TASK = "run 1", b"task"
 
 
 @dataclass
@@ -45,7 +45,7 @@ class World:
 
     def shared(self, terms, size, absent=()):
         """Play the first exchange."""
-        seen = Seen(SecureRound(terms, size))
+        seen = Seen(SecureRound(terms, size, TASK))
         for u in terms.participants:
             if u not in absent:
                 seen.answers[u] = self.sites[u].share(terms)
@@ -58,7 +58,7 @@ class World:
         seen = self.shared(terms, len(next(iter(vectors.values()))), absent)
         for u, delivery in seen.deliveries.items():
             seen.masked[u] = vectors[u].copy()
-            self.sites[u].mask(seen.masked[u], delivery)
+            self.sites[u].mask(seen.masked[u], delivery, task=TASK)
             if u not in silent:
                 seen.secure_round.receive_vector(u, seen.masked[u])
         seen.survivors = seen.secure_round.survivors()

@@ -43,7 +43,7 @@ def run(tiny_dir, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_rule_runs_and_sends_only_what_it_needs(run, tiny_dir, name):
-    rounds, out = run(aggregation=name, warmup_rounds=1)
+    rounds, out = run(aggregation=name, warmup_rounds=1, validation_fraction=0.1)
     adapter = read_adapter(out)
     five = {f: sum(v.numel() for n, v in adapter.items() if n.endswith(f)) for f in "ABCDE"}
     for number, line in enumerate(rounds):
@@ -103,6 +103,46 @@ def test_a_personal_factor_never_leaves_its_site_and_is_kept_there(run):
     assert not read_adapter(out)[name].any()  # the coordinator has but the fresh one
 
 
+def test_weights_are_tokens_rows_or_equal(run):
+    """All four specialties have 600 rows, and notes of different lengths."""
+    adapters = {
+        how: read_adapter(run(how, weighting=how, num_rounds=1)[1])
+        for how in ("tokens", "rows", "equal")
+    }
+    name = "model.layers.0.mlp.up_proj.D"
+    assert torch.equal(adapters["rows"][name], adapters["equal"][name])
+    assert not torch.equal(adapters["tokens"][name], adapters["equal"][name])
+
+
+@pytest.mark.parametrize("update_dtype", ["int8", "int4"])
+def test_what_a_format_lost_is_kept_at_the_site_and_sent_later(run, update_dtype):
+    """Over many rounds the adapter stays as close to the one of float32 as a round's rest."""
+    flags = {"num_rounds": 4, "lr_scheduler_type": "constant"}
+    exact = fold(read_adapter(run("exact", **flags)[1]))
+    _, out = run("coarse", update_dtype=update_dtype, **flags)
+    coarse = fold(read_adapter(out))
+    assert len(list((out / "sites").glob("*/after-*.safetensors"))) >= 4
+    fresh = fold(read_adapter(run("fresh", num_rounds=1, learning_rate=0.0)[1]))
+    moved = sum(float((exact[n] - fresh[n]).square().sum()) for n in exact) ** 0.5
+    missed = sum(float((exact[n] - coarse[n]).square().sum()) for n in exact) ** 0.5
+    assert 0 < missed < (0.05 if update_dtype == "int8" else 0.5) * moved
+
+
+def test_a_private_core_is_kept_where_it_wins_and_the_global_adapter_stays(run):
+    """Each site saves the better of two adapters that differ in their cores alone."""
+    rounds, out = run(aggregation="personal-core", validation_fraction=0.1, clients_per_round=2)
+    assert [len(line["sites"]) for line in rounds] == [2, 4]  # the last round is for everybody
+    shared = fold(read_adapter(out))
+    won = 0
+    for index, site in enumerate(rounds[-1]["sites"]):
+        own = fold(read_adapter(out / "sites" / str(index) / "adapter"))
+        differing = {n.rpartition(".")[2] for n in own if not torch.equal(own[n], shared[n])}
+        wins = site["private_validation_loss"] < site["validation_loss"]
+        assert differing == ({"E"} if wins else set())
+        won += wins
+    assert won > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -112,6 +152,7 @@ def test_a_personal_factor_never_leaves_its_site_and_is_kept_there(run):
         ({"aggregation": "refactor", "server_optimizer": "adam"}, "needs --gauge aligned"),
         ({"aggregation": "core", "loraplus_lr_ratio": 4.0}, "--loraplus_lr_ratio"),
         ({"aggregation": "stack", "server_learning_rate": 0.5}, "takes only --server_optimizer"),
+        ({"aggregation": "personal-core"}, "needs --validation_fraction"),
         ({"beta_1": 1.0}, r"--beta_1 must be in \[0, 1\)"),
         ({"tau": 0.0}, "--tau must be above 0"),
         ({"warmup_rounds": 0}, "--warmup_rounds must be at least 1"),

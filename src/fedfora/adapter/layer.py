@@ -133,7 +133,8 @@ class ForaLayer(BaseTunerLayer):
         something small, would lose what it learned.
         """
         B, C, E = (self.factor(letter, adapter_name) for letter in "BCE")
-        with torch.autocast(E.weight.device.type, enabled=False):
+        device = "cpu" if E.weight.is_meta else E.weight.device.type  # meta knows no autocast
+        with torch.autocast(device, enabled=False):
             eye_RR = torch.eye(E.in_features, device=E.weight.device, dtype=E.weight.dtype)
             core_RR: Tensor = eye_RR + E(eye_RR) + C(B(eye_RR))
         return core_RR

@@ -11,8 +11,12 @@ COMMANDS = {
     "simulate": "a whole federation on this machine",
     "predict": "answer the rows of a file with an adapter",
     "evaluate": "score a predictions file",
-    "export": "an adapter as LoRA, or merged with its base",
+    "chat": "try an adapter on the spot",
+    "export": "an adapter as LoRA, as GGUF, or merged with its base",
     "report": "one HTML page from run directories",
+    "watch": "follow a run from another terminal",
+    "check": "says what a file of rows holds and what would go wrong",
+    "fate": "a party of a FATE federation",
     "info": "versions and hardware",
 }
 

@@ -20,4 +20,4 @@ def run(argv: Sequence[str]) -> None:
     with View(work_of(settings)) as view:
         view.line(f"{len(names)} sites: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}")
         simulate(settings, view)
-    print(f"adapter, metrics and configuration: {settings.run.output_dir}")
+    print(f"adapter, metrics, report.html: {settings.run.output_dir}")

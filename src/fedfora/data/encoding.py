@@ -1,7 +1,11 @@
 """Examples to token ids: the prompt as it will be at prediction, the loss on the answer only."""
 
 import logging
+import math
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 from fedfora.data.loading import Example
@@ -72,13 +76,41 @@ def encode_example(example: Example, tokenizer: Any, layout: PromptFormat) -> di
 
 def encode_examples(examples: list[Example], tokenizer: Any, layout: PromptFormat) -> Encoded:
     """Encode all examples; warn with the count of those that had to be cut."""
-    encoded, cut = [], 0
-    for example in examples:
-        row, is_cut = _encode(example, tokenizer, layout)
-        encoded.append(row)
-        cut += is_cut
+    encoded, cut = encode_and_count(examples, tokenizer, layout)
     warn_of_cut_rows(cut, len(examples), layout)
     return encoded
+
+
+def encode_and_count(
+    examples: list[Example], tokenizer: Any, layout: PromptFormat, *, num_workers: int = 1
+) -> tuple[Encoded, int]:
+    """Return the encoded examples and how many of them were cut.
+
+    Args:
+        examples: The rows.
+        tokenizer: The base's.
+        layout: How rows become prompts.
+        num_workers: Processes that encode; starting one takes seconds.
+    """
+    if num_workers == 1:
+        encoded = [_encode(example, tokenizer, layout) for example in examples]
+    else:
+        share = math.ceil(len(examples) / num_workers)
+        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as workers:
+            work = partial(_encode, tokenizer=tokenizer, layout=layout)
+            encoded = list(workers.map(work, examples, chunksize=share))
+    return [row for row, _ in encoded], sum(cut for _, cut in encoded)
+
+
+def prompt_tokens(example: Example, tokenizer: Any, layout: PromptFormat) -> int:
+    """Return the tokens of a prompt's text and history before anything is cut, without frame."""
+    said = [text for turn in example.history for text in turn]
+    return sum(len(_ids(tokenizer, t)) for t in (*said, layout.source_prefix + example.prompt))
+
+
+def answer_tokens(example: Example, tokenizer: Any) -> int:
+    """Return the tokens of an answer before it is cut, end-of-sequence included."""
+    return len(_ids(tokenizer, example.output or "")) + 1
 
 
 def warn_of_cut_rows(cut: int, num_rows: int, layout: PromptFormat) -> None:

@@ -38,6 +38,12 @@ class DataArguments:
     template: Literal["auto", "plain", "chat"] = flag(
         "auto", "the model's chat template, plain text, or whichever the model has"
     )
+    preprocessing_num_workers: int = flag(
+        1, "processes that encode the rows; worth it from some 100,000 rows on"
+    )
+    overwrite_cache: bool = flag(
+        False, "encode the rows anew, although --cache_dir keeps them from an earlier training"
+    )
     skip_bad_rows: bool = flag(False, "count and skip broken rows instead of stopping")
 
     def __post_init__(self) -> None:
@@ -45,6 +51,11 @@ class DataArguments:
         if self.max_source_length < 1:
             raise ValueError(
                 f"--max_source_length must be at least 1, got {self.max_source_length}"
+            )
+        if self.preprocessing_num_workers < 1:
+            raise ValueError(
+                "--preprocessing_num_workers must be at least 1, got "
+                f"{self.preprocessing_num_workers}"
             )
         if self.max_target_length < 2:
             raise ValueError(

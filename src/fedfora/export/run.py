@@ -10,12 +10,24 @@ from typing import Any
 from peft import PeftModel
 
 from fedfora._registry import Registry
-from fedfora.export.deviation import Deviation, deviation, logits
+from fedfora.export.deviation import Deviation, deviation, logits, probe
+from fedfora.export.gguf_lora import import_gguf, to_gguf
 from fedfora.export.llama import export_llama
+from fedfora.export.llama_cpp import check_llama_cpp, llama_cpp_logits
 from fedfora.export.lora import to_lora
+from fedfora.export.modelfile import modelfile
 from fedfora.export.settings import ExportSettings
-from fedfora.models.loading import Base, base_name_of, check_adapter_dir, load_adapter, load_base
+from fedfora.models.loading import (
+    Base,
+    base_name_of,
+    check_adapter_dir,
+    load_adapter,
+    load_base,
+    model_path,
+)
+from fedfora.models.saving import read_prompt_format
 from fedfora.models.settings import ModelArguments
+from fedfora.reporting.record import write_text
 
 # A format writes a directory and returns lines that say how far it is from the source.
 Format = Callable[[ExportSettings, Path], list[str]]
@@ -101,6 +113,32 @@ def export_merged(settings: ExportSettings, directory: Path) -> list[str]:
         del merged
         lines.append(f"the {other} base would give: {_merge(settings, expected, other)[1]}")
     return lines
+
+
+@FORMATS.register("gguf")
+def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
+    """Write a GGUF LoRA and a Modelfile; compare with llama.cpp where a GGUF base is given.
+
+    Raises:
+        ValueError: If llama.cpp has no place for the model or the adapter, or a package is missing.
+    """
+    arguments, model = settings.export, settings.model
+    import_gguf()
+    if arguments.base_gguf is not None:
+        check_llama_cpp()
+    base_path = model_path(str(model.model_name_or_path), hub=model.hub, cache_dir=model.cache_dir)
+    path = to_gguf(str(arguments.model_dir), base_path, directory)
+    prompts = read_prompt_format(str(arguments.model_dir))
+    write_text(directory / "Modelfile", modelfile(path.name, arguments.base_gguf, prompts))
+    lines = ["read back, equal to the bit"]
+    if arguments.base_gguf is None:
+        return [*lines, "not run in llama.cpp: --base_gguf FILE compares the logits"]
+    trained = load_adapter(load_base(settings.model), str(arguments.model_dir))
+    expected = logits(trained)
+    ids = probe(trained.config.get_text_config().vocab_size)
+    actual = llama_cpp_logits(arguments.base_gguf, path, ids)
+    result = deviation(expected, actual[..., : expected.shape[-1]])
+    return [*lines, f"llama.cpp on {arguments.base_gguf} against PEFT: {result}"]
 
 
 @FORMATS.register("llama")

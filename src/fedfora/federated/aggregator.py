@@ -62,7 +62,8 @@ class Aggregator:
             ValueError: If there is no update, or a weight is not positive.
         """
         rule, chosen = exchange.rule, self.settings.aggregation
-        meter = None if rule.personal or rule.on_top else ErrorMeter()
+        partial = bool(rule.personal) or rule.on_top or not rule.sends
+        meter = None if partial else ErrorMeter()
         combine = robust(chosen.robust, chosen.num_malicious_nodes)
         seen = self._seen(exchange, updates, meter)
         aggregate = rule.aggregate(exchange.current, seen, combine)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedfora.federated import secure_site
 from fedfora.federated.exchange import read_assignment
-from fedfora.federated.local_round import carry_out
+from fedfora.federated.local_round import carry_out, hide_result
 from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
-from fedfora.federated.site import open_site, open_workplace, validate
+from fedfora.federated.settings import from_run_config
+from fedfora.federated.site import Workplace, open_site, open_workplace, validate
 from fedfora.federated.site_memory import memory_of, remembering
 from fedfora.federated.transport import pack
 from fedfora.training.trainer import StepReport
@@ -42,7 +44,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
                     {
                         "index": site.index,
                         "name": site.name,
-                        "rows": len(site.encoded),
+                        "rows": 0 if _is_secure(workplace) else len(site.encoded),
                         "rank": site.rank,
                         "data-digest": site.digest,
                         "base-fingerprint": workplace.base_fingerprint,
@@ -68,15 +70,27 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         """Judge the received adapter on the rows kept back, then train it for one round."""
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
+        secure = _is_secure(workplace)
+        if not secure:
+            secure_site.check_in_clear(context)
         assignment = read_assignment(message.content, context.state, workplace.fresh)
         validation_loss, validation_tokens = validate(workplace, site, assignment.adapter)
-        arrays, result = carry_out(
+        arrays, result, private_loss = carry_out(
             workplace,
             site,
             assignment,
             context.state,
             on_step=lambda report: on_step(site.name, report),
         )
+        origin = Origin(
+            assignment.round_index + 1, workplace.base_fingerprint, workplace.layout.digest
+        )
+        if secure:
+            hidden = hide_result(
+                message.content, context, workplace, site, assignment, arrays, result
+            )
+            content = RecordDict({ARRAYS: hidden, ORIGIN: origin.to_record()})
+            return Message(content, reply_to=message)
         report = Report(
             loss=result.loss,
             answer_tokens=result.answer_tokens,
@@ -86,9 +100,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
             seconds=result.seconds,
             validation_loss=validation_loss,
             validation_tokens=validation_tokens,
-        )
-        origin = Origin(
-            assignment.round_index + 1, workplace.base_fingerprint, workplace.layout.digest
+            private_validation_loss=private_loss,
         )
         content = RecordDict(
             {
@@ -102,6 +114,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
     @app.evaluate()  # type: ignore[untyped-decorator]
     def evaluate(message: Message, context: Context) -> Message:
         """Judge the received adapter on the rows kept back."""
+        secure_site.check_in_clear(context)  # a loss tells something, too
         workplace = open_workplace(context.run_config)
         site = open_site(workplace, int(context.node_config["partition-id"]))
         round_index = int(message.content["config"]["round-index"])
@@ -111,7 +124,32 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         metrics = MetricRecord({"validation-loss": loss, "validation-tokens": tokens})
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
+    @app.query("introduce")  # type: ignore[untyped-decorator]
+    def introduce(message: Message, context: Context) -> Message:
+        """Answer with the site's key of the run, for secure aggregation."""
+        return Message(secure_site.introduce(context, seed=_seed(context)), reply_to=message)
+
+    @app.query("share")  # type: ignore[untyped-decorator]
+    def share(message: Message, context: Context) -> Message:
+        """Answer with a key and shares for one round."""
+        content = secure_site.share(message.content, context, seed=_seed(context))
+        return Message(content, reply_to=message)
+
+    @app.query("reveal")  # type: ignore[untyped-decorator]
+    def reveal(message: Message, context: Context) -> Message:
+        """Answer with what takes the masks off the round's sum."""
+        content = secure_site.reveal(message.content, context, seed=_seed(context))
+        return Message(content, reply_to=message)
+
     return app
+
+
+def _is_secure(workplace: Workplace) -> bool:
+    return workplace.settings.secure.secure_aggregation
+
+
+def _seed(context: Context) -> int:
+    return from_run_config(context.run_config).train.seed
 
 
 app = make_client_app()

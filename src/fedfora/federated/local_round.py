@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, RecordDict
 
 from fedfora.adapter.state import draw_fresh, fold
 from fedfora.federated.aggregation.update import Update, absorb, part
 from fedfora.federated.exchange import Assignment
 from fedfora.federated.formats import FORMATS
-from fedfora.federated.site import Site, Workplace, train_round
-from fedfora.federated.transport import Layout, pack_with_feedback, to_record
+from fedfora.federated.secure_site import digest_of_task, hide
+from fedfora.federated.site import Site, Workplace, train_round, validate
+from fedfora.federated.transport import Layout, flatten, pack_with_feedback, to_record, unpack
 from fedfora.training.local import LocalResult
 from fedfora.training.trainer import StepReport
 
@@ -20,8 +21,8 @@ def carry_out(
     assignment: Assignment,
     state: RecordDict,
     on_step: Callable[[StepReport], None] = lambda report: None,
-) -> tuple[ArrayRecord, LocalResult]:
-    """Train for one round and return what travels, with what the training did.
+) -> tuple[ArrayRecord, LocalResult, float]:
+    """Train for one round.
 
     Args:
         workplace: Base model and settings.
@@ -29,6 +30,10 @@ def carry_out(
         assignment: What to do.
         state: The site's memory; personal factors and what the travel format lost are kept there.
         on_step: Called after every optimizer step.
+
+    Returns:
+        What travels, what the training did, and the validation loss of a private adapter, 0 where
+        the round made none.
     """
     rule, start = assignment.rule, assignment.adapter
     below = None
@@ -49,7 +54,60 @@ def carry_out(
     if rule.personal:
         state["personal"] = to_record(part(adapter, rule.personal))
         workplace.keep(site, adapter)
-    return _packed(workplace, part(adapter, rule.sends), part(start, rule.sends), state), result
+    private_loss = 0.0 if rule.sends else _keep_the_better(workplace, site, start, adapter)
+    arrays = _packed(workplace, part(adapter, rule.sends), part(start, rule.sends), state)
+    return arrays, result, private_loss
+
+
+def _keep_the_better(workplace: Workplace, site: Site, received: Update, private: Update) -> float:
+    """Save the private adapter where it wins on the site's rows kept back, else the received one.
+
+    Returns the private one's loss on them.
+    """
+    received_loss, _ = validate(workplace, site, received)
+    private_loss, _ = validate(workplace, site, private)
+    workplace.keep(site, private if private_loss < received_loss else received)
+    return private_loss
+
+
+def hide_result(
+    content: RecordDict,
+    context: Context,
+    workplace: Workplace,
+    site: Site,
+    assignment: Assignment,
+    arrays: ArrayRecord,
+    result: LocalResult,
+) -> ArrayRecord:
+    """Return what travels under secure aggregation: what the training changed, as masked words.
+
+    Args:
+        content: Of the message that asked for the training.
+        context: The site's; its memory of the round is there.
+        workplace: Base model and settings.
+        site: Whose rows.
+        assignment: What was to do.
+        arrays: What `carry_out` packed, in float32.
+        result: What the training did.
+    """
+    settings, start = workplace.settings, part(assignment.adapter, assignment.rule.sends)
+    layout = Layout.of(start)
+    given = part(assignment.adapter, assignment.rule.travels + assignment.rule.frozen)
+    update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
+    weights = {"tokens": result.answer_tokens, "rows": len(site.encoded), "equal": 1}
+    return hide(
+        update_N,
+        content,
+        context,
+        seed=settings.train.seed,
+        round_number=assignment.round_index + 1,
+        task=digest_of_task(assignment.rule.name, given, settings.run_config()),
+        weight=weights[settings.aggregation.weighting],
+        loss=result.loss,
+        value_range=settings.secure.secagg_range,
+        max_weight=settings.largest_weight,
+        max_norm=settings.rounds.max_update_norm or float("inf"),
+    )
 
 
 def fresh_start(workplace: Workplace, site: Site, round_index: int) -> Update:

@@ -50,6 +50,8 @@ class Report:
         validation_loss: Loss per answer token of the received adapter, before training, on the
             rows that the site keeps back; 0 where it keeps none.
         validation_tokens: Answer tokens of those rows.
+        private_validation_loss: The same loss of the site's private adapter, where the round made
+            one; it is kept where it is the lower one.
     """
 
     loss: float
@@ -60,6 +62,7 @@ class Report:
     seconds: float
     validation_loss: float = 0.0
     validation_tokens: int = 0
+    private_validation_loss: float = 0.0
 
     def to_record(self) -> MetricRecord:
         """Return it as it travels."""

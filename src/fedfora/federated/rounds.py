@@ -42,6 +42,7 @@ from fedfora.federated.quorum import Ledger
 from fedfora.federated.receiving import receive
 from fedfora.federated.round_view import RoundView
 from fedfora.federated.screening import Limits
+from fedfora.federated.secure_rounds import SecureRounds
 from fedfora.federated.selection import Selection, judging_score
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.site import SITES, open_workplace
@@ -92,15 +93,10 @@ def run_rounds(grid: Grid, run_config: Mapping[str, Scalar], view: RoundView) ->
 
 def limits_of(settings: FederationSettings) -> Limits:
     """Return what is refused: by default no weight that a site's steps cannot have earned."""
-    train, rounds = settings.train, settings.rounds
-    rows = (
-        settings.federation.local_steps
-        * train.per_device_train_batch_size
-        * train.gradient_accumulation_steps
-    )
+    rounds = settings.rounds
     infinity = float("inf")
     return Limits(
-        max_weight=rounds.max_weight or rows * settings.data.max_target_length,
+        max_weight=rounds.max_weight or settings.most_tokens,
         max_update_norm=rounds.max_update_norm or infinity,
         max_norm_ratio=rounds.max_norm_ratio or infinity,
     )
@@ -132,6 +128,7 @@ class _Rounds:
             base_fingerprint=agreement.base_fingerprint,
             limits=limits_of(settings),
             watcher=self.ledger,
+            secure=self._secure_rounds(),
         )
 
     def run(self, progress: Progress) -> None:
@@ -180,6 +177,7 @@ class _Rounds:
             **_aggregation_errors(metrics),
             sites=[contribution.to_line() for contribution in self.ledger.used],
             rejected=self.ledger.refused,
+            **self._secure_line(),
             uplink_bytes=sum(contribution.uplink_bytes for contribution in self.ledger.used),
             downlink_bytes=sum(contribution.downlink_bytes for contribution in self.ledger.used),
             **validation,
@@ -191,6 +189,24 @@ class _Rounds:
         return Progress(
             number, adapter, self.strategy.state(), selection, self.record.metrics_bytes()
         )
+
+    def _secure_rounds(self) -> SecureRounds | None:
+        settings = self.settings
+        if not settings.secure.secure_aggregation:
+            return None
+        names = {site.node_id: site.name for site in self.agreement.sites}
+        return SecureRounds(
+            {site.node_id: site.index for site in self.agreement.sites},
+            threshold=settings.secure.secagg_threshold,
+            value_range=settings.secure.secagg_range,
+            max_weight=settings.largest_weight,
+            deadline_s=settings.rounds.round_deadline,
+            on_rejected=lambda node, reason: self.ledger.rejected(names[node], reason),
+        )
+
+    def _secure_line(self) -> dict[str, Any]:
+        secure = self.strategy.secure
+        return {} if secure is None else {"secure_aggregation": secure.line}
 
     def _judge(
         self, selection: Selection, number: int, arrays: ArrayRecord, metrics: MetricRecord

@@ -129,6 +129,26 @@ def read_validation(reply: Message) -> tuple[float, int]:
     return float(metrics["validation-loss"]), int(metrics["validation-tokens"])
 
 
+def read_masked(reply: Message, origin: Origin) -> ArrayRecord:
+    """Return the arrays of an answer under secure aggregation.
+
+    What they hold is hidden from whoever screens it; only what the reply says of itself is checked.
+
+    Raises:
+        RejectedError: If it is something else, or starts from anything but `origin`.
+    """
+    if reply.has_error():
+        raise RejectedError(f"error {reply.error.code}: {reply.error.reason}")
+    content = reply.content
+    if set(content) != {ARRAYS, ORIGIN}:
+        expected = sorted([ARRAYS, ORIGIN])
+        raise RejectedError(f"records: expected {expected}, got {sorted(content)[:10]}")
+    _check_origin(content, origin)
+    if not isinstance(content[ARRAYS], ArrayRecord):
+        raise RejectedError(f"records: {ARRAYS!r} holds no arrays")
+    return content[ARRAYS]
+
+
 def check_arrays(record: ArrayRecord, example: ArrayRecord) -> None:
     """Raise unless names, formats, shapes and sizes are those of the example.
 

@@ -14,6 +14,7 @@ from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import Moment, Rule, rule_of_round, rules_of
 from fedfora.federated.aggregation_settings import AggregationArguments
 from fedfora.federated.round_settings import RoundArguments
+from fedfora.federated.secure_settings import SecureAggregationArguments, check_secure
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.reporting.settings import RunArguments
 from fedfora.training.settings import TrainArguments
@@ -56,6 +57,7 @@ SECTIONS = {
     "federation": FederationArguments,
     "rounds": RoundArguments,
     "aggregation": AggregationArguments,
+    "secure": SecureAggregationArguments,
 }
 
 
@@ -72,10 +74,19 @@ class FederationSettings:
     federation: FederationArguments
     rounds: RoundArguments
     aggregation: AggregationArguments
+    secure: SecureAggregationArguments
 
     def __post_init__(self) -> None:
         """Refuse what an aggregation rule cannot honor, naming the flag."""
         check_fit(self.aggregation, self.adapter, self.train)
+        private = any(not rule.sends for rule in rules_of(self.aggregation.aggregation))
+        if private and not (self.rounds.validation_fraction and self.federation.num_rounds > 1):
+            raise ValueError(
+                "--aggregation personal-core needs --validation_fraction, to judge the private "
+                "cores on, and at least 2 rounds: the last one is theirs"
+            )
+        if self.secure.secure_aggregation:
+            check_secure(self.aggregation, self.rounds)
 
     def rule_of_round(self, round_index: int) -> Rule:
         """Return the aggregation rule of a round, counted from 0."""
@@ -87,6 +98,20 @@ class FederationSettings:
             refresh_rounds=chosen.refresh_rounds,
         )
         return rule_of_round(chosen.aggregation, moment)
+
+    @property
+    def largest_weight(self) -> int:
+        """The largest weight that a site can have in a round, under secure aggregation."""
+        if self.aggregation.weighting == "equal":
+            return 1
+        return int(self.rounds.max_weight or self.most_tokens)
+
+    @property
+    def most_tokens(self) -> int:
+        """The most answer tokens that a site's steps of a round can train on."""
+        train = self.train
+        rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        return self.federation.local_steps * rows * self.data.max_target_length
 
     def run_config(self) -> dict[str, Scalar]:
         """Return the settings as Flower's run config; `from_run_config` is the inverse."""

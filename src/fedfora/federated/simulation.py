@@ -12,10 +12,12 @@ from fedfora.federated.client_app import make_client_app
 from fedfora.federated.engines import ENGINES
 from fedfora.federated.ray_engine import check_ray
 from fedfora.federated.round_view import RoundView
+from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.federated.server_app import make_server_app
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site import open_workplace, site_names
 from fedfora.federated.strategy import Contribution
+from fedfora.reporting.follow import Follower
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import EVALUATED_ROW, View
 from fedfora.training.trainer import StepReport
@@ -63,6 +65,10 @@ def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
     """Raise where no round could have a quorum, or nothing says when to stop early."""
     rounds = settings.rounds
     drawn = settings.federation.clients_per_round or num_sites
+    if settings.secure.secure_aggregation and drawn < MIN_SITES:
+        raise ValueError(
+            f"--secure_aggregation: a round has only {drawn} sites, at least {MIN_SITES} are needed"
+        )
     if rounds.min_clients > drawn:
         raise ValueError(f"--min_clients {rounds.min_clients}: a round has only {drawn} sites")
     judged = rounds.validation_fraction > 0 or settings.data.test_file is not None
@@ -102,7 +108,9 @@ class SimulationView(RoundView):
     settings: FederationSettings
     label: str = ""
     _since: float = field(default_factory=time.monotonic)
-    _steps_seen: int = 0
+
+    def __post_init__(self) -> None:
+        self._record = Follower(self.settings.run.output_dir)
 
     def resumed(self, round_number: int) -> None:
         """Say where the run goes on."""
@@ -113,15 +121,25 @@ class SimulationView(RoundView):
 
     def absent(self, site: str, reason: str) -> None:
         """Name a site that takes no part."""
+        self._read_record()
         self.view.line(f"{site} takes no part: {reason}")
 
     def rejected(self, site: str, reason: str) -> None:
         """Name a site that is left out of the round."""
+        self._read_record()
         self.view.line(f"{self.label:12s} without {site}: {reason}")
 
+    def contributed(self, contribution: Contribution) -> None:
+        """Mark a site whose update has come; show its work where its steps were out of sight."""
+        self.view.board.site(contribution.site).state = "sent"
+        report = contribution.report
+        if report is not None and self.settings.rounds.engine != "embedded":
+            self.view.advance(report.steps, f"{self.label} {contribution.site}", loss=report.loss)
+
     def round_started(self, round_number: int, num_rounds: int, sites: list[str]) -> None:
-        """Remember which round it is."""
+        """Remember which round it is, and who takes part."""
         self.label = f"round {round_number}/{num_rounds}"
+        self.view.board.draw(sites)
 
     def site_step(self, site: str, report: StepReport) -> None:
         """Show a step of a site."""
@@ -129,13 +147,10 @@ class SimulationView(RoundView):
             self._since = time.monotonic()
         seconds = time.monotonic() - self._since
         speed = report.tokens / seconds if report.step > 1 else None
+        shown = self.view.board.site(site)
+        shown.state = f"step {report.step}/{self.settings.federation.local_steps}"
+        shown.loss = report.loss
         self.view.advance(1, f"{self.label} {site}", loss=report.loss, speed=speed)
-
-    def contributed(self, contribution: Contribution) -> None:
-        """Show a site's work where its steps were out of sight."""
-        if self.settings.rounds.engine != "embedded":
-            report = contribution.report
-            self.view.advance(report.steps, f"{self.label} {contribution.site}", loss=report.loss)
 
     def evaluated(self, num_rows: int) -> None:
         """Show the evaluation."""
@@ -150,6 +165,7 @@ class SimulationView(RoundView):
         aggregation_error: float | None,
     ) -> None:
         """Print the round's line."""
+        self._read_record()
         text = f"{self.label:12s} loss {loss:6.3f}"
         if validation_loss is not None:
             text += f"   validation loss {validation_loss:6.3f}"
@@ -157,9 +173,16 @@ class SimulationView(RoundView):
             text += f"   F1 {scores['f1']:.3f}   parse rate {scores['parse_rate']:.3f}"
         elif scores:
             text += f"   exact match {scores['exact_match']:.3f}"
+        if "epsilon" in self.view.board.numbers:
+            text += f"   epsilon {self.view.board.numbers['epsilon']:.2f}"
         if aggregation_error is not None:
             text += f"   aggregation error {aggregation_error:.2g}"
         self.view.line(text)
+
+    def _read_record(self) -> None:
+        """Take in what the run has recorded since."""
+        for event in self._record.new():
+            self.view.board.take(event)
 
     def stopped_early(self, best_round: int) -> None:
         """Say why the run ends."""

@@ -6,6 +6,8 @@ site's code puts there) in a file that says after which round it was written. A 
 starts from the newest state from before round n, so a federation that is killed in the middle of a
 round and resumed finds what it would have found.
 
+Other records of the state stay in memory, and never touch the disk: keys of secure aggregation.
+
 A site that keeps nothing writes nothing.
 """
 
@@ -71,12 +73,17 @@ def memory_of(context: Context) -> SiteMemory:
     return SiteMemory(run_directory / SITES / str(context.node_config["partition-id"]))
 
 
+def _transient(state: RecordDict) -> RecordDict:
+    """Return what a site keeps in memory alone: records that are no arrays, such as keys."""
+    return RecordDict(dict(state.config_records))
+
+
 def remembering(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """A Flower mod: a training starts from the site's last state, and leaves its own."""
     round_number = int(message.content["config"]["round-index"]) + 1
     memory = memory_of(context)
-    context.state = memory.read(before=round_number)
+    context.state = RecordDict({**memory.read(before=round_number), **_transient(context.state)})
     reply = call_next(message, context)
     memory.write(context.state, after=round_number)
-    context.state = RecordDict()
+    context.state = _transient(context.state)
     return reply

@@ -7,9 +7,10 @@ reply is screened before the rule sees it.
 
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fedfora._seeds import derive_seed
 from fedfora.federated.aggregation import Weighted
+from fedfora.federated.aggregation.update import part
 from fedfora.federated.aggregator import Aggregator
 from fedfora.federated.exchange import Exchange, content_bytes
 from fedfora.federated.formats import FORMATS
@@ -25,10 +27,13 @@ from fedfora.federated.screening import (
     Expected,
     Limits,
     RejectedError,
+    read_masked,
     read_validation,
     screen,
 )
-from fedfora.federated.transport import Layout, from_record, payload_bytes, to_record
+from fedfora.federated.secure_rounds import SecureRounds
+from fedfora.federated.secure_site import digest_of_task
+from fedfora.federated.transport import Layout, from_record, payload_bytes, to_record, unflatten
 
 logger = logging.getLogger(__name__)
 
@@ -47,24 +52,23 @@ class SiteInfo:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one site did in one round: its report, the bytes that traveled, how far it moved."""
+    """What one site did in one round: its report, the bytes that traveled, how far it moved.
+
+    Under secure aggregation nobody knows a site's report and how far it moved; both are None.
+    """
 
     site: str
-    report: Report
+    report: Report | None
     uplink_bytes: int
     downlink_bytes: int
-    norm: float
+    norm: float | None
 
     def to_line(self) -> dict[str, str | int | float]:
         """Return it flat, as metrics.jsonl holds it."""
-        line = {"site": self.site, **vars(self.report)}
+        reported = {} if self.report is None else vars(self.report)
         traveled = {"uplink_bytes": self.uplink_bytes, "downlink_bytes": self.downlink_bytes}
-        return {**line, **traveled, "norm": self.norm}
-
-    def weight(self, weighting: str) -> float:
-        """Return the site's weight: by "tokens" trained on, by "rows", or "equal"."""
-        report = self.report
-        return float({"tokens": report.answer_tokens, "rows": report.rows, "equal": 1}[weighting])
+        moved = {} if self.norm is None else {"norm": self.norm}
+        return {"site": self.site, **reported, **traveled, **moved}
 
 
 class RoundWatcher:
@@ -93,6 +97,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         base_fingerprint: str,
         limits: Limits,
         watcher: RoundWatcher,
+        secure: SecureRounds | None = None,
     ) -> None:
         """Make the strategy.
 
@@ -103,6 +108,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             base_fingerprint: Of everybody's base model.
             limits: What is refused.
             watcher: Told what became of each reply.
+            secure: Secure aggregation; None where single updates are seen.
         """
         self.aggregator = aggregator
         self.settings = aggregator.settings
@@ -111,6 +117,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         self.base_fingerprint = base_fingerprint
         self.limits = limits
         self.watcher = watcher
+        self.secure = secure
         self._exchange: Exchange | None = None
         self._frozen_at: dict[int, str] = {}  # node to the digest of the frozen factors it has
         self._downlink_bytes: dict[int, int] = {}
@@ -127,10 +134,13 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         self.aggregator.optimizer.moments = dict(state)
 
     def sample(self, server_round: int) -> list[SiteInfo]:
-        """Return the sites of a round, by index; the same seed draws the same sites."""
+        """Return the sites of a round, by index; the same seed draws the same sites.
+
+        A round from which nothing comes back is there for the sites, so all of them take part.
+        """
         sites = list(self.sites.values())
         clients_per_round = self.settings.federation.clients_per_round
-        if clients_per_round is None:
+        if clients_per_round is None or not self.settings.rule_of_round(server_round - 1).sends:
             return sites
         rng = random.Random(derive_seed(self.settings.train.seed, "sample", server_round))
         drawn = rng.sample(sites, min(clients_per_round, len(sites)))
@@ -141,12 +151,14 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
     ) -> Iterable[Message]:
         """Return one message for each site of the round."""
         exchange = self._exchange = self._exchange_of(server_round, arrays)
-        contents = {
-            site.node_id: exchange.message(
-                site.rank, has_frozen=self._frozen_at.get(site.node_id) == exchange.digest
-            )
-            for site in self.sample(server_round)
-        }
+        drawn = self.sample(server_round)
+        extra = self._extra(server_round, exchange, drawn, grid)
+        contents = {}
+        for site in drawn:
+            if site.node_id in extra:
+                has_frozen = self._frozen_at.get(site.node_id) == exchange.digest
+                content = exchange.message(site.rank, has_frozen=has_frozen)
+                contents[site.node_id] = RecordDict({**content, **extra[site.node_id]})
         self._downlink_bytes = {node: content_bytes(sent) for node, sent in contents.items()}
         return self._messages(server_round, MessageType.TRAIN, contents)
 
@@ -155,6 +167,8 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies with the rule; without a usable reply there is nothing to return."""
         assert self._exchange is not None, "configure_train comes first"
+        if self.secure is not None:
+            return self._aggregate_sum(server_round, self._exchange, replies, self.secure)
         used: list[Contribution] = []
         weighted = self._weighted(server_round, self._exchange, replies, used)
         try:
@@ -218,6 +232,51 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             for node_id, content in contents.items()
         ]
 
+    def _extra(
+        self, server_round: int, exchange: Exchange, drawn: list[SiteInfo], grid: Grid
+    ) -> Mapping[int, Mapping[str, ConfigRecord]]:
+        """Return, for each site that is asked to train, what secure aggregation tells it."""
+        if self.secure is None:
+            return {site.node_id: {} for site in drawn}
+        rule = exchange.rule
+        given = part(exchange.adapter, rule.travels + rule.frozen)
+        task = digest_of_task(rule.name, given, self.settings.run_config())
+        nodes = [site.node_id for site in drawn]
+        size = Layout.of(exchange.current).size
+        return self.secure.open(grid, server_round, nodes, size, task)
+
+    def _aggregate_sum(
+        self,
+        server_round: int,
+        exchange: Exchange,
+        replies: Iterable[Message],
+        secure: SecureRounds,
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Fold what the sum of the masked updates says; how far it misses, nobody can tell."""
+        origin = Origin(server_round, self.base_fingerprint, self.layout.digest)
+        taken = 0
+        for reply in replies:
+            site = self.sites[reply.metadata.src_node_id]
+            try:
+                masked = read_masked(reply, origin)
+                secure.take(site.node_id, masked)
+            except ValueError as error:
+                self._frozen_at.pop(site.node_id, None)
+                self.watcher.rejected(site.name, str(error))
+                continue
+            taken += 1
+            self._frozen_at[site.node_id] = exchange.digest
+            uplink_bytes = payload_bytes(masked) + secure.uplink_bytes(site.node_id)
+            downlink_bytes = self._downlink_bytes[site.node_id]
+            self.watcher.contributed(
+                Contribution(site.name, None, uplink_bytes, downlink_bytes, None)
+            )
+        summed = secure.close()
+        change = unflatten(summed.mean_N.astype(np.float32), Layout.of(exchange.current))
+        update = {name: value + change[name] for name, value in exchange.current.items()}
+        adapter, _ = self.aggregator.aggregate(exchange, [(update, float(summed.weight))])
+        return to_record(adapter), MetricRecord({"loss": summed.loss, "sites": taken})
+
     def _weighted(
         self,
         server_round: int,
@@ -247,11 +306,16 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             )
             used.append(contribution)
             self.watcher.contributed(contribution)
-            yield accepted.update, contribution.weight(self.settings.aggregation.weighting)
+            yield accepted.update, _weight(accepted.report, self.settings.aggregation.weighting)
+
+
+def _weight(report: Report, weighting: str) -> float:
+    """Return a site's weight: by "tokens" trained on, by "rows", or "equal"."""
+    return float({"tokens": report.answer_tokens, "rows": report.rows, "equal": 1}[weighting])
 
 
 def _mean_metrics(used: list[Contribution]) -> MetricRecord:
-    reports = [contribution.report for contribution in used]
+    reports = [contribution.report for contribution in used if contribution.report is not None]
     tokens = sum(report.answer_tokens for report in reports)
     loss = sum(report.loss * report.answer_tokens for report in reports) / tokens
     metrics = MetricRecord({"loss": loss, "sites": len(used), "answer-tokens": tokens})

@@ -73,6 +73,19 @@ def load_base(settings: ModelArguments) -> Base:
     return Base(model, tokenizer, name, settings.quantization)
 
 
+def load_tokenizer(settings: ModelArguments) -> Any:
+    """Load a base's tokenizer alone.
+
+    Raises:
+        ValueError: If no model is named, or there is none, or it has no tokenizer.
+    """
+    name = settings.model_name_or_path
+    if not name:
+        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
+    path = model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
+    return _load_tokenizer(path, name, settings.cache_dir)
+
+
 def _load_tokenizer(path: str, name: str, cache_dir: str | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, cache_dir=cache_dir)
@@ -213,7 +226,6 @@ def _dtype(settings: ModelArguments) -> Any:
 
 
 def _quantization(settings: ModelArguments) -> BitsAndBytesConfig | None:
-    """No double quantization on the CPU: there it gives other numbers at every call."""
     if settings.quantization == "none":
         return None
     if settings.quantization == "int8":
@@ -223,5 +235,16 @@ def _quantization(settings: ModelArguments) -> BitsAndBytesConfig | None:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.float32 if on_cpu else torch.bfloat16,
-        bnb_4bit_use_double_quant=not on_cpu,
+        bnb_4bit_use_double_quant=_double_quantization(settings, on_cpu=on_cpu),
     )
+
+
+def _double_quantization(settings: ModelArguments, *, on_cpu: bool) -> bool:
+    """No double quantization on the CPU: there it gives other numbers at every call."""
+    asked = settings.bnb_4bit_use_double_quant
+    if asked == "true" and on_cpu:
+        raise ValueError(
+            "--bnb_4bit_use_double_quant true: on a CPU bitsandbytes' double quantization gives "
+            "other numbers at every call; leave it out"
+        )
+    return not on_cpu if asked == "auto" else asked == "true"

@@ -44,7 +44,7 @@ def card_of(run: Run) -> Card:
         "adapter": {"method": "FoRA", **_settings(run, "adapter", _ADAPTER)},
         "training": _settings(run, "train", _TRAINING),
         "rows": _rows(run),
-        "privacy": privacy_of(run.of("round")),
+        "privacy": privacy_of(run.events),
         "environment": {
             key: environment.get(key) for key in ("command", "seed", "python", "packages")
         },
@@ -71,30 +71,33 @@ def read_card(directory: str | Path) -> Card | None:
     return card
 
 
-def privacy_of(rounds: Iterable[Event]) -> dict[str, Any]:
+def privacy_of(events: Iterable[Event]) -> dict[str, Any]:
     """Return what was spent of the privacy budget, and that in words.
 
     Args:
-        rounds: The "round" events. The last that says `epsilon`, at its top or one level below,
-            says what was spent in all.
+        events: The run's events. The last that says `epsilon`, at its top or one level below, says
+            what was spent in all; so with `delta` and with the sentence in `privacy_statement`, or
+            `statement` beside them.
     """
-    spent: dict[str, float] = {}
-    for line in rounds:
+    spent: dict[str, Any] = {"epsilon": None, "delta": None, "statement": None}
+    for line in events:
         for values in (line, *(value for value in line.values() if isinstance(value, Mapping))):
-            spent |= {
-                name: float(values[name])
-                for name in ("epsilon", "delta")
-                if isinstance(values.get(name), int | float)
+            if not {"epsilon", "privacy_statement"} & set(values):
+                continue
+            said = values.get("privacy_statement", values.get("statement"))
+            spent = {
+                "epsilon": values.get("epsilon", spent["epsilon"]),
+                "delta": values.get("delta", spent["delta"]),
+                "statement": said or spent["statement"],
             }
-    if "epsilon" not in spent:
-        return {
-            "epsilon": None,
-            "delta": None,
-            "statement": "No differential privacy: the record holds no epsilon.",
-        }
-    delta = f", delta = {spent['delta']:g}" if "delta" in spent else ""
-    statement = f"Differentially private with epsilon = {spent['epsilon']:.3g}{delta}."
-    return {"epsilon": spent["epsilon"], "delta": spent.get("delta"), "statement": statement}
+    return {**spent, "statement": spent["statement"] or _statement(**spent)}
+
+
+def _statement(*, epsilon: float | None, delta: float | None, statement: None) -> str:
+    if epsilon is None:
+        return "No differential privacy: the record holds no epsilon."
+    with_delta = "" if delta is None else f", delta = {delta:g}"
+    return f"Differentially private with epsilon = {epsilon:.3g}{with_delta}."
 
 
 def _settings(run: Run, section: str, names: Iterable[str]) -> dict[str, Any]:

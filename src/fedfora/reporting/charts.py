@@ -84,7 +84,7 @@ def interval_chart(rows: Sequence[tuple[str, float, Sequence[float] | None]], *,
         rows: Label, score, and the interval's bounds or None.
         name: The score.
     """
-    row_height, left = 26, 132
+    row_height, left = 26, 168
     height = TOP + row_height * len(rows) + BOTTOM
     x = Axis(0, 1, left, WIDTH - RIGHT - 8, (0, 0.25, 0.5, 0.75, 1))
     bottom = height - BOTTOM
@@ -184,7 +184,7 @@ def _tick(name: str, value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _short(text: str, longest: int = 18) -> str:
+def _short(text: str, longest: int = 24) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

@@ -13,7 +13,7 @@ Table = dict[str, Any]  # "columns": names, "rows": lists of text
 EXAMPLES = 12
 # In this order where a card's rows hold them; other scores follow.
 SCORES = ("f1", "precision", "recall", "exact_match", "parse_rate")
-_EVENTS_SHOWN_ELSEWHERE = {"round", "step", "row", "finished", "trained"}
+_EVENTS_SHOWN_ELSEWHERE = {"round", "step", "row", "started", "finished", "trained"}
 
 
 def summary(run: Run, card: Card) -> str:
@@ -118,7 +118,7 @@ def contributions(run: Run) -> Table | None:
                 name,
                 str(len(rounds)),
                 f"{rounds[-1]['rows']:,}" if "rows" in rounds[-1] else "",
-                f"{own:,}",
+                f"{own:,}" if own else "",  # hidden under secure aggregation
                 f"{own / tokens:.1%}" if tokens else "",
                 f"{rounds[-1]['loss']:.3f}" if "loss" in rounds[-1] else "",
                 data_size(sum(site.get("uplink_bytes", 0) for site in rounds)),
@@ -148,6 +148,8 @@ def incidents(run: Run) -> Table | None:
             said = {k: v for k, v in line.items() if k not in ("event", "seconds", "round")}
             where = f"round {line['round']}" if "round" in line else _clock(line)
             rows.append([where, label(str(line.get("event"))), _described(said)])
+    # A rejection is logged when it happens and again in its round's line.
+    rows = [list(row) for row in dict.fromkeys(map(tuple, rows))]
     return {"columns": ["when", "what", "details"], "rows": rows} if rows else None
 
 

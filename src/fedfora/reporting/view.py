@@ -1,10 +1,10 @@
-"""What a person sees while a run works: a progress bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a run works: a board on a terminal, plain lines elsewhere."""
 
 import time
 from types import TracebackType
-from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     Progress,
@@ -13,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fedfora.reporting.board import Board, render
+
 PLAIN_INTERVAL_S = 10.0
 EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
 
@@ -20,32 +22,30 @@ EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
 class View:
     """Counts the work done, in optimizer steps, and shows what goes on.
 
-    Use it as a context manager; `line` prints above the bar.
+    Use it as a context manager; `line` prints above the board. Whoever knows of sites or numbers
+    tells the `board`.
     """
 
     def __init__(self, total_steps: float, console: Console | None = None) -> None:
         self.console = console or Console(soft_wrap=True)
         self.total = total_steps
         self.done = 0.0
+        self.board = Board()
         self._started = self._last_line = time.monotonic()
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._live: Live | None = None
+        self._bar = progress_bar()
+        self._task = self._bar.add_task("starting", total=total_steps, numbers="")
 
     def __enter__(self) -> "View":
-        """Show the bar, where there is a terminal."""
+        """Show the board, where there is a terminal."""
         if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[numbers]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+            self._live = Live(
+                get_renderable=self._render,
                 console=self.console,
+                refresh_per_second=4,
                 transient=True,
             )
-            self._task = self._bar.add_task("starting", total=self.total, numbers="")
-            self._bar.start()
+            self._live.start()
         return self
 
     def __exit__(
@@ -54,9 +54,9 @@ class View:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
+        """Take the board away."""
+        if self._live is not None:
+            self._live.stop()
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
@@ -76,15 +76,31 @@ class View:
         self.done += steps
         shown = [] if loss is None else [f"loss {loss:.3f}"]
         numbers = "  ".join(shown if speed is None else [*shown, f"{speed:,.0f} tokens/s"])
-        if self._bar is not None:
-            self._bar.update(self._task, advance=steps, description=what, numbers=numbers)
-        elif time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
+        self._bar.update(
+            self._task, advance=steps, total=self.total, description=what, numbers=numbers
+        )
+        if self._live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
             self._last_line = time.monotonic()
             self.line(f"{what}  {numbers}  {clock(self._seconds_left())} left")
+
+    def _render(self) -> RenderableType:
+        return Group(render(self.board), self._bar)
 
     def _seconds_left(self) -> float:
         elapsed = time.monotonic() - self._started
         return elapsed * max(0.0, self.total / max(self.done, 1e-9) - 1)
+
+
+def progress_bar() -> Progress:
+    """Return a bar with what goes on, how far it is, and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
 
 
 def clock(seconds: float) -> str:

@@ -11,8 +11,6 @@ _LABELS = {
     "macro_f1": "F1, mean over rows",
     "parse_rate": "parse rate",
     "exact_match": "exact match",
-    "epsilon": "privacy budget spent, epsilon",
-    "delta": "privacy, delta",
     "aggregation_error": "aggregation error",
     "uplink_bytes": "sent by a site in a round",
     "downlink_bytes": "received by a site in a round",

@@ -7,15 +7,16 @@ of the tokens trained, which weighs the client in the average.
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from transformers import DataCollatorForSeq2Seq, PrinterCallback
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
 from fedfora.data.encoding import Encoded
 from fedfora.training.long_run import LongRun
+from fedfora.training.packing import check_no_leak, collate_packed, pack
 from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.private_trainer import PrivateTrainer, private_arguments
 from fedfora.training.proximal import ProximalTerm
@@ -52,6 +53,7 @@ def train_locally(
     *,
     stretch: Stretch,
     seed: int,
+    callbacks: Iterable[TrainerCallback] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
     long_run: LongRun | None = None,
     privacy: RecordPrivacy | None = None,
@@ -66,11 +68,14 @@ def train_locally(
         settings: Batch, optimizer and learning rate.
         stretch: Which steps of which schedule to take.
         seed: Seed of the order of rows and of dropout.
+        callbacks: Further callbacks of the Trainer, called after the step was reported.
         on_step: Called after every optimizer step.
         long_run: Checkpoints, validation and reports; None for a client's few steps.
         privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
         proximal_mu: FedProx's pull towards the parameters at the start; 0 for none.
     """
+    if settings.packing:
+        check_no_leak(model, encoded)
     with tempfile.TemporaryDirectory() as scratch:
         where = {"output_dir": scratch} if long_run is None else long_run.trainer_arguments
         arguments = trainer_arguments(
@@ -87,18 +92,25 @@ def train_locally(
             optimizer_cls_and_kwargs=loraplus_optimizer(
                 model, arguments, settings.loraplus_lr_ratio
             ),
-            train_dataset=encoded,
-            data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
+            train_dataset=training_rows(encoded, settings),
+            data_collator=(
+                collate_packed
+                if settings.packing
+                else DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
+            ),
             stretch=stretch,
             warmup_ratio=settings.warmup_ratio,
+            group_by_length=settings.group_by_length,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(AfterStep(trainer, on_step))
         if proximal_mu:
             trainer.add_callback(ProximalTerm(proximal_mu))
+        for callback in callbacks:
+            trainer.add_callback(callback)
         started = time.perf_counter()
         output = trainer.train() if long_run is None else long_run.train(trainer)
-    model.eval()
+    _release(trainer, model)
     progress = trainer.progress
     return LocalResult(
         steps=output.global_step,
@@ -107,6 +119,22 @@ def train_locally(
         tokens=progress.tokens,
         seconds=time.perf_counter() - started,
     )
+
+
+def _release(trainer: Any, model: Any) -> None:
+    """Take back what accelerate has put on the model: its autocast would stay on for good.
+
+    It wraps `forward` once and marks the model, so that a later training with another precision
+    would run with the first one's.
+    """
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    model.__dict__.pop("_is_accelerate_prepared", None)
+    model.eval()
+
+
+def training_rows(encoded: Encoded, settings: TrainArguments) -> Encoded:
+    """Return what is drawn for a batch: rows, or sequences of packed rows."""
+    return pack(encoded, settings.packing_length) if settings.packing else encoded
 
 
 def _trainer_class(settings: TrainArguments, privacy: RecordPrivacy | None) -> Callable[..., Any]:

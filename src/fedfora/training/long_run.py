@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from fedfora.adapter.state import write_state
@@ -31,6 +31,7 @@ class LongRun:
         validation: Encoded rows to evaluate on; None for no validation.
         patience: Evaluations without a better loss before the training stops; None for never.
         threshold: How much lower a loss must be to count as better.
+        on_validation: Called with the step and the loss of every validation.
     """
 
     trainer_arguments: dict[str, Any]
@@ -42,6 +43,7 @@ class LongRun:
     validation: Encoded | None = None
     patience: int | None = None
     threshold: float = 0.0
+    on_validation: Callable[[int, float], None] = lambda step, loss: None
 
     def make_trainer(self, **kwargs: Any) -> LongTrainer:
         """Return the Trainer for this run; `kwargs` are those of `AdapterTrainer`."""
@@ -53,6 +55,7 @@ class LongRun:
             eval_dataset=self.validation,
             **kwargs,
         )
+        trainer.add_callback(_AfterValidation(self.on_validation))
         if self.patience is not None:
             trainer.add_callback(EarlyStoppingCallback(self.patience, self.threshold))
         return trainer
@@ -88,3 +91,13 @@ class LongRun:
         self.save_adapter(Path(trainer.args.output_dir), state)
         steps = trainer.stretch.num_steps
         return TrainOutput(steps, trainer.progress.loss_sum / steps, {})
+
+
+class _AfterValidation(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    def __init__(self, on_validation: Callable[[int, float], None]) -> None:
+        self.on_validation = on_validation
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
+        self.on_validation(state.global_step, metrics["eval_loss"])

@@ -54,12 +54,18 @@ class LongTrainer(AdapterTrainer):
         """Write the adapter, gathered from all processes, and read it back.
 
         Raises:
-            ValueError: If it cannot be written, or what was read back is not what was trained.
+            ValueError: If it is not finite, cannot be written, or what was read back is not what
+                was trained.
         """
         directory = Path(output_dir or self.args.output_dir)
         state = gathered_state(self)
         if not self.args.should_save:
             return
+        if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+            raise ValueError(
+                f"the training has diverged: {broken[0]} holds numbers that are not finite; lower "
+                f"--learning_rate ({self.args.learning_rate}); nothing was saved of this step"
+            )
         try:
             self.save_adapter(directory, state)
         except (OSError, SafetensorError) as error:
@@ -74,7 +80,10 @@ class LongTrainer(AdapterTrainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 write_progress(directory, self.progress_now(), self.identity)
-        except (OSError, RuntimeError, ValueError) as error:
+        except ValueError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        except (OSError, RuntimeError) as error:
             shutil.rmtree(directory, ignore_errors=True)
             raise ValueError(
                 f"--output_dir: {directory} cannot be written: {error}; nothing of it was left, "
@@ -101,10 +110,10 @@ class LongTrainer(AdapterTrainer):
 
 
 def check_saved(directory: Path, state: State) -> None:
-    """Raise unless the adapter in a directory is exactly `state`, whole and finite.
+    """Raise unless the adapter in a directory is exactly `state`, and whole.
 
     Raises:
-        ValueError: Naming the first factor that is empty, not finite or of another norm.
+        ValueError: Naming the first factor that is empty or of another norm.
     """
     saved = read_adapter(directory)
     for name, tensor in state.items():
@@ -113,5 +122,5 @@ def check_saved(directory: Path, state: State) -> None:
             raise ValueError(
                 f"{directory}: {name} has norm {again} and shape {tuple(saved[name].shape)} in the "
                 f"file, {norm} and {tuple(tensor.shape)} in memory: the adapter was not saved "
-                "whole, or the training has diverged"
+                "whole"
             )

@@ -8,8 +8,10 @@ from typing import Any
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter.state import State
+from fedfora.data.cache import encode_cached
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import load_chosen, load_examples
+from fedfora.data.settings import DataArguments
 from fedfora.models.fingerprint import fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
@@ -24,12 +26,13 @@ from fedfora.training.checkpoints import (
     step_of,
 )
 from fedfora.training.launch import Processes, start_processes
-from fedfora.training.local import LocalResult, train_locally
+from fedfora.training.local import LocalResult, train_locally, training_rows
 from fedfora.training.long_run import LongRun
 from fedfora.training.reports import reports
 from fedfora.training.schedule import Stretch, num_steps
 from fedfora.training.settings import TrainArguments, TrainSettings
 from fedfora.training.trainer import Progress, StepReport
+from fedfora.training.trainer_arguments import check_device
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         resume_from.resolve().parent == Path(run.output_dir).resolve()
     )
     check_output_dir(run.output_dir, overwrite=run.overwrite_output_dir or goes_on_here)
+    report_to = reports(settings.launch.report_to)
     prepared = prepare(settings, processes)
     identity = identity_of(
         {name: asdict(getattr(settings, name)) for name in ("model", "adapter", "data", "train")},
@@ -78,10 +82,11 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         record = _open_record(settings, earlier if goes_on_here else None)
         remove_checkpoints(Path(run.output_dir), but_to=resume_from)
         _describe(record, settings, prepared, identity)
+        record.log("started", steps=prepared.steps)
         view.total = prepared.steps
         view.line(_headline(prepared, processes, first_step))
         view.advance(first_step, "starting")
-    long_run = _long_run(settings, prepared, identity, resume_from, record)
+    long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, view)
     result = train_locally(
         prepared.model,
         prepared.base.tokenizer,
@@ -105,10 +110,19 @@ def prepare(settings: TrainSettings, processes: Processes) -> Prepared:
     validation_file = settings.validation.validation_file
     held_out = None if validation_file is None else load_examples(validation_file, data)
     base = load_base(settings.model)
+    check_device(settings.train, base.model.device.type)
     base_fingerprint = fingerprint(base)
     model = add_adapter(base, settings.adapter, seed=seed)
     prompts = prompt_format(data, base.tokenizer)
-    encoded = encode_examples(examples, base.tokenizer, prompts)
+    encoded = encode_cached(
+        examples,
+        base.tokenizer,
+        prompts,
+        cache_dir=settings.model.cache_dir,
+        overwrite=data.overwrite_cache,
+        num_workers=data.preprocessing_num_workers,
+    )
+    check_context(base.model.config, encoded, data)
     return Prepared(
         base=base,
         model=model,
@@ -118,8 +132,27 @@ def prepare(settings: TrainSettings, processes: Processes) -> Prepared:
         validation=(
             None if held_out is None else encode_examples(held_out, base.tokenizer, prompts)
         ),
-        steps=steps_of(settings.train, len(encoded), processes.number),
+        steps=steps_of(
+            settings.train, len(training_rows(encoded, settings.train)), processes.number
+        ),
     )
+
+
+def check_context(config: Any, encoded: Encoded, data: DataArguments) -> None:
+    """Raise if a row does not fit into the model's context.
+
+    Raises:
+        ValueError: Naming the longest row, the context and the flags that cut rows.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
+    tokens = len(encoded[longest]["input_ids"])
+    if context and tokens > context:
+        raise ValueError(
+            f"row {longest + 1} has {tokens} tokens with its frame, the model's context {context}: "
+            f"lower --max_source_length ({data.max_source_length}) or --max_target_length "
+            f"({data.max_target_length})"
+        )
 
 
 def steps_of(settings: TrainArguments, num_rows: int, num_processes: int = 1) -> int:
@@ -139,14 +172,16 @@ def _long_run(
     prepared: Prepared,
     identity: dict[str, Any],
     resume_from: Path | None,
+    report_to: list[str],
     record: RunRecord | None,
+    view: View,
 ) -> LongRun:
     checkpoint, validation = settings.checkpoint, settings.validation
     arguments: dict[str, Any] = {
         "output_dir": settings.run.output_dir,
         "save_strategy": "steps",
         "save_steps": checkpoint.save_steps,
-        "report_to": reports(settings.launch.report_to),
+        "report_to": report_to,
         "deepspeed": settings.launch.deepspeed,
         "restore_callback_states_from_checkpoint": True,
     }
@@ -173,6 +208,7 @@ def _long_run(
         validation=prepared.validation,
         patience=validation.early_stopping_patience,
         threshold=validation.early_stopping_threshold,
+        on_validation=_Validations(view, record),
     )
 
 
@@ -232,6 +268,19 @@ class _Steps:
         self.view.advance(1, what, loss=report.loss, speed=speed)
         if report.step % self.logging_steps == 0 or report.step == self.num_steps:
             self.record.log("step", step=report.step, loss=report.loss, tokens=report.tokens)
+
+
+@dataclass
+class _Validations:
+    """Shows and records every validation; in the first process only."""
+
+    view: View
+    record: RunRecord | None
+
+    def __call__(self, step: int, loss: float) -> None:
+        if self.record is not None:
+            self.view.line(f"step {step}: validation loss {loss:.4f}")
+            self.record.log("validation", step=step, loss=loss)
 
 
 def _trainable(model: Any) -> int:

@@ -14,18 +14,31 @@ class TrainArguments:
     """How an adapter is trained; names and meanings are those of transformers.TrainingArguments."""
 
     learning_rate: float = flag(2e-4, "peak learning rate")
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = flag(
-        "cosine", "how the learning rate moves after warm-up"
-    )
+    lr_scheduler_type: Literal[
+        "cosine",
+        "linear",
+        "constant",
+        "constant_with_warmup",
+        "cosine_with_restarts",
+        "polynomial",
+        "inverse_sqrt",
+    ] = flag("cosine", "how the learning rate moves after warm-up")
     warmup_ratio: float = flag(0.1, "share of all steps spent on warm-up")
     num_train_epochs: float = flag(3.0, "passes over the training rows")
     max_steps: int = flag(-1, "optimizer steps; overrides the epochs when positive")
     per_device_train_batch_size: int = flag(1, "rows per forward pass")
     gradient_accumulation_steps: int = flag(4, "forward passes per optimizer step")
-    optim: Literal["adamw_torch", "sgd"] = flag("adamw_torch", "optimizer")
+    optim: Literal["adamw_torch", "sgd", "adamw_8bit", "paged_adamw_8bit"] = flag(
+        "adamw_torch", "optimizer; the 8-bit ones need a GPU"
+    )
     loraplus_lr_ratio: float = flag(1.0, "LoRA+: factor D learns so many times faster")
     weight_decay: float = flag(0.0, "weight decay of the optimizer")
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm; 0 for no clipping")
+    group_by_length: bool = flag(False, "rows of like length into a batch, so that less is padded")
+    packing: bool = flag(
+        False, "several rows in a sequence, none of which sees another; no padding"
+    )
+    packing_length: int = flag(1024, "tokens of a packed sequence; longer rows stay alone")
     gradient_checkpointing: bool = flag(False, "less memory for about a third more time")
     fp16: bool = flag(False, "mixed precision with float16")
     bf16: bool = flag(False, "mixed precision with bfloat16")
@@ -37,6 +50,7 @@ class TrainArguments:
         _at_least("per_device_train_batch_size", self.per_device_train_batch_size, 1)
         _at_least("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
         _at_least("logging_steps", self.logging_steps, 1)
+        _at_least("packing_length", self.packing_length, 1)
         _at_least("learning_rate", self.learning_rate, 0)
         _at_least("weight_decay", self.weight_decay, 0)
         _at_least("loraplus_lr_ratio", self.loraplus_lr_ratio, 1)
@@ -50,6 +64,8 @@ class TrainArguments:
             )
         if self.fp16 and self.bf16:
             raise ValueError("--fp16 and --bf16 exclude each other")
+        if self.packing and self.group_by_length:
+            raise ValueError("--packing and --group_by_length exclude each other")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
+from fedfora.training.sampling import GroupedByLength
 from fedfora.training.schedule import Stretch, scheduler_from
 
 
@@ -41,8 +42,17 @@ class Progress:
 class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     """`Trainer` that runs a stretch of a longer schedule and counts the tokens it trains on."""
 
-    def __init__(self, *, stretch: Stretch, warmup_ratio: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        stretch: Stretch,
+        warmup_ratio: float,
+        group_by_length: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.group_by_length = group_by_length
+        self._grouped: GroupedByLength | None = None
         self.stretch = stretch
         self.warmup_ratio = warmup_ratio
         self.progress = Progress()
@@ -71,9 +81,25 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
     def count(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
         """Add a batch's tokens and its part of the step's loss."""
-        self._step_tokens += int(inputs["attention_mask"].sum())
+        self._step_tokens += _num_tokens(inputs)
         self._step_answer_tokens += int((inputs["labels"][:, 1:] != -100).sum())
         self._step_loss = self._step_loss + loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Group rows of like length where that is asked for; otherwise as the Trainer does."""
+        if not self.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        together = self.args.train_batch_size * self.args.world_size
+        self._grouped = GroupedByLength(
+            [len(row["input_ids"]) for row in self.train_dataset], together, self.args.seed
+        )
+        return self._grouped
+
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        """Tell the sampler which pass this is; the Trainer does not reach it in all cases."""
+        if self._grouped is not None:
+            self._grouped.epoch = epoch
+        super()._run_epoch(epoch=epoch, **kwargs)
 
     def finish_step(self) -> float:
         """Add the step's counts to the progress and return its loss, over all processes."""
@@ -88,6 +114,12 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.progress.tokens += int(tokens)
         self.progress.answer_tokens += int(answer_tokens)
         return loss
+
+
+def _num_tokens(inputs: dict[str, Any]) -> int:
+    """Tokens that are no padding; packed batches have none, and no mask."""
+    mask = inputs.get("attention_mask")
+    return int(inputs["input_ids"].numel() if mask is None else mask.sum())
 
 
 class AfterStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here

@@ -27,6 +27,7 @@ def trainer_arguments(
         device: Type of the model's device.
         **extra: Further arguments, e.g. where and when to save; they win.
     """
+    check_device(settings, device)
     options: dict[str, Any] = {
         "max_steps": stretch.num_steps,
         "learning_rate": settings.learning_rate,
@@ -57,6 +58,20 @@ def trainer_arguments(
     return arguments
 
 
+def check_device(settings: TrainArguments, device: str) -> None:
+    """Raise if the device cannot do what the settings ask for.
+
+    Raises:
+        ValueError: Naming the flag and what works instead.
+    """
+    if device != "cpu":
+        return
+    if settings.fp16:
+        raise ValueError("--fp16 needs a GPU; a CPU can --bf16")
+    if settings.optim.endswith("8bit"):
+        raise ValueError(f"--optim {settings.optim} needs a GPU; use adamw_torch")
+
+
 def process_arguments(
     settings: TrainArguments, *, device: str, deepspeed: str | None
 ) -> TrainingArguments:
@@ -74,6 +89,7 @@ def process_arguments(
         fp16=settings.fp16,
         bf16=settings.bf16,
         use_cpu=device == "cpu" or not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
         deepspeed=deepspeed,
         report_to="none",
     )

@@ -12,7 +12,7 @@ from fedfora.federated.secure_aggregation.masks import add_mask, subtract_mask
 from fedfora.federated.secure_aggregation.messages import Terms, mask_context
 from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, roster_of
 from fedfora.federated.secure_aggregation.shares import combine
-from secagg_world import RUN, World, plain_sum, random_vectors
+from secagg_world import RUN, TASK, World, plain_sum, random_vectors
 
 
 def correlation(words, update):
@@ -108,7 +108,7 @@ def test_a_late_vector_of_a_site_declared_gone_stays_hidden(updates):
     private = combine(shares, threshold=3)
     assert public_key(private) == seen.answers[4].key.public
     for v in range(4):
-        context = mask_context(seen.secure_round.terms, 4, v)
+        context = mask_context(seen.secure_round.terms, 4, v, TASK)
         pair = agree(private, seen.answers[v].key.public, context=context)
         (add_mask if v < 4 else subtract_mask)(late, pair)
     assert correlation(late, numbers[4]) < 0.08
@@ -206,7 +206,29 @@ def test_a_vector_is_masked_once_in_a_round(updates):
     world = World(5)
     seen = world.masked(world.terms(), words)
     with pytest.raises(ValueError, match="masked already"):
-        world.sites[0].mask(words[0].copy(), seen.deliveries[0])
+        world.sites[0].mask(words[0].copy(), seen.deliveries[0], task=TASK)
+
+
+@pytest.mark.parametrize("victim", range(5))
+def test_sites_that_were_given_another_task_than_one_victim_do_not_uncover_it(victim):
+    """All others get a model that they cannot change, so their updates are zero."""
+    world = World(5)
+    rng = np.random.default_rng(4)
+    update = rng.normal(0, 0.1, 4000)
+    words, _ = FixedPoint(1.0, 5, 1).encode(update, 1)
+
+    def sum_of(number, others_task):
+        seen = world.shared(world.terms(number), 4000)
+        for u, delivery in seen.deliveries.items():
+            vector = words.copy() if u == victim else np.zeros(4000, np.uint32)
+            world.sites[u].mask(vector, delivery, task=TASK if u == victim else others_task)
+            seen.secure_round.receive_vector(u, vector)
+        for u in world.sites:
+            seen.secure_round.receive_reveal(u, world.sites[u].reveal(tuple(range(5))))
+        return seen.secure_round.total()
+
+    assert np.array_equal(sum_of(1, TASK), words)  # it would, were the task the same
+    assert correlation(sum_of(2, b"a model that cannot learn"), update) < 0.08
 
 
 # --- in the middle: keys of its own, changed, replayed ---
@@ -262,7 +284,7 @@ def test_a_rounds_key_that_is_not_its_sites_own_is_refused(forge):
     }[forge]
     changed = dataclasses.replace(delivery, keys={**delivery.keys, 1: forged})
     with pytest.raises(ValueError, match="said to come from site 1 is not signed"):
-        world.sites[0].mask(np.zeros(5, np.uint32), changed)
+        world.sites[0].mask(np.zeros(5, np.uint32), changed, task=TASK)
 
 
 @pytest.mark.parametrize("forge", ["changed", "replayed", "another's"])
@@ -278,7 +300,7 @@ def test_sealed_shares_that_are_not_for_this_round_and_site_are_refused(forge):
     }[forge]
     changed = dataclasses.replace(delivery, sealed={**delivery.sealed, 1: forged})
     with pytest.raises(ValueError, match="from site 1: the sealed shares were changed"):
-        world.sites[0].mask(np.zeros(5, np.uint32), changed)
+        world.sites[0].mask(np.zeros(5, np.uint32), changed, task=TASK)
 
 
 def test_a_coordinator_cannot_tell_sites_that_nobody_else_is_there():
@@ -294,7 +316,7 @@ def test_a_coordinator_cannot_tell_sites_that_nobody_else_is_there():
             sealed={v: delivery.sealed[v] for v in near},
         )
         with pytest.raises(ValueError, match=r"fewer than the|not those of the round"):
-            world.sites[0].mask(np.zeros(5, np.uint32), changed)
+            world.sites[0].mask(np.zeros(5, np.uint32), changed, task=TASK)
 
 
 def test_a_roster_that_differs_between_sites_ends_the_round():
@@ -329,7 +351,7 @@ def test_a_site_takes_part_only_where_it_is_named_and_knows_the_others():
 
 def test_a_malicious_site_cannot_hide_in_anothers_place():
     world = World(4)
-    seen = SecureRound(world.terms(), 5)
+    seen = SecureRound(world.terms(), 5, TASK)
     answer = world.sites[1].share(world.terms())
     with pytest.raises(ValueError, match="not for its neighbors"):
         seen.receive_keys(0, answer)

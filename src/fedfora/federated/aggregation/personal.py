@@ -24,5 +24,8 @@ def leave_as_it_is(
     return current
 
 
+# The last round of `personal-core`: each site fits a core of its own to the finished adapter.
+RULES.add("private-core", Rule("private-core", leave_as_it_is, "ADE", returns="", held="AD"))
+
 # FedSA-LoRA (Guo et al. 2024, https://arxiv.org/abs/2410.01463): A learns what is common.
 RULES.add("share-a", Rule("share-a", mean_of_factors, travels="A", personal="DE"))

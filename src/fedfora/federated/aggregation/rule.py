@@ -34,6 +34,7 @@ class Rule:
         frozen: Factors that nobody trains.
         personal: Factors that each site trains and keeps.
         returns: Factors that come back where these are not the ones that go out.
+        held: Factors that travel and are not trained.
         absorbs: The core is taken into D before an adapter travels, so that E need not.
         start: How a fresh adapter starts, as `ForaConfig.init_weights`: with D = 0, or with A and D
             from the base weight and K = 0.
@@ -51,6 +52,7 @@ class Rule:
     frozen: str = ""
     personal: str = ""
     returns: str | None = None
+    held: str = ""
     absorbs: bool = False
     start: Literal["zero", "svd"] = "zero"
     any_rank: bool = False
@@ -66,7 +68,7 @@ class Rule:
     @property
     def trains(self) -> str:
         """Factors that a site trains; E stands for the core, whatever holds it."""
-        return "".join(factor for factor in "ABCDE" if factor not in self.frozen)
+        return "".join(factor for factor in "ABCDE" if factor not in self.frozen + self.held)
 
     @property
     def folds(self) -> bool:

@@ -47,9 +47,16 @@ def warmup_core(moment: Moment) -> str:
     return "core"
 
 
+def personal_core(moment: Moment) -> str:
+    """`fedavg`; after it, in the last round, every site fits a private core that stays with it."""
+    return "private-core" if moment.round_index == moment.num_rounds - 1 else "fedavg"
+
+
+SCHEDULES.add("personal-core", Schedule(("fedavg", "private-core"), personal_core))
 SCHEDULES.add("warmup-core", Schedule(("refactor", "core"), warmup_core))
 
-NAMES = sorted([*RULES, *SCHEDULES])
+# A rule by which nothing comes back is of use after another one alone.
+NAMES = sorted([*(name for name in RULES if RULES[name].sends), *SCHEDULES])
 
 
 def rule_of_round(name: str, moment: Moment) -> Rule:

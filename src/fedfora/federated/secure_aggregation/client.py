@@ -143,8 +143,13 @@ class SecureSite:
             },
         )
 
-    def mask(self, vector: Words, delivery: Delivery) -> None:
+    def mask(self, vector: Words, delivery: Delivery, *, task: bytes) -> None:
         """Second answer: hide the vector, in place.
+
+        Args:
+            vector: What this site adds to the sum.
+            delivery: Who else is there.
+            task: A digest of what this site was asked to do, see `mask_context`.
 
         Raises:
             ValueError: If too few sites are there, or a key or a share is not what it should be.
@@ -157,7 +162,7 @@ class SecureSite:
         for neighbor in present:
             key = delivery.keys[neighbor]
             verify(key, self.pinned[neighbor], context=round_context(opened.terms))
-            context = mask_context(opened.terms, self.site, neighbor)
+            context = mask_context(opened.terms, self.site, neighbor, task)
             seed = agree(opened.private_key, key.public, context=context)
             (add_mask if self.site < neighbor else subtract_mask)(vector, seed)
         add_mask(vector, opened.seed)

@@ -132,9 +132,20 @@ def pair_context(terms: Terms, purpose: bytes, first: int, second: int) -> bytes
     return b"\0".join([purpose, terms.digest + pair])
 
 
-def mask_context(terms: Terms, one: int, other: int) -> bytes:
-    """Return the context of the mask that two sites share; their order does not matter."""
-    return pair_context(terms, b"mask", min(one, other), max(one, other))
+def mask_context(terms: Terms, one: int, other: int, task: bytes) -> bytes:
+    """Return the context of the mask that two sites share; their order does not matter.
+
+    With the task in it, the masks of sites that were given different tasks do not cancel. Otherwise
+    a coordinator could give all sites but one a model that they cannot change, and read that one's
+    update from the sum (Pasquini et al. 2022, https://arxiv.org/abs/2111.07380).
+
+    Args:
+        terms: What the round is about.
+        one: A site.
+        other: Another.
+        task: A digest of all that decides what a site's vector is, but for its records.
+    """
+    return pair_context(terms, b"mask", min(one, other), max(one, other)) + task
 
 
 def run_context(run: str) -> bytes:

@@ -33,12 +33,15 @@ class SecureRound:
     Args:
         terms: What the round is about.
         size: How many words a vector has.
+        task: A digest of what all sites are asked to do, see `mask_context`.
     """
 
-    def __init__(self, terms: Terms, size: int) -> None:
+    def __init__(self, terms: Terms, size: int, task: bytes) -> None:
         """Begin; nothing is received yet."""
         self.terms = terms
+        self.task = task
         self._shared: dict[int, RoundKeys] = {}
+        self.size = size
         self._sum = np.zeros(size, dtype=np.uint32)
         self._survivors: list[int] = []
         self._reveals: dict[int, Reveal] = {}
@@ -127,7 +130,7 @@ class SecureRound:
         if public_key(private) != self._shared[dropped].key.public:
             raise RoundLost(f"shares of the key of site {dropped} are wrong")
         for neighbor in neighbors:
-            context = mask_context(self.terms, dropped, neighbor)
+            context = mask_context(self.terms, dropped, neighbor, self.task)
             seed = agree(private, self._shared[neighbor].key.public, context=context)
             (subtract_mask if neighbor < dropped else add_mask)(self._sum, seed)
 

@@ -1,0 +1,280 @@
+"""What aggregation rules, travel formats and robust combinations are worth on the clinic task.
+
+Held-out F1, the error meter and the bytes of simulated federations; central training and clinics on
+their own beside them; sites that flip or inflate what they learned; and, from the shapes alone, the
+bytes of an 8B model. Every finished run is written at once, so an interrupted benchmark says what
+it did.
+
+    OMP_NUM_THREADS=1 python benchmarks/federation.py --suites quality formats robustness
+"""
+
+import argparse
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fedfora import ForaConfig
+from fedfora.adapter.state import fold, unfold
+from fedfora.cli.quiet import quiet
+from fedfora.data.loading import load_examples
+from fedfora.evaluation.evaluate import evaluate
+from fedfora.federated import local_round
+from fedfora.federated.comparison import compare
+from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.federated.simulation import read_rounds, simulate
+from fedfora.federated.site import open_workplace
+from fedfora.models.saving import read_adapter
+from fedfora.reporting.view import View
+from record import write
+
+SILENT = View(1, Console(quiet=True))
+TASK: dict[str, Any] = {
+    "model_name_or_path": "clinic-base",
+    "quantization": "none",
+    "train_file": "clinic",
+    "test_file": "clinic:test",
+    "lora_rank": 8,
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "per_device_eval_batch_size": 120,
+    "max_target_length": 64,
+    "checkpoints_kept": 1,
+    "overwrite_output_dir": True,
+}
+BY_SPECIALTY = {"partition": "by-column:specialty"}
+FOUR = {"partition": "iid", "num_clients": 4}
+FIVE = {"partition": "iid", "num_clients": 5}
+TWENTY = {"partition": "dirichlet:specialty:0.3", "num_clients": 20, "clients_per_round": 5}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One federation: a name, its flags, and what malicious sites do to what they learned."""
+
+    name: str
+    flags: dict[str, Any] = field(default_factory=dict)
+    attack: float | None = None
+    attackers: int = 0
+
+
+def rule(name: str, sites: dict[str, Any], where: str, **flags: Any) -> Job:
+    """A federation under a rule."""
+    described = " ".join([name, *(f"{key}={value}" for key, value in flags.items())])
+    return Job(f"{described}, {where}", {"aggregation": name, **sites, **flags})
+
+
+SUITES: dict[str, list[Job]] = {
+    "quality": [
+        rule("refactor", BY_SPECIALTY, "4 specialties"),
+        rule("core", BY_SPECIALTY, "4 specialties"),
+        rule("warmup-core", BY_SPECIALTY, "4 specialties", warmup_rounds=3, refresh_rounds=4),
+        rule("ffa", BY_SPECIALTY, "4 specialties"),
+        rule("stack", BY_SPECIALTY, "4 specialties"),
+        rule("fedavg-factors", BY_SPECIALTY, "4 specialties"),
+        rule("share-a", BY_SPECIALTY, "4 specialties"),
+    ],
+    "formats": [
+        rule("fedavg", BY_SPECIALTY, "4 specialties", update_dtype="int8"),
+        rule("fedavg", BY_SPECIALTY, "4 specialties", update_dtype="int4"),
+        rule("fedavg", BY_SPECIALTY, "4 specialties", update_dtype="bfloat16"),
+        rule("refactor", BY_SPECIALTY, "4 specialties", update_dtype="int8"),
+    ],
+    "gauges": [
+        rule("fedavg", BY_SPECIALTY, "4 specialties", gauge="svd"),
+        rule("fedavg", BY_SPECIALTY, "4 specialties", gauge="aligned"),
+        rule("refactor", BY_SPECIALTY, "4 specialties", gauge="aligned"),
+    ],
+    "ranks": [
+        rule("refactor", BY_SPECIALTY, "4 specialties", site_ranks="2 4 8 8"),
+        rule("stack", BY_SPECIALTY, "4 specialties", site_ranks="2 4 8 8"),
+    ],
+    "cores": [
+        rule("core", BY_SPECIALTY, "4 specialties", lora_rank=32),
+        rule("warmup-core", BY_SPECIALTY, "4 specialties", warmup_rounds=10, refresh_rounds=4),
+    ],
+    "servers": [
+        rule("fedavg", BY_SPECIALTY, "4 specialties", server_optimizer="momentum",
+             server_momentum=0.5),
+        rule("fedavg", BY_SPECIALTY, "4 specialties", server_optimizer="adam",
+             server_learning_rate=0.01),
+        rule("fedavg", BY_SPECIALTY, "4 specialties", proximal_mu=0.1),
+    ],
+    "iid": [rule(name, FOUR, "4 iid") for name in ("fedavg", "refactor", "warmup-core")],
+    "twenty": [
+        rule(name, TWENTY, "20 dirichlet 0.3, 5 a round")
+        for name in ("fedavg", "refactor", "warmup-core")
+    ],
+}  # fmt: skip
+SUITES["robustness"] = [
+    Job(
+        f"{how}, 1 of 5 {what}",
+        {"aggregation": "fedavg", "robust": how, "max_norm_ratio": 0.0, **FIVE},
+        attack=factor,
+        attackers=1,
+    )
+    for what, factor in (("x100", 100.0), ("flipped", -1.0))
+    for how in ("none", "median", "trimmed-mean", "multi-krum", "krum", "norm-clipping")
+]
+SUITES["robustness-baselines"] = [
+    Job("none, 5 honest", {"aggregation": "fedavg", **FIVE}),
+    Job("none, screened by length, 1 of 5 x100", {**FIVE}, attack=100.0, attackers=1),
+]
+
+
+def settings(flags: dict[str, Any], rounds: int, out: str) -> FederationSettings:
+    """The task with some flags; scores after the last round alone."""
+    schedule = {"num_rounds": rounds, "local_steps": 5, "eval_rounds": rounds}
+    return from_run_config({**TASK, **schedule, "output_dir": out, **flags})
+
+
+@contextmanager
+def malicious(attackers: int, factor: float | None) -> Any:
+    """Let the first sites send what they received plus `factor` times what they learned."""
+    honest = local_round.train_round
+
+    def train_round(workplace: Any, site: Any, adapter: Any, **options: Any) -> Any:
+        state, result = honest(workplace, site, adapter, **options)
+        if factor is None or site.index >= attackers:
+            return state, result
+        learned = fold(state)
+        sent = {name: adapter[name] + factor * (learned[name] - adapter[name]) for name in learned}
+        return unfold(sent, seed=workplace.settings.train.seed), result
+
+    local_round.train_round = train_round
+    try:
+        yield
+    finally:
+        local_round.train_round = honest
+
+
+def run(job: Job, rounds: int, seed: int) -> dict[str, Any]:
+    """Simulate a job and return its figures."""
+    with tempfile.TemporaryDirectory() as out, malicious(job.attackers, job.attack):
+        chosen = settings({"seed": seed, **job.flags}, rounds, out)
+        started = time.perf_counter()
+        try:
+            simulate(chosen, SILENT)
+        except ValueError as error:
+            return {"name": job.name, "seed": seed, "failed": str(error)}
+        figures = {"name": job.name, "seed": seed, **figures_of(read_rounds(out))}
+        if (Path(out) / "sites" / "0" / "adapter").is_dir():
+            figures["f1_of_each_site_on_its_own_test_rows"] = own_scores(chosen, Path(out))
+        return figures | {"seconds": round(time.perf_counter() - started)}
+
+
+def figures_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Score, error and bytes of a run's rounds; bytes per site are those of the last round."""
+    errors = [line["aggregation_error"] for line in lines if "aggregation_error" in line]
+    sites = lines[-1]["sites"]
+    return {
+        "f1": lines[-1]["scores"]["f1"],
+        "loss": lines[-1]["loss"],
+        "aggregation_error": {"mean": mean(errors), "last": errors[-1]} if errors else None,
+        "uplink_bytes_per_site": mean(site["uplink_bytes"] for site in sites),
+        "downlink_bytes_per_site": mean(site["downlink_bytes"] for site in sites),
+        "uplink_bytes": sum(line["uplink_bytes"] for line in lines),
+        "downlink_bytes": sum(line["downlink_bytes"] for line in lines),
+        "rounds": len(lines),
+        "rejected": sum(len(line["rejected"]) for line in lines),
+    }
+
+
+def own_scores(chosen: FederationSettings, out: Path) -> list[float]:
+    """F1 of each site's own adapter on the test rows of its own specialty."""
+    workplace = open_workplace(chosen.run_config())
+    rows = load_examples("clinic:test", chosen.data)
+    names = list(
+        dict.fromkeys(row.columns["specialty"] for row in load_examples("clinic", chosen.data))
+    )
+    scores = []
+    for index, name in enumerate(names):
+        workplace.load(fold(read_adapter(out / "sites" / str(index) / "adapter")))
+        own = [row for row in rows if row.columns["specialty"] == name]
+        scored = evaluate(
+            workplace.model,
+            workplace.base.tokenizer,
+            own,
+            workplace.prompts,
+            batch_size=120,
+            max_new_tokens=chosen.evaluation.max_new_tokens,
+        )
+        scores.append(scored.scores["f1"])
+    return scores
+
+
+def beside(rounds: int, seed: int) -> dict[str, Any]:
+    """Base, each clinic alone, federated (fedavg) and central, with as many steps."""
+    with tempfile.TemporaryDirectory() as out:
+        chosen = settings({"aggregation": "fedavg", "seed": seed, **BY_SPECIALTY}, rounds, out)
+        rows = compare(chosen, SILENT)
+        figures = {"name": "fedavg, 4 specialties", "seed": seed, **figures_of(read_rounds(out))}
+    return {
+        "seed": seed,
+        "base": rows.base.scores["f1"],
+        "alone": {name: row.scores["f1"] for name, row in rows.alone.items()},
+        "central": rows.central.scores["f1"],
+        "fedavg": figures,
+    }
+
+
+def bytes_of_8b(rank: int) -> dict[str, Any]:
+    """Bytes of a round for the shape of Llama 3 8B, all linear layers, in float32, from shapes."""
+    with torch.device("meta"):
+        base = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=128256,
+                hidden_size=4096,
+                intermediate_size=14336,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+            )
+        )
+    model = get_peft_model(base, ForaConfig(r=rank), low_cpu_mem_usage=True)
+    counts = dict.fromkeys("ADE", 0)
+    for name, parameter in model.named_parameters():
+        for factor in counts:
+            counts[factor] += parameter.numel() if f"fora_{factor}." in name else 0
+    lora, core = 4 * (counts["A"] + counts["D"]), 4 * counts["E"]
+    return {"rank": rank, "lora_bytes": lora, "core_bytes": core, "ratio": core / lora}
+
+
+def main() -> None:
+    """Run the suites asked for, and write the figures after every run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=[*SUITES, "beside"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--results", default="federation")
+    options = parser.parse_args()
+    quiet()
+    figures: dict[str, Any] = {
+        "task": {**TASK, "num_rounds": options.rounds, "local_steps": 5},
+        "bytes_8b": bytes_of_8b(16),
+        "beside": [],
+        "runs": [],
+    }
+    write(options.results, figures)
+    for seed in options.seeds:
+        for suite in options.suites:
+            if suite == "beside":
+                figures["beside"].append(beside(options.rounds, seed))
+                write(options.results, figures)
+                continue
+            for job in SUITES[suite]:
+                figures["runs"].append({"suite": suite, **run(job, options.rounds, seed)})
+                write(options.results, figures)
+
+
+if __name__ == "__main__":
+    main()

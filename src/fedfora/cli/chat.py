@@ -1,0 +1,74 @@
+"""fedfora chat --adapter DIR: try an adapter on the spot.
+
+One question per line; the answer comes word by word. An empty line or Ctrl-D leaves.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from fedfora.cli.quiet import quiet
+from fedfora.config import ConfigParser, flag
+from fedfora.models.settings import ModelArguments
+
+
+@dataclass
+class ChatArguments:
+    """Who answers, and how."""
+
+    model_dir: str | None = flag(
+        None, "directory of the adapter; without it the base answers", "--adapter"
+    )
+    instruction: str = flag("", "goes before every question, as in the training rows")
+    remember: bool = flag(False, "read earlier questions and answers again with every question")
+    max_new_tokens: int | None = flag(None, "longest answer in tokens; default as trained")
+
+    def __post_init__(self) -> None:
+        """Refuse answers without a token."""
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"--max_new_tokens must be at least 1, got {self.max_new_tokens}")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, load the model, and answer until there are no more questions."""
+    parser = ConfigParser([ChatArguments, ModelArguments], prog="fedfora chat", description=__doc__)
+    chat, model = parser.parse(argv)
+    quiet()
+    from fedfora.data.encoding import prompt_format
+    from fedfora.data.settings import DataArguments
+    from fedfora.evaluation.chat import Conversation
+    from fedfora.models.loading import base_name_of, load_adapter, load_base
+    from fedfora.models.saving import read_prompt_format
+
+    if chat.model_dir is not None and model.model_name_or_path is None:
+        model = replace(model, model_name_or_path=base_name_of(chat.model_dir))
+    base = load_base(model)
+    stored = None if chat.model_dir is None else read_prompt_format(chat.model_dir)
+    conversation = Conversation(
+        base.model if chat.model_dir is None else load_adapter(base, chat.model_dir),
+        base.tokenizer,
+        stored or prompt_format(DataArguments(), base.tokenizer),
+        instruction=chat.instruction,
+        remember=chat.remember,
+        max_new_tokens=chat.max_new_tokens,
+    )
+    for question in _questions():
+        conversation.ask(question, lambda text: print(text, end="", flush=True))
+        print()
+
+
+def _questions() -> Iterator[str]:
+    """Yield what is typed, or the lines of a file or pipe."""
+    if not sys.stdin.isatty():
+        yield from (line for line in map(str.strip, sys.stdin) if line)
+        return
+    import readline  # noqa: F401  # arrow keys and earlier questions
+
+    while True:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        yield question

@@ -1,0 +1,142 @@
+"""fedfora check data FILE: what is in a file of rows, what would go wrong, what it would take.
+
+With --test_file also the rows that both files hold; with --model also token lengths, a rendered row
+and the memory of a training, from the model's configuration alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from fedfora._registry import unknown
+from fedfora.cli.quiet import quiet
+from fedfora.config import ConfigParser
+from fedfora.data.settings import DataArguments
+from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.training.settings import TrainArguments
+
+if TYPE_CHECKING:
+    from fedfora.data.checks import RowsReport
+
+KINDS = ("data",)
+SHOWN = 10  # findings of a kind that are listed; all are counted
+SECTIONS = (DataArguments, ModelArguments, AdapterArguments, TrainArguments)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, look, and print what was found.
+
+    Raises:
+        ValueError: If rows are broken, so that the exit status says so.
+    """
+    words = list(argv)
+    if words and words[0] in KINDS:
+        words = words[1:]
+        if words and not words[0].startswith("-"):
+            words = ["--train_file", *words]
+    elif words and not words[0].startswith("-"):
+        raise ValueError(unknown("check", words[0], KINDS))
+    parser = ConfigParser(SECTIONS, prog="fedfora check data FILE", description=__doc__)
+    data, model, adapter, train = parser.parse(words)
+    quiet()
+    from fedfora.data.catalog import chosen_source
+    from fedfora.data.checks import read_rows
+
+    source, data = chosen_source(data.train_file, data, flag="FILE")
+    report = read_rows(source, data)
+    _print_rows(report)
+    if data.test_file is not None:
+        _print_common(report, read_rows(data.test_file, data))
+    if model.model_name_or_path is not None and report.examples:
+        longest = _print_lengths(report, data, model)
+        _print_memory(model, adapter, train, longest)
+    if report.broken:
+        raise ValueError(f"{source}: {len(report.broken)} broken rows (--skip_bad_rows skips them)")
+
+
+def _print_rows(report: "RowsReport") -> None:
+    rows = len(report.examples) + len(report.broken)
+    print(f"{report.source}: {rows} rows")
+    for column, count in report.columns.most_common():
+        print(f"  column {column!r}: in {count} rows")
+    _print_findings("broken rows", report.broken)
+    _print_findings("empty answers", report.empty_answers())
+    doubles = [f"{place} says the same as {first}" for place, first in report.duplicates()]
+    _print_findings("duplicates", doubles)
+
+
+def _print_common(train: "RowsReport", test: "RowsReport") -> None:
+    from fedfora.data.checks import rows_in_common
+
+    common = [f"{one} is {other}" for one, other in rows_in_common(train, test)]
+    _print_findings(f"prompts that are in {test.source} too", common)
+
+
+def _print_findings(what: str, findings: list[str]) -> None:
+    print(f"{what}: {len(findings)}")
+    for finding in findings[:SHOWN]:
+        print(f"  {finding}")
+    if len(findings) > SHOWN:
+        print(f"  ... and {len(findings) - SHOWN} more")
+
+
+def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArguments) -> int:
+    """Print percentiles and a row; return the tokens of the longest row as it would be trained."""
+    from fedfora.data.checks import PERCENTILES, token_percentiles
+    from fedfora.data.encoding import encode_and_count, prompt_format
+    from fedfora.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    layout = prompt_format(data, tokenizer)
+    limits = {"prompt": layout.max_source_length, "answer": layout.max_target_length}
+    print("tokens          " + "".join(f"{f'{p} %':>8s}" for p in PERCENTILES) + "   limit")
+    for name, values in token_percentiles(report.examples, tokenizer, layout).items():
+        numbers = "".join(f"{values[p]:8d}" for p in PERCENTILES)
+        print(f"  {name:14s}{numbers}{limits[name]:8d}")
+    encoded, cut = encode_and_count(report.examples, tokenizer, layout)
+    print(f"rows that are cut: {cut} ({100 * cut / len(encoded):.1f} %)")
+    _print_row(encoded[0], tokenizer, report.places[0], layout.template)
+    return max(len(row["input_ids"]) for row in encoded)
+
+
+def _print_row(row: dict[str, list[int]], tokenizer: Any, place: str, template: str) -> None:
+    """Print a row as the model reads it: what has a loss in green, the rest dim."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from fedfora.data.encoding import IGNORED
+
+    size = sum(label == IGNORED for label in row["labels"])
+    text = Text()
+    text.append(tokenizer.decode(row["input_ids"][:size]), style="dim")
+    text.append(tokenizer.decode(row["input_ids"][size:]), style="bold green")
+    answer = len(row["labels"]) - size
+    print(f"{place} ({template} template): no loss on {size} tokens, loss on {answer} (green)")
+    Console(soft_wrap=True, highlight=False).print(text)
+
+
+def _print_memory(
+    model: ModelArguments, adapter: AdapterArguments, train: TrainArguments, tokens: int
+) -> None:
+    import torch
+
+    from fedfora.models.memory import estimate_memory
+
+    rows = train.per_device_train_batch_size
+    estimate = estimate_memory(
+        model,
+        adapter,
+        rows=rows,
+        tokens=tokens,
+        optim=train.optim,
+        gradient_checkpointing=train.gradient_checkpointing,
+        on_gpu=model.device == "cuda" or (model.device == "auto" and torch.cuda.is_available()),
+    )
+    print(
+        f"memory of a training, {rows} x {tokens} tokens, --quantization {model.quantization}, "
+        f"rank {adapter.lora_rank} ({estimate.adapter_parameters:,} trained):"
+    )
+    parts = asdict(estimate)
+    del parts["adapter_parameters"]
+    for name, size in {**parts, "in all": estimate.total}.items():
+        print(f"  {name:12s}{size / 2**30:9.3f} GiB")

@@ -1,0 +1,174 @@
+"""A FoRA adapter to a GGUF LoRA for llama.cpp and Ollama, read back after writing.
+
+llama.cpp computes `y = W x + (alpha / R) B (A x)` with one alpha for all layers, names tensors by
+block, and holds the rows of Llama's q and k in another order: the two halves of each head's rotary
+pairs interleaved. So B's rows follow, and where a layer has a scaling of its own, B takes it in.
+
+Shape suffixes: O outputs, I inputs, R rank.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from fedfora.export.lora import WEIGHTS, to_lora
+
+INSTALL = 'pip install "fedfora[gguf]"'
+FILE = "adapter.gguf"
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What llama.cpp calls a model, and whether it reorders the rows of its q and k."""
+
+    name: str
+    reordered: bool = False
+
+
+# By transformers' model type. Each one here has been compared with llama.cpp; see the tests.
+ARCHITECTURES = {
+    "llama": Architecture("LLAMA", reordered=True),
+    "mistral": Architecture("LLAMA", reordered=True),
+    "qwen2": Architecture("QWEN2"),
+    "qwen3": Architecture("QWEN3"),
+}
+
+
+def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
+    """Write a FoRA adapter as a GGUF LoRA, and read it back.
+
+    Args:
+        adapter_dir: Directory of the adapter.
+        base_path: Directory or Hub id of its base model; only the configuration is read.
+        directory: Made if it does not exist.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If llama.cpp has no place for the model or for something the adapter trained, a
+            package is missing, or what was written is not what was meant.
+    """
+    gguf = import_gguf()
+    config = AutoConfig.from_pretrained(base_path).get_text_config()
+    architecture = architecture_of(config)
+    with TemporaryDirectory() as scratch:
+        to_lora(adapter_dir, scratch)
+        lora = LoraConfig.from_pretrained(scratch)
+        weights = load_file(Path(scratch) / WEIGHTS)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name], config.num_hidden_layers)
+    alpha = float(lora.lora_alpha)
+    tensors: dict[str, Matrix] = {}
+    for layer, (A_RI, B_OR) in _pairs(weights).items():
+        name = names.get_name(layer)
+        if name is None:
+            raise ValueError(f"llama.cpp knows no layer {layer} in {architecture.name} models")
+        B_OR = B_OR * (_scaling(lora, layer) * len(A_RI) / alpha)
+        tensors[f"{name}.weight.lora_a"] = A_RI
+        tensors[f"{name}.weight.lora_b"] = reorder(B_OR, layer, config, architecture)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / FILE
+    _write(gguf, path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.name]], alpha, tensors)
+    _check(gguf, path, tensors)
+    return path
+
+
+def import_gguf() -> Any:
+    """Return the `gguf` package.
+
+    Raises:
+        ValueError: If it is not installed, with the command that installs it.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise ValueError(f"--format gguf needs the gguf package: {INSTALL}") from error
+    return gguf
+
+
+def architecture_of(config: Any) -> Architecture:
+    """Return what llama.cpp calls a model.
+
+    Raises:
+        ValueError: If this exporter does not know.
+    """
+    if config.model_type in ARCHITECTURES:
+        return ARCHITECTURES[config.model_type]
+    hint = "; write it as a Llama first: --format llama" if config.model_type == "baichuan" else ""
+    raise ValueError(
+        f"--format gguf: no such export for {config.model_type} models{hint} "
+        f"(known: {', '.join(ARCHITECTURES)}); --format merged gives a model that llama.cpp's own "
+        "converter reads"
+    )
+
+
+def reorder(W_OX: Matrix, layer: str, config: Any, architecture: Architecture) -> Matrix:
+    """Return the rows of q or k as llama.cpp holds them; other layers as they are.
+
+    A head's rows are pairs (i, i + half) that one rotation turns. transformers holds all first
+    halves and then all second ones, llama.cpp's Llama holds the pairs side by side.
+    """
+    part = layer.rsplit(".", 1)[-1]
+    if not architecture.reordered or part not in ("q_proj", "k_proj"):
+        return W_OX
+    heads = config.num_attention_heads if part == "q_proj" else config.num_key_value_heads
+    grouped = W_OX.reshape(heads, 2, -1, *W_OX.shape[1:])
+    return np.ascontiguousarray(grouped.swapaxes(1, 2).reshape(W_OX.shape))
+
+
+def _pairs(weights: dict[str, Any]) -> dict[str, tuple[Matrix, Matrix]]:
+    """Return layer to A (R, I) and B (O, R)."""
+    pairs = {}
+    for name, tensor in weights.items():
+        layer, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
+        if factor not in ("A.weight", "B.weight"):
+            raise ValueError(f"a GGUF adapter has no place for {name}; --format merged has")
+        if factor == "A.weight":
+            other = weights[name.replace("lora_A", "lora_B")]
+            pairs[layer] = (tensor.float().numpy(), other.float().numpy())
+    return pairs
+
+
+def _scaling(lora: Any, layer: str) -> float:
+    rank_key = get_pattern_key(lora.rank_pattern.keys(), layer)
+    alpha_key = get_pattern_key(lora.alpha_pattern.keys(), layer)
+    rank = lora.rank_pattern.get(rank_key, lora.r)
+    alpha = lora.alpha_pattern.get(alpha_key, lora.lora_alpha)
+    return float(alpha / (rank**0.5 if lora.use_rslora else rank))
+
+
+def _write(
+    gguf: Any, path: Path, architecture: str, alpha: float, tensors: dict[str, Matrix]
+) -> None:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, np.ascontiguousarray(tensor, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _check(gguf: Any, path: Path, tensors: dict[str, Matrix]) -> None:
+    """Raise unless the file holds exactly these tensors."""
+    read = {
+        tensor.name: np.array(tensor.data).reshape(tuple(reversed(tensor.shape.tolist())))
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+    if set(read) != set(tensors) or any(
+        not np.array_equal(read[name], np.float32(tensor)) for name, tensor in tensors.items()
+    ):
+        raise ValueError(f"{path}: what was written cannot be read back")

@@ -1,0 +1,193 @@
+"""A site's answers under secure aggregation, as Flower's records: introduce, share, hide, reveal.
+
+What the site must remember from one message to the next lies in `Context.state`, in the site's own
+process: keys and seeds never touch a disk. A site that was restarted has lost them; it introduces
+itself anew and takes part from the next round on.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+
+from fedfora.config import Scalar
+from fedfora.federated.aggregation import Update
+from fedfora.federated.secure_aggregation.client import Memory, SecureSite
+from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Floats, Words
+from fedfora.federated.secure_aggregation.vector import contribution
+from fedfora.federated.secure_records import (
+    read_delivery,
+    read_keys,
+    read_memory,
+    read_terms,
+    write_key,
+    write_memory,
+    write_reveal,
+    write_round_keys,
+)
+from fedfora.federated.site_identity import SITE_KEYS, open_identity
+from fedfora.federated.transport import Layout, flatten
+
+logger = logging.getLogger(__name__)
+
+STATE = "secure-aggregation"
+INTRODUCE, SHARE, REVEAL = "query.introduce", "query.share", "query.reveal"
+TERMS, ROSTER, SURVIVORS, KEY, WORDS = "terms", "roster", "survivors", "key", "words"
+DELIVERY = "delivery."
+
+
+def check_in_clear(context: Context) -> None:
+    """Raise where the site's administrator asks for secure aggregation, and the run has none.
+
+    Whether a run has it is the coordinator's word; that the site knows other sites' keys is not.
+
+    Raises:
+        ValueError: If the node's configuration names the sites' keys.
+    """
+    if SITE_KEYS in context.node_config:
+        raise ValueError("this site sends no update without --secure_aggregation")
+
+
+def digest_of_task(rule: str, received: Update, run_config: Mapping[str, Scalar]) -> bytes:
+    """Return 32 bytes that differ for every other rule, adapter or settings.
+
+    Args:
+        rule: The aggregation rule of the round.
+        received: What the coordinator gave: the factors that travel and the frozen ones.
+        run_config: The run's settings.
+    """
+    layout = Layout.of(received)
+    text = json.dumps([rule, layout.shapes, sorted(run_config.items())])
+    return hashlib.sha256(text.encode() + b"\0" + flatten(received, layout).tobytes()).digest()
+
+
+def introduce(context: Context, *, seed: int) -> RecordDict:
+    """Return the site's key for this run, signed."""
+    with _secure_site(context, seed) as site:
+        return RecordDict({KEY: write_key(site.introduce(str(context.run_id)))})
+
+
+def share(content: RecordDict, context: Context, *, seed: int) -> RecordDict:
+    """Return the site's key for a round, and sealed shares for its neighbors.
+
+    Raises:
+        ValueError: If keys or terms are not what the site can accept.
+    """
+    with _secure_site(context, seed) as site:
+        if ROSTER in content:
+            site.accept_roster(read_keys(content[ROSTER]))
+        answer = site.share(read_terms(content[TERMS]))
+        return RecordDict(dict(write_round_keys(answer)))
+
+
+def hide(
+    update_N: Floats,
+    content: RecordDict,
+    context: Context,
+    *,
+    seed: int,
+    round_number: int,
+    task: bytes,
+    weight: int,
+    loss: float,
+    value_range: float,
+    max_weight: int,
+    max_norm: float,
+) -> ArrayRecord:
+    """Return an update as masked words.
+
+    Args:
+        update_N: What the training changed.
+        content: Of the message that asked for it.
+        context: The site's.
+        seed: The run's seed.
+        round_number: The round that was trained; it must be the one that was shared for.
+        task: A digest of what this site was asked to do.
+        weight: The site's weight.
+        loss: Its mean training loss.
+        value_range: Larger numbers are clipped.
+        max_weight: The largest weight that any site may have.
+        max_norm: A longer update is shortened to this length.
+
+    Raises:
+        ValueError: If the round is another, or a key or a share is not what it should be.
+    """
+    with _secure_site(context, seed) as site:
+        opened = site.memory.open_round
+        if opened is None or opened.terms.round_number != round_number:
+            raise ValueError(f"round {round_number} was not shared for by this site")
+        code = FixedPoint(value_range, len(opened.terms.participants), max_weight)
+        made = contribution(update_N, weight=weight, loss=loss, code=code, max_norm=max_norm)
+        if made.clipped:
+            logger.warning(
+                "round %d: %d numbers of the update are beyond --secagg_range %g and were clipped",
+                round_number,
+                made.clipped,
+                value_range,
+            )
+        if made.shortened:
+            logger.warning(
+                "round %d: the update is longer than --max_update_norm %g and was shortened",
+                round_number,
+                max_norm,
+            )
+        site.mask(made.words, read_delivery(_delivery_in(content)), task=task)
+        return ArrayRecord({WORDS: Array(made.words)})
+
+
+def reveal(content: RecordDict, context: Context, *, seed: int) -> RecordDict:
+    """Return what takes the masks off the sum.
+
+    Raises:
+        ValueError: If the question would open more than a sum of enough sites.
+    """
+    with _secure_site(context, seed) as site:
+        survivors = tuple(int(index) for index in content[SURVIVORS]["sites"])
+        return RecordDict(dict(write_reveal(site.reveal(survivors))))
+
+
+def read_words(record: ArrayRecord, size: int) -> Words:
+    """Return the masked words of a site.
+
+    Raises:
+        ValueError: If they are not `size` words.
+    """
+    if list(record) != [WORDS]:
+        raise ValueError(f"arrays: expected {[WORDS]}, got {list(record)[:10]}")
+    array = record[WORDS]
+    header = 256  # more than numpy writes before the numbers
+    if (
+        array.dtype != "uint32"
+        or tuple(array.shape) != (size,)
+        or (len(array.data) > 4 * size + header)
+    ):
+        raise ValueError(
+            f"expected {size} uint32 words, got {array.dtype} of shape {tuple(array.shape)} in "
+            f"{len(array.data)} bytes"
+        )
+    words: Words = array.numpy()
+    return words
+
+
+@contextmanager
+def _secure_site(context: Context, seed: int) -> Iterator[SecureSite]:
+    """Lend the site with its memory; what changed in it is kept, also after an error."""
+    identity, pinned = open_identity(context.node_config, seed=seed)
+    kept = context.state.get(STATE)
+    memory = read_memory(kept) if kept is not None else Memory()
+    index = int(context.node_config["partition-id"])
+    try:
+        yield SecureSite(index, identity, pinned, memory)
+    finally:
+        context.state[STATE] = write_memory(memory)
+
+
+def _delivery_in(content: RecordDict) -> Mapping[str, ConfigRecord]:
+    return {
+        name.removeprefix(DELIVERY): record
+        for name, record in content.config_records.items()
+        if name.startswith(DELIVERY)
+    }

@@ -1,0 +1,1 @@
+"""Bridges to other systems; each is optional and imported only on demand."""

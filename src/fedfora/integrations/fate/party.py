@@ -1,0 +1,68 @@
+"""One party of a FATE federation, from settings to the end of the federation.
+
+Guest and hosts train and each keeps the result; the arbiter is FATE's own, unchanged: it has no
+model and no result.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from fedfora.data.catalog import chosen_source
+from fedfora.integrations.fate.installed import require_fate
+from fedfora.integrations.fate.settings import FateSettings, Party
+from fedfora.reporting.record import check_output_dir
+from fedfora.reporting.view import View
+
+
+def check_party(settings: FateSettings) -> Party:
+    """Return this party's role and id, once everything that needs no other party was checked.
+
+    Raises:
+        ValueError: Naming the flag, or what is missing to run FATE.
+    """
+    party = settings.fate.own_party()
+    if party[0] != "arbiter":
+        check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
+        chosen_source(settings.data.train_file, settings.data, flag="--train_file")
+        if not settings.model.model_name_or_path:
+            raise ValueError(
+                "--model_name_or_path is missing: a directory, a Hub id, or clinic-base"
+            )
+    require_fate()
+    return party
+
+
+def run_party(
+    settings: FateSettings, view: View, *, on_round: Callable[[Any], None] = lambda report: None
+) -> None:
+    """Take part in a federation until it is over.
+
+    Args:
+        settings: The party's.
+        view: Where to show it.
+        on_round: Called with the `RoundReport` of every round, at guest and hosts.
+
+    Raises:
+        ValueError: If the settings do not work, the parties disagree, or one of them is lost.
+    """
+    party = check_party(settings)
+    from fedfora.integrations.fate.joining import join, leave_together
+    from fedfora.integrations.fate.learner import Learner
+
+    learner = None if party[0] == "arbiter" else Learner(settings, view, on_round)
+    ctx, federation = join(settings.fate, party)
+    try:
+        if learner is None:
+            _arbitrate(ctx)
+        else:
+            learner.learn(ctx, federation)
+        leave_together(ctx)
+    except BaseException as error:
+        federation.say_last_word(error)
+        raise
+
+
+def _arbitrate(ctx: Any) -> None:
+    from fate.ml.nn.homo.fedavg import FedAVGServer
+
+    FedAVGServer(ctx).train()

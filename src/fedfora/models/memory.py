@@ -1,0 +1,188 @@
+"""A model's configuration to the memory its training takes, before any weight is loaded.
+
+The model is built without numbers (PyTorch's meta device) and run once: shapes are exact, so the
+tensors that the backward pass keeps are counted, not guessed. Attention is counted as the fused
+kernels keep it: queries, keys, values, output, and the mask where there is one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from fedfora.models.loading import Base, add_adapter, model_path
+from fedfora.models.settings import AdapterArguments, ModelArguments
+
+BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit format
+SCALES = 256  # scales that share a scale of their own in double quantization
+OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "sgd": 0.0}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a training holds at its peak.
+
+    Args:
+        base: The frozen weights.
+        adapter: The adapter's weights, gradients and optimizer states.
+        activations: What one forward pass keeps for the backward pass, logits included.
+        adapter_parameters: Numbers that are trained.
+    """
+
+    base: int
+    adapter: int
+    activations: int
+    adapter_parameters: int
+
+    @property
+    def total(self) -> int:
+        """Return the sum; the allocator's waste and the libraries' own memory come on top."""
+        return self.base + self.adapter + self.activations
+
+
+def estimate_memory(
+    model_settings: ModelArguments,
+    adapter_settings: AdapterArguments,
+    *,
+    rows: int,
+    tokens: int,
+    optim: str = "adamw_torch",
+    gradient_checkpointing: bool = False,
+    on_gpu: bool = False,
+) -> MemoryEstimate:
+    """Return the memory for batches of `rows` rows of `tokens` tokens each.
+
+    Args:
+        model_settings: Base model, quantization and number format.
+        adapter_settings: Rank and layers.
+        rows: Rows of a forward pass.
+        tokens: Length of the padded rows.
+        optim: Optimizer, as in the training settings.
+        gradient_checkpointing: Whether only the borders between blocks are kept.
+        on_gpu: Whether "auto" number formats and double quantization are those of a GPU.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    dtype = _dtype(model_settings, on_gpu)
+    base = _without_numbers(model_settings, dtype)
+    double = model_settings.bnb_4bit_use_double_quant
+    doubled = on_gpu if double == "auto" else double == "true"
+    base_bytes = _base_bytes(base.model, model_settings.quantization, doubled)
+    model = add_adapter(base, adapter_settings, seed=0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept = _kept_bytes(model, rows, tokens)
+    if gradient_checkpointing:
+        _checkpoint(model)
+        borders = _kept_bytes(model, rows, tokens)
+        kept = borders + (kept - borders) // base.model.config.num_hidden_layers
+    logits_gradient = 4 * rows * tokens * base.model.config.vocab_size
+    return MemoryEstimate(
+        base=base_bytes,
+        adapter=int(trained * (8 + OPTIMIZER_BYTES[optim])),
+        activations=kept + logits_gradient,
+        adapter_parameters=trained,
+    )
+
+
+def _checkpoint(model: Any) -> None:
+    """Transformers 5.23 renamed the method; older ones know only the old name."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)()
+
+
+def _dtype(settings: ModelArguments, on_gpu: bool) -> torch.dtype:
+    if settings.torch_dtype != "auto":
+        return getattr(torch, settings.torch_dtype)  # type: ignore[no-any-return]
+    return torch.bfloat16 if on_gpu else torch.float32
+
+
+def _without_numbers(settings: ModelArguments, dtype: torch.dtype) -> Base:
+    name = settings.model_name_or_path
+    if not name:
+        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
+    try:
+        path = model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
+        config = AutoConfig.from_pretrained(path, cache_dir=settings.cache_dir)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return Base(model, None, name, settings.quantization)
+
+
+def _base_bytes(model: nn.Module, quantization: str, double: bool) -> int:
+    """Bitsandbytes quantizes every linear layer but the output layer."""
+    per_weight = {
+        "none": None,
+        "int8": 1.0,
+        "nf4": 0.5 + ((1 + 4 / SCALES) if double else 4) / BLOCK,
+    }[quantization]
+    output = model.get_output_embeddings()  # type: ignore[operator]
+    total = 0.0
+    for module in model.modules():
+        quantized = isinstance(module, nn.Linear) and module is not output
+        for name, weight in module.named_parameters(recurse=False):
+            if per_weight is not None and quantized and name == "weight":
+                scales = 4 * weight.shape[0] if quantization == "int8" else 0
+                total += weight.numel() * per_weight + scales
+            elif not _is_tied(model, module, output):
+                total += weight.numel() * weight.element_size()
+    return int(total)
+
+
+def _is_tied(model: nn.Module, module: nn.Module, output: Any) -> bool:
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    return bool(tied and module is output)
+
+
+def _kept_bytes(model: nn.Module, rows: int, tokens: int) -> int:
+    """Return the bytes of all different tensors that autograd keeps, weights left out."""
+    weights = {_storage(p) for p in model.parameters()}
+    kept: dict[int, tuple[int, Tensor]] = {}  # the tensor is held so that its place is not reused
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in weights:
+            kept[_storage(tensor)] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
+    model.train()
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with _FusedAttention(), hooks:
+        model(input_ids=ids, labels=ids)
+    return sum(size for size, _ in kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Lets attention keep what fused kernels keep; without numbers PyTorch takes another way."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.__bool__ and args[0].is_meta:
+            return True  # what transformers asks of masks: is nothing padded, nothing packed?
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+        tensors = (named[name] for name in ("query", "key", "value"))
+        return _Kept.apply(*tensors, named.get("attn_mask"))  # type: ignore[no-untyped-call]
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        output = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device="meta")
+        ctx.save_for_backward(query, key, value, mask, output)
+        return output

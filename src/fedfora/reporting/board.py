@@ -1,0 +1,128 @@
+"""Where a run stands: its sites, its numbers, its bytes; and how that looks on a terminal.
+
+The same board is shown inside a running command, which tells it every step, and by `fedfora watch`,
+which knows only what the record says.
+"""
+
+from dataclasses import dataclass, field
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fedfora.reporting.history import Event
+from fedfora.reporting.series import sites_of
+from fedfora.reporting.wording import data_size, label, number
+
+SITES_SHOWN = 12
+# What a person asks for first, of all that a round may say.
+NUMBERS = (
+    *("loss", "validation_loss", "scores.f1", "scores.exact_match", "scores.parse_rate"),
+    *("aggregation_error", "epsilon"),
+)
+_STYLES = {"waits": "dim", "sent": "green", "in": "green", "left out": "red", "absent": "red"}
+
+
+@dataclass
+class Site:
+    """What is known of a site.
+
+    Args:
+        state: "waits", "step 3/5", "sent", "in", "left out", "absent".
+        loss: Its latest training loss.
+        sent_bytes: What it has sent so far.
+        note: Why it is left out.
+    """
+
+    state: str = "waits"
+    loss: float | None = None
+    sent_bytes: int = 0
+    note: str = ""
+
+
+@dataclass
+class Board:
+    """Where a run stands."""
+
+    sites: dict[str, Site] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+    sent_bytes: int = 0
+    round_number: int = 0
+
+    def site(self, name: str) -> Site:
+        """Return a site's entry, new if it is not known yet."""
+        return self.sites.setdefault(name, Site())
+
+    def draw(self, names: list[str]) -> None:
+        """Begin a round with these sites."""
+        for site in self.sites.values():
+            site.state, site.note = "rests", ""
+        for name in names:
+            self.site(name).state = "waits"
+
+    def take(self, event: Event) -> None:
+        """Take in a line of the record."""
+        kind = event.get("event")
+        if kind in ("rejected", "absent") and "site" in event:
+            site = self.site(str(event["site"]))
+            site.state = "absent" if kind == "absent" else "left out"
+            site.note = str(event.get("reason", ""))
+        elif kind in ("round", "step"):
+            self.round_number = event.get("round", self.round_number)
+            self._take_numbers(event)
+            for line in sites_of(event):
+                site = self.site(str(line["site"]))
+                site.state, site.note = "in", ""
+                site.loss = line.get("loss", site.loss)
+                site.sent_bytes += line.get("uplink_bytes", 0)
+                self.sent_bytes += line.get("uplink_bytes", 0)
+
+    def said(self) -> list[str]:
+        """Return the numbers in the order in which one asks for them."""
+        said = [
+            f"{label(name)} {number(name, self.numbers[name])}"
+            for name in NUMBERS
+            if name in self.numbers
+        ]
+        return said + ([f"sent {data_size(self.sent_bytes)}"] if self.sent_bytes else [])
+
+    def _take_numbers(self, event: Event) -> None:
+        for name in NUMBERS:
+            group, _, last = name.rpartition(".")
+            values = event.get(group, {}) if group else event
+            if isinstance(values.get(last), int | float):
+                self.numbers[name] = values[last]
+
+
+def render(board: Board) -> RenderableType:
+    """Return the board as rich shows it: a table of sites, and a line of numbers."""
+    parts: list[RenderableType] = []
+    if board.sites:
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
+        for column in ("site", "state", "loss", "sent", ""):
+            table.add_column(column, justify="right" if column in ("loss", "sent") else "left")
+        sites = list(board.sites.items())
+        if len(sites) > SITES_SHOWN:
+            sites.sort(key=lambda entry: _rank(entry[1]))
+        for name, site in sites[:SITES_SHOWN]:
+            table.add_row(
+                name,
+                Text(site.state, style=_STYLES.get(site.state, "bold")),
+                "" if site.loss is None else f"{site.loss:.3f}",
+                data_size(site.sent_bytes) if site.sent_bytes else "",
+                Text(site.note, style="red", overflow="ellipsis", no_wrap=True),
+            )
+        if len(sites) > SITES_SHOWN:
+            table.add_row(f"and {len(sites) - SITES_SHOWN} more", "", "", "", "")
+        parts.append(table)
+    if board.said():
+        parts.append(Text("   ".join(board.said()), style="cyan"))
+    return Group(*parts)
+
+
+def _rank(site: Site) -> int:
+    """Order of few among many: who works, who is left out, who waits, and the rest as they came."""
+    if site.state.startswith("step"):
+        return 0
+    order = ("left out", "absent", "waits")
+    return 1 + order.index(site.state) if site.state in order else 5

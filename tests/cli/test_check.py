@@ -1,0 +1,131 @@
+"""`fedfora check data`: what is in a file, with line numbers, and what a training would take."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from fedfora.cli.main import main
+from fedfora.models.baichuan.alibi import alibi_mask_bytes
+from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.memory import estimate_memory
+from fedfora.models.settings import AdapterArguments, ModelArguments
+
+ROW = {"instruction": "Extract:", "input": "one", "output": "a_b_c"}
+
+
+def check(capsys, *words):
+    status = main(["check", "data", *map(str, words)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_everything_wrong_is_counted_and_placed(rows_file, capsys):
+    rows = [ROW, {**ROW, "input": "two", "output": " "}, ROW, {"input": "three"}]
+    path = rows_file([*rows, {"input": 4, "output": "x"}])
+    test = rows_file([{**ROW, "output": "other"}, {**ROW, "input": "new"}], "test.json")
+    status, out, error = check(capsys, path, "--test_file", test)
+    assert status == 2
+    assert "2 broken rows" in error
+    for line in (
+        f"{path}: 5 rows",
+        "column 'output': in 4 rows",
+        'line 4: "output" is missing',
+        'line 5: "input" must be text, got int',
+        f"empty answers: 1\n  {path}, line 2",
+        f"duplicates: 1\n  {path}, line 3 says the same as {path}, line 1",
+        f"too: 1\n  {path}, line 3 is {test}, line 1",
+    ):
+        assert line in out
+
+
+def test_with_a_model_lengths_a_row_and_memory_are_shown(rows_file, tiny_dir, capsys):
+    path = rows_file([ROW, {**ROW, "output": "a_b_c\n" * 20}])
+    limits = ("--max_target_length", "32", "--quantization", "none", "--device", "cpu")
+    status, out, _ = check(capsys, path, "--model", tiny_dir, *limits)
+    assert status == 0
+    assert "rows that are cut: 1 (50.0 %)" in out
+    assert "loss on" in out
+    assert "Extract:one\na_b_c</s>" in out
+    assert "in all" in out
+
+
+def test_an_unknown_check_names_the_known_ones(capsys):
+    assert main(["check", "dta", "x.json"]) == 2
+    assert "did you mean 'data'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_the_weights_are_counted_as_they_lie_in_memory(tiny_dir, quantization):
+    settings = ModelArguments(model_name_or_path=tiny_dir, quantization=quantization, device="cpu")
+    base = load_base(settings)
+    measured = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    if quantization == "nf4":  # the scales lie beside the weights
+        states = [m.weight.quant_state for m in base.model.modules() if hasattr(m, "quant_state")]
+        measured += sum(s.absmax.numel() * 4 for s in states if s is not None)
+    if quantization == "int8":  # one scale of float32 for each row
+        linear = [m for m in base.model.modules() if type(m).__name__ == "Linear8bitLt"]
+        measured += sum(4 * m.weight.shape[0] for m in linear)
+    estimate = estimate_memory(settings, AdapterArguments(lora_rank=2), rows=1, tokens=8)
+    assert estimate.base == measured
+    model = add_adapter(base, AdapterArguments(lora_rank=2), seed=0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert (estimate.adapter_parameters, estimate.adapter) == (trained, 16 * trained)
+
+
+@pytest.mark.parametrize("shape", [(4, 100), (1, 300)])
+def test_what_the_backward_pass_keeps_is_counted(tiny_dir, shape):
+    """Against the tensors that autograd really keeps on this machine."""
+    settings = ModelArguments(model_name_or_path=tiny_dir, quantization="none", device="cpu")
+    adapter = AdapterArguments(lora_rank=8)
+    model = add_adapter(load_base(settings), adapter, seed=0).train()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.zeros(shape, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=ids, labels=ids)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    estimate = estimate_memory(settings, adapter, rows=shape[0], tokens=shape[1])
+    logits_gradient = 4 * ids.numel() * model.config.vocab_size
+    assert estimate.activations - logits_gradient == pytest.approx(measured, rel=0.05)
+
+
+def estimated(directory, **options):
+    settings = ModelArguments(model_name_or_path=str(directory), quantization="nf4")
+    options = {"rows": 1, "tokens": 64, "on_gpu": True} | options
+    return estimate_memory(settings, AdapterArguments(lora_rank=8), **options)
+
+
+def test_a_large_model_is_estimated_from_its_configuration_alone(tmp_path):
+    """Llama-2-7B's shape: 6.5 billion weights in 4 bits and the embeddings in bfloat16."""
+    LlamaConfig().save_pretrained(tmp_path)
+    plain, doubled = estimated(tmp_path, on_gpu=False), estimated(tmp_path)
+    linear, embeddings = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 2 * 32000 * 4096
+    assert doubled.base == pytest.approx(linear * 0.516 + 2 * embeddings, rel=1e-3)
+    assert plain.base == pytest.approx(linear * 0.5625 + 4 * embeddings, rel=1e-3)
+    assert estimated(tmp_path, gradient_checkpointing=True).activations < doubled.activations / 3
+
+
+def test_alibis_mask_is_part_of_the_estimate(tmp_path):
+    """Of all that is kept only the mask grows with the square of the length."""
+    square = {}
+    for kind in ("alibi", "rope"):
+        directory = tmp_path / kind
+        directory.mkdir()
+        config = {
+            **{"model_type": "baichuan", "vocab_size": 128, "hidden_size": 64},
+            **{"intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+            **{"position_embedding": kind, "model_max_length": 512},
+        }
+        (directory / "config.json").write_text(json.dumps(config))
+        short, long = (estimated(directory, tokens=n).activations for n in (256, 512))
+        square[kind] = long - 2 * short
+    short, long = (alibi_mask_bytes(4, n, dtype=torch.bfloat16) for n in (256, 512))
+    assert square["alibi"] - square["rope"] == long - 2 * short

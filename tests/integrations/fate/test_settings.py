@@ -1,0 +1,105 @@
+"""What a user can get wrong about a party is named before anybody waits for it."""
+
+import platform
+import re
+from pathlib import Path
+
+import pytest
+
+from fedfora.cli.main import main
+from fedfora.config import ConfigParser
+from fedfora.integrations.fate import installed
+from fedfora.integrations.fate.runner_conf import runner_conf
+from fedfora.integrations.fate.settings import SECTIONS, FateArguments, FateSettings
+
+FATE = "fate --model_name_or_path clinic-base --train_file clinic --output_dir {d}/out "
+
+
+def parse(words):
+    return FateSettings(*ConfigParser(SECTIONS.values()).parse(words.split()))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "--role is missing: one of guest, host, arbiter"),
+        ("--role gast", "did you mean 'guest'"),
+        ("--role guest --aggregator plaintext", "returns the sum of the updates"),
+        ("--role guest --num_rounds 0", "--num_rounds must be at least 1, got 0"),
+        ("--role guest --timeout_s 0", "--timeout_s must be above 0"),
+        ("--role guest --max_steps 5", "--num_rounds x --local_steps"),
+        ("--role guest --parties guest:1 host:2", "one guest, one arbiter and some hosts"),
+        ("--role guest --parties guest:1 host:2 arbiter", "--parties arbiter: expected ROLE:ID"),
+        ("--role guest --parties guest:1 host:2 host:2 arbiter:3", "a party is named twice"),
+        ("--role host --parties guest:1 host:2 host:3 arbiter:4", "--role host needs --party_id"),
+        ("--role host --party_id 7", "--party_id 7: not one of guest:9999 host:10000"),
+        ("--role guest --session_id a/b", "--session_id 'a/b'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(words, message, tmp_path, capsys):
+    assert main((FATE.format(d=tmp_path) + words).split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().split("\n")) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_python_or_platform_is_refused_with_the_one_that_works(monkeypatch):
+    monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "13", "1"))
+    with pytest.raises(ValueError, match=r"needs Python 3\.11 on Linux x86-64 .* is Python 3\.13"):
+        installed.require_fate()
+    monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "11", "7"))
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(ValueError, match="on linux aarch64"):
+        installed.require_fate()
+
+
+def test_what_is_not_installed_is_named_with_the_command(monkeypatch):
+    monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "11", "7"))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    versions = {name: wanted or "9" for name, wanted in installed.PACKAGES.items()}
+    monkeypatch.setattr(installed, "_version", versions.get)
+    installed.require_fate()
+    versions |= {"fate-llm": None, "ruamel.yaml": "0.18.6"}
+    with pytest.raises(ValueError, match=r"requirements-fate\.txt") as caught:
+        installed.require_fate()
+    assert "missing: fate-llm 2.2.0, ruamel.yaml 0.16.0 (found 0.18.6);" in str(caught.value)
+
+
+def test_the_requirements_file_is_what_the_guard_asks_for():
+    text = (Path(__file__).parents[3] / "requirements-fate.txt").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    asked = dict(re.fullmatch(r"([\w.-]+)(?:==|>=)(.+)", line).groups() for line in lines)
+    assert asked.keys() == installed.PACKAGES.keys()
+    for name, wanted in installed.PACKAGES.items():
+        assert wanted in (None, asked[name])
+
+
+def test_own_party_needs_an_id_only_where_a_role_has_several():
+    assert FateArguments(role="host").own_party() == ("host", "10000")
+    several = ["guest:1", "host:2", "host:3", "arbiter:1"]
+    assert FateArguments(role="host", parties=several, party_id="3").own_party() == ("host", "3")
+
+
+def test_the_runner_configuration_is_plain_and_says_what_the_flags_say():
+    import json
+
+    settings = parse(
+        "--role guest --model_name_or_path some/model --quantization int8 --lora_rank 4 "
+        "--num_rounds 5 --local_steps 3 --learning_rate 0.01 --max_source_length 64"
+    )
+    conf = runner_conf(settings, seed=9)
+    assert json.loads(json.dumps(conf)) == conf
+    model = conf["model_conf"]["kwargs"]
+    assert (model["pretrained_path"], model["quantization"], model["seed"]) == (
+        *("some/model", "int8", 9),
+    )
+    assert model["peft_config"]["r"] == 4
+    assert model["peft_config"]["trainable"] == "core"
+    assert model["peft_config"]["init_weights"] == "svd"
+    assert conf["training_args_conf"]["max_steps"] == 15
+    assert conf["training_args_conf"]["learning_rate"] == 0.01
+    assert conf["fed_args_conf"]["aggregate_freq"] == 3
+    assert conf["dataset_conf"]["kwargs"]["max_source_length"] == 64
+    everything = runner_conf(parse("--role guest --trainable all"), seed=9)["model_conf"]["kwargs"]
+    assert everything["peft_config"]["init_weights"] is True

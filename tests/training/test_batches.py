@@ -1,0 +1,137 @@
+"""How rows become batches is no matter of the result: packed = padded, checkpointed = not."""
+
+import pytest
+import torch
+
+from fedfora.adapter.state import fold, read_state
+from fedfora.data.encoding import IGNORED, encode_examples, prompt_format
+from fedfora.data.loading import load_examples
+from fedfora.data.settings import DataArguments
+from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.training.local import train_locally
+from fedfora.training.packing import check_no_leak, collate_packed, pack
+from fedfora.training.sampling import GroupedByLength
+from fedfora.training.schedule import Stretch
+from fedfora.training.settings import TrainArguments
+from fedfora.training.trainer_arguments import check_device
+
+STEP = {
+    "optim": "sgd",
+    "learning_rate": 0.5,
+    "lr_scheduler_type": "constant",
+    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_dir):
+    base = load_base(ModelArguments(model_name_or_path=tiny_dir, quantization="none"))
+    model = add_adapter(base, AdapterArguments(lora_rank=2), seed=1)
+    examples = load_examples("clinic", DataArguments())[:16]
+    encoded = encode_examples(
+        examples, base.tokenizer, prompt_format(DataArguments(), base.tokenizer)
+    )
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    return base, model, encoded, start
+
+
+def trained(setup, **settings):
+    """Three full-batch steps from the same start."""
+    base, model, encoded, start = setup
+    for name, p in model.named_parameters():
+        p.data.copy_(start[name])
+    arguments = TrainArguments(**(STEP | settings))
+    result = train_locally(
+        model, base.tokenizer, encoded, arguments, stretch=Stretch(0, 3, 3), seed=5
+    )
+    return fold(read_state(model)), result
+
+
+@pytest.fixture(scope="module")
+def padded(setup):
+    return trained(setup)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"packing": True, "packing_length": 200}, {"group_by_length": True}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_full_batches_give_the_same_steps_however_they_are_laid_out(setup, padded, settings):
+    state, result = trained(setup, **settings)
+    assert (result.tokens, result.answer_tokens) == (padded[1].tokens, padded[1].answer_tokens)
+    for name, tensor in padded[0].items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_checkpointing_recomputes_the_same_numbers(setup, padded):
+    state, _ = trained(setup, gradient_checkpointing=True)
+    for name, tensor in padded[0].items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_takes_nearly_the_same_steps(setup, padded):
+    state, result = trained(setup, bf16=True)
+    assert result.loss == pytest.approx(padded[1].loss, rel=1e-2)
+    assert result.loss != padded[1].loss
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+
+
+def test_every_row_is_packed_once_and_whole(setup):
+    *_, encoded, _ = setup
+    packs = pack(encoded, 200)
+    rows = []
+    for one in packs:
+        assert len(one["input_ids"]) <= 200
+        starts = [i for i, position in enumerate(one["position_ids"]) if position == 0]
+        for start, end in zip(starts, [*starts[1:], len(one["input_ids"])], strict=True):
+            rows.append((one["input_ids"][start:end], one["labels"][start:end]))
+            assert one["labels"][start] == IGNORED
+    assert sorted(rows) == sorted((row["input_ids"], row["labels"]) for row in encoded)
+    assert len(packs) < len(encoded) / 2
+
+
+def test_a_row_longer_than_the_sequence_stays_alone(setup):
+    *_, encoded, _ = setup
+    assert len(pack(encoded, 1)) == len(encoded)
+
+
+def test_attention_that_reaches_over_is_found(setup, monkeypatch):
+    """A model that is not told where rows begin leaks, and is refused."""
+    _, model, encoded, _ = setup
+    check_no_leak(model, encoded)
+
+    def blind(rows):
+        batch = collate_packed(rows)
+        return batch | {"position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
+
+    monkeypatch.setattr("fedfora.training.packing.collate_packed", blind)
+    with pytest.raises(ValueError, match="--packing: this model's attention sees the rows before"):
+        check_no_leak(model, encoded)
+
+
+def test_grouped_rows_waste_little_and_change_with_the_pass():
+    lengths = [(37 * i) % 101 + 1 for i in range(400)]
+    sampler = GroupedByLength(lengths, 8, seed=3)
+    first, again = list(sampler), list(sampler)
+    assert first == again
+    assert sorted(first) == list(range(400))
+    sampler.epoch = 1
+    assert list(sampler) != first
+    batches = [[lengths[i] for i in first[k : k + 8]] for k in range(0, 400, 8)]
+    assert sum(8 * max(b) for b in batches) < 1.15 * sum(lengths)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fp16": True}, "--fp16 needs a GPU"),
+        ({"optim": "paged_adamw_8bit"}, "--optim paged_adamw_8bit needs a GPU"),
+    ],
+)
+def test_what_a_cpu_cannot_do_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_device(TrainArguments(**settings), "cpu")
+    check_device(TrainArguments(**settings), "cuda")
