@@ -29,14 +29,15 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
-# FATE excludes today's libraries by its pins, so it gets an environment of its own, Python 3.11.
+# FATE's pins exclude today's libraries, so it gets an environment of its own, Python 3.11.
+# Only FATE-LLM's own runner, which one test uses, needs scikit-learn.
 test-fate: .venv-fate/ready
 	OMP_NUM_THREADS=1 .venv-fate/bin/python -m pytest -m fate
 
 .venv-fate/ready: pyproject.toml constraints.txt requirements-fate.txt
 	$(PYTHON_FATE) -m venv .venv-fate
 	.venv-fate/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv-fate/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	.venv-fate/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" scikit-learn
 	.venv-fate/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-fate.txt
 	touch .venv-fate/ready
 

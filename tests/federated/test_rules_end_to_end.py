@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fedfora.adapter.state import fold
@@ -126,6 +127,21 @@ def test_what_a_format_lost_is_kept_at_the_site_and_sent_later(run, update_dtype
     moved = sum(float((exact[n] - fresh[n]).square().sum()) for n in exact) ** 0.5
     missed = sum(float((exact[n] - coarse[n]).square().sum()) for n in exact) ** 0.5
     assert 0 < missed < (0.05 if update_dtype == "int8" else 0.5) * moved
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ({"aggregation": "refactor"}, False),
+        ({"aggregation": "refactor", "gauge": "aligned"}, True),
+        ({"aggregation": "stack"}, False),
+        ({"aggregation": "core"}, True),
+    ],
+)
+def test_nothing_lost_is_added_to_factors_that_mean_something_else(run, flags, kept):
+    _, out = run(update_dtype="int8", num_rounds=1, **flags)
+    names = [name for path in (out / "sites").glob("*/after-*") for name in load_file(path)]
+    assert any(name.startswith("lost//") for name in names) == kept
 
 
 def test_a_private_core_is_kept_where_it_wins_and_the_global_adapter_stays(run):

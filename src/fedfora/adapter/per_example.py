@@ -29,30 +29,31 @@ class PerExampleGradients:
             would not be seen.
     """
 
-    def __init__(self, model: nn.Module, adapter_name: str = "default") -> None:
-        self.adapter_name = adapter_name
+    def __init__(self, model: nn.Module) -> None:
         self.layers = [
-            module
+            (module, name)
             for module in model.modules()
-            if isinstance(module, ForaLayer) and adapter_name in module.fora_A
+            if isinstance(module, ForaLayer)
+            for name in module.fora_A
+            if any(module.factor(letter, name).weight.requires_grad for letter in "ABCDE")
         ]
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._inputs: dict[ForaLayer, tuple[Tensor, Tensor]] = {}
         self._handles: list[Any] = []
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        own = {layer.factor(f, adapter_name).weight for layer in self.layers for f in "ABCDE"}
+        own = {layer.factor(f, name).weight for layer, name in self.layers for f in "ABCDE"}
         if foreign := sorted(name for p, name in self.names.items() if p not in own):
             raise ValueError(
-                f"--privacy record: {foreign[0]} is trained too, and gradients of single examples "
-                "are known for FoRA's factors only"
+                f"--privacy_unit record: {foreign[0]} is trained too, and gradients of single "
+                "examples are known for FoRA's factors only"
             )
 
     def __enter__(self) -> "PerExampleGradients":
         """Put the hooks on."""
-        for layer in self.layers:
-            A, D = (layer.factor(letter, self.adapter_name) for letter in "AD")
+        for layer, name in self.layers:
+            A, D = layer.factor("A", name), layer.factor("D", name)
             self._handles.append(A.register_forward_hook(self._after_A(layer)))
-            self._handles.append(D.register_forward_hook(self._after_D(layer)))
+            self._handles.append(D.register_forward_hook(self._after_D(layer, name)))
         return self
 
     def __exit__(
@@ -79,31 +80,37 @@ class PerExampleGradients:
 
         return hook
 
-    def _after_D(self, layer: ForaLayer) -> Any:
+    def _after_D(self, layer: ForaLayer, name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], update_BLO: Tensor) -> None:
             x_BLI, h_BLR = self._inputs.pop(layer)
             if x_BLI.dim() != 3:
                 raise ValueError(
-                    "--privacy record needs layers that see examples apart, got an input of shape "
-                    f"{tuple(x_BLI.shape)}"
+                    "--privacy_unit record needs layers that see examples apart, got an input of "
+                    f"shape {tuple(x_BLI.shape)}"
                 )
             u_BLR = inputs[0].detach()
             if update_BLO.requires_grad:  # not in the first pass of gradient checkpointing
                 update_BLO.register_hook(  # type: ignore[no-untyped-call]
-                    lambda g: self._collect(layer, x_BLI, h_BLR, u_BLR, g)
+                    lambda g: self._collect(layer, name, x_BLI, h_BLR, u_BLR, g)
                 )
 
         return hook
 
     @torch.no_grad()
     def _collect(
-        self, layer: ForaLayer, x_BLI: Tensor, h_BLR: Tensor, u_BLR: Tensor, g_BLO: Tensor
+        self,
+        layer: ForaLayer,
+        name: str,
+        x_BLI: Tensor,
+        h_BLR: Tensor,
+        u_BLR: Tensor,
+        g_BLO: Tensor,
     ) -> None:
-        A, B, C, D, E = (layer.factor(letter, self.adapter_name) for letter in "ABCDE")
-        scaling, dtype = layer.scaling[self.adapter_name], E.weight.dtype
+        A, B, C, D, E = (layer.factor(letter, name) for letter in "ABCDE")
+        scaling, dtype = layer.scaling[name], E.weight.dtype
         g_BLO, h_BLR, u_BLR = g_BLO.to(dtype), h_BLR.to(dtype), u_BLR.to(dtype)
         gD_BLR = g_BLO @ D.weight
-        if E.weight.requires_grad:
+        if any(factor.weight.requires_grad for factor in (B, C, E)):
             dK_BRR = scaling * (gD_BLR.mT @ h_BLR)
             self._add(E.weight, dK_BRR)
             self._add(C.weight, dK_BRR @ B.weight.mT)
@@ -111,7 +118,7 @@ class PerExampleGradients:
         if D.weight.requires_grad:
             self._add(D.weight, g_BLO.mT @ u_BLR)
         if A.weight.requires_grad:
-            gh_BLR = gD_BLR @ (scaling * layer.core(self.adapter_name).mT)
+            gh_BLR = gD_BLR @ (scaling * layer.core(name).mT)
             self._add(A.weight, gh_BLR.mT @ x_BLI.to(dtype))
 
     def _add(self, parameter: Any, gradient: Tensor) -> None:

@@ -13,6 +13,8 @@ COMMANDS = {
     "evaluate": "score a predictions file",
     "chat": "try an adapter on the spot",
     "export": "an adapter as LoRA, as GGUF, or merged with its base",
+    "keys": "keys for signing, and for encryption at rest",
+    "verify": "check and show where an adapter comes from",
     "report": "one HTML page from run directories",
     "watch": "follow a run from another terminal",
     "check": "says what a file of rows holds and what would go wrong",

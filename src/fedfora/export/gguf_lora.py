@@ -19,7 +19,8 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from fedfora.export.lora import WEIGHTS, to_lora
+from fedfora.export.lora import to_lora
+from fedfora.models.saving import WEIGHTS
 
 INSTALL = 'pip install "fedfora[gguf]"'
 FILE = "adapter.gguf"

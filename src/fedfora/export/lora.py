@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
-from fedfora.models.saving import RECORD
+from fedfora.models.saving import RECORD, WEIGHTS
+from fedfora.protection.provenance import verify_directory
+from fedfora.protection.sealing import is_sealed, load_tensors
 
-WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 # What both configurations call by the same name, with the same meaning.
@@ -114,10 +115,12 @@ def _read_source(source: PeftModel | str | Path) -> tuple[dict[str, Any], dict[s
 
 
 def _read_directory(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    if not (directory / CONFIG).is_file() or not (directory / WEIGHTS).is_file():
+    weights = directory / WEIGHTS
+    if not (directory / CONFIG).is_file() or not (weights.is_file() or is_sealed(weights)):
         raise ValueError(f"{directory}: no adapter there ({CONFIG} and {WEIGHTS})")
     config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    return config, load_file(directory / WEIGHTS)
+    verify_directory(directory)
+    return config, load_tensors(weights)
 
 
 def _check_plain_lora(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:

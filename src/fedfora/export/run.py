@@ -17,12 +17,14 @@ from fedfora.export.llama_cpp import check_llama_cpp, llama_cpp_logits
 from fedfora.export.lora import to_lora
 from fedfora.export.modelfile import modelfile
 from fedfora.export.settings import ExportSettings
+from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import (
     Base,
     base_name_of,
     check_adapter_dir,
     load_adapter,
     load_base,
+    merge_adapter,
     model_path,
 )
 from fedfora.models.saving import read_prompt_format
@@ -47,7 +49,7 @@ def export(settings: ExportSettings) -> list[str]:
             or the check fails; then nothing is left behind.
     """
     arguments = settings.export
-    if arguments.model_dir is None:
+    if arguments.model_dir is None and arguments.format != "quantized-base":
         raise ValueError("--model_dir is missing: the directory of the adapter")
     output = Path(arguments.output_dir)
     if output.exists() and any(output.iterdir()) and not arguments.overwrite_output_dir:
@@ -67,6 +69,8 @@ def export(settings: ExportSettings) -> list[str]:
 
 def _with_base(settings: ExportSettings) -> ExportSettings:
     """Take the base that the adapter names where the user names none; a whole model needs none."""
+    if settings.export.format == "quantized-base":
+        return settings
     directory = Path(str(settings.export.model_dir))
     if settings.export.format == "llama" and (directory / "config.json").is_file():
         return settings
@@ -163,8 +167,26 @@ def _merge(settings: ExportSettings, expected: Any, into: str) -> tuple[Base, De
     if into == "original":
         model = replace(model, quantization="none")
     base = load_base(model)
-    if into == "dequantized" and model.quantization != "none":
-        base = replace(base, model=base.model.dequantize())
-    adapted = load_adapter(base, str(settings.export.model_dir))
-    merged = adapted.merge_and_unload(safe_merge=True)
+    merged = merge_adapter(base, str(settings.export.model_dir))
     return replace(base, model=merged), deviation(expected, logits(merged))
+
+
+@FORMATS.register("quantized-base")
+def export_quantized_base(settings: ExportSettings, directory: Path) -> list[str]:
+    """Write the base as sites hold it, quantized, so that the owner's own weights can stay.
+
+    Raises:
+        ValueError: If the base is not to be quantized, or what was written is another function.
+    """
+    if settings.model.quantization == "none":
+        raise ValueError("--format quantized-base needs --quantization nf4 or int8")
+    base = load_base(settings.model)
+    name = fingerprint(base)
+    base.model.save_pretrained(directory)
+    base.tokenizer.save_pretrained(directory)
+    del base
+    settings = replace(settings, model=replace(settings.model, model_name_or_path=str(directory)))
+    if (written := fingerprint(load_base(settings.model))) != name:
+        raise ValueError(f"what was written is not the base: fingerprint {written}, not {name}")
+    size = sum(path.stat().st_size for path in directory.iterdir())
+    return [f"fingerprint {name}, as of the base itself; {size / 2**20:.1f} MiB"]

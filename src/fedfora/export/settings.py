@@ -12,11 +12,11 @@ class ExportArguments:
     """Which adapter, in which form, and where to."""
 
     model_dir: str | None = flag(None, "directory of the adapter; for llama also of a whole model")
-    format: Literal["lora", "merged", "gguf", "llama"] = flag(
+    format: Literal["lora", "merged", "gguf", "llama", "quantized-base"] = flag(
         "lora",
         "lora: an adapter for any PEFT or server; merged: base and adapter as one model; gguf: a "
         "LoRA adapter for llama.cpp and Ollama; llama: a Baichuan-7B, merged where it is an "
-        "adapter, as a Llama model",
+        "adapter, as a Llama model; quantized-base: the base alone, as sites hold it",
     )
     output_dir: str = flag("out/export", "where the result is written")
     overwrite_output_dir: bool = flag(False, "write over what is in output_dir")

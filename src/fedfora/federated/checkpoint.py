@@ -24,11 +24,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedfora.federated.aggregation import Update
 from fedfora.federated.selection import Selection
+from fedfora.protection.provenance import sign_directory, verify_directory
+from fedfora.protection.sealing import load_tensors, save_tensors
 
 BEST = "best"
 _NAME = re.compile(r"round-(\d{3,})")
@@ -70,13 +71,14 @@ def save_checkpoint(
     save_adapter_to(beside)
     tensors = {f"adapter.{name}": value for name, value in progress.adapter.items()}
     tensors |= {f"server.{name}": value for name, value in progress.server.items()}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, beside / _TENSORS)
+    save_tensors(beside / _TENSORS, tensors)
     state = {
         "round_number": progress.round_number,
         "selection": asdict(progress.selection),
         "metrics_bytes": progress.metrics_bytes,
     }
     (beside / _STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    sign_directory(beside)
     _to_disk(beside)
     remove(directory)
     beside.rename(directory)
@@ -85,13 +87,18 @@ def save_checkpoint(
 
 
 def load_checkpoint(run_directory: Path) -> Progress | None:
-    """Return the newest checkpoint; None where there is none."""
+    """Return the newest checkpoint; None where there is none.
+
+    Raises:
+        ValueError: If its provenance does not hold, or it is encrypted and the key is not here.
+    """
     checkpoints = find_checkpoints(run_directory)
     if not checkpoints:
         return None
     directory = checkpoints[max(checkpoints)]
+    verify_directory(directory)
     state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-    tensors = load_file(directory / _TENSORS)
+    tensors = load_tensors(directory / _TENSORS)
     return Progress(
         round_number=state["round_number"],
         adapter=_under("adapter.", tensors),
@@ -120,7 +127,8 @@ def publish_best(run_directory: Path, best_round: int) -> None:
     remove(beside)
     remove(old)
     source = find_checkpoints(run_directory)[best_round]
-    shutil.copytree(source, beside, ignore=shutil.ignore_patterns(_STATE, _TENSORS))
+    shutil.copytree(source, beside, ignore=shutil.ignore_patterns(_STATE, f"{_TENSORS}*"))
+    sign_directory(beside)
     (beside / "round.json").write_text(json.dumps({"round": best_round}) + "\n", encoding="utf-8")
     _to_disk(beside)
     if place.exists():

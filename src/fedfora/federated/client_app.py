@@ -14,8 +14,8 @@ from fedfora.federated import secure_site
 from fedfora.federated.exchange import read_assignment
 from fedfora.federated.local_round import carry_out, hide_result
 from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
-from fedfora.federated.settings import from_run_config
-from fedfora.federated.site import Workplace, open_site, open_workplace, validate
+from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.federated.site import Site, Workplace, open_site, open_workplace, validate
 from fedfora.federated.site_memory import memory_of, remembering
 from fedfora.federated.transport import pack
 from fedfora.training.trainer import StepReport
@@ -46,7 +46,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
                         "name": site.name,
                         "rows": 0 if _is_secure(workplace) else len(site.encoded),
                         "rank": site.rank,
-                        "data-digest": site.digest,
+                        "data-digest": public_digest(workplace.settings, site),
                         "base-fingerprint": workplace.base_fingerprint,
                         "layout-digest": layout.digest,
                     }
@@ -142,6 +142,14 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         return Message(content, reply_to=message)
 
     return app
+
+
+def public_digest(settings: FederationSettings, site: Site) -> str:
+    """Return the digest of a site's rows; nothing where records are hidden.
+
+    It would tell whoever knows all rows but one which one that is.
+    """
+    return "" if settings.privacy.privacy_unit == "record" else site.digest
 
 
 def _is_secure(workplace: Workplace) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 
 from fedfora.adapter.state import draw_fresh, fold
+from fedfora.federated.aggregation import Rule
 from fedfora.federated.aggregation.update import Update, absorb, part
 from fedfora.federated.exchange import Assignment
 from fedfora.federated.formats import FORMATS
@@ -55,7 +56,7 @@ def carry_out(
         state["personal"] = to_record(part(adapter, rule.personal))
         workplace.keep(site, adapter)
     private_loss = 0.0 if rule.sends else _keep_the_better(workplace, site, start, adapter)
-    arrays = _packed(workplace, part(adapter, rule.sends), part(start, rule.sends), state)
+    arrays = _packed(workplace, rule, adapter, start, state)
     return arrays, result, private_loss
 
 
@@ -116,12 +117,22 @@ def fresh_start(workplace: Workplace, site: Site, round_index: int) -> Update:
     return draw_fresh(shapes, seed=workplace.settings.train.seed, round_index=round_index)
 
 
-def _packed(workplace: Workplace, update: Update, start: Update, state: RecordDict) -> ArrayRecord:
-    form = FORMATS[workplace.settings.aggregation.update_dtype]
-    layout = Layout.of(update)
+def _packed(
+    workplace: Workplace, rule: Rule, adapter: Update, start: Update, state: RecordDict
+) -> ArrayRecord:
+    """Return what travels; what its format loses is kept where the next round can make use of it.
+
+    It can where the factors mean the same then, as they do not when each round makes new ones.
+    """
+    chosen = workplace.settings.aggregation
+    update, reference = part(adapter, rule.sends), part(start, rule.sends)
+    layout, form = Layout.of(update), FORMATS[chosen.update_dtype]
     kept = state.get("lost", {})
     lost = kept[layout.digest].numpy() if layout.digest in kept else None
-    record, lost = pack_with_feedback(update, start, lost, layout, form)
-    if lost is not None:
+    record, lost = pack_with_feedback(update, reference, lost, layout, form)
+    aligned = rule.gauge == "result" and chosen.gauge == "aligned"
+    if lost is not None and (rule.keeps_coordinates or aligned):
         state["lost"] = ArrayRecord({layout.digest: Array(lost)})
+    else:
+        state.pop("lost", None)
     return record

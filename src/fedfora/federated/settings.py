@@ -16,6 +16,7 @@ from fedfora.federated.aggregation_settings import AggregationArguments
 from fedfora.federated.round_settings import RoundArguments
 from fedfora.federated.secure_settings import SecureAggregationArguments, check_secure
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.settings import RunArguments
 from fedfora.training.settings import TrainArguments
 
@@ -57,6 +58,7 @@ SECTIONS = {
     "federation": FederationArguments,
     "rounds": RoundArguments,
     "aggregation": AggregationArguments,
+    "privacy": PrivacyArguments,
     "secure": SecureAggregationArguments,
 }
 
@@ -74,6 +76,7 @@ class FederationSettings:
     federation: FederationArguments
     rounds: RoundArguments
     aggregation: AggregationArguments
+    privacy: PrivacyArguments
     secure: SecureAggregationArguments
 
     def __post_init__(self) -> None:

@@ -29,10 +29,12 @@ from fedfora.evaluation.loss import answer_loss
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.transport import Layout
-from fedfora.models.fingerprint import fingerprint
+from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.training.local import LocalResult, train_locally
+from fedfora.training.privacy_plan import pay_for_steps, public_part
+from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
@@ -79,6 +81,7 @@ class Workplace:
         factors: str = "ABCDE",
         below: State | None = None,
         proximal_mu: float = 0.0,
+        privacy: RecordPrivacy | None = None,
     ) -> tuple[State, LocalResult]:
         """Train an adapter on some rows.
 
@@ -92,6 +95,7 @@ class Workplace:
             factors: Those that are trained; E stands for the core.
             below: An adapter that works too and stays as it is.
             proximal_mu: FedProx's pull towards the adapter as it came.
+            privacy: How single records are hidden, if they are.
 
         Returns:
             All five factors, and what the training did.
@@ -109,6 +113,7 @@ class Workplace:
             seed=seed,
             on_step=on_step,
             proximal_mu=proximal_mu,
+            privacy=privacy,
         )
         return read_state(self.model, name), result
 
@@ -140,7 +145,8 @@ class Workplace:
 
     def form(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what is saved beside an adapter's weights: PEFT's configuration and our record."""
-        return adapter_config(self.model), adapter_record(self.prompts, self.base_fingerprint)
+        record = adapter_record(self.prompts, self.base_fingerprint, base=describe(self.base))
+        return adapter_config(self.model), record
 
 
 @dataclass(frozen=True)
@@ -229,22 +235,38 @@ def train_round(
     below: State | None = None,
 ) -> tuple[State, LocalResult]:
     """Take a site's steps of one round (counted from 0) and return its adapter's five factors."""
-    federation = workplace.settings.federation
-    return workplace.train(
+    federation, settings = workplace.settings.federation, workplace.settings
+    total_steps = federation.num_rounds * federation.local_steps
+    paid = pay_for_steps(
+        settings.privacy,
+        settings.train,
+        output_dir=settings.run.output_dir,
+        site=site.index,
+        num_rows=len(site.encoded),
+        num_steps=federation.local_steps,
+        total_steps=total_steps,
+        what=f"round {round_index}",
+    )
+    trained, result = workplace.train(
         adapter,
         site.encoded,
-        workplace.settings.train,
+        settings.train,
         stretch=Stretch(
             first_step=round_index * federation.local_steps,
             num_steps=federation.local_steps,
-            total_steps=federation.num_rounds * federation.local_steps,
+            total_steps=total_steps,
         ),
-        seed=derive_seed(workplace.settings.train.seed, "train", round_index, site.index),
+        seed=derive_seed(settings.train.seed, "train", round_index, site.index),
         on_step=on_step,
         factors=factors,
         below=below,
-        proximal_mu=workplace.settings.aggregation.proximal_mu,
+        proximal_mu=settings.aggregation.proximal_mu,
+        privacy=None if paid is None else paid.privacy,
     )
+    if paid is not None:
+        paid.ledger.finish()
+        result = public_part(result, paid.privacy)
+    return trained, result
 
 
 @lru_cache(maxsize=1)

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.site import SITES
+from fedfora.protection.sealing import read_bytes, remove, write_bytes
 
 SEPARATOR = "//"  # between a record's name and an array's
 
@@ -35,7 +36,7 @@ class SiteMemory:
         rounds = [number for number in self._rounds() if number < before]
         if not rounds:
             return RecordDict()
-        arrays = load_file(self._path(max(rounds)))
+        arrays = load(read_bytes(self._path(max(rounds))))
         state: dict[str, dict[str, Array]] = {}
         for name, value in arrays.items():
             record, key = name.split(SEPARATOR, 1)
@@ -52,16 +53,15 @@ class SiteMemory:
         if not arrays:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        beside = self.directory / ".state.tmp"
-        save_file(arrays, beside)
-        beside.replace(self._path(after))
+        write_bytes(self._path(after), save(arrays))
         needed = max((number for number in self._rounds() if number < after), default=0)
         for number in self._rounds():
             if number < needed:
-                self._path(number).unlink()
+                remove(self._path(number))
 
     def _rounds(self) -> list[int]:
-        return [int(path.stem.removeprefix("after-")) for path in self.directory.glob("after-*")]
+        names = (path.name for path in self.directory.glob("after-*"))
+        return [int(name.removeprefix("after-").split(".")[0]) for name in names]
 
     def _path(self, round_number: int) -> Path:
         return self.directory / f"after-{round_number:06d}.safetensors"

@@ -10,15 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
 from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import State
 from fedfora.data.encoding import PromptFormat
+from fedfora.protection.provenance import sign_directory, verify_directory
+from fedfora.protection.sealing import load_tensors, save_tensors
 from fedfora.reporting.model_card import model_card
-from fedfora.reporting.record import write_text
+from fedfora.reporting.record import environment, write_text
 
-RECORD = "fedfora.json"
+RECORD, WEIGHTS = "fedfora.json", "adapter_model.safetensors"
 
 
 def save_adapter(
@@ -34,17 +34,21 @@ def save_adapter(
     """
     directory.mkdir(parents=True, exist_ok=True)
     weights = {_peft_name(name): tensor.contiguous() for name, tensor in state.items()}
-    beside = directory / ".adapter_model.safetensors.tmp"
-    save_file(weights, beside, metadata={"format": "pt"})
-    beside.replace(directory / "adapter_model.safetensors")
+    save_tensors(directory / WEIGHTS, weights, metadata={"format": "pt"})
     _write_json(directory / "adapter_config.json", adapter_config)
     _write_json(directory / RECORD, record)
     write_text(directory / "README.md", model_card(adapter_config))
+    sign_directory(directory, {**record, "packages": environment()["packages"]})
 
 
 def read_adapter(directory: str | Path) -> State:
-    """Return all five factors of a saved adapter, named as `read_state` names them."""
-    weights = load_file(Path(directory) / "adapter_model.safetensors")
+    """Return all five factors of a saved adapter, named as `read_state` names them.
+
+    Raises:
+        ValueError: If its provenance does not hold, or it is encrypted and the key is not here.
+    """
+    verify_directory(Path(directory))
+    weights = load_tensors(Path(directory) / WEIGHTS)
     prefix, suffix = "base_model.model.", ".weight"
     return {
         name.removeprefix(prefix).removesuffix(suffix).replace(".fora_", "."): tensor
@@ -58,6 +62,18 @@ def adapter_config(model: Any, adapter_name: str = "default") -> dict[str, Any]:
     return {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
 
 
+def adapter_record(prompts: PromptFormat, base_fingerprint: str, **facts: Any) -> dict[str, Any]:
+    """Return what fedfora.json holds: prompts, base, and how the adapter came about.
+
+    Args:
+        prompts: How rows become prompts.
+        base_fingerprint: Of the base.
+        **facts: JSON; `privacy` is the sentence that the card repeats. What is None is left out.
+    """
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    return {"prompts": asdict(prompts), "base_fingerprint": base_fingerprint, **known}
+
+
 def config_at_rank(config: dict[str, Any], rank: int) -> dict[str, Any]:
     """Return the configuration of the same adapter with another rank and the same scaling."""
     if rank == config["r"]:
@@ -66,17 +82,27 @@ def config_at_rank(config: dict[str, Any], rank: int) -> dict[str, Any]:
     return config | {"r": rank, "lora_alpha": alpha}
 
 
-def adapter_record(prompts: PromptFormat, base_fingerprint: str) -> dict[str, Any]:
-    """Return what fedfora.json holds."""
-    return {"prompts": asdict(prompts), "base_fingerprint": base_fingerprint}
+def read_record(directory: str | Path) -> dict[str, Any]:
+    """Return what fedfora.json in an adapter's directory holds; empty where there is none.
+
+    Raises:
+        ValueError: If the file is no record.
+    """
+    path = Path(directory) / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        PromptFormat(**record["prompts"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no adapter's record: {error}") from error
+    return record
 
 
 def read_prompt_format(directory: str | Path) -> PromptFormat | None:
     """Return the prompt format stored with an adapter; None where there is none."""
-    path = Path(directory) / RECORD
-    if not path.is_file():
-        return None
-    return PromptFormat(**json.loads(path.read_text(encoding="utf-8"))["prompts"])
+    record = read_record(directory)
+    return PromptFormat(**record["prompts"]) if record else None
 
 
 def _peft_name(name: str) -> str:

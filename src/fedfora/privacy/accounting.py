@@ -58,12 +58,14 @@ class Ledger:
         target_epsilon: The budget; None keeps the account and refuses nothing.
         path: Where the ledger lies; None keeps it in memory.
         releases: What was released.
+        unfinished: What was paid for and has not ended; going on with it costs nothing more.
     """
 
     delta: float
     target_epsilon: float | None = None
     path: Path | None = None
     releases: list[Release] = field(default_factory=list)
+    unfinished: str | None = None
 
     @classmethod
     def open(cls, path: Path, *, delta: float, target_epsilon: float | None) -> "Ledger":
@@ -75,11 +77,12 @@ class Ledger:
         if not path.exists():
             return cls(delta, target_epsilon, path)
         try:
-            lines = json.loads(path.read_text(encoding="utf-8"))["releases"]
-            releases = [Release(**line) for line in lines]
+            content = json.loads(path.read_text(encoding="utf-8"))
+            releases = [Release(**line) for line in content["releases"]]
+            unfinished = content["unfinished"]
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no privacy ledger: {error}") from error
-        return cls(delta, target_epsilon, path, releases)
+        return cls(delta, target_epsilon, path, releases, unfinished)
 
     @property
     def epsilon(self) -> float:
@@ -101,6 +104,31 @@ class Ledger:
                 f"{after:.3f}, --target_epsilon is {self.target_epsilon:g} and {self.epsilon:.3f} "
                 f"is spent ({self._where()}); {self.left(release)} such steps are left"
             )
+
+    def begin(self, what: str, release: Release) -> None:
+        """Enter a release before it happens, unless it was entered and broken off.
+
+        What was lost when a training was killed has been seen by nobody; what goes on from its
+        checkpoint takes its place. A release that had ended may have been seen: repeating it costs
+        again.
+
+        Args:
+            what: Which training or round; the same one goes on.
+            release: Its steps.
+
+        Raises:
+            BudgetSpent: If it would exceed the budget; then nothing is entered.
+        """
+        if self.unfinished == what:
+            return
+        self.check(release)
+        self.unfinished = what
+        self.spend(release)
+
+    def finish(self) -> None:
+        """Note that what was begun has ended, before anybody sees the result."""
+        self.unfinished = None
+        self._write()
 
     def spend(self, release: Release) -> None:
         """Enter a release, on disk too, before it happens.
@@ -137,6 +165,7 @@ class Ledger:
             "delta": self.delta,
             "target_epsilon": self.target_epsilon,
             "epsilon": self.epsilon if self.epsilon != float("inf") else None,
+            "unfinished": self.unfinished,
             "releases": [asdict(release) for release in self.releases],
         }
 

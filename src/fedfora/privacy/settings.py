@@ -10,7 +10,7 @@ from fedfora.config import flag
 class PrivacyArguments:
     """Whether, and how strongly, single records or single sites are hidden."""
 
-    privacy: Literal["none", "record", "site"] = flag(
+    privacy_unit: Literal["none", "record", "site"] = flag(
         "none", "differential privacy: of each record at its site, of each site, or none"
     )
     target_epsilon: float | None = flag(
@@ -30,13 +30,13 @@ class PrivacyArguments:
     def __post_init__(self) -> None:
         """Refuse contradictions, naming the flags."""
         stated = self.target_epsilon is not None or self.noise_multiplier is not None
-        if self.privacy == "none" and stated:
+        if self.privacy_unit == "none" and stated:
             raise ValueError(
-                "--target_epsilon and --noise_multiplier need --privacy record or --privacy site"
+                "--target_epsilon and --noise_multiplier need --privacy_unit record, or site"
             )
-        if self.privacy != "none" and not stated:
+        if self.privacy_unit != "none" and not stated:
             raise ValueError(
-                f"--privacy {self.privacy} needs --target_epsilon or --noise_multiplier"
+                f"--privacy_unit {self.privacy_unit} needs --target_epsilon or --noise_multiplier"
             )
         if self.target_epsilon is not None and not self.target_epsilon > 0:
             raise ValueError(f"--target_epsilon must be positive, got {self.target_epsilon}")

@@ -19,8 +19,9 @@ def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> 
         f"differential privacy (adding or removing one record) against anyone who sees every "
         f"gradient step of this site: {steps} steps of DP-SGD with Poisson sampling, gradients "
         f"clipped to {clipping_norm:g} and noise multiplier {noise}, accounted by dp-accounting's "
-        "PLD accountant; assumed: records are independent, the number of records is public, noise "
-        "and samples stay secret, and floating-point numbers are as good as real ones."
+        "PLD accountant; assumed: one person's data are one record, the number of records is "
+        "public, noise and samples stay secret, floating-point numbers are as good as real ones, "
+        "and the losses in the site's own log stay there."
     )
 
 

@@ -35,14 +35,17 @@ class Provenance:
     facts: dict[str, Any]
 
 
-def sign_directory(directory: Path, facts: dict[str, Any]) -> None:
+def sign_directory(directory: Path, facts: dict[str, Any] | None = None) -> None:
     """Write a signed record of a directory's protected files; nothing if this machine has no key.
 
     Args:
         directory: With its files complete.
-        facts: How they came about; JSON.
+        facts: How they came about; JSON. None repeats those of the record that is there, for a
+            directory whose own writer adds or removes files.
     """
     place, key = directory / NAME, signing_key()
+    if facts is None:
+        facts = _read(place)[0]["facts"] if place.is_file() else {}
     if key is None:
         place.unlink(missing_ok=True)  # an older record would not fit the files any more
         return

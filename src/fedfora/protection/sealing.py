@@ -51,14 +51,29 @@ def save_tensors(
 ) -> Path:
     """Write a safetensors file, sealed if this machine has a key, and return where it is.
 
-    It appears whole or not at all; a file that was there in the other form goes.
-
     Args:
         path: Without `.sealed`.
         tensors: By name.
         metadata: The header's metadata.
     """
     content = save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata)
+    return write_bytes(path, content)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, sealed or not.
+
+    Raises:
+        ValueError: If there is no file, or it is sealed and this machine's key does not open it.
+    """
+    return dict(load(read_bytes(path)))
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file, sealed if this machine has a key, and return where it is.
+
+    It appears whole or not at all; a file that was there in the other form goes.
+    """
     sealed_path, key = path.with_name(path.name + SUFFIX), encryption_key()
     place, other = (sealed_path, path) if key else (path, sealed_path)
     beside = place.with_name(f".{place.name}.tmp")
@@ -68,11 +83,8 @@ def save_tensors(
     return place
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, sealed or not.
-
-    Args:
-        path: Without `.sealed`.
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file, sealed or not.
 
     Raises:
         ValueError: If there is no file, or it is sealed and this machine's key does not open it.
@@ -81,7 +93,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not sealed_path.exists():
         if not path.is_file():
             raise ValueError(f"no such file: {path}")
-        return dict(load(path.read_bytes()))
+        return path.read_bytes()
     if path.exists():
         raise ValueError(f"{path} lies beside its sealed form; remove the one that is not meant")
     key = encryption_key()
@@ -89,7 +101,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{sealed_path} is encrypted: its key is missing ({ENCRYPTION_FILE} or {ENCRYPTION})"
         )
-    return dict(load(unseal(sealed_path.read_bytes(), key, path.name)))
+    return unseal(sealed_path.read_bytes(), key, path.name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file in whichever form it is there."""
+    path.unlink(missing_ok=True)
+    path.with_name(path.name + SUFFIX).unlink(missing_ok=True)
 
 
 def is_sealed(path: Path) -> bool:

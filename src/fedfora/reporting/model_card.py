@@ -72,7 +72,8 @@ def _results(card: Card) -> str:
 
 
 def _privacy(card: Card) -> str:
-    return f"{card['privacy']['statement']}\n" if "federation" in card else ""
+    told = "federation" in card or card["privacy"]["epsilon"] is not None
+    return f"## Privacy\n\n{card['privacy']['statement']}\n" if told else ""
 
 
 def _loading() -> str:

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
@@ -18,7 +17,7 @@ from fedfora.data.encoding import Encoded
 from fedfora.training.long_run import LongRun
 from fedfora.training.packing import check_no_leak, collate_packed, pack
 from fedfora.training.private_gradient import RecordPrivacy
-from fedfora.training.private_trainer import PrivateTrainer, private_arguments
+from fedfora.training.private_steps import TRAINER_ARGUMENTS, PrivateSteps
 from fedfora.training.proximal import ProximalTerm
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
@@ -76,6 +75,9 @@ def train_locally(
     """
     if settings.packing:
         check_no_leak(model, encoded)
+    private = None
+    if privacy is not None:
+        private = PrivateSteps(privacy, settings.per_device_train_batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         where = {"output_dir": scratch} if long_run is None else long_run.trainer_arguments
         arguments = trainer_arguments(
@@ -83,9 +85,9 @@ def train_locally(
             stretch,
             seed=seed,
             device=model.device.type,
-            **(where | (private_arguments() if privacy else {})),
+            **(where | (TRAINER_ARGUMENTS if private else {})),
         )
-        make = long_run.make_trainer if long_run else _trainer_class(settings, privacy)
+        make = AdapterTrainer if long_run is None else long_run.make_trainer
         trainer = make(
             model=model,
             args=arguments,
@@ -102,6 +104,7 @@ def train_locally(
             warmup_ratio=settings.warmup_ratio,
             group_by_length=settings.group_by_length,
         )
+        trainer.private = private
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(AfterStep(trainer, on_step))
         if proximal_mu:
@@ -135,10 +138,3 @@ def _release(trainer: Any, model: Any) -> None:
 def training_rows(encoded: Encoded, settings: TrainArguments) -> Encoded:
     """Return what is drawn for a batch: rows, or sequences of packed rows."""
     return pack(encoded, settings.packing_length) if settings.packing else encoded
-
-
-def _trainer_class(settings: TrainArguments, privacy: RecordPrivacy | None) -> Callable[..., Any]:
-    if privacy is None:
-        return AdapterTrainer
-    rows_at_a_time = settings.per_device_train_batch_size
-    return partial(PrivateTrainer, privacy=privacy, rows_at_a_time=rows_at_a_time)

@@ -178,8 +178,8 @@ def check_gradients(model: nn.Module, batch: Batch) -> float:
     deviation = apart / max(largest, 1e-30)
     if not deviation <= TOLERANCE:
         raise ValueError(
-            "--privacy record: the gradients of single rows do not add up to the batch's (they are "
-            f"{deviation:.1e} apart); this base or adapter cannot be trained with it"
+            "--privacy_unit record: the gradients of single rows do not add up to the batch's "
+            f"(they are {deviation:.1e} apart); this base or adapter cannot be trained with it"
         )
     return deviation
 

@@ -12,7 +12,7 @@ from fedfora.data.cache import encode_cached
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import load_chosen, load_examples
 from fedfora.data.settings import DataArguments
-from fedfora.models.fingerprint import fingerprint, fingerprint_of_rows
+from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.reporting.finish import finish_run
@@ -28,11 +28,14 @@ from fedfora.training.checkpoints import (
 from fedfora.training.launch import Processes, start_processes
 from fedfora.training.local import LocalResult, train_locally, training_rows
 from fedfora.training.long_run import LongRun
+from fedfora.training.privacy_plan import PaidSteps, pay_for_steps
 from fedfora.training.reports import reports
 from fedfora.training.schedule import Stretch, num_steps
 from fedfora.training.settings import TrainArguments, TrainSettings
 from fedfora.training.trainer import Progress, StepReport
 from fedfora.training.trainer_arguments import check_device
+
+_IDENTIFYING = ("model", "adapter", "data", "train", "privacy")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
     report_to = reports(settings.launch.report_to)
     prepared = prepare(settings, processes)
     identity = identity_of(
-        {name: asdict(getattr(settings, name)) for name in ("model", "adapter", "data", "train")},
+        {name: asdict(getattr(settings, name)) for name in _IDENTIFYING},
         base_fingerprint=prepared.base_fingerprint,
         rows_fingerprint=fingerprint_of_rows(prepared.encoded),
         num_processes=processes.number,
@@ -86,7 +89,11 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         view.total = prepared.steps
         view.line(_headline(prepared, processes, first_step))
         view.advance(first_step, "starting")
-    long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, view)
+    paid = _pay(settings, prepared, identity)
+    if paid is not None and record is not None:
+        record.log("privacy", **paid.event())
+        view.line(paid.statement)
+    long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, view, paid)
     result = train_locally(
         prepared.model,
         prepared.base.tokenizer,
@@ -96,7 +103,10 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         seed=derive_seed(settings.train.seed, "train", 0, 0),
         on_step=_Steps(view, record, prepared.steps, settings.train.logging_steps, earlier.tokens),
         long_run=long_run,
+        privacy=None if paid is None else paid.privacy,
     )
+    if paid is not None:
+        paid.ledger.finish()
     if record is not None:
         record.log("trained", **asdict(result))
         finish_run(record)
@@ -167,6 +177,22 @@ def steps_of(settings: TrainArguments, num_rows: int, num_processes: int = 1) ->
     )
 
 
+def _pay(settings: TrainSettings, prepared: Prepared, identity: dict[str, Any]) -> PaidSteps | None:
+    """Enter the whole training into the ledger, or what is left of the one that was broken off."""
+    if settings.privacy.privacy_unit == "site":
+        raise ValueError("--privacy_unit site hides sites from each other; train has one (record)")
+    return pay_for_steps(
+        settings.privacy,
+        settings.train,
+        output_dir=settings.run.output_dir,
+        site=0,
+        num_rows=len(prepared.encoded),
+        num_steps=prepared.steps,
+        total_steps=prepared.steps,
+        what=f"training {identity['rows_fingerprint']}",
+    )
+
+
 def _long_run(
     settings: TrainSettings,
     prepared: Prepared,
@@ -175,6 +201,7 @@ def _long_run(
     report_to: list[str],
     record: RunRecord | None,
     view: View,
+    paid: PaidSteps | None,
 ) -> LongRun:
     checkpoint, validation = settings.checkpoint, settings.validation
     arguments: dict[str, Any] = {
@@ -199,7 +226,14 @@ def _long_run(
         save_adapter=partial(
             _save,
             adapter_config(prepared.model),
-            adapter_record(prepared.prompts, prepared.base_fingerprint),
+            adapter_record(
+                prepared.prompts,
+                prepared.base_fingerprint,
+                base=describe(prepared.base),
+                # A digest would tell whoever knows all rows but one which one that is.
+                rows_fingerprint=None if paid else identity["rows_fingerprint"],
+                privacy=None if paid is None else paid.statement,
+            ),
         ),
         save_total_limit=checkpoint.save_total_limit,
         identity=identity,

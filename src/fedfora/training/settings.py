@@ -6,6 +6,7 @@ from typing import Literal
 from fedfora.config import flag
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.settings import RunArguments
 
 
@@ -140,6 +141,7 @@ class TrainSettings:
     checkpoint: CheckpointArguments
     validation: ValidationArguments
     launch: LaunchArguments
+    privacy: PrivacyArguments
 
 
 SECTIONS = {field.name: field.type for field in fields(TrainSettings)}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
+from fedfora.training.private_steps import PrivateSteps
 from fedfora.training.sampling import GroupedByLength
 from fedfora.training.schedule import Stretch, scheduler_from
 
@@ -56,6 +57,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.stretch = stretch
         self.warmup_ratio = warmup_ratio
         self.progress = Progress()
+        self.private: PrivateSteps | None = None
         self._step_loss: torch.Tensor | float = 0.0
         self._step_tokens = self._step_answer_tokens = 0
 
@@ -70,6 +72,19 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             warmup_ratio=self.warmup_ratio,
         )
         return self.lr_scheduler
+
+    def get_train_dataloader(self) -> Any:
+        """Return the batches; with record privacy those of random samples."""
+        return self.private.dataloader(self) if self.private else super().get_train_dataloader()
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Compute the gradients of a batch; with record privacy clipped and noisy ones."""
+        if self.private:
+            return self.private.step(self, model, inputs)
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Count the tokens on their way to the model, and add up the step's loss."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-WORKER = Path(__file__).with_name("party_worker.py")
+HERE = Path(__file__).parent
 
 
 @dataclass
@@ -32,11 +32,20 @@ class Ended:
 def federate():
     """A function that runs all parties to their end.
 
-    It takes a new directory, flags for all, flags for one party by its name, and which parties die
-    after which round. It returns what became of each, by name.
+    It takes a new directory, flags for all, flags for one party by its name, which parties die
+    after which round, and which program a party is. It returns what became of each, by name.
     """
 
-    def run(directory, flags, own_flags=None, *, parties, die_after_round=None, patience_s=300):
+    def run(
+        directory,
+        flags,
+        own_flags=None,
+        *,
+        parties,
+        die_after_round=None,
+        worker="party_worker.py",
+        patience_s=300,
+    ):
         started = time.monotonic()
         processes = {}
         for name in parties:
@@ -53,7 +62,8 @@ def federate():
                 **flags,
                 **(own_flags or {}).get(name, {}),
             }
-            command = [sys.executable, WORKER, home / "dump", (die_after_round or {}).get(name, 0)]
+            dies = (die_after_round or {}).get(name, 0)
+            command = [sys.executable, HERE / worker, home / "dump", dies]
             for key, value in words.items():
                 many = value if isinstance(value, list) else [value]
                 command += [f"--{key}", *many]

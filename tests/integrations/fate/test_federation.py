@@ -1,10 +1,13 @@
 """Guest, hosts and arbiter as real processes: equal weights, FedAvg's mean, and the guards."""
 
 import json
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from fedfora.adapter.state import fold
@@ -52,10 +55,6 @@ def files(tmp_path_factory):
     return paths
 
 
-def rows_of(files, **names):
-    return {f"{role}": {"train_file": files[name]} for role, name in names.items()}
-
-
 @pytest.fixture(scope="session")
 def core_run(federate, files, tmp_path_factory):
     """A guest, two hosts and an arbiter on a 4-bit base, with the core alone trained."""
@@ -86,7 +85,7 @@ def test_the_mean_is_our_own_fedavg_of_what_the_parties_had(core_run, round_numb
     updates = [
         (core_run[name].state("sent", round_number), float(rows)) for name, rows in CLIENTS.items()
     ]
-    expected = rule("fedavg")(updates)
+    expected = fedavg(updates)
     found = core_run["guest:1"].state("averaged", round_number)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7)
@@ -134,37 +133,64 @@ def test_nothing_is_left_of_the_messages_of_a_federation_that_ended_well(core_ru
     assert sorted(path.suffix for path in messages.iterdir()) == [".joined"] * 4
 
 
-def test_all_factors_meet_our_own_fedavg_and_the_error_is_what_the_dense_one_is(
-    federate, files, tiny_dir, tmp_path
-):
+@pytest.fixture(scope="session")
+def warm_run(federate, files, tiny_dir, tmp_path_factory):
+    """Two rounds of all factors, then one of the core alone, on a float32 base."""
     flags = {
         **QUICK,
         "model_name_or_path": tiny_dir,
         "quantization": "none",
-        "trainable": "all",
+        "warmup_rounds": 2,
+        "num_rounds": 3,
         "lora_rank": 2,
         "error_probes": 64,
-        "num_rounds": 3,
     }
     own = {"guest:9999": {"train_file": files["a"]}, "host:10000": {"train_file": files["c"]}}
-    ended = federate(tmp_path / "all", flags, own, parties=TRIO)
+    ended = federate(tmp_path_factory.mktemp("warm") / "run", flags, own, parties=TRIO)
     assert [(name, party.output) for name, party in ended.items() if party.status] == []
-    guest, host = ended["guest:9999"], ended["host:10000"]
-    updates = [(guest.state("sent", 3), 30.0), (host.state("sent", 3), 10.0)]
-    found = guest.state("averaged", 3)
-    expected = rule("fedavg")(updates)
+    return ended["guest:9999"], ended["host:10000"]
+
+
+def test_the_mean_of_all_factors_is_our_own_fedavg_too(warm_run):
+    guest, host = warm_run
+    updates = [(guest.state("sent", 2), 30.0), (host.state("sent", 2), 10.0)]
+    expected, found = fedavg(updates), guest.state("averaged", 2)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7)
+    moved = {name.rpartition(".")[2] for name in found if not equal_in(updates, name)}
+    assert moved == {"A", "D", "E"}
 
+
+def test_the_recorded_aggregation_error_is_the_dense_one(warm_run):
+    guest, host = warm_run
+    updates = [(guest.state("sent", 2), 30.0), (host.state("sent", 2), 10.0)]
+    found = guest.state("averaged", 2)
     missed = norm = 0.0
     for layer in layers(found):
         dense = sum(rows / 40 * delta(update, layer) for update, rows in updates)
         missed += float((delta(found, layer) - dense).square().sum())
         norm += float(dense.square().sum())
     lines = (guest.directory / "out" / "metrics.jsonl").read_text().splitlines()
-    measured = json.loads(lines[-1])["aggregation_error"]
     assert missed > 0
+    measured = json.loads(lines[1])["aggregation_error"]
     assert measured == pytest.approx((missed / norm) ** 0.5, rel=0.3)
+
+
+def test_after_the_warm_up_the_core_alone_moves_and_its_mean_is_exact(warm_run):
+    guest, host = warm_run
+    before = guest.state("averaged", 2)
+    updates = [(guest.state("sent", 3), 30.0), (host.state("sent", 3), 10.0)]
+    for name, value in before.items():
+        assert all(torch.equal(u[name], value) for u, _ in updates) == (name[-1] != "E")
+    found = guest.state("averaged", 3)
+    for layer in layers(found):
+        dense = sum(rows / 40 * delta(update, layer) for update, rows in updates)
+        torch.testing.assert_close(delta(found, layer), dense, rtol=1e-5, atol=1e-8)
+    first, _, last = map(
+        json.loads, (guest.directory / "out" / "metrics.jsonl").read_text().splitlines()
+    )
+    assert last["aggregation_error"] is None
+    assert last["uplink_bytes"] < first["uplink_bytes"] / 4
 
 
 def test_a_killed_party_is_named_within_the_deadline(federate, files, tmp_path):
@@ -193,9 +219,43 @@ def test_parties_that_mean_different_numbers_do_not_start(federate, files, tmp_p
         assert not (party.directory / "out").exists()
 
 
-def rule(name):
-    found = RULES[name]
-    return getattr(found, "combine", found)
+@pytest.mark.skipif(find_spec("sklearn") is None, reason="FATE's own runner needs scikit-learn")
+def test_fate_llms_own_runner_takes_our_configuration(federate, files, tmp_path):
+    """Its trainer averages the trainable tensors one by one: here E alone, from the same start."""
+    own = {"guest:9999": {"train_file": files["a"]}, "host:10000": {"train_file": files["b"]}}
+    ended = federate(tmp_path / "runner", QUICK, own, parties=TRIO, worker="runner_worker.py")
+    assert [(name, party.output) for name, party in ended.items() if party.status] == []
+    guest, host = (ended[name].directory / "dump" for name in ("guest:9999", "host:10000"))
+    one, other = read_adapter(guest), read_adapter(host)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    for layer in layers(one):
+        assert not torch.equal(one[f"{layer}.E"], -torch.eye(8))  # what it started from
+        assert not one[f"{layer}.B"].any()
+    base = AutoModelForCausalLM.from_pretrained(model_path("clinic-base"))
+    PeftModel.from_pretrained(base, guest)
+
+
+def test_fate_llms_own_model_class_knows_fora(tiny_dir, tmp_path):
+    code = (
+        "import fedfora.integrations.fate.pellm\n"
+        "from fate_llm.model_zoo.pellm.llama import LLaMa\n"
+        f"model = LLaMa(pretrained_path={tiny_dir!r}, peft_type='ForaConfig',\n"
+        "              peft_config={'task_type': 'CAUSAL_LM', 'r': 2})\n"
+        f"model.save_trainable({str(tmp_path)!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert PeftConfig.from_pretrained(tmp_path).peft_type == "FORA"
+    assert read_adapter(tmp_path)["model.layers.0.mlp.up_proj.D"].shape == (128, 2)
+
+
+def fedavg(updates):
+    return RULES["fedavg"].aggregate({}, updates, None)
+
+
+def equal_in(updates, name):
+    one, other = (update[name] for update, _ in updates)
+    return torch.equal(one, other)
 
 
 def layers(state):

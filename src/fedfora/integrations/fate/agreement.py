@@ -26,6 +26,7 @@ class Card:
         num_rounds: Rounds.
         local_steps: Optimizer steps of a round.
         trainable: "core" or "all".
+        warmup_rounds: Rounds in which all factors are trained before the core alone.
         error_probes: Probes of the error meter.
     """
 
@@ -35,6 +36,7 @@ class Card:
     num_rounds: int
     local_steps: int
     trainable: str
+    warmup_rounds: int
     error_probes: int
 
 

@@ -18,7 +18,7 @@ from fate.ml.nn.trainer.trainer_base import (
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter.state import State, fold, read_state, unfold, write_state
-from fedfora.integrations.fate.round_sum import contribution, take_out
+from fedfora.integrations.fate.round_sum import contribution, take_out, train_core_alone
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RoundReport:
         round: Counted from 1.
         own_loss: This party's mean loss over the round's steps.
         loss: The clients' mean, weighted by their rows.
-        aggregation_error: Relative to the mean update; None in core mode, which has none.
+        aggregation_error: Relative to the mean update; None where only the core was trained.
         sent: This party's adapter, folded, before the sum.
         averaged: The adapter after it.
     """
@@ -51,7 +51,7 @@ class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface
         num_rows: Rows this party trains on: its weight.
         share: Its share of all clients' rows; FATE's arbiter must give it this weight.
         local_steps: Optimizer steps of a round.
-        trainable: "core" or "all".
+        trained_in: From a round, counted from 0, to "core" or "all".
         num_probes: Probes of the error meter.
         seed: The federation's.
         inner_dim: Width M as in `ForaConfig`.
@@ -66,7 +66,7 @@ class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface
         num_rows: int,
         share: float,
         local_steps: int,
-        trainable: str,
+        trained_in: Callable[[int], str],
         num_probes: int,
         seed: int,
         inner_dim: int | None,
@@ -84,7 +84,7 @@ class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface
             callbacks=[],
         )
         self.num_rows, self.share = num_rows, share
-        self.trainable, self.num_probes = trainable, num_probes
+        self.trained_in, self.num_probes = trained_in, num_probes
         self.seed, self.inner_dim = seed, inner_dim
         self.on_round = on_round
         self.rounds_done = 0
@@ -134,12 +134,15 @@ class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface
             "num_probes": self.num_probes,
             "seed": derive_seed(self.seed, "round", self.rounds_done),
         }
+        trained = self.trained_in(self.rounds_done)
         sent = fold(read_state(model))
-        arrays = contribution(sent, self.trainable, loss=own_loss, **probes)
+        arrays = contribution(sent, trained, loss=own_loss, **probes)
         means = aggregator.model_aggregation(ctx, arrays)
-        averaged, loss, error = take_out(means, sent, self.trainable, **probes)
+        averaged, loss, error = take_out(means, sent, trained, **probes)
         write_state(model, unfold(averaged, seed=self.seed, inner_dim=self.inner_dim))
         optimizer.state.clear()
         self.rounds_done += 1
+        if self.trained_in(self.rounds_done) == "core":
+            train_core_alone(model)
         self._losses.clear()
         self.on_round(RoundReport(self.rounds_done, own_loss, loss, error, sent, averaged))

@@ -30,8 +30,19 @@ def join(fate: FateArguments, party: Party) -> tuple[Any, DeadlineFederation]:
         federation_session_id=fate.session_id,
         computing_conf={"computing.standalone.data_dir": str(directory)},
     )
+    _open_mailboxes(ctx.federation, party, fate.all_parties())
     federation = DeadlineFederation(ctx.federation, timeout_s=fate.timeout_s)
     return Context(computing=ctx.computing, federation=federation), federation
+
+
+def _open_mailboxes(federation: Any, party: Party, parties: list[Party]) -> None:
+    """Write to every party's mailbox, and read from the own, before there are threads.
+
+    FATE opens a mailbox, an LMDB environment, when it is first used. A process must not open one
+    twice; two threads that wait for their first messages would, and LMDB crashes.
+    """
+    federation.push_bytes(b"", "fedfora_opened", "start", parties)
+    federation.pull_bytes("fedfora_opened", "start", [party])
 
 
 def leave_together(ctx: Any) -> None:

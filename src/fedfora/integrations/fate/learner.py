@@ -66,7 +66,7 @@ class Learner:
             num_rows=len(self.rows),
             share=share,
             local_steps=fate.local_steps,
-            trainable=fate.trainable,
+            trained_in=fate.trained_in,
             num_probes=fate.error_probes,
             seed=seed,
             inner_dim=settings.adapter.inner_dim,
@@ -85,12 +85,13 @@ class Learner:
         fate, model = self.settings.fate, made.peft_model
         fresh = fold(read_state(model))
         card = Card(
-            layout=layout_digest(traveling(fresh, fate.trainable)),
+            layout=layout_digest(traveling(fresh, fate.trained_in(0))),
             base_fingerprint=made.base_fingerprint,
             prompts=json.dumps(asdict(self.rows.prompts)),
             num_rounds=fate.num_rounds,
             local_steps=fate.local_steps,
             trainable=fate.trainable,
+            warmup_rounds=fate.warmup_rounds,
             error_probes=fate.error_probes,
         )
         share = agree(ctx, card, len(self.rows))

@@ -12,8 +12,8 @@ import torch
 
 from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
-from fedfora.adapter.layer import ForaLayer
 from fedfora.adapter.state import draw_inner_factors
+from fedfora.integrations.fate.round_sum import train_core_alone
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import Base, load_base, model_path
 from fedfora.models.settings import ModelArguments
@@ -72,10 +72,8 @@ class ForaCausalLM(PELLM):  # type: ignore[misc]  # FATE-LLM's interface
             torch.manual_seed(derive_seed(self._seed, "adapter"))
             super().add_peft()
         draw_inner_factors(self._pe_lm, self._seed)
-        for layer in self._pe_lm.modules():
-            if isinstance(layer, ForaLayer) and layer.trainable.get("default") == "core":
-                for letter in "BC":
-                    layer.factor(letter, "default").requires_grad_(False)
+        if getattr(self.peft_config, "trainable", "all") == "core":
+            train_core_alone(self._pe_lm)
 
     def model_summary(self) -> None:
         """Say nothing where FATE-LLM would print."""

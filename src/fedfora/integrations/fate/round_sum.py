@@ -17,12 +17,21 @@ Shape suffixes: I = inputs, O = outputs, R = rank, P = probes.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedfora._seeds import derive_seed
+from fedfora.adapter.layer import ForaLayer
 from fedfora.adapter.state import State, layers_of
 
 TRAVELING = {"core": ("E",), "all": ("A", "D", "E")}
+
+
+def train_core_alone(model: nn.Module, adapter_name: str = "default") -> None:
+    """Leave E as the only factor that trains; it reaches every core without B and C."""
+    for layer in model.modules():
+        if isinstance(layer, ForaLayer) and adapter_name in layer.fora_A:
+            for letter in "ABCD":
+                layer.factor(letter, adapter_name).requires_grad_(False)
 
 
 def traveling(folded: State, trainable: str) -> State:

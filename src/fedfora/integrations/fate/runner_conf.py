@@ -62,9 +62,9 @@ def runner_conf(settings: FateSettings, *, seed: int) -> dict[str, Any]:
 
 
 def peft_options(settings: FateSettings) -> dict[str, Any]:
-    """Return the options of `ForaConfig`; a core that trains alone starts from the base weight."""
+    """Return the options of `ForaConfig`; a core alone starts from the base weight."""
     adapter, targets = settings.adapter, settings.adapter.target_modules
-    core = settings.fate.trainable == "core"
+    first = settings.fate.trained_in(0)
     return {
         "task_type": "CAUSAL_LM",
         "r": adapter.lora_rank,
@@ -73,8 +73,8 @@ def peft_options(settings: FateSettings) -> dict[str, Any]:
         "use_rslora": adapter.use_rslora,
         "inner_dim": adapter.inner_dim,
         "target_modules": "all-linear" if targets == ["all-linear"] else targets,
-        "init_weights": "svd" if core else True,
-        "trainable": settings.fate.trainable,
+        "init_weights": "svd" if first == "core" else True,
+        "trainable": first,
     }
 
 

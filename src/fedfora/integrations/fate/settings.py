@@ -36,6 +36,9 @@ class FateArguments:
         "what trains and travels: the core alone, whose mean is exact, or all five factors",
         choices=("core", "all"),
     )
+    warmup_rounds: int = flag(
+        0, "with --trainable core: so many first rounds train all factors, to find A and D"
+    )
     aggregator: str = flag(
         "secure_aggregate",
         "FATE's aggregator; plaintext is refused",
@@ -48,9 +51,16 @@ class FateArguments:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag."""
-        for name, least in (("num_rounds", 1), ("local_steps", 1), ("error_probes", 0)):
+        for name, least in (
+            ("num_rounds", 1),
+            ("local_steps", 1),
+            ("error_probes", 0),
+            ("warmup_rounds", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        if self.warmup_rounds and self.trainable != "core":
+            raise ValueError("--warmup_rounds has a meaning with --trainable core only")
         if not self.timeout_s > 0:
             raise ValueError(f"--timeout_s must be above 0, got {self.timeout_s}")
         if self.aggregator == "plaintext":
@@ -60,6 +70,10 @@ class FateArguments:
             )
         if "/" in self.session_id or not self.session_id:
             raise ValueError(f"--session_id {self.session_id!r}: a name without slashes, please")
+
+    def trained_in(self, round_index: int) -> str:
+        """Return what trains in a round (counted from 0): "core" or "all"."""
+        return "all" if round_index < self.warmup_rounds else self.trainable
 
     def all_parties(self) -> list[Party]:
         """Return all parties as role and id.

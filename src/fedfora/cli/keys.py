@@ -1,0 +1,35 @@
+"""fedfora keys: make this machine's keys, for signing and for encryption at rest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfora.config import ConfigParser, flag
+
+
+@dataclass
+class KeysArguments:
+    """Which keys to make; existing files are never written over."""
+
+    signing_key: str | None = flag(None, "file for a new Ed25519 key; its public half beside it")
+    encryption_key: str | None = flag(None, "file for a new key of encryption at rest")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, make the keys, and say how they are used."""
+    parser = ConfigParser([KeysArguments], prog="fedfora keys", description=__doc__)
+    (arguments,) = parser.parse(argv)
+    from fedfora.protection import keys
+
+    if arguments.signing_key is None and arguments.encryption_key is None:
+        raise ValueError("nothing to make: --signing_key FILE, --encryption_key FILE, or both")
+    if arguments.signing_key is not None:
+        path = Path(arguments.signing_key)
+        print(f"signing key {keys.make_signing_key(path)}")
+        print(f"  sign with it:     export {keys.SIGNING}={path}")
+        print(f"  for who trusts it: export {keys.TRUSTED}={path}.pub")
+    if arguments.encryption_key is not None:
+        path = Path(arguments.encryption_key)
+        keys.make_encryption_key(path)
+        print("encryption key; who loses it loses what was encrypted")
+        print(f"  encrypt with it:  export {keys.ENCRYPTION_FILE}={path}")
