@@ -1,7 +1,7 @@
 """Engines by name: what carries messages between the coordinator and the simulated sites.
 
 The apps do not know which one runs them, and replies are folded in the order of the sites, so the
-same seed gives the same adapter to the bit in every engine.
+same seed is to give the same adapter to the bit in every engine (tests/federated/test_engines.py).
 """
 
 from collections.abc import Callable, Mapping
