@@ -8,9 +8,10 @@ import torch
 
 from fedfora.adapter.state import fold
 from fedfora.federated.client_app import make_client_app
-from fedfora.federated.embedded import run_embedded
+from fedfora.federated.embedded import EmbeddedGrid
+from fedfora.federated.round_view import RoundView
+from fedfora.federated.rounds import run_rounds
 from fedfora.federated.secure_aggregation import client
-from fedfora.federated.server_app import make_server_app
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site_identity import open_identity, read_site_keys, simulated_identity
@@ -60,6 +61,12 @@ def run_config(tiny_dir, tmp_path):
     ).run_config()
 
 
+def run(node_configs, run_config):
+    """Run a federation of sites whose administrators wrote these configurations."""
+    grid = EmbeddedGrid(make_client_app(), node_configs, run_config)
+    run_rounds(grid, run_config, RoundView())
+
+
 def test_files_name_the_site_and_whom_it_knows(node_configs):
     identity, pinned = open_identity(node_configs[2], seed=1)
     assert identity.public_bytes == pinned[2]
@@ -107,7 +114,7 @@ def test_missing_site_keys_are_named(tmp_path):
 def test_sites_with_provisioned_keys_come_to_what_simulated_ones_come_to(
     node_configs, run_config, tmp_path
 ):
-    run_embedded(make_server_app(), make_client_app(), node_configs, run_config)
+    run(node_configs, run_config)
     real = fold(read_adapter(tmp_path / "out"))
     simulate(from_run_config({**run_config, "output_dir": str(tmp_path / "simulated")}), View(1))
     simulated = fold(read_adapter(tmp_path / "simulated"))
@@ -120,13 +127,13 @@ def test_a_site_that_others_do_not_know_stops_the_run_which_names_it(
     make_signing_key(tmp_path / "stranger.pem")
     node_configs[3]["signing-key"] = str(tmp_path / "stranger.pem")
     with pytest.raises(ValueError, match="site 3 is not signed with that site's identity"):
-        run_embedded(make_server_app(), make_client_app(), node_configs, run_config)
+        run(node_configs, run_config)
 
 
 def test_provisioned_sites_do_not_train_for_a_run_in_the_clear(node_configs, run_config):
     in_clear = {key: value for key, value in run_config.items() if key != "secure_aggregation"}
     with pytest.raises(ValueError, match="sends no update without --secure_aggregation"):
-        run_embedded(make_server_app(), make_client_app(), node_configs, in_clear)
+        run(node_configs, in_clear)
 
 
 def test_no_key_and_no_seed_of_a_run_is_written_down(
@@ -140,7 +147,7 @@ def test_no_key_and_no_seed_of_a_run_is_written_down(
 
     monkeypatch.setattr(client, "new_private_key", spy)
     monkeypatch.setattr(client.secrets, "token_bytes", lambda length: spy())
-    run_embedded(make_server_app(), make_client_app(), node_configs, run_config)
+    run(node_configs, run_config)
     assert len(read_rounds(tmp_path / "out")) == 1
     keys = [read_signing_key(tmp_path / f"site-{index}.pem") for index in range(NUM_SITES)]
     secrets = [key.private_bytes_raw() for key in keys] + made
