@@ -4,7 +4,7 @@ PYTHON_FATE ?= python3.11
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo test test-fate lint bench clean
+.PHONY: help setup demo test test-fate lint docs package bench clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything"
@@ -12,6 +12,8 @@ help:
 	@echo "make test    all tests that need no GPU"
 	@echo "make test-fate   FATE beside fedfora, in .venv-fate, and three parties of a federation"
 	@echo "make lint    style, types, layers, spelling"
+	@echo "make docs    the documentation in out/site; a warning is an error"
+	@echo "make package wheel and sdist in dist, installed and tried in an empty environment"
 	@echo "make bench   the benchmarks, results as JSON in benchmarks/results"
 
 setup: .venv/ready
@@ -46,7 +48,17 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell src tests tools benchmarks docs README.md CHANGELOG.md
+	$(BIN)/codespell src tests tools benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md
+
+docs: setup .venv/docs-ready
+	$(BIN)/python -m mkdocs build --strict --site-dir out/site
+
+.venv/docs-ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch .venv/docs-ready
+
+package: setup
+	tools/try_package.sh $(BIN)/python
 
 clean:
 	rm -rf .venv .venv-fate out

@@ -100,6 +100,14 @@ def test_flowers_run_config_means_the_same_as_yaml(tmp_path):
     assert ConfigParser([Arguments]).parse_mapping(flower)[0] == parse_yaml(tmp_path, text)
 
 
+def test_what_was_said_is_known_by_its_name_whatever_the_spelling_and_the_source(tmp_path):
+    (tmp_path / "c.yaml").write_text("rule: fedavg\nmax-source-length: 4\n")
+    said = ["--lora_r", "8", "--learning_rate=1e-4", "--config", str(tmp_path / "c.yaml")]
+    assert ConfigParser([Arguments]).given(said) == {
+        *("lora_rank", "learning_rate", "rule", "max_source_length"),
+    }
+
+
 def test_settings_survive_the_journey_through_flowers_run_config():
     settings = Arguments(
         train_file="my file.json", learning_rate=3e-5, fp16=True, modules=["a", "b"], lora_rank=3

@@ -64,16 +64,7 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
         Raises:
             ConfigError: On any mistake, whatever its source.
         """
-        from_file = self._words(defaults or {})
-        typed: list[str] = []
-        words = iter(argv)
-        for word in words:
-            if word == "--config" or word.startswith("--config="):
-                path = word.removeprefix("--config").removeprefix("=") or next(words, "")
-                from_file += self._words(self._read(Path(path)))
-            else:
-                typed.append(word)
-        return self._parse_words(from_file + typed)
+        return self._parse_words(self._words(defaults or {}) + self._with_files(argv))
 
     def parse_mapping(self, mapping: Mapping[str, Any]) -> tuple[Any, ...]:
         """Like `parse`, for a mapping of option names (`lora_rank` or `lora-rank`) to values."""
@@ -86,6 +77,19 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
             ConfigError: Always.
         """
         raise ConfigError(message)
+
+    def _with_files(self, argv: Sequence[str]) -> list[str]:
+        """Return all words: those of `--config` files first, so that typed ones override them."""
+        from_file: list[str] = []
+        typed: list[str] = []
+        words = iter(argv)
+        for word in words:
+            if word == "--config" or word.startswith("--config="):
+                path = word.removeprefix("--config").removeprefix("=") or next(words, "")
+                from_file += self._words(self._read(Path(path)))
+            else:
+                typed.append(word)
+        return from_file + typed
 
     def _read(self, path: Path) -> dict[str, Any]:
         if not path.is_file():
@@ -113,6 +117,14 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
             many = value if isinstance(value, list) else [value]
             words += [f"--{key}", *(_word(item) for item in many)]
         return words
+
+    def given(self, argv: Sequence[str]) -> frozenset[str]:
+        """Return the names of the options that were said, on the command line or in a file."""
+        return frozenset(
+            action.dest
+            for word in self._with_files(argv)
+            if (action := self._option_string_actions.get(word.split("=")[0]))
+        )
 
     def _parse_words(self, words: list[str]) -> tuple[Any, ...]:
         try:

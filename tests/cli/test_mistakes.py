@@ -13,6 +13,7 @@ def files(tmp_path, rows_file):
     good = {"instruction": "Extract:", "input": "x", "output": "a_b_c"}
     rows_file([good] * 4, "good.json")
     rows_file([{"instruction": "Extract:", "input": "x"}], "no_output.json")
+    rows_file([{**good, "options": "A or B"}], "options.json")
     (tmp_path / "empty.json").write_text("")
     (tmp_path / "broken.json").write_text('{"input": "x", "output": "a_b_c"}\n{"input": \n')
     (tmp_path / "no_model").mkdir()
@@ -20,6 +21,7 @@ def files(tmp_path, rows_file):
 
 
 SIMULATE = "simulate --model_name_or_path clinic-base --output_dir {d}/out "
+PREDICT = "predict --test_path clinic:test --output_dir {d}/out "
 TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
 
 
@@ -61,7 +63,41 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
         ),
         ("predict --output_dir {d}/out", "--test_file is missing"),
         ("evaluate --predictions_file {d}/no.jsonl", "no such file"),
-        ("evaluate --predictions_file {d}/broken.json", "broken.json, line 1: no prediction"),
+        (PREDICT + "--model_dir {d}/no_model", "holds no adapter_config.json"),
+        (PREDICT + "--checkpoint_dir step-5", "--checkpoint_dir step-5: no directory with"),
+        (PREDICT + "--ori_model_dir {d}/no_model", "holds no config.json"),
+        (PREDICT + "--ori_model_dir {d}/nowhere/x", "no model there"),
+        (PREDICT, "--model_name_or_path is missing"),
+        (PREDICT + "--temperature 0.5", "--temperature 0.5 has no effect without --do_sample"),
+        (PREDICT + "--do_sample --top_p 1.5", "--top_p must be in (0, 1], got 1.5"),
+        (PREDICT + "--padding_side right", "--padding_side left, or --per_device_eval_batch_siz"),
+        (PREDICT + "--metrics tripels", "did you mean 'triples'"),
+        (PREDICT + "--no_do_eval --no_predict_with_generate", "nothing to do"),
+        (
+            "predict --ori_model_dir clinic-base --test_path {d}/options.json --output_dir {d}/out",
+            'row 1: "options" must be a list of at least two texts',
+        ),
+        (
+            "predict --ori_model_dir clinic-base --test_path {d}/no_output.json --metrics choice "
+            "--output_dir {d}/out",
+            'neither options in the column "options" nor references',
+        ),
+        (
+            "predict --ori_model_dir clinic-base --test_path {d}/no_output.json "
+            "--no_predict_with_generate --output_dir {d}/out",
+            'line 1: "output" is missing',
+        ),
+        (
+            "predict --ori_model_dir clinic-base --test_path clinic:test "
+            "--output_dir {d}/good.json/out",
+            "good.json/out cannot be written",
+        ),
+        ("evaluate --predictions_file {d}/broken.json", "broken.json, line 2: broken JSON"),
+        ("evaluate --predictions_file {d}/good.json", 'line 1: no "prediction" to score'),
+        (
+            "evaluate --predictions_file {d}/good.json --prediction_column output",
+            'no "reference" to score; the row has: instruction, input, output (--reference_column)',
+        ),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_written(words, message, files, capsys):

@@ -1,12 +1,14 @@
-"""Batched answers equal those one by one."""
+"""Batched answers equal those one by one, and greedy means greedy."""
 
 import pytest
+import torch
+from transformers import GenerationConfig
 
 from fedfora.data.encoding import encode_prompt, prompt_format
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.evaluate import evaluate
-from fedfora.evaluation.generate import generate
+from fedfora.evaluation.generate import Decoding, batches_by_length, generate
 from fedfora.models.loading import load_base
 from fedfora.models.settings import ModelArguments
 
@@ -19,23 +21,83 @@ def setup():
     return base, prompts, examples
 
 
-def test_the_batch_size_changes_nothing(setup):
+@pytest.fixture(scope="module")
+def answers_to(setup):
     base, prompts, examples = setup
     ids = [encode_prompt(example, base.tokenizer, prompts) for example in examples]
-    answers = {
-        size: generate(base.model, base.tokenizer, ids, batch_size=size, max_new_tokens=12)
-        for size in (1, 5, 12)
-    }
-    assert answers[1] == answers[5] == answers[12]
-    assert len(set(answers[1])) > 6
+
+    def answers(batch_size, max_new_tokens=12, order=1, **decoding):
+        how = Decoding(max_new_tokens, **decoding)
+        return generate(base.model, base.tokenizer, ids[::order], how, batch_size=batch_size)
+
+    return answers
 
 
-def test_answers_come_back_in_the_order_of_the_prompts(setup):
+@pytest.mark.parametrize("decoding", [{}, {"num_beams": 3}, {"repetition_penalty": 1.3}])
+def test_the_batch_size_changes_nothing(answers_to, decoding):
+    one = answers_to(1, **decoding)
+    assert one == answers_to(5, **decoding) == answers_to(12, **decoding)
+    assert len(set(one)) > 6
+
+
+def test_answers_come_back_in_the_order_of_the_prompts(answers_to):
+    assert answers_to(4, 8) == answers_to(4, 8, order=-1)[::-1]
+
+
+@torch.no_grad()
+def test_greedy_is_the_likeliest_token_of_a_forward_without_cache(setup, answers_to):
     base, prompts, examples = setup
-    ids = [encode_prompt(example, base.tokenizer, prompts) for example in examples]
-    forwards = generate(base.model, base.tokenizer, ids, batch_size=4, max_new_tokens=8)
-    backwards = generate(base.model, base.tokenizer, ids[::-1], batch_size=4, max_new_tokens=8)
-    assert forwards == backwards[::-1]
+    ids = encode_prompt(examples[0], base.tokenizer, prompts)
+    start = len(ids)
+    for _ in range(12):
+        logits = base.model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+        if ids[-1] == base.tokenizer.eos_token_id:
+            break
+    assert answers_to(12)[0] == base.tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+def test_the_models_own_generation_defaults_are_set_aside_and_put_back(setup, answers_to):
+    base, _, _ = setup
+    plain, kept = answers_to(12), base.model.generation_config
+    own = GenerationConfig(do_sample=True, temperature=3.0, repetition_penalty=3.0, top_k=5)
+    base.model.generation_config = own
+    try:
+        assert answers_to(12) == plain
+        assert base.model.generation_config is own
+    finally:
+        base.model.generation_config = kept
+
+
+def test_the_models_own_end_tokens_end_an_answer(setup, answers_to):
+    base, _, _ = setup
+    plain, kept = answers_to(12), base.model.generation_config
+    first = base.tokenizer(plain[0], add_special_tokens=False)["input_ids"][2]
+    base.model.generation_config = GenerationConfig(eos_token_id=[first])
+    try:
+        assert len(answers_to(12)[0]) < len(plain[0])
+    finally:
+        base.model.generation_config = kept
+
+
+def test_sampling_repeats_with_its_seed_and_leaves_other_draws_alone(answers_to):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    one = answers_to(4, do_sample=True, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert one == answers_to(4, do_sample=True, seed=1)
+    assert one != answers_to(4, do_sample=True, seed=2)
+    assert one != answers_to(4)
+
+
+def test_sampling_among_one_token_is_greedy(answers_to):
+    assert answers_to(4, do_sample=True, top_k=1) == answers_to(4)
+    assert answers_to(4, do_sample=True, temperature=1e-4) == answers_to(4)
+
+
+def test_the_longest_go_first_and_rows_of_a_length_stay_together():
+    assert list(batches_by_length([3, 9, 3, 9, 5], 2)) == [[1, 3], [4, 0], [2]]
 
 
 def test_every_row_is_reported_once(setup):

@@ -9,6 +9,7 @@ import torch
 from fedfora.adapter.state import fold
 from fedfora.federated.client_app import make_client_app
 from fedfora.federated.embedded import run_embedded
+from fedfora.federated.secure_aggregation import client
 from fedfora.federated.server_app import make_server_app
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
@@ -128,11 +129,22 @@ def test_provisioned_sites_do_not_train_for_a_run_in_the_clear(node_configs, run
         run_embedded(make_server_app(), make_client_app(), node_configs, in_clear)
 
 
-def test_the_record_of_a_provisioned_run_has_no_key_in_it(node_configs, run_config, tmp_path):
+def test_no_key_and_no_seed_of_a_run_is_written_down(
+    node_configs, run_config, tmp_path, monkeypatch
+):
+    made, original = [], client.new_private_key
+
+    def spy():
+        made.append(original())
+        return made[-1]
+
+    monkeypatch.setattr(client, "new_private_key", spy)
+    monkeypatch.setattr(client.secrets, "token_bytes", lambda length: spy())
     run_embedded(make_server_app(), make_client_app(), node_configs, run_config)
     assert len(read_rounds(tmp_path / "out")) == 1
     keys = [read_signing_key(tmp_path / f"site-{index}.pem") for index in range(NUM_SITES)]
-    secrets = [key.private_bytes_raw() for key in keys]
+    secrets = [key.private_bytes_raw() for key in keys] + made
+    assert len(made) == 3 * NUM_SITES  # a key of the run, a key and a seed of the round
     secrets += [secret.hex().encode() for secret in secrets]
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file():

@@ -4,21 +4,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedfora.config import ConfigParser, flag
+from fedfora.evaluation.settings import METRICS_HELP, MetricsChoice
 from fedfora.reporting.table import score_lines
 
 
 @dataclass
 class EvaluateArguments:
-    """What to score."""
+    """What to score, and as what."""
 
     predictions_file: str = flag("out/predictions.jsonl", "rows with prediction and reference")
+    metrics: MetricsChoice = flag("auto", METRICS_HELP)
+    prediction_column: str = flag("prediction", "column with what the model wrote")
+    reference_column: str = flag("reference", "column with what is right")
+    seed: int = flag(42, "seed of the confidence intervals")
+    scores_file: str | None = flag(None, "write the scores there too, as JSON")
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse, score, and print the scores."""
     parser = ConfigParser([EvaluateArguments], prog="fedfora evaluate", description=__doc__)
     (settings,) = parser.parse(argv)
-    from fedfora.evaluation.predict import score_file
+    import json
+    from pathlib import Path
 
-    for line in score_lines(score_file(settings.predictions_file)):
+    from fedfora.cli.quiet import quiet
+    from fedfora.evaluation.score_file import score_file
+    from fedfora.reporting.record import write_text
+
+    quiet()
+    scores = score_file(
+        settings.predictions_file,
+        metrics=settings.metrics,
+        prediction_column=settings.prediction_column,
+        reference_column=settings.reference_column,
+        seed=settings.seed,
+    )
+    if settings.scores_file is not None:
+        try:
+            write_text(Path(settings.scores_file), json.dumps(scores, indent=2) + "\n")
+        except OSError as error:
+            raise ValueError(f"--scores_file {settings.scores_file}: {error}") from error
+    for line in score_lines(scores):
         print(line)

@@ -23,6 +23,9 @@ COMMANDS = {
     "info": "versions and hardware",
 }
 
+# Packages that only some commands need, and the extra that brings them.
+EXTRAS = {"flwr": "federated", "flwr_datasets": "federated"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 2 after a user's mistake."""
@@ -38,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         import_module(f"fedfora.cli.{command}").run(rest)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        remedy = f'pip install "fedfora[{EXTRAS[package]}]"'
+        print(f"fedfora {command}: error: {package} is not installed: {remedy}", file=sys.stderr)
+        return 2
     except ValueError as error:
         print(f"fedfora {command}: error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ from fedfora.evaluation.settings import SECTIONS, PredictSettings
 def run(argv: Sequence[str]) -> None:
     """Parse, predict, and print the scores."""
     parser = ConfigParser(SECTIONS.values(), prog="fedfora predict", description=__doc__)
-    settings = PredictSettings(*parser.parse(argv))
+    settings = PredictSettings(parser.given(argv), *parser.parse(argv))
     quiet()
     from fedfora.evaluation.predict import predict
     from fedfora.reporting.table import score_lines

@@ -65,6 +65,15 @@ def encode_prompt(example: Example, tokenizer: Any, layout: PromptFormat) -> lis
     return _prompt(example, tokenizer, layout)[0]
 
 
+def encode_prompts(
+    examples: list[Example], tokenizer: Any, layout: PromptFormat
+) -> list[list[int]]:
+    """Return the ids of all prompts; warn with the count of those that had to be cut."""
+    encoded = [_prompt(example, tokenizer, layout) for example in examples]
+    warn_of_cut_rows(sum(is_cut for _, is_cut in encoded), len(examples), layout)
+    return [ids for ids, _ in encoded]
+
+
 def encode_example(example: Example, tokenizer: Any, layout: PromptFormat) -> dict[str, list[int]]:
     """Return `input_ids` and `labels` of prompt and answer, closed by end-of-sequence.
 

@@ -1,50 +1,147 @@
-"""A model and prompts to answers: in batches of similar length, greedily, left-padded."""
+"""A model and prompts to answers: by batches of similar length, greedy unless asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
+
+from fedfora._seeds import derive_seed
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen, until end-of-sequence or `max_new_tokens`.
+
+    Args:
+        max_new_tokens: Longest answer.
+        do_sample: Draw the tokens; otherwise always the likeliest.
+        temperature: Divides the logits before drawing.
+        top_p: Draw among the likeliest tokens that hold this share of the probability.
+        top_k: Draw among so many likeliest tokens; 0 for all.
+        num_beams: Beams of beam search; 1 for none.
+        repetition_penalty: Divides the logits of tokens that stand there already; 1 for none.
+        seed: Seed of the draws.
+    """
+
+    max_new_tokens: int
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    num_beams: int = 1
+    repetition_penalty: float = 1.0
+    seed: int = 42
+
+
 def generate(
     model: Any,
     tokenizer: Any,
     prompts: list[list[int]],
+    decoding: Decoding,
     *,
     batch_size: int,
-    max_new_tokens: int,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
-    """Return the model's greedy answer to every prompt, in the order of the prompts.
+    """Return the model's answer to every prompt, in the order of the prompts.
 
     Args:
         model: A causal language model, with or without adapter.
         tokenizer: Its tokenizer.
         prompts: Token ids as `fedfora.data.encoding.encode_prompt` makes them.
+        decoding: How the tokens are chosen.
         batch_size: Prompts per batch; prompts of similar length share a batch.
-        max_new_tokens: Longest answer.
         on_batch: Called with the number of prompts answered by each batch.
     """
-    model.eval()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = _left_padded([prompts[i] for i in rows], tokenizer.pad_token_id, model.device)
-        output = model.generate(
-            **batch,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        new_tokens = output[:, batch["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
-        for i, text in zip(rows, texts, strict=True):
-            answers[i] = text
+    answers: dict[int, str] = {}
+    for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):
+        batch = answer_batch(model, tokenizer, [prompts[i] for i in rows], decoding, first=rows[0])
+        answers |= zip(rows, batch, strict=True)
         on_batch(len(rows))
-    return answers
+    return [answers[i] for i in range(len(prompts))]
+
+
+def batches_by_length(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield the rows of each batch, the longest first, so that what does not fit fails at once."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+@torch.no_grad()
+def answer_batch(
+    model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding, *, first: int
+) -> list[str]:
+    """Return the answers to one batch of prompts.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        prompts: Token ids; they are padded on the left to the longest.
+        decoding: How the tokens are chosen.
+        first: A number of the batch; with the seed it decides what is drawn.
+
+    Raises:
+        ValueError: If the GPU's memory does not suffice, naming the flag.
+    """
+    model.eval()
+    batch = _left_padded(prompts, tokenizer.pad_token_id, model.device)
+    options = _options(decoding)
+    ends = _ends(model, tokenizer)
+    # fork_rng keeps the draws of others where they were.
+    with _own_generation_config(model), torch.random.fork_rng(enabled=decoding.do_sample):
+        if decoding.do_sample:
+            torch.manual_seed(derive_seed(decoding.seed, "predict", first))
+        try:
+            output = model.generate(
+                **batch, **options, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends
+            )
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{len(prompts)} prompts at a time do not fit into the GPU's memory "
+                f"(--per_device_eval_batch_size {max(1, len(prompts) // 2)})"
+            ) from error
+    new_tokens = output[:, batch["input_ids"].shape[1] :]
+    texts: list[str] = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+    return texts
+
+
+def _options(decoding: Decoding) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "max_new_tokens": decoding.max_new_tokens,
+        "do_sample": decoding.do_sample,
+        "num_beams": decoding.num_beams,
+        "repetition_penalty": decoding.repetition_penalty,
+    }
+    if decoding.do_sample:
+        options["temperature"] = decoding.temperature
+        options["top_p"] = decoding.top_p
+        options["top_k"] = decoding.top_k
+    return options
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer: the training's, and those the model's authors name."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return sorted(end for end in ends if end is not None)
+
+
+@contextmanager
+def _own_generation_config(model: Any) -> Iterator[None]:
+    """Set the model's own generation defaults aside.
+
+    `generate` fills in whatever is not said from there, e.g. Baichuan2-Chat's repetition penalty of
+    1.05 and sampling, and "greedy" would not be greedy.
+    """
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def _left_padded(

@@ -1,99 +1,224 @@
-"""`fedfora predict` and `fedfora evaluate`: an adapter and rows to predictions.jsonl and scores."""
+"""`fedfora predict`: adapter and rows to answers and scores; a killed run goes on where it was."""
 
+import errno
 import json
-from dataclasses import replace
+import logging
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedfora.data.encoding import prompt_format
-from fedfora.data.loading import Example, load_examples
-from fedfora.evaluation.evaluate import evaluate, score
+from fedfora.data.encoding import encode_examples
+from fedfora.evaluation.generate import Decoding, answer_batch, batches_by_length
+from fedfora.evaluation.journal import Journal
+from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores, option_likelihoods
+from fedfora.evaluation.metrics import Answer
+from fedfora.evaluation.output import (
+    PARTIAL,
+    PREDICTIONS,
+    SCORES,
+    clear,
+    finished_scores,
+    write_predictions,
+)
+from fedfora.evaluation.scores import score
 from fedfora.evaluation.settings import PredictSettings
-from fedfora.evaluation.triples import parse_triples
-from fedfora.models.loading import base_name_of, load_adapter, load_base
-from fedfora.models.saving import read_prompt_format
-from fedfora.reporting.record import write_text
+from fedfora.evaluation.task import Task, prepare
+from fedfora.models.fingerprint import describe, fingerprint, same_model
+from fedfora.models.loading import Base, load_adapter, load_base, merge_adapter
+from fedfora.reporting.finish import finish_run
+from fedfora.reporting.record import RunRecord, write_text
 from fedfora.reporting.view import View
 
-PREDICTIONS = "predictions.jsonl"
-SCORES = "scores.json"
+logger = logging.getLogger(__name__)
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def predict(settings: PredictSettings, view: View) -> dict[str, Any]:
     """Answer the rows of the test file, write predictions and scores, and return the scores.
 
-    The base model and the prompt format are those the adapter was trained with, unless the settings
-    name another base. Without references in every row there are predictions and no scores.
+    Base model, quantization and prompt format are those the adapter was trained with, unless the
+    settings say otherwise. Rows without references are answered and not scored.
 
     Raises:
-        ValueError: If rows, adapter or model do not work; the message names the flag.
+        ValueError: If rows, adapter, model or directory do not work; the message names the flag.
     """
-    if settings.data.test_file is None:
-        raise ValueError("--test_file is missing: a file, or clinic:test")
-    examples = load_examples(settings.data.test_file, settings.data, answers_needed=False)
-    examples = examples[: settings.evaluation.max_eval_samples]
-    adapter_dir = settings.predict.model_dir
-    named = settings.model
-    if adapter_dir is not None and named.model_name_or_path is None:
-        named = replace(named, model_name_or_path=base_name_of(adapter_dir))
-    base = load_base(named)
-    model = base.model if adapter_dir is None else load_adapter(base, adapter_dir)
-    stored = None if adapter_dir is None else read_prompt_format(adapter_dir)
-    view.total = len(examples)
-    result = evaluate(
-        model,
-        base.tokenizer,
-        examples,
-        stored or prompt_format(settings.data, base.tokenizer),
-        batch_size=settings.evaluation.per_device_eval_batch_size,
-        max_new_tokens=settings.evaluation.max_new_tokens,
-        on_batch=lambda rows: view.advance(rows, f"{int(view.done) + rows}/{len(examples)} rows"),
-    )
+    task = prepare(settings)
     directory = Path(settings.predict.output_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_predictions(directory / PREDICTIONS, examples, result.predictions)
-    write_text(directory / SCORES, json.dumps(result.scores, indent=2) + "\n")
-    return result.scores
+    if not settings.predict.overwrite_output_dir:
+        scores = finished_scores(directory, task.identity)
+        if scores is not None:
+            view.line(f"{directory} holds the finished answers of this very command")
+            return scores
+    base = load_base(task.settings.model)
+    base_fingerprint = fingerprint(base)
+    _check_base(task, base, base_fingerprint)
+    model = _model(task, base)
+    try:
+        record = _open_record(task, base_fingerprint)
+        if settings.predict.predict_with_generate:
+            return _generate(task, model, base.tokenizer, record, view)
+        return _measure_loss(task, model, base.tokenizer, record, view)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise ValueError(
+            f"--output_dir {directory}: {error.strerror}; the answers so far are kept, the same "
+            "command goes on from there"
+        ) from error
+    except KeyboardInterrupt:
+        view.line("The answers so far are kept; the same command goes on from there.")
+        raise
 
 
-def write_predictions(path: Path, examples: list[Example], predictions: list[str]) -> None:
-    """Write one JSON object per row: instruction, input, reference, prediction, parsed triples."""
-    lines = [
-        json.dumps(
-            {
-                "instruction": example.instruction,
-                "input": example.input,
-                "reference": example.output,
-                "prediction": prediction,
-                "triples": parse_triples(prediction)[0],
-            },
-            ensure_ascii=False,
-        )
-        for example, prediction in zip(examples, predictions, strict=True)
-    ]
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def score_file(path: str) -> dict[str, Any]:
-    """Return the scores of a predictions file.
+def _check_base(task: Task, base: Base, base_fingerprint: str) -> None:
+    """Raise if the adapter was trained on another model; warn if on the same, loaded otherwise.
 
     Raises:
-        ValueError: If the file is missing or broken, or a row has no reference.
+        ValueError: Naming both fingerprints.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"--predictions_file: no such file: {path}")
-    predictions, references = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            predictions.append(row["prediction"])
-            references.append(row["reference"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: no prediction and reference: {error}"
-            ) from error
-        if references[-1] is None:
-            raise ValueError(f"{path}, line {number}: there is no reference to score against")
-    if not references:
-        raise ValueError(f"{path}: no rows")
-    return score(predictions, references)
+    stored = task.record.get("base_fingerprint")
+    if stored in (None, base_fingerprint):
+        return
+    if "base" not in task.record:  # by an earlier fedfora, which kept no more than the fingerprint
+        logger.warning("the base is not as in training: %s, then %s", base_fingerprint, stored)
+        return
+    trained_on, here = task.record["base"], describe(base)
+    conditions = ("quantization", "dtype")
+    loaded_alike = all(trained_on[key] == here[key] for key in conditions)
+    if loaded_alike or not same_model(trained_on["sketch"], here["sketch"]):
+        raise ValueError(
+            f"--ori_model_dir {base.name} is not the base that {task.adapter_dir} was trained on: "
+            f"fingerprint {base_fingerprint}, the adapter's base {trained_on['name']} has {stored}"
+        )
+    logger.warning(
+        "the adapter was trained on its base in %s, %s; here it is in %s, %s",
+        *(trained_on[key] for key in conditions),
+        *(here[key] for key in conditions),
+    )
+
+
+def _model(task: Task, base: Base) -> Any:
+    if task.adapter_dir is None:
+        return base.model
+    if task.settings.predict.merge:
+        return merge_adapter(base, task.adapter_dir)
+    return load_adapter(base, task.adapter_dir)
+
+
+def _open_record(task: Task, base_fingerprint: str) -> RunRecord:
+    """Make the run directory, or open that of the run that is continued."""
+    if task.settings.predict.overwrite_output_dir:
+        clear(Path(task.settings.predict.output_dir))
+    record = RunRecord(task.settings.predict.output_dir, overwrite=True)  # prepare() has checked
+    config = asdict(task.settings)
+    del config["given"]
+    record.write_config(config)
+    record.write_environment(
+        identity=task.identity, base_fingerprint=base_fingerprint, rows=len(task.examples)
+    )
+    return record
+
+
+def _generate(
+    task: Task, model: Any, tokenizer: Any, record: RunRecord, view: View
+) -> dict[str, Any]:
+    """Answer the rows that are not answered yet; when all are, score and write them."""
+    started = time.monotonic()
+    journal = Journal(record.directory / PARTIAL)
+    answers = journal.read()
+    left = [i for i in range(len(task.examples)) if i not in answers]
+    if answers:
+        view.line(f"{len(answers)} of {len(task.examples)} rows were answered before")
+    view.total = len(left)
+    batch_size = task.settings.evaluation.per_device_eval_batch_size
+    for batch in batches_by_length([len(task.prompts[i]) for i in left], batch_size):
+        rows = [left[i] for i in batch]
+        new = dict(zip(rows, _answer(task, model, tokenizer, rows), strict=True))
+        journal.append(new)
+        answers |= new
+        view.advance(len(rows), f"{len(answers)}/{len(task.examples)} rows")
+    ordered = [answers[i] for i in range(len(task.examples))]
+    scores, row_scores = _score(task, ordered)
+    path = record.directory / PREDICTIONS
+    write_predictions(path, task.examples, ordered, row_scores, task.kind)
+    if scores:
+        write_text(record.directory / SCORES, json.dumps(scores, indent=2) + "\n")
+    seconds = time.monotonic() - started
+    record.log("predicted", rows=len(left), rows_per_s=len(left) / seconds, scores=scores)
+    finish_run(record)
+    journal.remove()
+    return scores
+
+
+def _answer(task: Task, model: Any, tokenizer: Any, rows: list[int]) -> list[dict[str, Any]]:
+    """Return what is kept of each row of a batch: its prediction, and a choice's likelihoods."""
+    decoding, evaluation = task.settings.decoding, task.settings.evaluation
+    texts = answer_batch(
+        model,
+        tokenizer,
+        [task.prompts[i] for i in rows],
+        Decoding(max_new_tokens=evaluation.max_new_tokens or 1, **asdict(decoding)),
+        first=rows[0],
+    )
+    if task.kind != "choice":
+        return [{"prediction": text} for text in texts]
+    found = option_likelihoods(
+        model,
+        tokenizer,
+        [task.examples[i] for i in rows],
+        [task.options[i] for i in rows],
+        task.layout,
+        batch_size=evaluation.per_device_eval_batch_size,
+    )
+    return [
+        {
+            "prediction": text,
+            "options": task.options[i],
+            "log_probabilities": likelihoods,
+            "likeliest": likelihoods.index(max(likelihoods)),
+        }
+        for i, text, likelihoods in zip(rows, texts, found, strict=True)
+    ]
+
+
+def _score(
+    task: Task, answers: list[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[int, dict[str, float]]]:
+    """Return the scores of all rows that have references, and those of each."""
+    known = [i for i, example in enumerate(task.examples) if example.output is not None]
+    if not known or task.kind is None or not task.settings.predict.do_eval:
+        return {}, {}
+    rows = [
+        Answer(
+            answers[i]["prediction"],
+            str(task.examples[i].output),
+            prompt=task.examples[i].prompt,
+            options=task.options[i],
+            likeliest=answers[i].get("likeliest"),
+        )
+        for i in known
+    ]
+    scores = score(rows, task.kind, seed=task.settings.decoding.seed)
+    return scores.summary, dict(zip(known, scores.rows, strict=True))
+
+
+def _measure_loss(
+    task: Task, model: Any, tokenizer: Any, record: RunRecord, view: View
+) -> dict[str, Any]:
+    """Measure how likely the references are, without writing answers."""
+    view.total = len(task.examples)
+    likelihoods = answer_likelihoods(
+        model,
+        tokenizer,
+        encode_examples(task.examples, tokenizer, task.layout),
+        batch_size=task.settings.evaluation.per_device_eval_batch_size,
+        padding_side=task.settings.predict.padding_side,
+        on_batch=lambda rows: view.advance(rows, f"{int(view.done) + rows} rows"),
+    )
+    scores = loss_scores(likelihoods)
+    write_text(record.directory / SCORES, json.dumps(scores, indent=2) + "\n")
+    record.log("measured", **scores)
+    finish_run(record)
+    return scores

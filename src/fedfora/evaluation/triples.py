@@ -1,46 +1,16 @@
 """Scores of extracted triples: precision, recall, F1, and how much of the text parsed.
 
-A triple is a line `head_relation_tail`, the target format of the extraction task. Pure functions of
-text. A triple that stands twice in a row counts once, on either side.
+A triple is a line `head_relation_tail`, the target format of the extraction task. A triple that
+stands twice in a row counts once, on either side. Micro scores count the triples of all rows
+together, macro scores are means over rows of each row's own score (the two averages of Manning et
+al. 2008, Introduction to Information Retrieval, Sec. 13.6, with rows for classes).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+
+from fedfora.evaluation.metrics import Answer, mean, metric
 
 Triple = tuple[str, str, str]
-
-
-@dataclass(frozen=True)
-class Score:
-    """Precision, recall and F1, each in [0, 1]; 0 where nothing was predicted or expected."""
-
-    precision: float
-    recall: float
-    f1: float
-
-
-@dataclass(frozen=True)
-class TripleScores:
-    """Scores of a set of rows.
-
-    Args:
-        micro: All triples of all rows counted together.
-        macro: Mean over rows of each row's score; a row with nothing expected and nothing predicted
-            scores 1.
-        per_relation: Micro scores of the triples of each relation.
-        parse_rate: Share of rows whose every predicted line is a triple.
-        rows: Number of rows.
-    """
-
-    micro: Score
-    macro: Score
-    per_relation: dict[str, Score]
-    parse_rate: float
-    rows: int
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the scores as JSON holds them."""
-        return asdict(self)
 
 
 def parse_triples(text: str) -> tuple[list[Triple], int]:
@@ -64,55 +34,84 @@ def are_triples(texts: Sequence[str]) -> bool:
     return all(triples and not unparsed for triples, unparsed in map(parse_triples, texts))
 
 
-def score_triples(predictions: Sequence[str], references: Sequence[str]) -> TripleScores:
-    """Score predicted texts against reference texts, row by row.
-
-    Raises:
-        ValueError: If the two have different lengths or are empty.
-    """
-    if len(predictions) != len(references) or not references:
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
-    parsed = [parse_triples(text) for text in predictions]
-    predicted = [set(triples) for triples, _ in parsed]
-    expected = [set(parse_triples(text)[0]) for text in references]
-    relations = sorted({relation for row in expected for _, relation, _ in row})
-    return TripleScores(
-        micro=_micro(predicted, expected),
-        macro=_macro(predicted, expected),
-        per_relation={
-            name: _micro(_only(predicted, name), _only(expected, name)) for name in relations
-        },
-        parse_rate=sum(not unparsed for _, unparsed in parsed) / len(parsed),
-        rows=len(parsed),
-    )
+def precision(sums: Sequence[float]) -> float:
+    """Return the share of what was predicted that is right; 0 where nothing was predicted."""
+    hits, num_predicted, _ = sums
+    return hits / num_predicted if num_predicted else 0.0
 
 
-def _only(rows: list[set[Triple]], relation: str) -> list[set[Triple]]:
-    return [{triple for triple in row if triple[1] == relation} for row in rows]
+def recall(sums: Sequence[float]) -> float:
+    """Return the share of what was expected that was found; 0 where nothing was expected."""
+    hits, _, num_expected = sums
+    return hits / num_expected if num_expected else 0.0
 
 
-def _micro(predicted: list[set[Triple]], expected: list[set[Triple]]) -> Score:
-    hits = sum(len(p & e) for p, e in zip(predicted, expected, strict=True))
-    return _score(hits, sum(map(len, predicted)), sum(map(len, expected)))
-
-
-def _macro(predicted: list[set[Triple]], expected: list[set[Triple]]) -> Score:
-    scores = [
-        _score(len(p & e), len(p), len(e)) if p or e else Score(1.0, 1.0, 1.0)
-        for p, e in zip(predicted, expected, strict=True)
-    ]
-    n = len(scores)
-    return Score(
-        sum(s.precision for s in scores) / n,
-        sum(s.recall for s in scores) / n,
-        sum(s.f1 for s in scores) / n,
-    )
-
-
-def _score(hits: int, num_predicted: int, num_expected: int) -> Score:
+def f1(sums: Sequence[float]) -> float:
+    """Return the harmonic mean of precision and recall; 0 without any triple."""
+    hits, num_predicted, num_expected = sums
     total = num_predicted + num_expected
-    return Score(
-        hits / num_predicted if num_predicted else 0.0,
-        hits / num_expected if num_expected else 0.0,
-        2 * hits / total if total else 0.0,
-    )
+    return 2 * hits / total if total else 0.0
+
+
+@metric("precision", "triples", total=precision)
+@metric("recall", "triples", total=recall)
+@metric("f1", "triples", total=f1)
+def triple_counts(answer: Answer) -> tuple[int, int, int]:
+    """Return how many triples are right, predicted and expected."""
+    return _compared(*_both(answer))
+
+
+@metric("macro_precision", "triples", total=mean, row="precision")
+def macro_precision(answer: Answer) -> tuple[float, int]:
+    """Return the row's precision; 1 where nothing was expected and nothing predicted."""
+    counts = triple_counts(answer)
+    return precision(counts) if any(counts) else 1.0, 1
+
+
+@metric("macro_recall", "triples", total=mean, row="recall")
+def macro_recall(answer: Answer) -> tuple[float, int]:
+    """Return the row's recall; 1 where nothing was expected and nothing predicted."""
+    counts = triple_counts(answer)
+    return recall(counts) if any(counts) else 1.0, 1
+
+
+@metric("macro_f1", "triples", total=mean, row="f1")
+def macro_f1(answer: Answer) -> tuple[float, int]:
+    """Return the row's F1; 1 where nothing was expected and nothing predicted."""
+    counts = triple_counts(answer)
+    return f1(counts) if any(counts) else 1.0, 1
+
+
+@metric("parse_rate", "triples", total=mean, row="parsed")
+def parse_rate(answer: Answer) -> tuple[int, int]:
+    """Return whether every predicted line is a triple."""
+    return int(not parse_triples(answer.prediction)[1]), 1
+
+
+def relation_scores(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
+    """Return precision, recall, F1 and number of expected triples for each expected relation."""
+    rows = [_both(answer) for answer in answers]
+    relations = sorted({relation for _, expected in rows for _, relation, _ in expected})
+    scores = {}
+    for name in relations:
+        counts = [_compared(_only(p, name), _only(e, name)) for p, e in rows]
+        sums = [sum(column) for column in zip(*counts, strict=True)]
+        scores[name] = {
+            "precision": precision(sums),
+            "recall": recall(sums),
+            "f1": f1(sums),
+            "expected": sums[2],
+        }
+    return scores
+
+
+def _both(answer: Answer) -> tuple[set[Triple], set[Triple]]:
+    return set(parse_triples(answer.prediction)[0]), set(parse_triples(answer.reference)[0])
+
+
+def _compared(predicted: set[Triple], expected: set[Triple]) -> tuple[int, int, int]:
+    return len(predicted & expected), len(predicted), len(expected)
+
+
+def _only(triples: set[Triple], relation: str) -> set[Triple]:
+    return {triple for triple in triples if triple[1] == relation}

@@ -24,6 +24,7 @@ from fedfora.models.loading import (
     check_adapter_dir,
     load_adapter,
     load_base,
+    merge_adapter,
     model_path,
 )
 from fedfora.models.saving import read_prompt_format
@@ -166,10 +167,7 @@ def _merge(settings: ExportSettings, expected: Any, into: str) -> tuple[Base, De
     if into == "original":
         model = replace(model, quantization="none")
     base = load_base(model)
-    if into == "dequantized" and model.quantization != "none":
-        base = replace(base, model=base.model.dequantize())
-    adapted = load_adapter(base, str(settings.export.model_dir))
-    merged = adapted.merge_and_unload(safe_merge=True)
+    merged = merge_adapter(base, str(settings.export.model_dir))
     return replace(base, model=merged), deviation(expected, logits(merged))
 
 

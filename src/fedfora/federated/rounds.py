@@ -22,7 +22,7 @@ from fedfora.adapter.state import unfold
 from fedfora.config import Scalar
 from fedfora.data.loading import load_examples
 from fedfora.evaluation.evaluate import evaluate
-from fedfora.evaluation.predict import PREDICTIONS, write_predictions
+from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.aggregation import Update
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.aggregator import Aggregator
@@ -276,7 +276,7 @@ class _Rounds:
             max_new_tokens=settings.evaluation.max_new_tokens,
             on_batch=self.view.evaluated,
         )
-        write_predictions(self.record.directory / PREDICTIONS, examples, result.predictions)
+        result.write(self.record.directory / PREDICTIONS, examples)
         return result.scores
 
     def _keep(self, progress: Progress) -> Progress:

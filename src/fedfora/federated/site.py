@@ -29,7 +29,7 @@ from fedfora.evaluation.loss import answer_loss
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.transport import Layout
-from fedfora.models.fingerprint import fingerprint
+from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.training.local import LocalResult, train_locally
@@ -145,7 +145,8 @@ class Workplace:
 
     def form(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what is saved beside an adapter's weights: PEFT's configuration and our record."""
-        return adapter_config(self.model), adapter_record(self.prompts, self.base_fingerprint)
+        record = adapter_record(self.prompts, self.base_fingerprint, base=describe(self.base))
+        return adapter_config(self.model), record
 
 
 @dataclass(frozen=True)

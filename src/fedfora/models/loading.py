@@ -43,13 +43,10 @@ def load_base(settings: ModelArguments) -> Base:
     """Load tokenizer and base model and freeze the model.
 
     Raises:
-        ValueError: If no model is named, or the directory holds none.
+        ValueError: If no model is named, or the directory holds none, or no tokenizer.
     """
-    name = settings.model_name_or_path
-    if not name:
-        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
-    path = model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
-    tokenizer = _load_tokenizer(path, name, settings.cache_dir)
+    path, name = _path_of(settings), str(settings.model_name_or_path)
+    tokenizer = _tokenizer_at(path, settings)
     sharded = is_deepspeed_zero3_enabled()
     if sharded and settings.quantization != "none":
         raise ValueError(
@@ -66,8 +63,6 @@ def load_base(settings: ModelArguments) -> Base:
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     model.name_or_path = name  # PEFT records this; the directory a hub or package gave is no name
     model.requires_grad_(False)
     if settings.quantization == "nf4":
@@ -77,30 +72,42 @@ def load_base(settings: ModelArguments) -> Base:
 
 
 def load_tokenizer(settings: ModelArguments) -> Any:
-    """Load a base's tokenizer alone.
+    """Load the base model's tokenizer; one without a padding token pads with its end.
 
     Raises:
-        ValueError: If no model is named, or there is none, or it has no tokenizer.
+        ValueError: If no model is named, or it has no tokenizer.
     """
-    name = settings.model_name_or_path
-    if not name:
-        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
-    path = model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
-    return _load_tokenizer(path, name, settings.cache_dir)
+    return _tokenizer_at(_path_of(settings), settings)
 
 
-def _load_tokenizer(path: str, name: str, cache_dir: str | None) -> Any:
+def _tokenizer_at(path: str, settings: ModelArguments) -> Any:
+    config = _config_at(path, settings)
     try:
-        config = AutoConfig.from_pretrained(path, cache_dir=cache_dir)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
-    try:
-        return AutoTokenizer.from_pretrained(path, config=config, cache_dir=cache_dir)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, config=config, cache_dir=settings.cache_dir)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # all were seen
         raise ValueError(
-            f"--model_name_or_path {name}: the model comes without a tokenizer that can be read; "
-            f"put its files into the same directory: {error}"
+            f"--model_name_or_path {settings.model_name_or_path}: the model comes without a "
+            "tokenizer that can be read; put its files into the same directory: "
+            f"{_first_line(error)}"
         ) from error
+    if not tokenizer.get_vocab():
+        raise ValueError(f"{settings.model_name_or_path}: its tokenizer knows no token at all")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_length(settings: ModelArguments) -> int | None:
+    """Return how many tokens the model can hold; None where its configuration does not say.
+
+    Raises:
+        ValueError: If the model has no configuration that transformers can read.
+    """
+    text = _config_at(_path_of(settings), settings).get_text_config()
+    for key in ("max_position_embeddings", "model_max_length", "n_positions", "seq_length"):
+        if isinstance(length := getattr(text, key, None), int):
+            return length
+    return None
 
 
 def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = None) -> str:
@@ -189,6 +196,20 @@ def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
     return model.eval()
 
 
+def merge_adapter(base: Base, adapter_dir: str | Path) -> Any:
+    """Return the base with a saved adapter inside its weights: one plain model, faster to run.
+
+    A quantized base is dequantized first, since the sum of both would be rounded once more. The
+    base is used up.
+
+    Raises:
+        ValueError: If the directory holds no adapter.
+    """
+    if base.quantization != "none":
+        base = replace(base, model=base.model.dequantize())
+    return load_adapter(base, adapter_dir).merge_and_unload(safe_merge=True).eval()
+
+
 def base_name_of(adapter_dir: str | Path) -> str:
     """Return the name of the base model that an adapter was trained on.
 
@@ -220,6 +241,26 @@ def _keep_training_kernels(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _path_of(settings: ModelArguments) -> str:
+    if not settings.model_name_or_path:
+        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
+    return model_path(settings.model_name_or_path, hub=settings.hub, cache_dir=settings.cache_dir)
+
+
+def _config_at(path: str, settings: ModelArguments) -> Any:
+    name = settings.model_name_or_path
+    try:
+        return AutoConfig.from_pretrained(path, cache_dir=settings.cache_dir)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--model_name_or_path {name}: no model there: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(": ")
 
 
 def _device(settings: ModelArguments) -> str:

@@ -82,12 +82,27 @@ def config_at_rank(config: dict[str, Any], rank: int) -> dict[str, Any]:
     return config | {"r": rank, "lora_alpha": alpha}
 
 
-def read_prompt_format(directory: str | Path) -> PromptFormat | None:
-    """Return the prompt format stored with an adapter; None where there is none."""
+def read_record(directory: str | Path) -> dict[str, Any]:
+    """Return what fedfora.json in an adapter's directory holds; empty where there is none.
+
+    Raises:
+        ValueError: If the file is no record.
+    """
     path = Path(directory) / RECORD
     if not path.is_file():
-        return None
-    return PromptFormat(**json.loads(path.read_text(encoding="utf-8"))["prompts"])
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        PromptFormat(**record["prompts"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no adapter's record: {error}") from error
+    return record
+
+
+def read_prompt_format(directory: str | Path) -> PromptFormat | None:
+    """Return the prompt format stored with an adapter; None where there is none."""
+    record = read_record(directory)
+    return PromptFormat(**record["prompts"]) if record else None
 
 
 def _peft_name(name: str) -> str:

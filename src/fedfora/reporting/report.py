@@ -145,7 +145,7 @@ def _shared_charts(names: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
 
 def _intervals(card: Card) -> dict[str, Any] | None:
     """Draw the first score of every row, where at least two rows have it."""
-    for name in ("f1", "exact_match", "rouge_l", "accuracy"):
+    for name in ("f1", "exact_match", "rougeL", "accuracy"):
         rows = [
             (row["name"], row["scores"][name], row["scores"].get("intervals", {}).get(name))
             for row in card["rows"]

@@ -213,7 +213,7 @@ def overview(names: Sequence[str], runs: Sequence[Run]) -> Table:
 def _headline(card: Card) -> tuple[str, str] | None:
     """Return the main score of the trained adapter."""
     rows = [row for row in card["rows"] if row["kind"] in ("federated", "scored")]
-    for name in ("f1", "exact_match", "accuracy", "rouge_l"):
+    for name in ("f1", "exact_match", "accuracy", "rougeL"):
         if rows and name in rows[0]["scores"]:
             value = rows[0]["scores"][name]
             of = f" {rows[0]['name']}" if rows[0]["kind"] == "federated" else ""

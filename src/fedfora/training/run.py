@@ -12,7 +12,7 @@ from fedfora.data.cache import encode_cached
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import load_chosen, load_examples
 from fedfora.data.settings import DataArguments
-from fedfora.models.fingerprint import fingerprint, fingerprint_of_rows
+from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.reporting.finish import finish_run
@@ -229,6 +229,7 @@ def _long_run(
             adapter_record(
                 prepared.prompts,
                 prepared.base_fingerprint,
+                base=describe(prepared.base),
                 # A digest would tell whoever knows all rows but one which one that is.
                 rows_fingerprint=None if paid else identity["rows_fingerprint"],
                 privacy=None if paid is None else paid.statement,

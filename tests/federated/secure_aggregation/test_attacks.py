@@ -6,7 +6,9 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
+from fedfora.federated.secure_aggregation import client, messages, server
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
+from fedfora.federated.secure_aggregation.graph import is_connected
 from fedfora.federated.secure_aggregation.keys import Identity, agree, new_private_key, public_key
 from fedfora.federated.secure_aggregation.masks import add_mask, subtract_mask
 from fedfora.federated.secure_aggregation.messages import Terms, mask_context
@@ -192,6 +194,29 @@ def test_a_question_for_the_sum_of_too_few_is_refused(updates, survivors, messag
     world.masked(world.terms(), words)
     with pytest.raises(ValueError, match=message):
         world.sites[0].reveal(survivors)
+
+
+def test_groups_without_a_bridge_are_refused_by_everybody(monkeypatch):
+    """Were the graph in two parts, the sum of each part would show."""
+    halves = {u: tuple(v for v in range(8) if v != u and v // 4 == u // 4) for u in range(8)}
+    monkeypatch.setattr(messages, "draw_graph", lambda sites, degree, seed: halves)
+    monkeypatch.setattr(messages, "share_threshold", lambda degree, fraction: 2)
+    world = World(8)
+    terms = world.terms()
+    seen = SecureRound(terms, 5, TASK)
+    for u, site in world.sites.items():
+        seen.receive_keys(u, site.share(terms))
+    with pytest.raises(RoundLost, match="fall apart into groups"):
+        seen.deliveries()
+    monkeypatch.setattr(server, "is_connected", lambda graph, kept: True)
+    with pytest.raises(ValueError, match="present fall apart into groups"):
+        world.sites[0].mask(np.zeros(5, np.uint32), seen.deliveries()[0], task=TASK)
+    monkeypatch.setattr(client, "is_connected", lambda graph, kept: True)
+    for u, delivery in seen.deliveries().items():
+        world.sites[u].mask(np.zeros(5, np.uint32), delivery, task=TASK)
+    monkeypatch.setattr(client, "is_connected", is_connected)
+    with pytest.raises(ValueError, match="survivors fall apart into groups"):
+        world.sites[0].reveal(tuple(range(8)))
 
 
 def test_nothing_is_revealed_before_the_vector_is_sent(updates):

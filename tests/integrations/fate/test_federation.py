@@ -34,6 +34,7 @@ pytestmark = [
 TRIO = ["guest:9999", "host:10000", "arbiter:10000"]
 QUICK = {
     "model_name_or_path": "clinic-base",
+    "trainable": "core",
     "num_rounds": 2,
     "local_steps": 2,
     "per_device_train_batch_size": 2,

@@ -26,7 +26,7 @@ def parse(words):
         ("--role gast", "did you mean 'guest'"),
         ("--role guest --aggregator plaintext", "returns the sum of the updates"),
         ("--role guest --num_rounds 0", "--num_rounds must be at least 1, got 0"),
-        ("--role guest --warmup_rounds 2 --trainable all", "with --trainable core only"),
+        ("--role guest --warmup_rounds 2", "with --trainable core only"),
         ("--role guest --timeout_s 0", "--timeout_s must be above 0"),
         ("--role guest --max_steps 5", "--num_rounds x --local_steps"),
         ("--role guest --parties guest:1 host:2", "one guest, one arbiter and some hosts"),
@@ -87,7 +87,8 @@ def test_the_runner_configuration_is_plain_and_says_what_the_flags_say():
 
     settings = parse(
         "--role guest --model_name_or_path some/model --quantization int8 --lora_rank 4 "
-        "--num_rounds 5 --local_steps 3 --learning_rate 0.01 --max_source_length 64"
+        "--num_rounds 5 --local_steps 3 --learning_rate 0.01 --max_source_length 64 "
+        "--trainable core"
     )
     conf = runner_conf(settings, seed=9)
     assert json.loads(json.dumps(conf)) == conf
@@ -102,5 +103,5 @@ def test_the_runner_configuration_is_plain_and_says_what_the_flags_say():
     assert conf["training_args_conf"]["learning_rate"] == 0.01
     assert conf["fed_args_conf"]["aggregate_freq"] == 3
     assert conf["dataset_conf"]["kwargs"]["max_source_length"] == 64
-    everything = runner_conf(parse("--role guest --trainable all"), seed=9)["model_conf"]["kwargs"]
+    everything = runner_conf(parse("--role guest"), seed=9)["model_conf"]["kwargs"]
     assert everything["peft_config"]["init_weights"] is True

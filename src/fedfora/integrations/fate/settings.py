@@ -32,8 +32,8 @@ class FateArguments:
     num_rounds: int = flag(3, "rounds of training and aggregation")
     local_steps: int = flag(10, "optimizer steps of a party in a round")
     trainable: str = flag(
-        "core",
-        "what trains and travels: the core alone, whose mean is exact, or all five factors",
+        "all",
+        "what trains and travels: all five factors, or the core alone, whose mean is exact",
         choices=("core", "all"),
     )
     warmup_rounds: int = flag(

@@ -1,0 +1,133 @@
+"""Prediction in batches against the original's way, one row at a time, on the same model and rows.
+
+Both are greedy with a KV cache, in float32, in turns in one process; the answers must be equal.
+`demo`: the bundled base with a briefly trained adapter, whose answers end by themselves. `merged`:
+the same with the adapter inside the weights. `wide`: a Llama of hidden size 256 with random weights
+and a fresh adapter, whose answers run to their limit. `demo_nf4`: the demo's on a 4-bit base.
+
+    OMP_NUM_THREADS=1 python benchmarks/prediction.py
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from fedfora.cli.quiet import quiet
+from fedfora.config import ConfigParser
+from fedfora.data.encoding import encode_prompt, prompt_format
+from fedfora.data.loading import load_examples
+from fedfora.data.settings import DataArguments
+from fedfora.evaluation.generate import Decoding, generate
+from fedfora.models.loading import (
+    Base,
+    add_adapter,
+    load_adapter,
+    load_base,
+    merge_adapter,
+    model_path,
+)
+from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.reporting.view import View
+from fedfora.training.run import train
+from fedfora.training.settings import SECTIONS, TrainSettings
+from record import ratio_of_pairs, write
+
+MAX_NEW_TOKENS = 48
+
+
+def trained_adapter(directory: Path) -> Path:
+    """Train an adapter on the bundled base until its answers look like answers."""
+    words = (
+        f"--model_name_or_path clinic-base --quantization none --train_file clinic --output_dir "
+        f"{directory} --max_steps 60 --per_device_train_batch_size 8 --learning_rate 1e-2 "
+        f"--gradient_accumulation_steps 1 --max_target_length {MAX_NEW_TOKENS}"
+    )
+    settings = TrainSettings(*ConfigParser(SECTIONS.values()).parse(words.split()))
+    train(settings, View(1, Console(quiet=True)))
+    return directory
+
+
+def wide_base(directory: Path) -> Base:
+    """Make a Llama of hidden size 256 with the bundled tokenizer and random weights."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path("clinic-base"))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return load_base(ModelArguments(model_name_or_path=str(directory), quantization="none"))
+
+
+def measure(
+    model: Any, tokenizer: Any, num_rows: int, batch_sizes: list[int], pairs: int
+) -> dict[str, Any]:
+    """Return rows per second one by one and by batches, in turns, and whether the answers agree."""
+    layout = prompt_format(DataArguments(), tokenizer)
+    examples = load_examples("clinic:test", DataArguments())[:num_rows]
+    prompts = [encode_prompt(example, tokenizer, layout) for example in examples]
+    seconds: dict[int, list[float]] = {size: [] for size in (1, *batch_sizes)}
+    answers: dict[int, list[str]] = {}
+    generate(model, tokenizer, prompts[:2], Decoding(4), batch_size=2)  # warm up
+    for _ in range(pairs):
+        for size in seconds:
+            started = time.perf_counter()
+            answers[size] = generate(
+                model, tokenizer, prompts, Decoding(MAX_NEW_TOKENS), batch_size=size
+            )
+            seconds[size].append(time.perf_counter() - started)
+    return {
+        "rows": num_rows,
+        "rows_per_s_one_by_one": num_rows / min(seconds[1]),
+        "batches": {
+            size: {
+                "rows_per_s": num_rows / min(seconds[size]),
+                "faster": ratio_of_pairs(seconds[1], seconds[size]),
+                "equal_answers": sum(map(str.__eq__, answers[1], answers[size])) / num_rows,
+            }
+            for size in batch_sizes
+        },
+    }
+
+
+def main() -> None:
+    """Measure and write benchmarks/results/prediction.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=3)
+    arguments = parser.parse_args()
+    quiet()
+    sizes, figures = [8, 16, 32], {}
+    with tempfile.TemporaryDirectory() as place:
+        adapter = trained_adapter(Path(place) / "adapter")
+
+        def base(quantization: str) -> Base:
+            return load_base(
+                ModelArguments(model_name_or_path="clinic-base", quantization=quantization)
+            )
+
+        models = {
+            "demo": (load_adapter(base("none"), adapter), base("none").tokenizer),
+            "merged": (merge_adapter(base("none"), adapter), base("none").tokenizer),
+            "demo_nf4": (load_adapter(base("nf4"), adapter), base("nf4").tokenizer),
+        }
+        wide = wide_base(Path(place) / "wide")
+        models["wide"] = (add_adapter(wide, AdapterArguments(), seed=0), wide.tokenizer)
+        for name, (model, tokenizer) in models.items():
+            figures[name] = measure(model, tokenizer, arguments.rows, sizes, arguments.pairs)
+    write("prediction", figures)
+
+
+if __name__ == "__main__":
+    main()

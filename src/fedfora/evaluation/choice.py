@@ -1,0 +1,85 @@
+"""Scores of multiple choice: by the letter or option that was written, and by the likeliest option.
+
+Both are in use and differ: letters written as in MMLU (Hendrycks et al. 2021,
+https://arxiv.org/abs/2009.03300), likelihoods as in Brown et al. 2020
+(https://arxiv.org/abs/2005.14165, Sec. 2.4). A written answer that names no option counts as wrong,
+so the share that parsed stands beside.
+"""
+
+import re
+import string
+from collections.abc import Sequence
+
+from fedfora.evaluation.metrics import Answer, mean, metric
+
+LETTERS = string.ascii_uppercase
+_LEADING = re.compile(r"\(?([A-Z])\)?(?![A-Za-z' \t])")
+_ANNOUNCED = re.compile(
+    r"(?:answer|option|choice|答案|选项|选择?)\s*(?:is|are|为|是)?\s*[:：]?\s*\(?([A-Z])\)?(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_ALONE = re.compile(r"(?<![A-Za-z])([B-HJ-Z])(?![A-Za-z'])")  # A and I are words too
+
+
+def letters_of(references: Sequence[str]) -> tuple[str, ...]:
+    """Return the different references, sorted: the options of rows that bring none."""
+    return tuple(sorted({reference.strip() for reference in references}))
+
+
+def are_letters(references: Sequence[str]) -> bool:
+    """Say whether every reference is one capital letter, as in multiple choice."""
+    return all(reference.strip() in LETTERS and reference.strip() for reference in references)
+
+
+def parse_choice(text: str, options: Sequence[str]) -> int | None:
+    """Return the index of the option that a text names; None where it names none, or several.
+
+    In this order: the text is an option; it begins with a letter by itself; it announces a letter
+    ("the answer is B", "答案：B"); exactly one letter of an option stands alone in it; exactly one
+    option stands in it. A letter is an option itself, or its place: A is the first.
+    """
+    stripped = text.strip()
+    if stripped in options:
+        return options.index(stripped)
+    letters = {letter: index for index, letter in enumerate(_letters(options))}
+    if (leading := _LEADING.match(stripped)) and leading[1] in letters:
+        return letters[leading[1]]
+    for announced in _ANNOUNCED.findall(text):
+        if announced.upper() in letters:
+            return letters[announced.upper()]
+    if len(alone := set(_ALONE.findall(text)) & set(letters)) == 1:
+        return letters[alone.pop()]
+    contained = [option for option in options if len(option) > 1 and option in text]
+    return options.index(contained[0]) if len(contained) == 1 else None
+
+
+def _letters(options: Sequence[str]) -> Sequence[str]:
+    """Return the letter of each option: itself where the options are letters, else its place."""
+    if all(len(option) == 1 and option in LETTERS for option in options):
+        return options
+    return LETTERS[: len(options)]
+
+
+@metric("accuracy", "choice", total=mean, row="correct")
+def accuracy(answer: Answer) -> tuple[int, int]:
+    """Return whether the written answer names the right option."""
+    written = parse_choice(answer.prediction, answer.options)
+    return int(written is not None and written == _right(answer)), 1
+
+
+@metric("parsed_share", "choice", total=mean, row="parsed")
+def parsed_share(answer: Answer) -> tuple[int, int]:
+    """Return whether the written answer names an option at all."""
+    return int(parse_choice(answer.prediction, answer.options) is not None), 1
+
+
+@metric("likelihood_accuracy", "choice", total=mean, row="likeliest_correct")
+def likelihood_accuracy(answer: Answer) -> tuple[int, int]:
+    """Return whether the likeliest option is the right one; nothing where nobody asked."""
+    if answer.likeliest is None:
+        return 0, 0
+    return int(answer.likeliest == _right(answer)), 1
+
+
+def _right(answer: Answer) -> int | None:
+    return parse_choice(answer.reference, answer.options)

@@ -1,0 +1,143 @@
+"""The directory of a prediction: whose it is, and what stands in it.
+
+`predictions.partial.jsonl` while the work goes on; `predictions.jsonl` and `scores.json` when it is
+done. `environment.json` holds the identity of the run: the same command on the same rows, adapter
+and base has the same identity, and continues its own work; any other is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedfora.data.loading import Example
+from fedfora.evaluation.choice import parse_choice
+from fedfora.evaluation.settings import PredictSettings
+from fedfora.evaluation.triples import parse_triples
+from fedfora.reporting.record import check_disk_space, check_output_dir, write_text
+
+PREDICTIONS = "predictions.jsonl"
+PARTIAL = "predictions.partial.jsonl"
+SCORES = "scores.json"
+_BYTES_PER_TOKEN = 8  # a token in UTF-8 and JSON, generously
+
+
+def identity_of(
+    settings: PredictSettings, examples: list[Example], adapter_dir: Path | None
+) -> str:
+    """Return a digest of all that decides the answers, with the settings resolved.
+
+    The batch size decides nothing where the tokens are not drawn, so a run that did not fit into
+    memory can go on with smaller batches.
+    """
+    said = asdict(settings)
+    del said["given"], said["predict"]["output_dir"], said["predict"]["overwrite_output_dir"]
+    if not settings.decoding.do_sample:
+        del said["evaluation"]["per_device_eval_batch_size"]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for example in examples:
+        digest.update(repr((example.instruction, example.input, example.output)).encode())
+    if adapter_dir is not None:
+        for name in ("adapter_config.json", "adapter_model.safetensors", "fedfora.json"):
+            if (adapter_dir / name).is_file():
+                digest.update((adapter_dir / name).read_bytes())
+    base = Path(settings.model.model_name_or_path or "")
+    for path in sorted(base.glob("*")) if base.is_dir() else ():
+        digest.update(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def check_output(settings: PredictSettings, examples: list[Example], identity: str) -> None:
+    """Raise if the answers could not be written, or would be written over another run's.
+
+    Raises:
+        ValueError: Naming the directory and the remedy.
+    """
+    directory = Path(settings.predict.output_dir)
+    tokens = len(examples) * (settings.evaluation.max_new_tokens or 0)
+    text = sum(len(e.prompt.encode()) + len((e.output or "").encode()) for e in examples)
+    check_output_dir(directory, overwrite=True)
+    check_disk_space(directory, 2 * (text + tokens * _BYTES_PER_TOKEN))
+    held = [n for n in ("config.yaml", PREDICTIONS, PARTIAL) if (directory / n).exists()]
+    if held and not settings.predict.overwrite_output_dir and _held(directory) != identity:
+        raise ValueError(
+            f"--output_dir {directory} holds another run ({held[0]}); name another directory, or "
+            "--overwrite_output_dir"
+        )
+
+
+def finished_scores(directory: Path, identity: str) -> dict[str, Any] | None:
+    """Return the scores of a run that was finished before; None where there is work to do."""
+    done = (directory / PREDICTIONS).is_file() or (directory / SCORES).is_file()
+    if not done or (directory / PARTIAL).is_file() or _held(directory) != identity:
+        return None
+    path = directory / SCORES
+    scores: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return scores
+
+
+def clear(directory: Path) -> None:
+    """Delete an earlier run's answers and scores."""
+    for name in (PREDICTIONS, PARTIAL, SCORES):
+        (directory / name).unlink(missing_ok=True)
+
+
+def write_predictions(
+    path: Path,
+    examples: Sequence[Example],
+    answers: Sequence[dict[str, Any]],
+    row_scores: dict[int, dict[str, float]],
+    kind: str | None,
+) -> None:
+    """Write one JSON object per row.
+
+    Args:
+        path: The file.
+        examples: The rows.
+        answers: `prediction` of each row, and for a choice `options`, `likeliest` and
+            `log_probabilities`.
+        row_scores: The scores of those rows that have some.
+        kind: The kind of task, which says what the parsed form is; None for no parsed form.
+    """
+    write_text(path, "".join(_lines(examples, answers, row_scores, kind)))
+
+
+def _lines(
+    examples: Sequence[Example],
+    answers: Sequence[dict[str, Any]],
+    row_scores: dict[int, dict[str, float]],
+    kind: str | None,
+) -> Iterable[str]:
+    for number, (example, answer) in enumerate(zip(examples, answers, strict=True)):
+        row: dict[str, Any] = {
+            "instruction": example.instruction,
+            "input": example.input,
+            "reference": example.output,
+            **answer,
+        }
+        if kind is not None:
+            row["parsed"] = parsed(answer["prediction"], answer.get("options", ()), kind)
+        if number in row_scores:
+            row["scores"] = row_scores[number]
+        yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def parsed(prediction: str, options: Sequence[str], kind: str) -> Any:
+    """Return what a kind of task reads out of a prediction: triples, an option, or the text."""
+    if kind == "triples":
+        return parse_triples(prediction)[0]
+    if kind == "choice":
+        index = parse_choice(prediction, options)
+        return None if index is None else options[index]
+    return prediction.strip()
+
+
+def _held(directory: Path) -> str | None:
+    """Return the identity of the run whose directory this is."""
+    path = directory / "environment.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("identity"))
+    except (OSError, json.JSONDecodeError, AttributeError):
+        return None

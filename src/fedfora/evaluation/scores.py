@@ -1,0 +1,129 @@
+"""Answered rows to the scores that their kind of task asks for, with confidence intervals."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from fedfora._seeds import derive_seed
+from fedfora.evaluation import original, text  # noqa: F401  # they fill METRICS
+from fedfora.evaluation.bootstrap import interval, resampled_sums
+from fedfora.evaluation.choice import are_letters, letters_of
+from fedfora.evaluation.metrics import KINDS, METRICS, Answer, Metric
+from fedfora.evaluation.triples import are_triples, relation_scores
+
+logger = logging.getLogger(__name__)
+
+INSTALL = 'pip install "fedfora[evaluation]"'
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What rows came to.
+
+    Args:
+        summary: `rows`, `metrics` (the kind), one number per metric, `intervals` with the bounds of
+            each, and for triples `relations`.
+        rows: The scores of each row by itself.
+    """
+
+    summary: dict[str, Any]
+    rows: list[dict[str, float]]
+
+
+def kind_of(references: Sequence[str], *, with_options: bool = False) -> str:
+    """Return the kind of task that the references look like: "triples", "choice" or "text"."""
+    if are_triples(references):
+        return "triples"
+    return "choice" if with_options or are_letters(references) else "text"
+
+
+def check_packages(kind: str) -> None:
+    """Raise if a metric of a kind needs a package that is not installed.
+
+    Raises:
+        ValueError: Naming the packages and the command that installs them.
+    """
+    missing = sorted({m.package for m in _metrics(kind).values() if m.package and not _has(m)})
+    if missing:
+        raise ValueError(f"--metrics {kind} needs {' and '.join(missing)}: {INSTALL}")
+
+
+def score(answers: Sequence[Answer], kind: str, *, seed: int = 42) -> Scores:
+    """Score rows by every metric of a kind.
+
+    A metric whose package is not installed is left out with a warning; `check_packages` refuses.
+
+    Args:
+        answers: The rows; at least one.
+        kind: One of `fedfora.evaluation.metrics.KINDS`.
+        seed: Seed of the intervals' resampling.
+
+    Raises:
+        ValueError: If there are no rows, or no such kind.
+    """
+    if not answers:
+        raise ValueError("no rows to score")
+    metrics = {name: metric for name, metric in _metrics(kind).items() if _has(metric)}
+    if len(metrics) < len(_metrics(kind)):
+        missing = sorted(set(_metrics(kind)) - set(metrics))
+        logger.warning("not scored: %s (%s)", ", ".join(missing), INSTALL)
+    answers = _with_options(answers) if kind == "choice" else answers
+    counts = {name: [metric.counts(row) for row in answers] for name, metric in metrics.items()}
+    summary: dict[str, Any] = {"rows": len(answers), "metrics": kind}
+    summary |= _totals(metrics, counts, derive_seed(seed, "bootstrap"))
+    if kind == "triples":
+        summary["relations"] = relation_scores(answers)
+    return Scores(summary, _rows(metrics, counts, len(answers)))
+
+
+def _metrics(kind: str) -> dict[str, Metric]:
+    if kind not in KINDS:
+        raise ValueError(f"unknown metrics {kind!r} (known: {', '.join(KINDS)})")
+    return {name: METRICS[name] for name in METRICS if kind in METRICS[name].kinds}
+
+
+def _has(metric: Metric) -> bool:
+    return metric.package is None or find_spec(metric.package) is not None
+
+
+def _with_options(answers: Sequence[Answer]) -> Sequence[Answer]:
+    """Give rows without options those of the whole file: its different references."""
+    options = letters_of([answer.reference for answer in answers])
+    return [answer if answer.options else replace(answer, options=options) for answer in answers]
+
+
+def _totals(
+    metrics: dict[str, Metric], counts: dict[str, list[Sequence[float]]], seed: int
+) -> dict[str, Any]:
+    widths = [len(rows[0]) for rows in counts.values()]
+    counts_NK = np.concatenate(
+        [np.array(rows, dtype=np.float64) for rows in counts.values()], axis=1
+    )
+    sums_BK = resampled_sums(counts_NK, seed=seed)
+    scores: dict[str, Any] = {}
+    intervals: dict[str, list[float]] = {}
+    start = 0
+    for (name, metric), width in zip(metrics.items(), widths, strict=True):
+        columns = slice(start, start + width)
+        start += width
+        value = metric.total(counts_NK[:, columns].sum(axis=0).tolist())
+        if not math.isnan(value):
+            scores[name] = value
+            intervals[name] = list(interval(sums_BK[:, columns], metric.total))
+    return {**scores, "intervals": intervals}
+
+
+def _rows(
+    metrics: dict[str, Metric], counts: dict[str, list[Sequence[float]]], num_rows: int
+) -> list[dict[str, float]]:
+    named = [(metric.row, metric.total, counts[n]) for n, metric in metrics.items() if metric.row]
+    rows = []
+    for index in range(num_rows):
+        values = {str(name): total(row_counts[index]) for name, total, row_counts in named}
+        rows.append({name: value for name, value in values.items() if not math.isnan(value)})
+    return rows

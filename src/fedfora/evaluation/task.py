@@ -1,0 +1,178 @@
+"""The settings of a prediction to a task in which nothing is left to be looked up or refused.
+
+Whatever can be wrong without reading the model's weights is found here, before any work.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedfora.data.encoding import PromptFormat, encode_prompts, prompt_format
+from fedfora.data.loading import DataError, Example, load_chosen
+from fedfora.evaluation.choice import letters_of
+from fedfora.evaluation.output import check_output, identity_of
+from fedfora.evaluation.scores import check_packages, kind_of
+from fedfora.evaluation.settings import PredictSettings
+from fedfora.models.loading import (
+    base_name_of,
+    check_adapter_dir,
+    context_length,
+    load_tokenizer,
+)
+from fedfora.models.saving import read_record
+
+# What the adapter's training settled, and what holds at prediction too unless it is said anew.
+_PROMPT_SETTINGS = ("template", "source_prefix", "max_source_length", "max_target_length")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done.
+
+    Args:
+        settings: The settings, resolved.
+        examples: The rows.
+        prompts: Their token ids.
+        options: The options of each row; none where the task is no choice.
+        kind: The kind of task; None where nothing says it.
+        adapter_dir: The adapter; None for the base alone.
+        record: What is stored with the adapter.
+        layout: How rows become prompts.
+        identity: As `identity_of` returns it.
+    """
+
+    settings: PredictSettings
+    examples: list[Example]
+    prompts: list[list[int]]
+    options: list[tuple[str, ...]]
+    kind: str | None
+    adapter_dir: Path | None
+    record: dict[str, Any]
+    layout: PromptFormat
+    identity: str
+
+
+def prepare(settings: PredictSettings) -> Task:
+    """Resolve and check the settings.
+
+    Raises:
+        ValueError: If rows, adapter, tokenizer or directory do not work; the message names the
+            flag, or the file and the line.
+    """
+    predict = settings.predict
+    if predict.metrics != "auto" and predict.do_eval and predict.predict_with_generate:
+        check_packages(predict.metrics)
+    adapter_dir = _adapter_dir(predict.model_dir, predict.checkpoint_dir)
+    record = {} if adapter_dir is None else _record(adapter_dir, predict.model_dir)
+    settings = _with_base(settings, adapter_dir, record)
+    examples = load_chosen(
+        settings.data.test_file,
+        settings.data,
+        flag="--test_file",
+        answers_needed=not predict.predict_with_generate,
+    )[: settings.evaluation.max_eval_samples]
+    kind, options = _kind(settings, examples)
+    tokenizer = load_tokenizer(settings.model)
+    layout = _layout(settings, record, tokenizer)
+    if settings.evaluation.max_new_tokens is None:
+        longest = replace(settings.evaluation, max_new_tokens=layout.max_target_length)
+        settings = replace(settings, evaluation=longest)
+    identity = identity_of(settings, examples, adapter_dir)
+    check_output(settings, examples, identity)
+    prompts = encode_prompts(examples, tokenizer, layout)
+    _check_context(settings, prompts)
+    return Task(settings, examples, prompts, options, kind, adapter_dir, record, layout, identity)
+
+
+def _adapter_dir(model_dir: str | None, checkpoint_dir: str | None) -> Path | None:
+    """Return the directory that holds the adapter: the checkpoint, where one is named."""
+    if checkpoint_dir is None:
+        if model_dir is not None:
+            check_adapter_dir(model_dir)
+        return None if model_dir is None else Path(model_dir)
+    places = [Path(checkpoint_dir), Path(model_dir or "") / checkpoint_dir]
+    for place in places:
+        if (place / "adapter_config.json").is_file():
+            return place
+    raise ValueError(f"--checkpoint_dir {checkpoint_dir}: no directory with adapter_config.json")
+
+
+def _record(adapter_dir: Path, model_dir: str | None) -> dict[str, Any]:
+    """Return what is stored with the adapter, or with the run that a checkpoint belongs to."""
+    for place in (adapter_dir, *([Path(model_dir)] if model_dir else []), adapter_dir.parent):
+        if record := read_record(place):
+            return record
+    return {}
+
+
+def _with_base(
+    settings: PredictSettings, adapter_dir: Path | None, record: dict[str, Any]
+) -> PredictSettings:
+    """Take base and quantization from the adapter's training, where they are not said."""
+    model = settings.model
+    if adapter_dir is not None and model.model_name_or_path is None:
+        model = replace(model, model_name_or_path=base_name_of(adapter_dir))
+    if "quantization" not in settings.given and "base" in record:
+        model = replace(model, quantization=record["base"]["quantization"])
+    return replace(settings, model=model)
+
+
+def _layout(settings: PredictSettings, record: dict[str, Any], tokenizer: Any) -> PromptFormat:
+    said = prompt_format(settings.data, tokenizer)
+    if not record:
+        return said
+    given = [name for name in _PROMPT_SETTINGS if name in settings.given]
+    if settings.data.template == "auto":
+        given = [name for name in given if name != "template"]
+    return replace(
+        PromptFormat(**record["prompts"]), **{name: getattr(said, name) for name in given}
+    )
+
+
+def _kind(
+    settings: PredictSettings, examples: list[Example]
+) -> tuple[str | None, list[tuple[str, ...]]]:
+    """Return the kind of task and each row's options."""
+    column = settings.predict.options_column
+    options = [_options(example, column, n) for n, example in enumerate(examples, start=1)]
+    references = [example.output for example in examples if example.output is not None]
+    kind: str | None = settings.predict.metrics
+    if kind == "auto":
+        kind = kind_of(references, with_options=all(options)) if references else None
+    if kind != "choice":
+        return kind, [()] * len(examples)
+    if not references and not all(options):
+        raise DataError(
+            f'--metrics choice: neither options in the column "{column}" nor references that '
+            "would name them (--options_column)"
+        )
+    everywhere = letters_of(references)
+    return kind, [own or everywhere for own in options]
+
+
+def _options(example: Example, column: str, number: int) -> tuple[str, ...]:
+    found = example.columns.get(column)
+    if found is None:
+        return ()
+    if isinstance(found, dict):
+        found = list(found)  # letters with their texts: the letters are what is answered
+    if not isinstance(found, list) or len(found) < 2 or not all(isinstance(o, str) for o in found):
+        raise DataError(
+            f'row {number}: "{column}" must be a list of at least two texts, or an object of '
+            f"letters and texts, got {found!r} (--options_column)"
+        )
+    return tuple(found)
+
+
+def _check_context(settings: PredictSettings, prompts: list[list[int]]) -> None:
+    """Raise if a prompt and its answer are longer than what the model can hold."""
+    limit = context_length(settings.model)
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    length, answer = len(prompts[longest]), settings.evaluation.max_new_tokens or 0
+    if limit is not None and length + answer > limit:
+        source = settings.data.test_file or settings.data.dataset
+        raise ValueError(
+            f"{source}, row {longest + 1}: {length} tokens of prompt and {answer} of answer "
+            f"(--max_new_tokens) exceed the {limit} that {settings.model.model_name_or_path} can "
+            "hold (--max_source_length)"
+        )

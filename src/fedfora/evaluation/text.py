@@ -1,0 +1,128 @@
+"""Scores of free text against a reference: exact match, token F1, ROUGE, BLEU, chrF.
+
+ROUGE is rouge-score's with a tokenizer that knows all scripts, BLEU and chrF are sacrebleu's; these
+two packages are the extra `evaluation`.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from fedfora.evaluation.metrics import Answer, mean, metric
+from fedfora.evaluation.tokens import has_han, tokens
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@metric("exact_match", "triples", "text", "choice", total=mean, row="exact_match")
+def exact_match(answer: Answer) -> tuple[int, int]:
+    """Return whether the prediction is the reference, but for space around it."""
+    return int(answer.prediction.strip() == answer.reference.strip()), 1
+
+
+@metric("token_f1", "text", total=mean, row="token_f1")
+def token_f1(answer: Answer) -> tuple[float, int]:
+    """Return the F1 of the bags of tokens, as SQuAD does (https://arxiv.org/abs/1606.05250, 6.1).
+
+    English articles and punctuation do not count. Scripts without spaces are compared by character,
+    as CMRC 2018 does (https://arxiv.org/abs/1810.07366).
+    """
+    predicted, expected = (_squad_tokens(t) for t in (answer.prediction, answer.reference))
+    if not predicted or not expected:
+        return float(predicted == expected), 1
+    hits = (Counter(predicted) & Counter(expected)).total()
+    return 2 * hits / (len(predicted) + len(expected)), 1
+
+
+@metric("rouge1", "text", total=mean, row="rouge1", package="rouge_score")
+def rouge1(answer: Answer) -> tuple[float, int]:
+    """Return the F1 of single tokens (Lin 2004, https://aclanthology.org/W04-1013, Sec. 2)."""
+    return _rouge("rouge1", answer)
+
+
+@metric("rouge2", "text", total=mean, row="rouge2", package="rouge_score")
+def rouge2(answer: Answer) -> tuple[float, int]:
+    """Return the F1 of pairs of tokens (Lin 2004, https://aclanthology.org/W04-1013, Sec. 2)."""
+    return _rouge("rouge2", answer)
+
+
+@metric("rougeL", "text", total=mean, row="rougeL", package="rouge_score")
+def rouge_l(answer: Answer) -> tuple[float, int]:
+    """Return the F1 of the longest common subsequence (Lin 2004, Sec. 3.1)."""
+    return _rouge("rougeL", answer)
+
+
+def _bleu_of(sums: Sequence[float]) -> float:
+    return float(_bleu("13a")._compute_score_from_stats([int(n) for n in sums]).score)
+
+
+def _chrf_of(sums: Sequence[float]) -> float:
+    return float(_chrf()._compute_score_from_stats([int(n) for n in sums]).score)
+
+
+@metric("bleu", "text", total=_bleu_of, package="sacrebleu")
+def bleu(answer: Answer) -> Sequence[float]:
+    """Return lengths and n-gram matches of the row (Post 2018, https://aclanthology.org/W18-6319).
+
+    The score is the corpus BLEU, 0 to 100, with sacrebleu's tokenizer `zh` for rows whose reference
+    has Han characters and `13a` for others.
+    """
+    scorer = _bleu("zh" if has_han(answer.reference) else "13a")
+    return _statistics(scorer, answer)
+
+
+@metric("chrf", "text", total=_chrf_of, row="chrf", package="sacrebleu")
+def chrf(answer: Answer) -> Sequence[float]:
+    """Return the row's character n-gram matches (Popovic 2015, https://aclanthology.org/W15-3049).
+
+    The score is the corpus chrF2, 0 to 100, with sacrebleu's defaults.
+    """
+    return _statistics(_chrf(), answer)
+
+
+def _statistics(scorer: Any, answer: Answer) -> Sequence[float]:
+    # sacrebleu's public functions give scores only, and those of rows cannot be added up.
+    (row,) = scorer._extract_corpus_statistics([answer.prediction], [[answer.reference]])
+    return [float(number) for number in row]
+
+
+def _squad_tokens(text: str) -> list[str]:
+    return tokens(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)))
+
+
+def _rouge(name: str, answer: Answer) -> tuple[float, int]:
+    score = _rouge_scorer(name).score(answer.reference, answer.prediction)[name]
+    return float(score.fmeasure), 1
+
+
+@lru_cache
+def _rouge_scorer(name: str) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer([name], tokenizer=_AllScripts())
+
+
+class _AllScripts:
+    """What rouge-score asks of a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the tokens of `fedfora.evaluation.tokens`."""
+        return tokens(text)
+
+
+@lru_cache
+def _bleu(tokenizer: str) -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU(tokenize=tokenizer)
+
+
+@lru_cache
+def _chrf() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()

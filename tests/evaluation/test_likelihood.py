@@ -1,0 +1,73 @@
+"""Likelihoods of answers against the model's own loss, whatever the batch and the padding."""
+
+import math
+
+import pytest
+import torch
+
+from fedfora.data.encoding import encode_example, prompt_format
+from fedfora.data.loading import Example, load_examples
+from fedfora.data.settings import DataArguments
+from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores, option_likelihoods
+from fedfora.models.loading import load_base
+from fedfora.models.settings import ModelArguments
+
+
+@pytest.fixture(scope="module")
+def setup():
+    base = load_base(ModelArguments(model_name_or_path="clinic-base", quantization="none"))
+    layout = prompt_format(DataArguments(), base.tokenizer)
+    examples = load_examples("clinic:test", DataArguments())[:7]
+    return base, layout, examples
+
+
+@torch.no_grad()
+def test_they_are_the_models_own_loss(setup):
+    base, layout, examples = setup
+    rows = [encode_example(example, base.tokenizer, layout) for example in examples]
+    found = answer_likelihoods(base.model, base.tokenizer, rows, batch_size=3)
+    for row, likelihood in zip(rows, found, strict=True):
+        tensors = {name: torch.tensor([ids]) for name, ids in row.items()}
+        loss = float(base.model(**tensors).loss)
+        assert -likelihood.log_probability / likelihood.num_tokens == pytest.approx(loss, rel=1e-4)
+    scores = loss_scores(found)
+    total = sum(likelihood.num_tokens for likelihood in found)
+    assert scores["loss"] == pytest.approx(-sum(x.log_probability for x in found) / total)
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_batch_and_padding_side_change_nothing(setup, side, batch_size):
+    base, layout, examples = setup
+    rows = [encode_example(example, base.tokenizer, layout) for example in examples]
+    one = answer_likelihoods(base.model, base.tokenizer, rows, batch_size=3)
+    other = answer_likelihoods(
+        base.model, base.tokenizer, rows, batch_size=batch_size, padding_side=side
+    )
+    assert [x.num_tokens for x in one] == [x.num_tokens for x in other]
+    for a, b in zip(one, other, strict=True):
+        assert a.log_probability == pytest.approx(b.log_probability, rel=1e-4)
+
+
+def test_each_row_has_its_own_options(setup):
+    base, layout, examples = setup
+    options = [["a_b_c", "warfarin_dose_40 mg"], ["x", "y", "z"]]
+    found = option_likelihoods(
+        base.model, base.tokenizer, examples[:2], options, layout, batch_size=4
+    )
+    assert [len(row) for row in found] == [2, 3]
+    alone = option_likelihoods(
+        base.model, base.tokenizer, [examples[1]], [["y"]], layout, batch_size=1
+    )
+    assert found[1][1] == pytest.approx(alone[0][0], rel=1e-4)
+
+
+def test_the_likeliest_of_a_copying_model_is_what_the_prompt_holds(setup):
+    """The bundled base was trained to go on with text; its note names warfarin."""
+    base, layout, _ = setup
+    example = Example("", "warfarin warfarin warfarin warfarin", None, {})
+    (found,) = option_likelihoods(
+        base.model, base.tokenizer, [example], [["warfarin", "xqzjv"]], layout, batch_size=2
+    )
+    assert found[0] > found[1]

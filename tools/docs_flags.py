@@ -1,0 +1,68 @@
+"""A hook of mkdocs: puts the tables of options, read from the dataclasses, into a page."""
+
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, fields
+from typing import Any, get_type_hints
+
+MARK = "<!-- flags -->"
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Replace the mark, where a page has it."""
+    return markdown.replace(MARK, tables()) if MARK in markdown else markdown
+
+
+def tables() -> str:
+    """Return one table for each group of options, with the commands that take it."""
+    commands = sections_of_commands()
+    groups: dict[Any, list[str]] = {}
+    for command, sections in commands.items():
+        for section in sections:
+            groups.setdefault(section, []).append(command)
+    return "\n".join(_table(section, users) for section, users in groups.items())
+
+
+def sections_of_commands() -> dict[str, Iterable[Any]]:
+    """Return what each command takes."""
+    from fedfora.cli.chat import ChatArguments
+    from fedfora.cli.demo import DemoArguments
+    from fedfora.cli.report import ReportArguments
+    from fedfora.cli.watch import WatchArguments
+    from fedfora.evaluation.settings import SECTIONS as PREDICT
+    from fedfora.export.settings import SECTIONS as EXPORT
+    from fedfora.federated.settings import SECTIONS as SIMULATE
+    from fedfora.models.settings import ModelArguments
+    from fedfora.training.settings import SECTIONS as TRAIN
+
+    return {
+        "train": TRAIN.values(),
+        "simulate": SIMULATE.values(),
+        "predict": PREDICT.values(),
+        "export": EXPORT.values(),
+        "chat": [ChatArguments, ModelArguments],
+        "demo": [DemoArguments],
+        "report": [ReportArguments],
+        "watch": [WatchArguments],
+    }
+
+
+def _table(section: Any, users: list[str]) -> str:
+    first = (section.__doc__ or "").strip().split("\n")[0]
+    hints = get_type_hints(section)
+    rows = [_row(item, hints[item.name]) for item in fields(section)]
+    head = [f"## {first.rstrip('.')}", "", ", ".join(f"`{user}`" for user in users), ""]
+    return "\n".join([*head, "| option | default | meaning |", "|---|---|---|", *rows, ""])
+
+
+def _row(item: Field[Any], hint: Any) -> str:
+    aliases = "".join(f"<br>`{alias}`" for alias in item.metadata.get("aliases", []))
+    choices = item.metadata.get("choices") or [
+        choice for choice in getattr(hint, "__args__", ()) if isinstance(choice, str)
+    ]
+    default = item.default_factory() if item.default_factory is not MISSING else item.default
+    shown = " ".join(map(str, default)) if isinstance(default, list) else default
+    allowed = f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else ""
+    meaning = f"{item.metadata.get('help', '')}{allowed}".replace("|", "\\|")
+    return (
+        f"| `--{item.name}`{aliases} | {'' if shown in (None, '') else f'`{shown}`'} | {meaning} |"
+    )
