@@ -5,7 +5,7 @@ their own beside them; sites that flip or inflate what they learned; and, from t
 bytes of an 8B model. Every finished run is written at once, so an interrupted benchmark says what
 it did.
 
-    OMP_NUM_THREADS=1 python benchmarks/federation.py --suites quality formats robustness
+    OMP_NUM_THREADS=1 python benchmarks/federation.py --suites quality formats robustness-x100
 """
 
 import argparse
@@ -115,16 +115,16 @@ SUITES: dict[str, list[Job]] = {
         for name in ("fedavg", "refactor", "warmup-core")
     ],
 }  # fmt: skip
-SUITES["robustness"] = [
-    Job(
-        f"{how}, 1 of 5 {what}",
-        {"aggregation": "fedavg", "robust": how, "max_norm_ratio": 0.0, **FIVE},
-        attack=factor,
-        attackers=1,
-    )
-    for what, factor in (("x100", 100.0), ("flipped", -1.0))
-    for how in ("none", "median", "trimmed-mean", "multi-krum", "krum", "norm-clipping")
-]
+for what, factor in (("x100", 100.0), ("flipped", -1.0)):
+    SUITES[f"robustness-{what}"] = [
+        Job(
+            f"{how}, 1 of 5 {what}",
+            {"aggregation": "fedavg", "robust": how, "max_norm_ratio": 0.0, **FIVE},
+            attack=factor,
+            attackers=1,
+        )
+        for how in ("none", "median", "trimmed-mean", "multi-krum", "krum", "norm-clipping")
+    ]
 SUITES["robustness-baselines"] = [
     Job("none, 5 honest", {"aggregation": "fedavg", **FIVE}),
     Job("none, screened by length, 1 of 5 x100", {**FIVE}, attack=100.0, attackers=1),
@@ -255,6 +255,7 @@ def main() -> None:
     parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=[*SUITES, "beside"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--only", help="jobs whose name begins so")
     parser.add_argument("--results", default="federation")
     options = parser.parse_args()
     quiet()
@@ -272,6 +273,8 @@ def main() -> None:
                 write(options.results, figures)
                 continue
             for job in SUITES[suite]:
+                if options.only and not job.name.startswith(options.only):
+                    continue
                 figures["runs"].append({"suite": suite, **run(job, options.rounds, seed)})
                 write(options.results, figures)
 

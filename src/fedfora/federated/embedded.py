@@ -134,10 +134,13 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
 def run_embedded(
     server_app: ServerApp,
     client_app: ClientApp,
-    node_configs: list[dict[str, Scalar]],
+    num_sites: int,
     run_config: Mapping[str, Scalar],
 ) -> None:
-    """Run a federation of `len(node_configs)` sites to its end in this process."""
+    """Run a federation to its end in this process."""
+    node_configs: list[dict[str, Scalar]] = [
+        {"partition-id": i, "num-partitions": num_sites} for i in range(num_sites)
+    ]
     grid = EmbeddedGrid(client_app, node_configs, run_config)
     context = Context(
         run_id=RUN_ID,

@@ -9,7 +9,8 @@ from typing import Any
 
 from fedfora.data.loading import load_examples
 from fedfora.federated.client_app import make_client_app
-from fedfora.federated.embedded import run_embedded
+from fedfora.federated.engines import ENGINES
+from fedfora.federated.ray_engine import check_ray
 from fedfora.federated.round_view import RoundView
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.federated.server_app import make_server_app
@@ -36,16 +37,14 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
     """
     names = check_simulation(settings)
     run_config = settings.run_config()
-    open_workplace(run_config)
-    gc.collect()
-    gc.freeze()  # what is loaded stays; looking through it again after every site is slow
     watcher = SimulationView(view, settings)
-    run_embedded(
-        make_server_app(watcher),
-        make_client_app(watcher.site_step),
-        [{"partition-id": i, "num-partitions": len(names)} for i in range(len(names))],
-        run_config,
-    )
+    client_app = make_client_app()
+    if settings.rounds.engine == "embedded":
+        client_app = make_client_app(watcher.site_step)
+        open_workplace(run_config)
+        gc.collect()
+        gc.freeze()  # what is loaded stays; looking through it again after every site is slow
+    ENGINES[settings.rounds.engine](make_server_app(watcher), client_app, len(names), run_config)
     return read_rounds(settings.run.output_dir)
 
 
@@ -53,6 +52,8 @@ def check_simulation(settings: FederationSettings) -> list[str]:
     """Return the sites' names, once everything that needs no model has been checked."""
     if settings.rounds.resume is None:
         check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
+    if settings.rounds.engine == "ray":
+        check_ray()
     names = site_names(settings)
     _check_rounds(settings, len(names))
     if settings.data.test_file is not None:
@@ -129,8 +130,11 @@ class SimulationView(RoundView):
         self.view.line(f"{self.label:12s} without {site}: {reason}")
 
     def contributed(self, contribution: Contribution) -> None:
-        """Mark a site whose update has come."""
+        """Mark a site whose update has come; show its work where its steps were out of sight."""
         self.view.board.site(contribution.site).state = "sent"
+        report = contribution.report
+        if report is not None and self.settings.rounds.engine != "embedded":
+            self.view.advance(report.steps, f"{self.label} {contribution.site}", loss=report.loss)
 
     def round_started(self, round_number: int, num_rounds: int, sites: list[str]) -> None:
         """Remember which round it is, and who takes part."""

@@ -1,0 +1,142 @@
+"""Lengths against the median, in bounded memory; what the fault tests cannot show."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+
+from fedfora.federated.embedded import EmbeddedGrid
+from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
+from fedfora.federated.screening import (
+    WINDOW,
+    Expected,
+    Limits,
+    RejectedError,
+    check_arrays,
+    distance,
+    screen,
+)
+from fedfora.federated.transport import Layout, pack
+
+SENT = {"q.A": torch.zeros(2, 3), "q.D": torch.zeros(3, 2), "q.E": torch.zeros(2, 2)}
+LAYOUT = Layout.of(SENT)
+ORIGINS = Origin(1, "base", LAYOUT.digest)
+EXPECTED = Expected(ORIGINS, LAYOUT, pack(SENT, LAYOUT), SENT)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_process_that_flower_knows():
+    EmbeddedGrid(None, [], {})
+
+
+def reply(length, tokens=10):
+    """An honest reply whose update has this length."""
+    update = {name: value.clone() for name, value in SENT.items()}
+    update["q.A"][0, 0] = length
+    report = Report(loss=1.0, answer_tokens=tokens, tokens=20, rows=5, steps=1, seconds=0.1)
+    content = RecordDict(
+        {
+            ARRAYS: pack(update, LAYOUT),
+            METRICS: report.to_record(),
+            ORIGIN: ORIGINS.to_record(),
+        }
+    )
+    return Message(content, 1, "train")
+
+
+def screened(replies, **limits):
+    refused = {}
+    accepted = [
+        item.sender
+        for item in screen(
+            replies,
+            lambda sender: EXPECTED,
+            Limits(**{"max_weight": 100, **limits}),
+            lambda sender, reason: refused.__setitem__(sender, reason),
+        )
+    ]
+    return accepted, refused
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_an_update_far_from_the_median_is_refused_wherever_it_comes(place):
+    lengths = [1.0, 1.5, 2.0, 1.2, 0.8, 1.1]
+    lengths.insert(place, 50.0)
+    accepted, refused = screened(
+        ((i, reply(n)) for i, n in enumerate(lengths)), max_norm_ratio=10.0
+    )
+    assert list(refused) == [place]
+    assert accepted == [i for i in range(7) if i != place]  # in the order in which they came
+
+
+def test_fewer_than_half_cannot_move_the_limit():
+    lengths = [1e6, 1.0, 1e6, 1.0, 1.0]
+    _, refused = screened(((i, reply(n)) for i, n in enumerate(lengths)), max_norm_ratio=10.0)
+    assert sorted(refused) == [0, 2]
+
+
+def test_of_two_that_differ_the_shorter_is_believed():
+    _, refused = screened([(0, reply(100.0)), (1, reply(1.0))], max_norm_ratio=10.0)
+    assert list(refused) == [0]
+
+
+def test_updates_of_length_zero_say_nothing_about_others():
+    lengths = [0.0, 0.0, 1.0]
+    accepted, _ = screened(((i, reply(n)) for i, n in enumerate(lengths)), max_norm_ratio=10.0)
+    assert accepted == [0, 1, 2]
+
+
+def test_no_more_than_the_window_is_held_back():
+    """The law of flat memory: after so many replies, each is passed on before the next is read."""
+    read = itertools.count(1)
+    taken = 0
+
+    def stream():
+        nonlocal taken
+        for sender in range(200):
+            taken = next(read)
+            yield sender, reply(1.0 + sender % 3)
+
+    limits = Limits(max_weight=100, max_norm_ratio=10.0)
+    lags = [
+        taken - given
+        for given, _ in enumerate(screen(stream(), lambda s: EXPECTED, limits, print), start=1)
+    ]
+    assert max(lags) == WINDOW - 1
+    assert set(lags[WINDOW:]) == {0}
+
+
+def test_limits_are_inclusive():
+    assert screened([(0, reply(5.0))], max_update_norm=5.0)[0] == [0]
+    assert screened([(0, reply(5.1))], max_update_norm=5.0)[0] == []
+    assert screened([(0, reply(1.0, tokens=100))])[0] == [0]
+    assert screened([(0, reply(1.0, tokens=101))])[0] == []
+
+
+def test_an_error_is_named_with_its_reason():
+    asked = Message(RecordDict(), 1, "train")
+    _, refused = screened([(7, Message(Error(2, "out of memory"), reply_to=asked))])
+    assert refused == {7: "error 2: out of memory"}
+
+
+def test_distance_by_hand():
+    moved = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0, 1.0])}
+    start = {"a": torch.tensor([0.0]), "b": torch.tensor([0.0, 1.0])}
+    assert distance(moved, start) == 5.0
+    assert distance({"a": torch.ones(2, 2)}, start) == 2.0  # another rank counts whole
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(15, np.float32), "shape"),
+        (np.zeros((16, 1), np.float32), "shape"),
+        (np.zeros(16, np.float16), "dtype"),
+    ],
+)
+def test_headers_are_compared_without_reading_the_payload(array, message):
+    (name,) = EXPECTED.example
+    with pytest.raises(RejectedError, match=message):
+        check_arrays(ArrayRecord({name: Array(array)}), EXPECTED.example)
