@@ -174,3 +174,13 @@ def test_a_browser_renders_the_page_without_complaint(write_run, tmp_path, size)
         assert "CONSOLE" not in printed[task].stderr
     assert shown.stat().st_size > 5_000
     assert "<polyline" in printed["--dump-dom"].stdout
+
+
+def test_many_scores_leave_the_usual_ones_in_the_table_and_none_out_of_the_page(write_run):
+    scores = {"rows": 7, "f1": 0.5, "macro_f1": 0.4, "gizmo_rate": 0.3}
+    run = write_run(events=[round_line(n, scores=scores) for n in (1, 2)])
+    page = report([read_run(run)])
+    _, words = read(page)
+    assert page.index("other scores") < page.index("gizmo rate")
+    assert page.index(">F1<") < page.index("other scores")
+    assert "0.300" in words

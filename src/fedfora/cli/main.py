@@ -15,6 +15,7 @@ COMMANDS = {
     "export": "an adapter as LoRA, as GGUF, or merged with its base",
     "keys": "keys for signing, and for encryption at rest",
     "verify": "check and show where an adapter comes from",
+    "audit": "attack a run's adapter and say what that learned",
     "report": "one HTML page from run directories",
     "watch": "follow a run from another terminal",
     "check": "says what a file of rows holds and what would go wrong",

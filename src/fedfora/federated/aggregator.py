@@ -16,6 +16,7 @@ from fedfora.federated.aggregation.update import layers_of, part
 from fedfora.federated.exchange import Exchange
 from fedfora.federated.server_optimizer import Rates, ServerOptimizer
 from fedfora.federated.settings import FederationSettings
+from fedfora.federated.site_privacy import SitePrivacy
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,12 @@ class Aggregator:
 
     Args:
         settings: The federation's.
+        site_privacy: Clipping and noise that hide single sites; None for neither.
         optimizer: The server optimizer; its moments are the only state from round to round.
     """
 
     settings: FederationSettings
+    site_privacy: SitePrivacy | None = None
     optimizer: ServerOptimizer = field(init=False)
     _said: bool = False
 
@@ -65,8 +68,13 @@ class Aggregator:
         partial = bool(rule.personal) or rule.on_top or not rule.sends
         meter = None if partial else ErrorMeter()
         combine = robust(chosen.robust, chosen.num_malicious_nodes)
+        hidden = self.site_privacy
+        if hidden is not None:
+            updates = hidden.clipped(exchange.current, updates)
         seen = self._seen(exchange, updates, meter)
         aggregate = rule.aggregate(exchange.current, seen, combine)
+        if hidden is not None:
+            aggregate = hidden.noisy(exchange.current, aggregate)
         if rule.gauge == "result" and chosen.gauge != "none":
             aggregate = part(GAUGES[chosen.gauge](aggregate, exchange.adapter), rule.sends)
         reading = None

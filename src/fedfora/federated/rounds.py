@@ -46,11 +46,13 @@ from fedfora.federated.secure_rounds import SecureRounds
 from fedfora.federated.selection import Selection, judging_score
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.site import SITES, open_workplace
+from fedfora.federated.site_privacy import record_event, site_privacy_of
 from fedfora.federated.strategy import AdapterStrategy
 from fedfora.federated.transport import from_record, to_record, unpack
 from fedfora.models.saving import config_at_rank, save_adapter
 from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord
+from fedfora.training.privacy_plan import open_ledger
 
 SITE_TABLE = "sites.json"
 
@@ -98,7 +100,12 @@ def limits_of(settings: FederationSettings) -> Limits:
     return Limits(
         max_weight=rounds.max_weight or settings.most_tokens,
         max_update_norm=rounds.max_update_norm or infinity,
-        max_norm_ratio=rounds.max_norm_ratio or infinity,
+        # A median of the others would let one site decide whether another one counts.
+        max_norm_ratio=(
+            infinity
+            if settings.privacy.privacy_unit == "site"
+            else rounds.max_norm_ratio or infinity
+        ),
     )
 
 
@@ -121,8 +128,14 @@ class _Rounds:
         self.agreement = agreement
         self.view = view
         self.ledger = Ledger(record, view, settings.rounds)
+        self.site_privacy = site_privacy_of(
+            settings.privacy,
+            open_ledger(settings.privacy, settings.run.output_dir, "sites"),
+            num_sites=settings.federation.clients_per_round or len(agreement.sites),
+            num_rounds=settings.federation.num_rounds,
+        )
         self.strategy = AdapterStrategy(
-            Aggregator(settings),
+            Aggregator(settings, self.site_privacy),
             agreement.sites,
             agreement.layout,
             base_fingerprint=agreement.base_fingerprint,
@@ -154,6 +167,8 @@ class _Rounds:
         number = before.round_number + 1
         arrays = to_record(before.adapter)
         drawn = [site.name for site in self.strategy.sample(number)]
+        if self.site_privacy is not None:
+            self.site_privacy.begin(number)
         self.ledger.open(number, drawn)
         self.view.round_started(number, self.settings.federation.num_rounds, drawn)
         aggregated, metrics = self.strategy.aggregate_train(
@@ -167,6 +182,8 @@ class _Rounds:
         self.ledger.check_quorum()
         assert aggregated is not None
         assert metrics is not None  # there is a quorum, so there is something
+        if self.site_privacy is not None:
+            self.site_privacy.ledger.finish()
         adapter = self._finite(number, aggregated)
         selection, validation, scores = self._judge(before.selection, number, aggregated, metrics)
         self.record.log(
@@ -178,6 +195,7 @@ class _Rounds:
             sites=[contribution.to_line() for contribution in self.ledger.used],
             rejected=self.ledger.refused,
             **self._secure_line(),
+            **self._privacy_line(),
             uplink_bytes=sum(contribution.uplink_bytes for contribution in self.ledger.used),
             downlink_bytes=sum(contribution.downlink_bytes for contribution in self.ledger.used),
             **validation,
@@ -280,7 +298,34 @@ class _Rounds:
         if self.settings.rule_of_round(0).folds:
             state = unfold(adapter, seed=seed, inner_dim=self.settings.adapter.inner_dim)
         config = config_at_rank(self.agreement.adapter_config, rank_of(adapter))
-        save_adapter(directory, state, config, self.agreement.record)
+        record = {**self.agreement.record, **self._facts()}
+        save_adapter(directory, state, config, record)
+
+    def _facts(self) -> dict[str, Any]:
+        """Return how the adapter came about, as its signed record has it."""
+        settings, privacy = self.settings, self._privacy_line()
+        facts = {
+            "aggregation": settings.aggregation.aggregation,
+            "num_rounds": settings.federation.num_rounds,
+            "sites": [site.name for site in self.agreement.sites],
+            "data_digests": [site.data_digest for site in self.agreement.sites],
+        }
+        return facts | ({"privacy": privacy["privacy_statement"]} if privacy else {})
+
+    def _privacy_line(self) -> dict[str, Any]:
+        """Return what has been spent of the privacy budget, and the guarantee in words."""
+        settings = self.settings
+        if self.site_privacy is not None:
+            return self.site_privacy.event()
+        if settings.privacy.privacy_unit == "none":
+            return {}
+        train, federation = settings.train, settings.federation
+        return record_event(
+            settings.privacy,
+            (site.rows for site in self.agreement.sites),
+            rows_per_step=train.per_device_train_batch_size * train.gradient_accumulation_steps,
+            total_steps=federation.num_rounds * federation.local_steps,
+        )
 
     def _finite(self, number: int, aggregated: ArrayRecord) -> Update:
         adapter = from_record(aggregated)

@@ -11,7 +11,8 @@ from functools import lru_cache
 from fedfora.config import ConfigParser, Scalar, flag, to_mapping
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
-from fedfora.federated.aggregation import Moment, Rule, rule_of_round, rules_of
+from fedfora.federated.aggregation import RULES, Moment, Rule, rule_of_round, rules_of
+from fedfora.federated.aggregation.means import mean_of_factors
 from fedfora.federated.aggregation_settings import AggregationArguments
 from fedfora.federated.round_settings import RoundArguments
 from fedfora.federated.secure_settings import SecureAggregationArguments, check_secure
@@ -90,6 +91,13 @@ class FederationSettings:
             )
         if self.secure.secure_aggregation:
             check_secure(self.aggregation, self.rounds)
+        if self.privacy.privacy_unit != "none" and self.rounds.validation_fraction:
+            raise ValueError(
+                "--validation_fraction lets every site send a loss without noise: not with "
+                f"--privacy_unit {self.privacy.privacy_unit}"
+            )
+        if self.privacy.privacy_unit == "site":
+            check_site_privacy(self.aggregation, self.secure)
 
     def rule_of_round(self, round_index: int) -> Rule:
         """Return the aggregation rule of a round, counted from 0."""
@@ -163,3 +171,26 @@ def from_run_config(run_config: Mapping[str, Scalar]) -> FederationSettings:
 @lru_cache(maxsize=4)  # every message of a run carries the same settings
 def _parsed(items: tuple[tuple[str, Scalar], ...]) -> FederationSettings:
     return FederationSettings(*ConfigParser(SECTIONS.values()).parse_mapping(dict(items)))
+
+
+def check_site_privacy(chosen: AggregationArguments, secure: SecureAggregationArguments) -> None:
+    """Raise unless one site's change moves the result by its clipped length and no more.
+
+    Raises:
+        ValueError: Naming the flag and the reason.
+    """
+    with_it = "with --privacy_unit site"
+    possible = [name for name in RULES if RULES[name].aggregate is mean_of_factors]
+    if not all(rule.aggregate is mean_of_factors for rule in rules_of(chosen.aggregation)):
+        raise ValueError(
+            f"--aggregation {chosen.aggregation} is no mean of clipped changes: {with_it} use one "
+            f"of {', '.join(possible)}"
+        )
+    for name, only in (("robust", "none"), ("gauge", "none"), ("site_ranks", [])):
+        if getattr(chosen, name) != only:
+            raise ValueError(f"--{name} {getattr(chosen, name)}: {with_it} only the mean")
+    if secure.secure_aggregation:
+        raise ValueError(
+            "--secure_aggregation leaves no single change to clip: --privacy_unit record hides "
+            "records under it, at the sites"
+        )

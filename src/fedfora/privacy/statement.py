@@ -51,3 +51,26 @@ def _steps_and_noise(ledger: Ledger) -> tuple[int, str]:
     noises = sorted({release.noise_multiplier for release in ledger.releases})
     count = sum(release.count for release in ledger.releases)
     return count, " to ".join(f"{noise:.3g}" for noise in dict.fromkeys((noises[0], noises[-1])))
+
+
+def federation_statement(epsilon: float | None, *, delta: float, clipping_norm: float) -> str:
+    """Return the guarantee for each record of a federation whose sites run DP-SGD themselves.
+
+    Args:
+        epsilon: Of the site with the weakest guarantee; None where the sites do not tell enough.
+        delta: Of all sites.
+        clipping_norm: C.
+    """
+    if epsilon == float("inf"):
+        return "No differential privacy: the noise multiplier is 0."
+    level = "Differential privacy of a level that only the sites know"
+    if epsilon is not None:
+        level = f"({epsilon:.2f}, {delta:g})-differential privacy (adding or removing one record)"
+    return (
+        f"{level} holds for each training record against everybody outside its site, the "
+        f"coordinator included: sites train by DP-SGD with gradients clipped to {clipping_norm:g}, "
+        "account for it in ledgers of their own with dp-accounting's PLD accountant, and refuse "
+        "steps beyond the budget; assumed: sites do so, one person's data are one record at one "
+        "site, numbers of records are public, noise and samples stay secret, and floating-point "
+        "numbers are as good as real ones."
+    )

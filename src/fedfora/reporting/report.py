@@ -80,7 +80,9 @@ def _page(name: str, run: Run) -> dict[str, Any]:
         "facts": sections.facts(run, card),
         "score_names": sections.score_names(card),
         "scores": (scores := sections.score_rows(card)),
+        "has_bounds": any(around for row in scores for _, around in row["scores"]),
         "has_cost": any(row["memory"] or row["time"] for row in scores),
+        "other_scores": sections.other_scores(card),
         "intervals": _intervals(card),
         "charts": [chart for name, chart in drawn if name not in LAST],
         "more_charts": [chart for name, chart in drawn if name in LAST],
@@ -100,7 +102,8 @@ def _shares(curves: Curves) -> dict[str, Points]:
         for name, points in curves.whole.items()
         if name.startswith("scores.") and all(0 <= value <= 1 for _, value in points)
     }
-    return {label(name): shares[name] for name in sections.usual_first(shares)}
+    usual = [name for name in sections.usual_first(shares) if name in sections.SCORES]
+    return {label(name): shares[name] for name in usual or sections.usual_first(shares)}
 
 
 def _chart(curves: Curves, name: str) -> Chart:
@@ -153,7 +156,7 @@ def _intervals(card: Card) -> dict[str, Any] | None:
         ]
         if len(rows) > 1:
             svg = Markup(interval_chart(rows, name=label(name)))
-            return {"svg": svg, "name": label(name), "bounds": any(bounds for *_, bounds in rows)}
+            return {"svg": svg, "name": label(name)}
     return None
 
 
@@ -167,22 +170,26 @@ def _by_rank(names: Iterable[str]) -> list[str]:
 
 
 def _drawn(curves: Curves, name: str) -> bool:
-    """Say whether a measurement varies over the run and has a chart of its own."""
-    if label(name) in _shares(curves):
+    """Say whether a measurement varies over the rounds or the sites and has a chart of its own."""
+    if name.startswith("scores.") and _shares(curves):
         return False
+    return not is_constant(_points(curves, name))
+
+
+def _points(curves: Curves, name: str) -> Points:
+    """Return all points of a measurement, of the whole run and of every site."""
     every = [curves.whole.get(name, []), *curves.sites.get(name, {}).values()]
-    return not all(is_constant(points) for points in every)
+    return [point for curve in every for point in curve]
 
 
 def _steady(curves: Curves) -> list[tuple[str, Any]]:
     """Return the measurements that are the same in every round and at every site."""
     found = []
     for name in _order(curves):
-        if label(name) in _shares(curves):
+        if name.startswith("scores.") and _shares(curves):
             continue
-        every = [*curves.sites.get(name, {}).values()]
-        points = [point for curve in [curves.whole.get(name, []), *every] for point in curve]
-        if points and is_constant(points):
+        points = _points(curves, name)
+        if points and points[0][1] and is_constant(points):  # zeros are what was not measured
             found.append((name, points))
     return found
 

@@ -63,14 +63,35 @@ def facts(run: Run, card: Card) -> list[tuple[str, str]]:
 
 
 def score_names(card: Card) -> list[str]:
-    """Return the scores that any row of the card has, the usual ones first."""
-    names = {
-        name
-        for row in card["rows"]
-        for name, value in row["scores"].items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and name != "rows"
-    }
-    return usual_first(names)
+    """Return the usual scores that any row of the card has; the first few where none is usual."""
+    names = _all_scores(card)
+    usual = [name for name in names if name in SCORES]
+    return usual or names[: len(SCORES)]
+
+
+def other_scores(card: Card) -> list[tuple[str, list[str]]]:
+    """Return the scores that the card's table leaves out: each with its value in every row."""
+    shown = score_names(card)
+    return [
+        (label(name), [_cell(name, row["scores"].get(name)) for row in card["rows"]])
+        for name in _all_scores(card)
+        if name not in shown
+    ]
+
+
+def _all_scores(card: Card) -> list[str]:
+    return usual_first(
+        {
+            name
+            for row in card["rows"]
+            for name, value in row["scores"].items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and name != "rows"
+        }
+    )
+
+
+def _cell(name: str, value: float | None) -> str:
+    return "" if value is None else number(name, value)
 
 
 def usual_first(names: Iterable[str]) -> list[str]:
@@ -87,7 +108,7 @@ def score_rows(card: Card) -> list[Table]:
         for name in score_names(card):
             value, interval = row["scores"].get(name), bounds.get(name)
             around = f"{interval[0]:.3f} to {interval[1]:.3f}" if _finite(interval) else ""
-            cells.append(("" if value is None else number(name, value), around))
+            cells.append((_cell(name, value), around))
         memory, seconds = row.get("peak_memory_bytes"), row.get("wall_seconds")
         rows.append(
             {

@@ -1,0 +1,121 @@
+"""Differential privacy of whole sites, by a coordinator that is trusted to add the noise.
+
+DP-FedAvg (McMahan et al. 2018, https://arxiv.org/abs/1710.06963): each site's change, cut to C,
+enters a sum; the sum is divided by the number n of sites that were asked, which is public, not by
+the number that answered; normal noise of standard deviation z C / n goes on every number. What the
+server optimizer makes of it costs nothing more. Every round is counted as if all sites took part.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from fedfora.federated.aggregation import Update, Weighted
+from fedfora.privacy.accounting import Ledger, Release, epsilon_of, noise_multiplier_for
+from fedfora.privacy.clipping import add_noise, clip
+from fedfora.privacy.noise import SecretNoise
+from fedfora.privacy.settings import PrivacyArguments
+from fedfora.privacy.statement import federation_statement, site_statement
+
+
+@dataclass
+class SitePrivacy:
+    """Clips what sites changed, and makes their mean noisy.
+
+    Args:
+        noise_multiplier: z.
+        clipping_norm: C.
+        num_sites: Sites that are asked in a round.
+        ledger: What the rounds have spent.
+    """
+
+    noise_multiplier: float
+    clipping_norm: float
+    num_sites: int
+    ledger: Ledger
+    noise: SecretNoise = field(default_factory=SecretNoise)
+    _answers: int = 0
+
+    def begin(self, round_number: int) -> None:
+        """Pay for a round.
+
+        Raises:
+            BudgetSpent: If the round would exceed the budget; it must not be run.
+        """
+        self.ledger.begin(f"round {round_number}", Release(1.0, self.noise_multiplier, 1))
+
+    def clipped(self, current: Update, updates: Iterable[Weighted]) -> Iterator[Weighted]:
+        """Yield the sites' updates with their change cut to C, all of one weight."""
+        self._answers = 0
+        for update, _ in updates:
+            self._answers += 1
+            change = clip({n: update[n] - current[n] for n in current}, self.clipping_norm)
+            yield {name: current[name] + change[name] for name in current}, 1.0
+
+    def noisy(self, current: Update, mean: Update) -> Update:
+        """Return the sum of the changes over n, with noise, from the mean of those that came."""
+        share = self._answers / self.num_sites
+        std = self.noise_multiplier * self.clipping_norm if self.noise_multiplier else 0.0
+        change = {name: (mean[name] - current[name]) * share for name in current}
+        noisy = add_noise(change, std / self.num_sites, self.noise)
+        return {name: current[name] + noisy[name] for name in current}
+
+    def event(self) -> dict[str, float | str | None]:
+        """Return what the run's record says after a round."""
+        return _event(self.ledger.epsilon, self.ledger.delta, self.statement())
+
+    def statement(self) -> str:
+        """Return the guarantee in one sentence."""
+        return site_statement(
+            self.ledger, clipping_norm=self.clipping_norm, num_sites=self.num_sites
+        )
+
+
+def site_privacy_of(
+    arguments: PrivacyArguments, ledger: Ledger, *, num_sites: int, num_rounds: int
+) -> SitePrivacy | None:
+    """Return what the user asks for; None where sites are not to be hidden."""
+    if arguments.privacy_unit != "site":
+        return None
+    noise_multiplier = arguments.noise_multiplier
+    if noise_multiplier is None:
+        noise_multiplier = noise_multiplier_for(
+            target_epsilon=float(arguments.target_epsilon or 0),
+            delta=arguments.target_delta,
+            sampling_rate=1.0,
+            count=num_rounds,
+        )
+    return SitePrivacy(noise_multiplier, arguments.clipping_norm, num_sites, ledger)
+
+
+def record_event(
+    arguments: PrivacyArguments, site_rows: Iterable[int], *, rows_per_step: int, total_steps: int
+) -> dict[str, float | str | None]:
+    """Return what the run's record says where each site hides its own records.
+
+    The coordinator knows the plan and how many rows the sites have: enough for the worst of them.
+
+    Args:
+        arguments: Budget or noise multiplier.
+        site_rows: Rows of each site; 0 where a site does not tell.
+        rows_per_step: Rows in a step's sample on average.
+        total_steps: Steps that a site takes in the whole run.
+    """
+    epsilon, noise, rows = arguments.target_epsilon, arguments.noise_multiplier, list(site_rows)
+    if noise is not None and all(rows):
+        spent = [
+            epsilon_of(
+                [Release(min(1.0, rows_per_step / n), noise, total_steps)], arguments.target_delta
+            )
+            for n in set(rows)
+        ]
+        epsilon = min(max(spent), math.inf if epsilon is None else epsilon)
+    statement = federation_statement(
+        epsilon, delta=arguments.target_delta, clipping_norm=arguments.clipping_norm
+    )
+    return _event(epsilon, arguments.target_delta, statement)
+
+
+def _event(epsilon: float | None, delta: float, statement: str) -> dict[str, float | str | None]:
+    finite = epsilon is not None and math.isfinite(epsilon)
+    return {"epsilon": epsilon if finite else None, "delta": delta, "privacy_statement": statement}

@@ -1,0 +1,60 @@
+"""The attack's score against counting pairs, and the whole audit on a run of a few rows."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedfora.cli.main import main
+from fedfora.evaluation.membership import separation
+
+losses = st.lists(st.integers(0, 9).map(float), min_size=1, max_size=30)
+
+
+@given(losses, losses)
+def test_the_auc_counts_pairs(members, others):
+    pairs = [(1.0 if m < o else 0.5 if m == o else 0.0) for m in members for o in others]
+    found = separation(torch.tensor(members), torch.tensor(others))
+    assert found.auc == pytest.approx(sum(pairs) / len(pairs))
+    assert found.low <= found.auc <= found.high
+
+
+def test_rows_of_one_kind_are_not_told_apart_and_rows_of_two_are():
+    generator = torch.Generator().manual_seed(0)
+    members, others = torch.randn(400, generator=generator), torch.randn(300, generator=generator)
+    same = separation(members, others)
+    assert same.low < 0.5 < same.high
+    assert separation(members - 1, others).low > 0.6
+    known = separation(members - 100, others)
+    assert (known.auc, known.true_positive_rate) == (1.0, 1.0)
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(ValueError, match="rows that were not"):
+        separation(torch.ones(3), torch.ones(0))
+
+
+def test_an_audit_tells_rows_that_were_trained_on_from_others(
+    tiny_dir, rows_file, tmp_path, capsys
+):
+    from fedfora.data.clinic import clinic_rows
+
+    rows = clinic_rows()
+    trained, held_out = rows_file(rows[:6], "in.json"), rows_file(rows[6:18], "out.json")
+    out = tmp_path / "run"
+    words = (
+        f"train --model_name_or_path {tiny_dir} --quantization none --train_file {trained} "
+        f"--output_dir {out} --max_steps 60 --per_device_train_batch_size 6 "
+        "--gradient_accumulation_steps 1 --learning_rate 0.03 --lr_scheduler_type constant"
+    )
+    assert main(words.split()) == 0
+    assert main(f"audit --run {out}".split()) == 2
+    assert "--held_out_file is missing" in capsys.readouterr().err
+    assert main(f"audit --run {out} --held_out_file {held_out}".split()) == 0
+    assert "adapter" in capsys.readouterr().out
+    found = json.loads((out / "audit.json").read_text())
+    assert found["adapter"]["auc"] > 0.6
+    assert found["adapter"]["loss_in"] < found["base"]["loss_in"]
+    assert found["rows"] == [6, 12]
