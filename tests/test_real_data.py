@@ -53,7 +53,8 @@ def test_three_sites(tiny_dir, tmp_path):
     assert (
         main([*words.split(), "--num_rounds", "3", "--local_steps", "4", "--output_dir", out]) == 0
     )
-    rounds = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+    rounds = [line for line in lines if line["event"] == "round"]
     assert [len(r["sites"]) for r in rounds] == [3, 3, 3]
     assert sum(s["rows"] for s in rounds[0]["sites"]) == 1441
     assert rounds[-1]["loss"] < rounds[0]["loss"]

@@ -89,6 +89,7 @@ def test_killed_at_random_points_and_resumed_is_uninterrupted(tiny_dir, few_rows
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives of the run are forked processes")
 def test_killed_at_every_single_change_to_its_files(tiny_dir, few_rows, tmp_path):
     told = killed_runs(tiny_dir, few_rows, tmp_path, seed=1, points=10_000, timers=60)
@@ -102,7 +103,7 @@ def _no_space(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
-def _half_written(tensors, path, *args, **kwargs):
+def _half_written(path, *args, **kwargs):
     Path(path).write_bytes(b"half")
     raise OSError(28, "No space left on device")
 
@@ -110,10 +111,10 @@ def _half_written(tensors, path, *args, **kwargs):
 @pytest.mark.parametrize(
     ("module", "name", "broken"),
     [
-        (checkpoint, "save_file", _half_written),
+        (checkpoint, "save_tensors", _half_written),
         (checkpoint, "_to_disk", _no_space),
         (rounds, "publish_best", _no_space),
-        (saving, "save_file", _half_written),
+        (saving, "save_tensors", _half_written),
         (saving, "_write_json", _no_space),
     ],
 )

@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 LAUNCHERS = {
     "torchrun": "-m torch.distributed.run --nproc_per_node=2 --master_port={port} -m fedfora",
     "accelerate": (
-        "-m accelerate.commands.launch --cpu --num_processes=2 --num_machines=1 "
+        "-m accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 "
         "--mixed_precision=no --dynamo_backend=no --main_process_port={port} -m fedfora"
     ),
     "fsdp": (
