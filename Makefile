@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/fedfora demo --output_dir out/demo --overwrite_output_dir
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 # FATE's pins exclude today's libraries, so it gets an environment of its own, Python 3.11.
 # Only FATE-LLM's own runner, which one test uses, needs scikit-learn.
@@ -59,6 +59,10 @@ docs: setup .venv/docs-ready
 
 package: setup
 	tools/try_package.sh $(BIN)/python
+
+bench: setup
+	for name in startup fora_layer simulation prediction; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf .venv .venv-fate out

@@ -124,7 +124,7 @@ def show(comparison: "Comparison", output_dir: str) -> None:
         "central": "central",
     }
     title = "Triples found in held-out notes of all four specialties"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     sent, memory_title = "uplink per\nround and site", "peak\nmemory"
     for column in ("precision", "recall", "F1", "parse\nrate", sent, memory_title, "time"):
