@@ -157,7 +157,8 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
         close = difflib.get_close_matches(name.replace("-", "_"), options, n=1, cutoff=0.7) or (
             difflib.get_close_matches(name, options, n=1, cutoff=0.7)
         )
-        return f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "")
+        remedy = f"did you mean {close[0]}?" if close else f"{self.prog} --help lists them all"
+        return f"unknown option {name}; {remedy}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Add the nearest allowed value to argparse's message."""
