@@ -48,7 +48,8 @@ def _print(done: "Provisioned") -> None:
         print(f"site {name}: {sites / name} (hand it over by a safe way, then delete it here)")
     if done.revoked is not None:
         print(f"revoked: {done.revoked}; its keys are in no list any more")
-        print("  a coordinator that runs on this kit puts it out within seconds; one on another")
+    if done.revoked is not None or (done.added and done.need_keys):
+        print("  a coordinator that runs on this kit knows it within seconds; one on another")
         print(f"  machine needs nodes, sites.json and kit.yaml of {kit.directory}")
     if done.need_keys:
         names = ", ".join(done.need_keys)

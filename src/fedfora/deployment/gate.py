@@ -6,6 +6,7 @@ of the sites through. All of nginx's own files lie in the kit's `state`; it need
 """
 
 import ipaddress
+import os
 import shutil
 
 from fedfora.deployment.kit import CoordinatorKit
@@ -51,7 +52,9 @@ def gate_command(kit: CoordinatorKit) -> list[str] | None:
     if nginx is None:
         return None
     errors = str(kit.state / "gate-error.log")
-    return [nginx, "-e", errors, "-p", str(kit.directory), "-c", str(kit.gate)]
+    # Root's nginx would let its workers be somebody else, who cannot enter the kit.
+    user = ["-g", "user root;"] if os.geteuid() == 0 else []
+    return [nginx, "-e", errors, "-p", str(kit.directory), "-c", str(kit.gate), *user]
 
 
 def _listening(host: str) -> str:
