@@ -310,7 +310,7 @@ class _Rounds:
         directory, best_round = self.record.directory, progress.selection.best_round
         if best_round:
             publish_best(directory, best_round)
-        prune(directory, keep=self.settings.rounds.checkpoints_kept, best_round=best_round)
+        prune(directory, keep=self.settings.rounds.save_total_limit, best_round=best_round)
 
     def _save_adapter(self, adapter: Update, directory: Path) -> None:
         state, seed = adapter, self.settings.train.seed

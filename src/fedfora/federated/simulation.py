@@ -51,7 +51,12 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
 def check_simulation(settings: FederationSettings) -> list[str]:
     """Return the sites' names, once everything that needs no model has been checked."""
     if settings.rounds.resume is None:
-        check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
+        run = settings.run
+        check_output_dir(
+            run.output_dir,
+            overwrite=run.overwrite_output_dir,
+            to_resume=f"--resume {run.output_dir}",
+        )
     if settings.rounds.engine == "ray":
         check_ray()
     names = site_names(settings)

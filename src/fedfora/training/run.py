@@ -68,7 +68,11 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
     goes_on_here = resume_from is not None and (
         resume_from.resolve().parent == Path(run.output_dir).resolve()
     )
-    check_output_dir(run.output_dir, overwrite=run.overwrite_output_dir or goes_on_here)
+    check_output_dir(
+        run.output_dir,
+        overwrite=run.overwrite_output_dir or goes_on_here,
+        to_resume="--resume_from_checkpoint last",
+    )
     report_to = reports(settings.launch.report_to)
     prepared = prepare(settings, processes)
     identity = identity_of(
