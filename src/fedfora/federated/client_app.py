@@ -15,7 +15,7 @@ from fedfora.federated.exchange import read_assignment
 from fedfora.federated.local_round import carry_out, hide_result
 from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.site import Site, Workplace, open_site, open_workplace, validate
+from fedfora.federated.site import Site, Workplace, open_workplace, site_of, validate
 from fedfora.federated.site_memory import memory_of, remembering
 from fedfora.federated.transport import pack
 from fedfora.training.trainer import StepReport
@@ -36,7 +36,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
     def describe(message: Message, context: Context) -> Message:
         """Answer with what the coordinator must know before the first round."""
         workplace = open_workplace(context.run_config)
-        site = open_site(workplace, int(context.node_config["partition-id"]))
+        site = site_of(workplace, context.node_config)
         layout = workplace.layout
         content = RecordDict(
             {
@@ -69,7 +69,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
     def train(message: Message, context: Context) -> Message:
         """Judge the received adapter on the rows kept back, then train it for one round."""
         workplace = open_workplace(context.run_config)
-        site = open_site(workplace, int(context.node_config["partition-id"]))
+        site = site_of(workplace, context.node_config)
         secure = _is_secure(workplace)
         if not secure:
             secure_site.check_in_clear(context)
@@ -116,7 +116,7 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         """Judge the received adapter on the rows kept back."""
         secure_site.check_in_clear(context)  # a loss tells something, too
         workplace = open_workplace(context.run_config)
-        site = open_site(workplace, int(context.node_config["partition-id"]))
+        site = site_of(workplace, context.node_config)
         round_index = int(message.content["config"]["round-index"])
         state = memory_of(context).read(before=round_index + 2)
         assignment = read_assignment(message.content, state, workplace.fresh)

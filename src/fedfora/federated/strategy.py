@@ -20,6 +20,7 @@ from fedfora._seeds import derive_seed
 from fedfora.federated.aggregation import Weighted
 from fedfora.federated.aggregation.update import part
 from fedfora.federated.aggregator import Aggregator
+from fedfora.federated.common_settings import agreed_part
 from fedfora.federated.exchange import Exchange, content_bytes
 from fedfora.federated.formats import FORMATS
 from fedfora.federated.reply import Origin, Report
@@ -240,7 +241,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             return {site.node_id: {} for site in drawn}
         rule = exchange.rule
         given = part(exchange.adapter, rule.travels + rule.frozen)
-        task = digest_of_task(rule.name, given, self.settings.run_config())
+        task = digest_of_task(rule.name, given, agreed_part(self.settings.run_config()))
         nodes = [site.node_id for site in drawn]
         size = Layout.of(exchange.current).size
         return self.secure.open(grid, server_round, nodes, size, task)
