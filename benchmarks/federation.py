@@ -82,6 +82,7 @@ SUITES: dict[str, list[Job]] = {
         rule("stack", BY_SPECIALTY, "4 specialties"),
         rule("fedavg-factors", BY_SPECIALTY, "4 specialties"),
         rule("share-a", BY_SPECIALTY, "4 specialties"),
+        rule("personal-core", BY_SPECIALTY, "4 specialties", validation_fraction=0.1),
     ],
     "formats": [
         rule("fedavg", BY_SPECIALTY, "4 specialties", update_dtype="int8"),

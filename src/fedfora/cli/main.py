@@ -19,12 +19,13 @@ COMMANDS = {
     "report": "one HTML page from run directories",
     "watch": "follow a run from another terminal",
     "check": "says what a file of rows holds and what would go wrong",
+    "provision": "keys and kits for the coordinator and the sites of a real federation",
     "fate": "a party of a FATE federation",
     "info": "versions and hardware",
 }
 
 # Packages that only some commands need, and the extra that brings them.
-EXTRAS = {"flwr": "federated", "flwr_datasets": "federated"}
+EXTRAS = {"flwr": "federated", "flwr_datasets": "federated", "cryptography": "privacy"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,4 @@
-"""The federation on real machines: kits, processes, and what they say to each other.
+"""Real sites: files, keys and processes of a federation on several machines.
 
-The apps are those of `fedfora.federated`; this package starts processes, carries bytes, and holds
-files.
+What a federation computes is in `fedfora.federated`; nothing here changes it.
 """

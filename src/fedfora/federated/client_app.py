@@ -31,98 +31,12 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
             runs in the caller's process.
     """
     app = ClientApp()
-
-    @app.query()  # type: ignore[untyped-decorator]
-    def describe(message: Message, context: Context) -> Message:
-        """Answer with what the coordinator must know before the first round."""
-        workplace = open_workplace(context.run_config)
-        site = site_of(workplace, context.node_config)
-        layout = workplace.layout
-        content = RecordDict(
-            {
-                "site": ConfigRecord(
-                    {
-                        "index": site.index,
-                        "name": site.name,
-                        "rows": 0 if _is_secure(workplace) else len(site.encoded),
-                        "rank": site.rank,
-                        "data-digest": public_digest(workplace.settings, site),
-                        "base-fingerprint": workplace.base_fingerprint,
-                        "layout-digest": layout.digest,
-                    }
-                )
-            }
-        )
-        if message.content["ask"]["adapter"]:
-            config, record = workplace.form()
-            content["fresh"] = pack(workplace.fresh, layout)
-            content["form"] = ConfigRecord(
-                {
-                    "layout": layout.to_json(),
-                    "adapter-config": json.dumps(config),
-                    "record": json.dumps(record),
-                }
-            )
-        return Message(content, reply_to=message)
+    app.query()(describe)
+    app.evaluate()(evaluate)
 
     @app.train(mods=[remembering])  # type: ignore[untyped-decorator]
-    def train(message: Message, context: Context) -> Message:
-        """Judge the received adapter on the rows kept back, then train it for one round."""
-        workplace = open_workplace(context.run_config)
-        site = site_of(workplace, context.node_config)
-        secure = _is_secure(workplace)
-        if not secure:
-            secure_site.check_in_clear(context)
-        assignment = read_assignment(message.content, context.state, workplace.fresh)
-        validation_loss, validation_tokens = validate(workplace, site, assignment.adapter)
-        arrays, result, private_loss = carry_out(
-            workplace,
-            site,
-            assignment,
-            context.state,
-            on_step=lambda report: on_step(site.name, report),
-        )
-        origin = Origin(
-            assignment.round_index + 1, workplace.base_fingerprint, workplace.layout.digest
-        )
-        if secure:
-            hidden = hide_result(
-                message.content, context, workplace, site, assignment, arrays, result
-            )
-            content = RecordDict({ARRAYS: hidden, ORIGIN: origin.to_record()})
-            return Message(content, reply_to=message)
-        report = Report(
-            loss=result.loss,
-            answer_tokens=result.answer_tokens,
-            tokens=result.tokens,
-            rows=len(site.encoded),
-            steps=result.steps,
-            seconds=result.seconds,
-            validation_loss=validation_loss,
-            validation_tokens=validation_tokens,
-            private_validation_loss=private_loss,
-        )
-        content = RecordDict(
-            {
-                ARRAYS: arrays,
-                METRICS: report.to_record(),
-                ORIGIN: origin.to_record(),
-            }
-        )
-        return Message(content, reply_to=message)
-
-    @app.evaluate()  # type: ignore[untyped-decorator]
-    def evaluate(message: Message, context: Context) -> Message:
-        """Judge the received adapter on the rows kept back."""
-        secure_site.check_in_clear(context)  # a loss tells something, too
-        workplace = open_workplace(context.run_config)
-        site = site_of(workplace, context.node_config)
-        round_index = int(message.content["config"]["round-index"])
-        state = memory_of(context).read(before=round_index + 2)
-        assignment = read_assignment(message.content, state, workplace.fresh)
-        loss, tokens = validate(workplace, site, assignment.adapter)
-        metrics = MetricRecord({"validation-loss": loss, "validation-tokens": tokens})
-        return Message(RecordDict({METRICS: metrics}), reply_to=message)
+    def train_and_report(message: Message, context: Context) -> Message:
+        return train(message, context, on_step)
 
     @app.query("introduce")  # type: ignore[untyped-decorator]
     def introduce(message: Message, context: Context) -> Message:
@@ -142,6 +56,91 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         return Message(content, reply_to=message)
 
     return app
+
+
+def describe(message: Message, context: Context) -> Message:
+    """Answer with what the coordinator must know before the first round."""
+    workplace, site = _open(context)
+    content = RecordDict({"site": _description(workplace, site)})
+    if message.content["ask"]["adapter"]:
+        config, record = workplace.form()
+        content["fresh"] = pack(workplace.fresh, workplace.layout)
+        content["form"] = ConfigRecord(
+            {
+                "layout": workplace.layout.to_json(),
+                "adapter-config": json.dumps(config),
+                "record": json.dumps(record),
+            }
+        )
+    return Message(content, reply_to=message)
+
+
+def train(message: Message, context: Context, on_step: SiteReport) -> Message:
+    """Judge the received adapter on the rows kept back, then train it for one round."""
+    workplace, site = _open(context)
+    secure = _is_secure(workplace)
+    if not secure:
+        secure_site.check_in_clear(context)
+    assignment = read_assignment(message.content, context.state, workplace.fresh)
+    validation_loss, validation_tokens = validate(workplace, site, assignment.adapter)
+    arrays, result, private_loss = carry_out(
+        workplace,
+        site,
+        assignment,
+        context.state,
+        on_step=lambda report: on_step(site.name, report),
+    )
+    origin = Origin(assignment.round_index + 1, workplace.base_fingerprint, workplace.layout.digest)
+    content = RecordDict({ARRAYS: arrays, ORIGIN: origin.to_record()})
+    if secure:
+        content[ARRAYS] = hide_result(
+            message.content, context, workplace, site, assignment, arrays, result
+        )
+        return Message(content, reply_to=message)
+    report = Report(
+        loss=result.loss,
+        answer_tokens=result.answer_tokens,
+        tokens=result.tokens,
+        rows=len(site.encoded),
+        steps=result.steps,
+        seconds=result.seconds,
+        validation_loss=validation_loss,
+        validation_tokens=validation_tokens,
+        private_validation_loss=private_loss,
+    )
+    content[METRICS] = report.to_record()
+    return Message(content, reply_to=message)
+
+
+def evaluate(message: Message, context: Context) -> Message:
+    """Judge the received adapter on the rows kept back."""
+    secure_site.check_in_clear(context)  # a loss tells something, too
+    workplace, site = _open(context)
+    round_index = int(message.content["config"]["round-index"])
+    state = memory_of(context).read(before=round_index + 2)
+    assignment = read_assignment(message.content, state, workplace.fresh)
+    loss, tokens = validate(workplace, site, assignment.adapter)
+    metrics = MetricRecord({"validation-loss": loss, "validation-tokens": tokens})
+    return Message(RecordDict({METRICS: metrics}), reply_to=message)
+
+
+def _open(context: Context) -> tuple[Workplace, Site]:
+    workplace = open_workplace(context.run_config)
+    return workplace, site_of(workplace, context.node_config)
+
+
+def _description(workplace: Workplace, site: Site) -> ConfigRecord:
+    return ConfigRecord(
+        {
+            "index": site.index,
+            "name": site.name,
+            "rows": 0 if _is_secure(workplace) else len(site.encoded),
+            "rank": site.rank,
+            "data-digest": public_digest(workplace.settings, site),
+            "base-fingerprint": workplace.base_fingerprint,
+            "layout-digest": workplace.layout.digest,
+        }
+    )
 
 
 def public_digest(settings: FederationSettings, site: Site) -> str:

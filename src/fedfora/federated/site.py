@@ -25,7 +25,7 @@ from fedfora.config import Scalar
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import Example, load_chosen
 from fedfora.data.partition import partition
-from fedfora.evaluation.loss import answer_loss
+from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.transport import Layout
@@ -237,12 +237,13 @@ def validate(workplace: Workplace, site: Site, adapter: State) -> tuple[float, i
     if not site.validation:
         return 0.0, 0
     workplace.load(adapter)
-    return answer_loss(
+    likelihoods = answer_likelihoods(
         workplace.model,
         workplace.base.tokenizer,
         site.validation,
         batch_size=workplace.settings.evaluation.per_device_eval_batch_size,
     )
+    return loss_scores(likelihoods)["loss"], sum(each.num_tokens for each in likelihoods)
 
 
 def train_round(

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback, TrainingArguments
 
-from fedfora.data.encoding import Encoded
+from fedfora.data.encoding import IGNORED, Encoded
 from fedfora.training.long_run import LongRun
 from fedfora.training.packing import check_no_leak, collate_packed, pack
 from fedfora.training.private_gradient import RecordPrivacy
@@ -75,9 +75,6 @@ def train_locally(
     """
     if settings.packing:
         check_no_leak(model, encoded)
-    private = None
-    if privacy is not None:
-        private = PrivateSteps(privacy, settings.per_device_train_batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         where = {"output_dir": scratch} if long_run is None else long_run.trainer_arguments
         arguments = trainer_arguments(
@@ -85,27 +82,12 @@ def train_locally(
             stretch,
             seed=seed,
             device=model.device.type,
-            **(where | (TRAINER_ARGUMENTS if private else {})),
+            **(where | (TRAINER_ARGUMENTS if privacy is not None else {})),
         )
         make = AdapterTrainer if long_run is None else long_run.make_trainer
-        trainer = make(
-            model=model,
-            args=arguments,
-            optimizer_cls_and_kwargs=loraplus_optimizer(
-                model, arguments, settings.loraplus_lr_ratio
-            ),
-            train_dataset=training_rows(encoded, settings),
-            data_collator=(
-                collate_packed
-                if settings.packing
-                else DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
-            ),
-            stretch=stretch,
-            warmup_ratio=settings.warmup_ratio,
-            group_by_length=settings.group_by_length,
-        )
-        trainer.private = private
-        trainer.remove_callback(PrinterCallback)
+        trainer = _make_trainer(make, model, tokenizer, encoded, settings, arguments, stretch)
+        if privacy is not None:
+            trainer.private = PrivateSteps(privacy, settings.per_device_train_batch_size)
         trainer.add_callback(AfterStep(trainer, on_step))
         if proximal_mu:
             trainer.add_callback(ProximalTerm(proximal_mu))
@@ -122,6 +104,33 @@ def train_locally(
         tokens=progress.tokens,
         seconds=time.perf_counter() - started,
     )
+
+
+def _make_trainer(
+    make: Callable[..., AdapterTrainer],
+    model: Any,
+    tokenizer: Any,
+    encoded: Encoded,
+    settings: TrainArguments,
+    arguments: TrainingArguments,
+    stretch: Stretch,
+) -> AdapterTrainer:
+    trainer = make(
+        model=model,
+        args=arguments,
+        optimizer_cls_and_kwargs=loraplus_optimizer(model, arguments, settings.loraplus_lr_ratio),
+        train_dataset=training_rows(encoded, settings),
+        data_collator=(
+            collate_packed
+            if settings.packing
+            else DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        ),
+        stretch=stretch,
+        warmup_ratio=settings.warmup_ratio,
+        group_by_length=settings.group_by_length,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _release(trainer: Any, model: Any) -> None:

@@ -1,0 +1,60 @@
+"""fedfora provision SITES.yaml: a kit for the coordinator and one for each site.
+
+Given again with the same --output_dir, it adds the sites that are new and leaves the others' keys
+as they are.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedfora.config import ConfigParser
+from fedfora.deployment.settings import ProvisionArguments
+
+if TYPE_CHECKING:
+    from fedfora.deployment.provision import Provisioned
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, write the kits, and say what to do with them.
+
+    Raises:
+        ValueError: If no file is named, or something in it or in the kits is wrong.
+    """
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words = ["--sites_file", *words]
+    parser = ConfigParser([ProvisionArguments], prog="fedfora provision SITES.yaml")
+    parser.description = __doc__
+    (arguments,) = parser.parse(words)
+    from fedfora.deployment.provision import provision
+    from fedfora.deployment.sites_file import read_sites_file
+
+    if arguments.sites_file is None:
+        raise ValueError("which federation? fedfora provision SITES.yaml")
+    done = provision(
+        read_sites_file(arguments.sites_file),
+        arguments.output_dir,
+        valid_days=arguments.valid_days,
+        renew=arguments.renew,
+        revoke=arguments.revoke,
+    )
+    _print(done)
+
+
+def _print(done: "Provisioned") -> None:
+    kit, sites = done.kit, done.place / "sites"
+    print(f"coordinator: {kit.directory} (sites reach it at {kit.host}:{kit.port})")
+    for name in done.added:
+        print(f"site {name}: {sites / name} (hand it over by a safe way, then delete it here)")
+    if done.revoked is not None:
+        print(f"revoked: {done.revoked}; its keys are in no list any more")
+        print("  a coordinator that is running lets it in until it is stopped and started again:")
+        print("  it then goes on from its last checkpoint")
+    if done.need_keys:
+        names = ", ".join(done.need_keys)
+        print(f"new list of keys: {kit.site_keys}")
+        print(f"  put it into the kit of each older site, and start the site anew: {names}")
+    for note in done.notes:
+        print(note)
+    if kit.authority_key.exists():
+        print(f"keep elsewhere: {kit.authority_key} (needed only for --renew)")

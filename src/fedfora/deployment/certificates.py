@@ -1,0 +1,143 @@
+"""Keys and certificates of a federation: its own authority, the gate's certificate, nodes' keys.
+
+The authority signs one certificate, the gate's; sites accept no other authority, so the machine's
+own trust store plays no part. Sites do not show certificates: they sign each request with their
+node's key, which the coordinator registers (Flower's SuperNode authentication).
+"""
+
+import ipaddress
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+AUTHORITY_DAYS = 3650
+CLOCKS_DIFFER = timedelta(minutes=5)  # a site whose clock is a little behind must not be shut out
+LOOPBACK = ("localhost", "127.0.0.1")  # how the gate and Flower's own processes reach the SuperLink
+
+Certified = tuple[bytes, bytes]
+
+
+def make_authority(federation: str, *, now: datetime | None = None) -> Certified:
+    """Return key and certificate of a new authority, in PEM."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedfora {federation} authority")])
+    usage = _usage(key_cert_sign=True, crl_sign=True)
+    builder = (
+        _builder(name, name, key.public_key(), now, AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+    )
+    return _pem(key), _signed(builder, key, key.public_key())
+
+
+def make_server(
+    authority: Certified, host: str, *, valid_days: int, now: datetime | None = None
+) -> Certified:
+    """Return key and certificate of the gate, in PEM.
+
+    Args:
+        authority: Key and certificate that sign it.
+        host: DNS name or address by which sites reach it; loopback is added.
+        valid_days: How long it holds from `now` on.
+        now: Start of its time; default the present.
+
+    Raises:
+        ValueError: If the authority's key is not that of its certificate.
+    """
+    signer = serialization.load_pem_private_key(authority[0], password=None)
+    issuer = x509.load_pem_x509_certificate(authority[1])
+    if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != (
+        issuer.public_key()
+    ):
+        raise ValueError("the authority's key is not that of its certificate")
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])])
+    names = x509.SubjectAlternativeName([_named(n) for n in dict.fromkeys((host, *LOOPBACK))])
+    builder = (
+        _builder(name, issuer.subject, key.public_key(), now, valid_days)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(names, critical=False)
+    )
+    return _pem(key), _signed(builder, signer, signer.public_key())
+
+
+def make_node_key() -> Certified:
+    """Return private and public key of a SuperNode, as OpenSSH writes them (EC P-384)."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    return private, public + b"\n"
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime | None,
+    days: int,
+) -> x509.CertificateBuilder:
+    start = now or datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start - CLOCKS_DIFFER)
+        .not_valid_after(start + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _signed(
+    builder: x509.CertificateBuilder,
+    signer: ec.EllipticCurvePrivateKey,
+    signer_public: ec.EllipticCurvePublicKey,
+) -> bytes:
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer_public)
+    certificate = builder.add_extension(identifier, critical=False).sign(signer, hashes.SHA384())
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _named(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _usage(**said: bool) -> x509.KeyUsage:
+    nothing = dict.fromkeys(
+        (
+            "digital_signature",
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "key_cert_sign",
+            "crl_sign",
+            "encipher_only",
+            "decipher_only",
+        ),
+        False,
+    )
+    return x509.KeyUsage(**{**nothing, **said})

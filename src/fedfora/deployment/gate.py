@@ -1,0 +1,51 @@
+"""The gate: nginx in front of the SuperLink, so that sites reach what is theirs and nothing more.
+
+Flower serves the sites' API and the API that starts runs, that is code on all sites, on one port
+and without accounts. The SuperLink therefore listens on loopback, and the gate lets only the paths
+of the sites through. All of nginx's own files lie in the kit's `state`; it needs no privileges.
+"""
+
+import ipaddress
+
+from fedfora.deployment.kit import CoordinatorKit
+from fedfora.deployment.papers import template
+
+# What a SuperNode of Flower asks for (flwr.supernode.fleet_http_client, 1.38 to 1.42).
+FLEET_PATHS = (
+    "activate-node",
+    "confirm-message-received",
+    "deactivate-node",
+    "get-fab",
+    "get-run",
+    "pull-messages",
+    "pull-object",
+    "push-messages",
+    "push-object",
+    "register-node",
+    "send-node-heartbeat",
+    "unregister-node",
+)
+MAX_BODY_MIB = 16  # Flower cuts what it sends into pieces of 5 MB
+SITES_AT_ONCE = 1024
+
+
+def gate_configuration(kit: CoordinatorKit) -> str:
+    """Return nginx's configuration for a federation."""
+    return template("nginx.conf.template").substitute(
+        federation=kit.federation,
+        connections=2 * SITES_AT_ONCE,
+        max_body=MAX_BODY_MIB,
+        superlink_port=kit.superlink_port,
+        listen=f"{_listening(kit.host)}{kit.port}",
+        paths="|".join(FLEET_PATHS),
+    )
+
+
+def _listening(host: str) -> str:
+    """Return where to listen: loopback stays loopback; a name may be that of a router before us."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "127.0.0.1:" if host == "localhost" else ""
+    written = f"[{host}]:" if address.version == 6 else f"{host}:"
+    return written if address.is_loopback else ("[::]:" if address.version == 6 else "")

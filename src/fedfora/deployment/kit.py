@@ -1,0 +1,335 @@
+"""A kit: the directory that holds all that a site, or the coordinator, needs to take part.
+
+`kit.yaml` says who it is and is read here; the other files are found by the properties below.
+Nobody but the owner can read a kit. `state` is made when the federation runs.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedfora.deployment.document import Document
+from fedfora.deployment.settings import check_federation_flags, check_site_flags
+from fedfora.deployment.sites_file import (
+    check_name,
+    read_address,
+    read_fingerprint,
+    read_quorum,
+)
+
+DESCRIPTION = "kit.yaml"
+SITE, COORDINATOR = "site", "coordinator"
+PRIVATE, PUBLIC, SCRIPT, DIRECTORY = 0o600, 0o644, 0o755, 0o700  # modes
+MAX_SITES = 100_000
+
+
+@dataclass(frozen=True)
+class SiteKit:
+    """What a site needs.
+
+    Args:
+        directory: Of the kit.
+        federation: Its name.
+        name: Of the site.
+        index: Its number in the federation; its seeds follow from it, as in a simulation.
+        host: DNS name or address of the gate.
+        port: Of the gate.
+        settings: The site's own flags: data and device.
+        base_fingerprint: Of the base that it must have; None if the sites only agree.
+        made_with: Package to version where the kit was made.
+    """
+
+    directory: Path
+    federation: str
+    name: str
+    index: int
+    host: str
+    port: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    base_fingerprint: str | None = None
+    made_with: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def authority(self) -> Path:
+        """Certificate of the authority, the only one this site trusts for the gate."""
+        return self.directory / "ca.crt"
+
+    @property
+    def node_key(self) -> Path:
+        """Private key by which the SuperNode shows who it is."""
+        return self.directory / "node.key"
+
+    @property
+    def node_public_key(self) -> Path:
+        """Its public half, which the coordinator registers."""
+        return self.directory / "node.pub"
+
+    @property
+    def signing_key(self) -> Path:
+        """Private key of the site's identity in secure aggregation."""
+        return self.directory / "site.key"
+
+    @property
+    def public_key(self) -> Path:
+        """Its public half."""
+        return self.directory / "site.pub"
+
+    @property
+    def site_keys(self) -> Path:
+        """Public keys of all sites by number."""
+        return self.directory / "sites.json"
+
+    @property
+    def start(self) -> Path:
+        """Script that starts the site."""
+        return self.directory / "start.sh"
+
+    @property
+    def state(self) -> Path:
+        """What is made while the site runs: logs, socket, what it remembers."""
+        return self.directory / "state"
+
+    @property
+    def private_files(self) -> list[Path]:
+        """Files that only the owner may read."""
+        return [self.node_key, self.signing_key]
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that must be there."""
+        shown = [self.authority, self.node_public_key, self.public_key, self.site_keys]
+        return [*self.private_files, *shown]
+
+    def description(self) -> dict[str, Any]:
+        """Return what kit.yaml holds."""
+        return {
+            "role": SITE,
+            "federation": self.federation,
+            "name": self.name,
+            "index": self.index,
+            "coordinator": {"host": self.host, "port": self.port},
+            "base_fingerprint": self.base_fingerprint,
+            "settings": self.settings,
+            "made_with": self.made_with,
+        }
+
+
+@dataclass(frozen=True)
+class CoordinatorKit:
+    """What the coordinator needs.
+
+    Args:
+        directory: Of the kit.
+        federation: Its name.
+        host: DNS name or address under which sites reach the gate.
+        port: Of the gate.
+        superlink_port: Of the SuperLink behind it, on loopback.
+        quorum: Fewest usable updates of a round; None leaves it to the settings.
+        settings: Flags of the whole federation.
+        sites: Name to number of those that take part.
+        revoked: The same of those that were thrown out; their numbers are not given again.
+        base_fingerprint: Of the base that every site must have; None if the sites only agree.
+        made_with: Package to version where the kit was made.
+    """
+
+    directory: Path
+    federation: str
+    host: str
+    port: int
+    superlink_port: int
+    quorum: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    sites: dict[str, int] = field(default_factory=dict)
+    revoked: dict[str, int] = field(default_factory=dict)
+    base_fingerprint: str | None = None
+    made_with: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def authority(self) -> Path:
+        """Certificate of the authority."""
+        return self.directory / "ca.crt"
+
+    @property
+    def authority_key(self) -> Path:
+        """Private key of the authority; needed only to make certificates, best kept elsewhere."""
+        return self.directory / "ca.key"
+
+    @property
+    def server_certificate(self) -> Path:
+        """Certificate of the gate, and of the SuperLink behind it."""
+        return self.directory / "server.crt"
+
+    @property
+    def server_key(self) -> Path:
+        """Its private key."""
+        return self.directory / "server.key"
+
+    @property
+    def site_keys(self) -> Path:
+        """Public keys of all sites by number."""
+        return self.directory / "sites.json"
+
+    @property
+    def gate(self) -> Path:
+        """Configuration of nginx."""
+        return self.directory / "nginx.conf"
+
+    @property
+    def start(self) -> Path:
+        """Script that starts the coordinator."""
+        return self.directory / "start.sh"
+
+    @property
+    def state(self) -> Path:
+        """What is made while the coordinator runs: logs, run directory, checkpoints."""
+        return self.directory / "state"
+
+    @property
+    def private_files(self) -> list[Path]:
+        """Files that only the owner may read; the authority's key only if it is still here."""
+        key = self.authority_key
+        return [self.server_key, *([key] if key.exists() else [])]
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that must be there."""
+        shown = [self.authority, self.server_certificate, self.site_keys, self.gate]
+        return [*self.private_files, *shown, *(self.node(name) for name in self.sites)]
+
+    @property
+    def next_index(self) -> int:
+        """The number of the next site that joins."""
+        return max([-1, *self.sites.values(), *self.revoked.values()]) + 1
+
+    def node(self, site: str) -> Path:
+        """Return the file with the public key of a site's SuperNode."""
+        return self.directory / "nodes" / f"{site}.pub"
+
+    def description(self) -> dict[str, Any]:
+        """Return what kit.yaml holds."""
+        address = {"host": self.host, "port": self.port, "superlink_port": self.superlink_port}
+        return {
+            "role": COORDINATOR,
+            "federation": self.federation,
+            "coordinator": address,
+            "quorum": self.quorum,
+            "base_fingerprint": self.base_fingerprint,
+            "settings": self.settings,
+            "sites": self.sites,
+            "revoked": self.revoked,
+            "made_with": self.made_with,
+        }
+
+
+def write_description(kit: SiteKit | CoordinatorKit) -> None:
+    """Write the kit's kit.yaml; it appears whole or not at all."""
+    known = {key: value for key, value in kit.description().items() if value not in (None, {})}
+    text = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
+    write_file(kit.directory / DESCRIPTION, text.encode(), PUBLIC)
+
+
+def read_kit(directory: str | Path) -> SiteKit | CoordinatorKit:
+    """Read a kit, and check that its files are there.
+
+    Raises:
+        ValueError: If a file is missing, or kit.yaml is wrong; with file, line and key.
+    """
+    place = Path(directory).absolute()
+    if not (place / DESCRIPTION).is_file():
+        raise ValueError(f"--kit {directory}: no kit there ({DESCRIPTION} is missing)")
+    document = Document(place / DESCRIPTION)
+    role = document.text(("role",))
+    if role not in (SITE, COORDINATOR):
+        raise document.error(("role",), f"expected {SITE} or {COORDINATOR}, got {role!r}")
+    kit = _site(document, place) if role == SITE else _coordinator(document, place)
+    for path in kit.files:
+        if not path.is_file():
+            raise ValueError(f"--kit {directory}: {path.relative_to(place)} is missing")
+    return kit
+
+
+def read_site_kit(directory: str | Path) -> SiteKit:
+    """Read the kit of a site.
+
+    Raises:
+        ValueError: If it is wrong, or the coordinator's.
+    """
+    kit = read_kit(directory)
+    if not isinstance(kit, SiteKit):
+        raise ValueError(f"--kit {directory} is the coordinator's; a site's is needed")
+    return kit
+
+
+def read_coordinator_kit(directory: str | Path) -> CoordinatorKit:
+    """Read the kit of the coordinator.
+
+    Raises:
+        ValueError: If it is wrong, or a site's.
+    """
+    kit = read_kit(directory)
+    if not isinstance(kit, CoordinatorKit):
+        raise ValueError(
+            f"--kit {directory} is that of site {kit.name}; the coordinator's is needed"
+        )
+    return kit
+
+
+def write_file(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that appears whole or not at all, and is never readable by more than `mode`."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.unlink(missing_ok=True)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    beside.replace(path)
+
+
+def _site(document: Document, place: Path) -> SiteKit:
+    needed = ("role", "federation", "name", "index", "coordinator")
+    document.check_keys((), needed=needed, allowed=("base_fingerprint", "settings", "made_with"))
+    host, port, _ = read_address(document)
+    return SiteKit(
+        directory=place,
+        federation=check_name(document, ("federation",), document.text(("federation",))),
+        name=check_name(document, ("name",), document.text(("name",))),
+        index=document.integer(("index",), 0, MAX_SITES),
+        host=host,
+        port=port,
+        settings=check_site_flags(document, ("settings",), {}),
+        base_fingerprint=read_fingerprint(document),
+        made_with=document.mapping(("made_with",), empty=True),
+    )
+
+
+def _coordinator(document: Document, place: Path) -> CoordinatorKit:
+    optional = ("quorum", "base_fingerprint", "settings", "revoked", "made_with")
+    needed = ("role", "federation", "coordinator", "sites")
+    document.check_keys((), needed=needed, allowed=optional)
+    host, port, behind = read_address(document)
+    sites = _numbers(document, "sites")
+    return CoordinatorKit(
+        directory=place,
+        federation=check_name(document, ("federation",), document.text(("federation",))),
+        host=host,
+        port=port,
+        superlink_port=behind,
+        quorum=read_quorum(document, len(sites)),
+        settings=check_federation_flags(document, ("settings",)),
+        sites=sites,
+        revoked=_numbers(document, "revoked"),
+        base_fingerprint=read_fingerprint(document),
+        made_with=document.mapping(("made_with",), empty=True),
+    )
+
+
+def _numbers(document: Document, key: str) -> dict[str, int]:
+    names = document.mapping((key,), empty=key == "revoked")
+    for name in names:
+        check_name(document, (key, name), name)
+    return {name: document.integer((key, name), 0, MAX_SITES) for name in names}

@@ -1,0 +1,92 @@
+"""What the user says about a deployment, and who may set which flag of a federation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fedfora.config import ConfigParser, flag
+from fedfora.data.settings import DataArguments
+from fedfora.deployment.document import Document, Keys
+from fedfora.federated.settings import SECTIONS, FederationSettings
+
+DATA_OF_ALL = {"max_source_length", "max_target_length", "template"}  # the prompts are shared
+SITE_FLAGS = frozenset(
+    {field.name for field in fields(DataArguments)} - DATA_OF_ALL
+    | {"model_name_or_path", "hub", "cache_dir", "device"}
+    | {"gradient_checkpointing", "privacy_dir"}
+)
+NOT_OF_FEDERATION = {
+    "engine": "the engine is the deployment itself",
+    "resume": "`fedfora coordinator` goes on from its checkpoint by itself",
+    "output_dir": "the results lie in the coordinator's kit, under state",
+    "overwrite_output_dir": "the results lie in the coordinator's kit, under state",
+}
+
+
+@dataclass
+class ProvisionArguments:
+    """Where the kits go, how long certificates last, who is thrown out."""
+
+    sites_file: str | None = flag(None, "the federation and its sites; or the first word")
+    output_dir: str = flag("kits", "directory of the kits; given again, sites are added")
+    valid_days: int = flag(365, "days for which the coordinator's certificate holds")
+    renew: bool = flag(False, "make a new server certificate; needs the CA's key in the kit")
+    revoke: str | None = flag(None, "take a site out: its keys are removed from every list")
+
+    def __post_init__(self) -> None:
+        """Refuse a certificate that is never, or almost forever, valid."""
+        if not 1 <= self.valid_days <= 3650:
+            raise ValueError(f"--valid_days must be from 1 to 3650, got {self.valid_days}")
+
+
+def settings_of(mapping: Mapping[str, Any]) -> FederationSettings:
+    """Return all settings of a federation from the flags that differ from their defaults.
+
+    Raises:
+        ConfigError: If a name or a value is wrong, or two do not fit.
+    """
+    return FederationSettings(*ConfigParser(SECTIONS.values()).parse_mapping(mapping))
+
+
+def check_federation_flags(document: Document, keys: Keys) -> dict[str, Any]:
+    """Return the flags of the whole federation, checked as `fedfora simulate` checks them.
+
+    Raises:
+        ValueError: Naming file, line and flag.
+    """
+    given = document.mapping(keys, empty=True)
+    for name in given:
+        if name in NOT_OF_FEDERATION:
+            raise document.error((*keys, name), f"is not set here: {NOT_OF_FEDERATION[name]}")
+    _parse(document, keys, given, {})
+    return given
+
+
+def check_site_flags(
+    document: Document, keys: Keys, federation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a site's own flags, checked together with those of the federation.
+
+    Raises:
+        ValueError: Naming file, line and flag.
+    """
+    given = document.mapping(keys, empty=True)
+    every = {field.name for section in SECTIONS.values() for field in fields(section)}
+    for name in given:
+        if name in every - SITE_FLAGS:
+            raise document.error(
+                (*keys, name), "is the same for all sites; it belongs under settings"
+            )
+    _parse(document, keys, given, federation)
+    return given
+
+
+def _parse(
+    document: Document, keys: Keys, given: Mapping[str, Any], others: Mapping[str, Any]
+) -> None:
+    try:
+        settings_of({**others, **given})
+    except ValueError as error:
+        words = str(error).replace("=", " ").replace(":", " ").replace(";", " ").split()
+        named = [word[2:] for word in words if word.startswith("--") and word[2:] in given]
+        raise document.error((*keys, *named[:1]), str(error)) from error
