@@ -20,6 +20,8 @@ COMMANDS = {
     "watch": "follow a run from another terminal",
     "check": "says what a file of rows holds and what would go wrong",
     "provision": "keys and kits for the coordinator and the sites of a real federation",
+    "site": "what one site of a real federation runs",
+    "coordinator": "what its coordinator runs; `coordinator run`: one run, to its end",
     "fate": "a party of a FATE federation",
     "info": "versions and hardware",
 }

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class FlowerCommand:
 
         said = io.StringIO()
         failed: object = None
-        with _variable("FLWR_HOME", str(self.home)), contextlib.redirect_stdout(said):
+        with _variable("FLWR_HOME", str(self.home)), _caught(said):
             try:
                 failed = app([*words, "--format", "json"], standalone_mode=False)
             except (Exception, SystemExit) as error:
@@ -86,6 +87,17 @@ def _last_object(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return answer if isinstance(answer, dict) else {}
+
+
+@contextlib.contextmanager
+def _caught(said: io.StringIO) -> Iterator[None]:
+    """Catch what is printed; Flower's command prints JSON to the stream that Python began with."""
+    before, sys.__stdout__ = sys.__stdout__, said  # type: ignore[misc, assignment]
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    finally:
+        sys.__stdout__ = before  # type: ignore[misc]
 
 
 @contextlib.contextmanager

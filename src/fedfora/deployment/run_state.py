@@ -13,6 +13,8 @@ from pathlib import Path
 from fedfora.config import Scalar
 from fedfora.reporting.record import write_text
 
+KIT = "FEDFORA_COORDINATOR_KIT"  # variable of the SuperLink's processes: the kit's directory
+RUN_NAME = "fedfora-run"  # in the run config: by what name sites know the run again
 RUN, SERVER, OUTCOME, NODES = "run.json", "server.json", "outcome.json", "nodes.json"
 FINISHED, STOPPED = "finished", "stopped"
 

@@ -16,6 +16,8 @@ from fedfora.config import Scalar
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
 from fedfora.deployment.run_state import (
     FINISHED,
+    KIT,
+    RUN_NAME,
     STOPPED,
     Outcome,
     PlannedRun,
@@ -24,13 +26,11 @@ from fedfora.deployment.run_state import (
     write_begun,
     write_outcome,
 )
-from fedfora.deployment.trainer import RUN_NAME
 from fedfora.federated.membership import Membership
 from fedfora.federated.round_view import RoundView
 from fedfora.federated.rounds import run_rounds
 from fedfora.federated.settings import from_run_config
 
-KIT = "FEDFORA_COORDINATOR_KIT"  # set by the daemon, for the processes of its SuperLink
 POLL_S = 1.0
 
 
@@ -69,7 +69,7 @@ def _run(kit: CoordinatorKit, run: PlannedRun, grid: Grid) -> None:
     nodes = read_nodes(kit.state)
     quorum = kit.quorum or settings.rounds.min_clients
     wait_for_sites(grid, nodes, quorum=quorum, deadline_s=settings.rounds.start_deadline)
-    members = _Members(kit.state, kit.sites)
+    members = _Members(kit.state)
     run_rounds(grid, run.run_config, RoundView(), members)
 
 
@@ -100,9 +100,10 @@ def wait_for_sites(
 class _Members(Membership):
     """Which node is which site, as the daemon registered them; read anew each time it is asked."""
 
-    def __init__(self, state: Path, sites: Mapping[str, int]) -> None:
+    grows = True
+
+    def __init__(self, state: Path) -> None:
         self.state = state
-        self.sites = dict(sites)
 
     def objection(self, node_id: int, index: int, name: str) -> str | None:
         """Return why a node may not be the site that it says it is; None where it may."""

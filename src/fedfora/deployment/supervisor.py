@@ -21,7 +21,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 LASTED_S = 120.0  # who lasts so long has started well
 STOPPING_S = 8.0
 MAX_LOG_BYTES = 20 << 20

@@ -28,8 +28,9 @@ from fedfora.config import Scalar
 from fedfora.data.loading import DataError
 from fedfora.deployment import codes, wire
 from fedfora.deployment.client_app import SOCKET
+from fedfora.deployment.run_state import RUN_NAME
 from fedfora.federated.client_app import make_client_app
-from fedfora.federated.common_settings import at_site
+from fedfora.federated.common_settings import as_scalar, at_site
 from fedfora.federated.embedded import introduce_this_process
 from fedfora.federated.exchange import FrozenFactorsMissingError
 from fedfora.federated.settings import from_run_config
@@ -48,7 +49,6 @@ OPERATIONS = {  # and the type of Flower's message for each
     "reveal": "query.reveal",
 }
 INFO = "info"
-RUN_NAME = "fedfora-run"  # in the run config: by what name the coordinator knows the run again
 LAST_RUN = "last-run.json"
 SILENCE_S = 60.0  # whoever connects and says nothing for so long is cut off
 
@@ -73,6 +73,7 @@ class Trainer:
         own: The settings that the site's administrator made.
         state: Directory of what it keeps.
         keys: Its signing key, and the public keys of all sites; for secure aggregation.
+        base_fingerprint: Of the only base that it takes part with; None for any.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Trainer:
     own: dict[str, Scalar]
     state: Path
     keys: tuple[Path, Path] | None = None
+    base_fingerprint: str | None = None
     answered: int = 0
     _contexts: dict[int, Context] = field(default_factory=dict)
 
@@ -150,9 +152,11 @@ class Trainer:
     def _open(self, run_config: dict[str, Scalar]) -> None:
         """Open the base; it stays open until a run has other settings."""
         try:
-            open_workplace(run_config)
+            found = open_workplace(run_config).base_fingerprint
         except (ValueError, OSError) as error:
             raise BaseError(str(error)) from error
+        if self.base_fingerprint not in (None, found):
+            raise BaseError(f"the base is {found}, the kit asks for {self.base_fingerprint}")
         text = json.dumps(run_config, indent=1)
         path = self.state / LAST_RUN
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -254,16 +258,10 @@ def main(directory: str) -> None:
     from fedfora.deployment.kit import read_site_kit
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    kit = read_site_kit(Path(directory))
-    serve(
-        Trainer(
-            kit.name,
-            kit.index,
-            kit.settings,
-            kit.state,
-            keys=(kit.directory / "site.key", kit.directory / "sites.json"),
-        )
-    )
+    kit = read_site_kit(directory)
+    own = {name: as_scalar(value) for name, value in kit.settings.items()}
+    keys = (kit.signing_key, kit.site_keys)
+    serve(Trainer(kit.name, kit.index, own, kit.state, keys, kit.base_fingerprint))
 
 
 if __name__ == "__main__":

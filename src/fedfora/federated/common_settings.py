@@ -5,7 +5,9 @@ directory, a model or a device there is the site's own business: such a setting 
 site refuses a run config that holds one.
 """
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 from fedfora.config import Scalar
 
@@ -35,6 +37,8 @@ OWN = frozenset(
 # Travel as defaults; a site that sets another value takes part all the same.
 ADJUSTABLE = frozenset(
     {
+        "task",
+        "source_prefix",
         "instruction_column",
         "prompt_column",
         "response_column",
@@ -65,8 +69,14 @@ def at_site(received: Mapping[str, Scalar], own: Mapping[str, Scalar]) -> dict[s
     """
     if wrong := sorted(name for name in received if _plain(name) in OWN):
         raise ValueError(f"the coordinator may not set {', '.join(wrong)} at a site")
-    named = {_plain(name): value for name, value in received.items()}
-    return {**named, **{_plain(name): value for name, value in own.items()}}
+    return {_plain(name): value for name, value in [*received.items(), *own.items()]}
+
+
+def as_scalar(value: Any) -> Scalar:
+    """Return a setting from a YAML file as Flower's run config can hold it: lists become words."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _plain(name: str) -> str:

@@ -134,6 +134,15 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         """Take over what `state` returned after an earlier round."""
         self.aggregator.optimizer.moments = dict(state)
 
+    def admit(self, site: SiteInfo) -> None:
+        """Take a site in from the next round on; it replaces a node with the same number."""
+        gone = {node for node, known in self.sites.items() if known.index == site.index}
+        sites = [known for node, known in self.sites.items() if node not in gone]
+        ordered = sorted([*sites, site], key=lambda known: known.index)
+        self.sites = {known.node_id: known for known in ordered}
+        if self.secure is not None:
+            self.secure.admit(site.node_id, site.index)
+
     def sample(self, server_round: int) -> list[SiteInfo]:
         """Return the sites of a round, by index; the same seed draws the same sites.
 
