@@ -48,8 +48,9 @@ def _print(done: "Provisioned") -> None:
         print(f"site {name}: {sites / name} (hand it over by a safe way, then delete it here)")
     if done.revoked is not None:
         print(f"revoked: {done.revoked}; its keys are in no list any more")
-        print("  a coordinator that is running lets it in until it is stopped and started again:")
-        print("  it then goes on from its last checkpoint")
+    if done.revoked is not None or (done.added and done.need_keys):
+        print("  a coordinator that runs on this kit knows it within seconds; one on another")
+        print(f"  machine needs nodes, sites.json and kit.yaml of {kit.directory}")
     if done.need_keys:
         names = ", ".join(done.need_keys)
         print(f"new list of keys: {kit.site_keys}")

@@ -6,6 +6,8 @@ of the sites through. All of nginx's own files lie in the kit's `state`; it need
 """
 
 import ipaddress
+import os
+import shutil
 
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.papers import template
@@ -39,6 +41,20 @@ def gate_configuration(kit: CoordinatorKit) -> str:
         listen=f"{_listening(kit.host)}{kit.port}",
         paths="|".join(FLEET_PATHS),
     )
+
+
+def gate_command(kit: CoordinatorKit) -> list[str] | None:
+    """Return the command that runs the gate in the foreground; None where there is no nginx.
+
+    The kit's `state` must be there before it runs.
+    """
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if nginx is None:
+        return None
+    errors = str(kit.state / "gate-error.log")
+    # Root's nginx would let its workers be somebody else, who cannot enter the kit.
+    user = ["-g", "user root;"] if os.geteuid() == 0 else []
+    return [nginx, "-e", errors, "-p", str(kit.directory), "-c", str(kit.gate), *user]
 
 
 def _listening(host: str) -> str:

@@ -301,7 +301,7 @@ def _site(document: Document, place: Path) -> SiteKit:
         index=document.integer(("index",), 0, MAX_SITES),
         host=host,
         port=port,
-        settings=check_site_flags(document, ("settings",), {}),
+        settings=check_site_flags(document, ("settings",), None),
         base_fingerprint=read_fingerprint(document),
         made_with=document.mapping(("made_with",), empty=True),
     )

@@ -31,6 +31,7 @@ from fedfora.deployment.kit import (
     write_file,
 )
 from fedfora.deployment.papers import readme, start_script
+from fedfora.deployment.settings import own_flags
 from fedfora.deployment.sites_file import SitesFile
 from fedfora.federated.site_identity import Pinned, read_site_keys
 from fedfora.protection.keys import make_signing_key, read_signing_key
@@ -85,7 +86,7 @@ def provision(
         done = Provisioned(place, _fitting(plan, place, revoke))
         _check_way(done, plan, revoke=revoke, renew=renew)
         if revoke is not None:
-            _revoke(done, revoke)
+            _revoke(done, plan, revoke)
         _bring_up_to_date(done, plan)
         if renew:
             _renew(done, valid_days)
@@ -131,10 +132,10 @@ def _fitting(plan: SitesFile, place: Path, revoke: str | None) -> CoordinatorKit
                 f"{plan.path}: {name} is {wanted!r}, but the kits in {place} say {there!r}; sites "
                 "hold it in their kits: provision anew into another --output_dir"
             )
-    if revoke is not None and revoke not in kit.sites:
+    if revoke is not None and revoke not in {**kit.sites, **kit.revoked}:
         known = ", ".join(kit.sites)
         raise ValueError(f"--revoke {revoke}: no such site in {place} (known: {known})")
-    if revoke is not None and len(kit.sites) == 1:
+    if list(kit.sites) == [revoke]:
         raise ValueError(f"--revoke {revoke}: it is the only site left")
     for name in kit.sites:
         if name not in plan.sites and name != revoke:
@@ -143,7 +144,7 @@ def _fitting(plan: SitesFile, place: Path, revoke: str | None) -> CoordinatorKit
                 f"--revoke {name} takes it out"
             )
     for name in plan.sites:
-        if name in kit.revoked:
+        if name in kit.revoked and name != revoke:
             raise ValueError(
                 f"{plan.path}: sites.{name} was revoked; delete it there, or let the site come "
                 "back under another name"
@@ -155,7 +156,7 @@ def _check_way(done: Provisioned, plan: SitesFile, *, revoke: str | None, renew:
     """Raise where something is missing or in the way, before anything is changed."""
     for name in plan.sites:
         directory = done.place / SITES / name
-        if name not in done.kit.sites and directory.exists():
+        if name not in {**done.kit.sites, **done.kit.revoked} and directory.exists():
             raise ValueError(
                 f"{directory} is there, but no part of the federation (a provisioning that was "
                 "interrupted?); move it away first"
@@ -201,7 +202,7 @@ def _add(done: Provisioned, plan: SitesFile, name: str) -> None:
         index=done.kit.next_index,
         host=plan.host,
         port=plan.port,
-        settings=plan.sites[name],
+        settings=own_flags(plan.settings, plan.sites[name]),
         base_fingerprint=plan.base_fingerprint,
         made_with=_versions(),
     )
@@ -224,20 +225,26 @@ def _add(done: Provisioned, plan: SitesFile, name: str) -> None:
     done.kit = replace(done.kit, sites={**done.kit.sites, name: kit.index})
 
 
-def _revoke(done: Provisioned, name: str) -> None:
-    """Take a site's keys out of the coordinator's kit, and delete those of a kit that is here."""
-    index = done.kit.sites[name]
-    keys = read_site_keys(done.kit.site_keys)
-    keys.pop(index, None)
-    done.kit.node(name).unlink(missing_ok=True)
-    _write_keys(done.kit.site_keys, keys)
+def _revoke(done: Provisioned, plan: SitesFile, name: str) -> None:
+    """Take a site's keys out of the coordinator's kit, and delete those of a kit that is here.
+
+    The description comes first and the keys after it: stopped in between, it can be done again.
+    """
+    kit = done.kit
+    index = kit.revoked[name] if name in kit.revoked else kit.sites[name]
     done.revoked = name
     done.kit = replace(
-        done.kit,
-        sites={site: number for site, number in done.kit.sites.items() if site != name},
-        revoked={**done.kit.revoked, name: index},
+        kit,
+        quorum=plan.quorum,
+        sites={site: number for site, number in kit.sites.items() if site != name},
+        revoked={**kit.revoked, name: index},
     )
-    gone = SiteKit(done.place / SITES / name, done.kit.federation, name, index, "", 0)
+    write_description(done.kit)
+    kit.node(name).unlink(missing_ok=True)
+    keys = read_site_keys(kit.site_keys)
+    keys.pop(index, None)
+    _write_keys(kit.site_keys, keys)
+    gone = SiteKit(done.place / SITES / name, kit.federation, name, index, kit.host, kit.port)
     for path in (*gone.private_files, gone.node_public_key, gone.public_key, gone.site_keys):
         path.unlink(missing_ok=True)
 
@@ -269,7 +276,7 @@ def _note_changes(done: Provisioned, plan: SitesFile, older: list[str]) -> None:
         directory = done.place / SITES / name
         if not (directory / DESCRIPTION).is_file() or name not in plan.sites:
             continue
-        if read_site_kit(directory).settings != plan.sites[name]:
+        if read_site_kit(directory).settings != own_flags(plan.settings, plan.sites[name]):
             done.notes.append(
                 f"{name}: its flags in {plan.path.name} are not those of its kit, which hold; "
                 f"change {directory / DESCRIPTION}"

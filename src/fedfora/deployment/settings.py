@@ -1,5 +1,6 @@
 """What the user says about a deployment, and who may set which flag of a federation."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +14,7 @@ DATA_OF_ALL = {"max_source_length", "max_target_length", "template"}  # the prom
 SITE_FLAGS = frozenset(
     {field.name for field in fields(DataArguments)} - DATA_OF_ALL
     | {"model_name_or_path", "hub", "cache_dir", "device"}
-    | {"gradient_checkpointing", "privacy_dir"}
+    | {"gradient_checkpointing", "privacy_dir", "partition", "num_clients", "secure_aggregation"}
 )
 NOT_OF_FEDERATION = {
     "engine": "the engine is the deployment itself",
@@ -48,6 +49,12 @@ def settings_of(mapping: Mapping[str, Any]) -> FederationSettings:
     return FederationSettings(*ConfigParser(SECTIONS.values()).parse_mapping(mapping))
 
 
+def own_flags(federation: Mapping[str, Any], site: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags for a site's kit: its own, and what all sites are told of the same kind."""
+    told = {name: value for name, value in federation.items() if name in SITE_FLAGS}
+    return {**told, **site}
+
+
 def check_federation_flags(document: Document, keys: Keys) -> dict[str, Any]:
     """Return the flags of the whole federation, checked as `fedfora simulate` checks them.
 
@@ -63,9 +70,9 @@ def check_federation_flags(document: Document, keys: Keys) -> dict[str, Any]:
 
 
 def check_site_flags(
-    document: Document, keys: Keys, federation: Mapping[str, Any]
+    document: Document, keys: Keys, federation: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return a site's own flags, checked together with those of the federation.
+    """Return a site's own flags, checked together with those of the federation where it is known.
 
     Raises:
         ValueError: Naming file, line and flag.
@@ -82,11 +89,13 @@ def check_site_flags(
 
 
 def _parse(
-    document: Document, keys: Keys, given: Mapping[str, Any], others: Mapping[str, Any]
+    document: Document, keys: Keys, given: Mapping[str, Any], others: Mapping[str, Any] | None
 ) -> None:
     try:
-        settings_of({**others, **given})
+        if others is None:
+            ConfigParser(SECTIONS.values()).parse_mapping(given)
+        else:
+            settings_of({**others, **given})
     except ValueError as error:
-        words = str(error).replace("=", " ").replace(":", " ").replace(";", " ").split()
-        named = [word[2:] for word in words if word.startswith("--") and word[2:] in given]
+        named = [name for name in re.findall(r"--(\w+)", str(error)) if name in given]
         raise document.error((*keys, *named[:1]), str(error)) from error

@@ -1,0 +1,325 @@
+"""The gate, with the real nginx: sites' paths go through, nothing else does."""
+
+import inspect
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from http.client import HTTPConnection, HTTPSConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socket import create_connection, socket
+
+import pytest
+
+from fedfora.deployment.gate import FLEET_PATHS, MAX_BODY_MIB, gate_command, gate_configuration
+from fedfora.deployment.kit import read_coordinator_kit
+from fedfora.deployment.provision import provision
+from fedfora.deployment.sites_file import read_sites_file
+
+NOBODY = 65534
+PATIENT = b"the notes of a patient"
+CUT_OFF = (BrokenPipeError, ConnectionResetError, ssl.SSLError)  # refused before all was sent
+
+
+def free_port():
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class SuperLink(ThreadingHTTPServer):
+    """Stands behind the gate, keeps what reached it, and answers with how much that was."""
+
+    def __init__(self, kit):
+        self.seen = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                outer.seen.append((self.path, dict(self.headers), body))
+                answer = str(len(body)).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_GET = do_PUT = do_POST
+
+            def log_message(self, *words):
+                pass
+
+        super().__init__(("127.0.0.1", kit.superlink_port), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(kit.server_certificate, kit.server_key)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+
+    def handle_error(self, request, client_address):
+        pass
+
+
+@contextmanager
+def serving(server):
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def nginx(kit, account=None):
+    """The gate in the foreground, for as long as it is needed."""
+    process = subprocess.Popen(
+        gate_command(kit) if account is None else gate_command(kit)[:7],
+        stderr=subprocess.PIPE,
+        user=account,
+        group=account,
+        extra_groups=None if account is None else [],
+        cwd="/",
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                create_connection(("127.0.0.1", kit.port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        assert process.poll() is None, process.stderr.read().decode()
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def kit():
+    """A coordinator's kit that an account without any rights can own."""
+    place = Path(tempfile.mkdtemp(prefix="gate-"))
+    file = place / "sites.yaml"
+    file.write_text(
+        "federation: clinics\n"
+        f"coordinator: {{host: 127.0.0.1, port: {free_port()}, superlink_port: {free_port()}}}\n"
+        "sites: {a: {train_file: clinic}, b: {train_file: clinic}}\n"
+    )
+    kit = provision(read_sites_file(file), place / "kits").kit
+    if gate_command(kit) is None:
+        shutil.rmtree(place)
+        pytest.skip("nginx is not installed: apt-get install nginx-light")
+    kit.state.mkdir(mode=0o700)
+    yield kit
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def gate(kit):
+    """The gate and what is behind it; run by an account without rights where root runs the tests.
+
+    Its log is not written by anybody else, and nothing is written outside of the kit.
+    """
+    account = None
+    if os.geteuid() == 0:
+        account = NOBODY
+        place = kit.directory.parent.parent
+        for path in (place, *place.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+    with serving(SuperLink(kit)) as superlink, nginx(kit, account):
+        yield superlink
+
+
+def ask(kit, path, body=b"", method="POST", headers=None):
+    """Return status and answer, as a site gets them."""
+    here = ssl.create_default_context(cafile=kit.authority)
+    connection = HTTPSConnection("127.0.0.1", kit.port, timeout=30, context=here)
+    try:
+        connection.request(method, path, body=body, headers=headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_nginx_takes_the_configuration_without_a_word(kit):
+    done = subprocess.run([*gate_command(kit), "-t"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "warn" not in done.stderr
+    assert "test is successful" in done.stderr
+
+
+def test_the_paths_are_those_that_flowers_supernode_asks_for():
+    client = pytest.importorskip("flwr.supernode.fleet_http_client", reason="needs flwr 1.38")
+    asked = re.findall(r'path="/v1/fleet/([^"]+)"', inspect.getsource(client))
+    assert len(asked) == 12
+    assert sorted(asked) == sorted(FLEET_PATHS)
+
+
+@pytest.mark.parametrize("path", FLEET_PATHS)
+def test_the_paths_of_the_sites_reach_the_superlink(kit, gate, path):
+    signed = {"flwr-signature": "signed", "flwr-public-key": "known"}
+    status, answer = ask(kit, f"/v1/fleet/{path}", PATIENT, headers=signed)
+    assert (status, answer) == (200, str(len(PATIENT)).encode())
+    seen, headers, body = gate.seen[-1]
+    assert (seen, body) == (f"/v1/fleet/{path}", PATIENT)
+    assert signed.items() <= headers.items()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/health",
+        "/docs",
+        "/openapi.json",
+        "/v1/control/start-run",
+        "/v1/control/register-node",
+        "/v1/runtime/push-messages",
+        "/v1/fleet",
+        "/v1/fleet/",
+        "/v1/fleet/start-run",
+        "/v1/fleet/get-run/more",
+        "/V1/FLEET/get-run",
+        "/v1/fleet/../control/start-run",
+        "/v1/fleet/%2e%2e/control/start-run",
+        "/v1/fleet/get-run/../../control/start-run",
+        "/v1/fleet/get-run%0a",
+        "//v1//control//start-run",
+        "/api/v1/fleet/get-run",
+    ],
+)
+def test_no_other_path_gets_through(kit, gate, path):
+    before = len(gate.seen)
+    assert ask(kit, path, b"x")[0] in (400, 403, 404)
+    assert len(gate.seen) == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run/../../fleet/get-run",
+        "/v1//fleet/get-run",
+        "/v1/fleet/get%2Drun?x=/v1",
+    ],
+)
+def test_what_gets_through_is_written_as_the_gate_read_it(kit, gate, path):
+    """Else the gate could read one path, and the SuperLink another."""
+    assert ask(kit, path, b"x")[0] == 200
+    assert gate.seen[-1][0] == "/v1/fleet/get-run"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
+def test_only_post_gets_through(kit, gate, method):
+    before = len(gate.seen)
+    assert ask(kit, "/v1/fleet/get-run", b"x", method=method)[0] in (403, 405)
+    assert len(gate.seen) == before
+
+
+def test_a_body_of_the_largest_size_goes_through_and_a_larger_one_does_not(kit, gate):
+    size = MAX_BODY_MIB * 2**20
+    assert ask(kit, "/v1/fleet/push-object", bytes(size)) == (200, str(size).encode())
+    before = len(gate.seen)
+    with suppress(*CUT_OFF):
+        assert ask(kit, "/v1/fleet/push-object", bytes(size + 1))[0] == 413
+    assert len(gate.seen) == before
+
+
+def test_a_body_that_does_not_say_its_size_is_limited_too(kit, gate):
+    def pieces():
+        for _ in range(MAX_BODY_MIB + 1):
+            yield bytes(2**20)
+
+    before = len(gate.seen)
+    with suppress(*CUT_OFF):
+        assert ask(kit, "/v1/fleet/push-object", pieces())[0] == 413
+    assert len(gate.seen) == before
+
+
+def test_without_tls_nothing_is_answered(kit, gate):
+    before = len(gate.seen)
+    connection = HTTPConnection("127.0.0.1", kit.port, timeout=30)
+    connection.request("POST", "/v1/fleet/get-run", body=b"x")
+    assert connection.getresponse().status == 400
+    connection.close()
+    assert len(gate.seen) == before
+
+
+def test_an_old_version_of_tls_is_refused(kit, gate):
+    here = ssl.create_default_context(cafile=kit.authority)
+    here.maximum_version = ssl.TLSVersion.TLSv1_2
+    connection = HTTPSConnection("127.0.0.1", kit.port, timeout=30, context=here)
+    connection.connect()
+    assert connection.sock.version() == "TLSv1.2"
+    connection.close()
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        here.minimum_version = here.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError):
+        connection.connect()
+
+
+def test_nothing_of_a_body_is_left_on_the_disk(kit, gate):
+    ask(kit, "/v1/fleet/push-object", PATIENT * 100_000)
+    ask(kit, "/v1/control/start-run?" + PATIENT.decode().replace(" ", "+"), PATIENT)
+    log = (kit.state / "gate.log").read_text()
+    assert "127.0.0.1 POST /v1/control/start-run 403" in log
+    for path in kit.state.rglob("*"):
+        if path.is_file():
+            written = path.read_bytes()
+            assert PATIENT not in written
+            assert PATIENT.replace(b" ", b"+") not in written
+
+
+def test_the_gate_writes_into_its_kits_state_alone(kit, gate):
+    """It listens as an account that may write nowhere else."""
+    before = {path.name for path in kit.directory.iterdir()}
+    assert before == {
+        *("README.md", "ca.crt", "ca.key", "kit.yaml", "nginx.conf", "nodes", "server.crt"),
+        *("server.key", "sites.json", "start.sh", "state"),
+    }
+    assert (kit.state / "gate.pid").is_file()
+
+
+def test_a_superlink_with_another_certificate_gets_nothing(kit, tmp_path, gate):
+    """A program of somebody else that listens behind the gate does not see what sites send."""
+    file = tmp_path / "sites.yaml"
+    file.write_text(
+        f"federation: clinics\ncoordinator: {{host: 127.0.0.1, port: {free_port()}, "
+        f"superlink_port: {free_port()}}}\nsites: {{a: {{}}}}\n"
+    )
+    other = provision(read_sites_file(file), tmp_path / "kits").kit
+    other.state.mkdir()
+    false = SuperLink(replace(kit, superlink_port=other.superlink_port))
+    with serving(false), nginx(other):
+        assert ask(other, "/v1/fleet/get-run", PATIENT)[0] == 502
+    assert false.seen == []
+
+
+@pytest.mark.parametrize(
+    ("host", "listen"),
+    [
+        ("127.0.0.1", "listen 127.0.0.1:8443 ssl;"),
+        ("::1", "listen [::1]:8443 ssl;"),
+        ("localhost", "listen 127.0.0.1:8443 ssl;"),
+        ("10.1.2.3", "listen 8443 ssl;"),
+        ("fed.example.org", "listen 8443 ssl;"),
+        ("2001:db8::1", "listen [::]:8443 ssl;"),
+    ],
+)
+def test_loopback_stays_loopback(tmp_path, host, listen):
+    file = tmp_path / "sites.yaml"
+    file.write_text(
+        f"federation: f\ncoordinator: {{host: '{host}', port: 8443}}\nsites: {{a: {{}}}}\n"
+    )
+    kit = provision(read_sites_file(file), tmp_path / "kits").kit
+    assert listen in gate_configuration(kit)
+    assert read_coordinator_kit(kit.directory).host == host

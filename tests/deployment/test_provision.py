@@ -1,0 +1,312 @@
+"""Kits: what is written is read; keys stay; who is revoked is nowhere; nothing is half done."""
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedfora.cli.main import main
+from fedfora.deployment import provision as module
+from fedfora.deployment.kit import (
+    CoordinatorKit,
+    SiteKit,
+    read_coordinator_kit,
+    read_kit,
+    read_site_kit,
+    write_description,
+    write_file,
+)
+from fedfora.federated.site_identity import open_identity, read_site_keys
+
+THIRD = {"cardiology": {}, "dermatology": {}, "surgery": {"device": "cpu"}}
+
+
+def contents(place):
+    return {p.relative_to(place): p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file()}
+
+
+def keys(place):
+    names = ("node.key", "node.pub", "site.key", "site.pub", "ca.key", "ca.crt", "server.key")
+    return {path: data for path, data in contents(place).items() if path.name in names}
+
+
+def test_a_kit_that_is_written_is_the_kit_that_is_read(provisioned):
+    done = provisioned(quorum=2, base_fingerprint="0123456789abcdef")
+    assert read_coordinator_kit(done.kit.directory) == done.kit
+    kit = read_site_kit(done.place / "sites" / "dermatology")
+    assert kit.index == 1
+    assert kit.settings == {
+        "model_name_or_path": "clinic-base",
+        "train_file": "/data/notes.json",
+        "device": "cpu",
+    }
+    for old in (kit, done.kit):
+        new = replace(old, settings={**old.settings, "hub": "modelscope"}, base_fingerprint=None)
+        write_description(new)
+        assert read_kit(new.directory) == new
+
+
+def test_a_site_holds_to_secure_aggregation_where_the_federation_has_it(provisioned):
+    asked = {"secure_aggregation": True, "aggregation": "fedavg-factors", "num_rounds": 3}
+    done = provisioned(settings=asked)
+    kit = read_site_kit(done.place / "sites" / "cardiology")
+    assert kit.settings == {"secure_aggregation": True, "train_file": "/data/notes.json"}
+
+
+def test_only_the_owner_reads_a_kit(provisioned):
+    place = provisioned().place
+    for directory in (place, place / "coordinator", *(place / "sites").iterdir()):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    private = list(place.rglob("*.key"))
+    assert len(private) == 2 + 2 * 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
+
+
+def test_each_site_has_its_own_keys_and_everybody_knows_all_public_ones(provisioned):
+    done = provisioned()
+    kits = [read_site_kit(done.place / "sites" / name) for name in done.kit.sites]
+    pins = read_site_keys(done.kit.site_keys)
+    for kit in kits:
+        node_config = {"signing-key": str(kit.signing_key), "site-keys": str(kit.site_keys)}
+        identity, known = open_identity(node_config, seed=0)
+        assert known == pins
+        assert pins[kit.index] == identity.public_bytes
+        assert done.kit.node(kit.name).read_bytes() == kit.node_public_key.read_bytes()
+    assert len(set(pins.values())) == 2
+    assert kits[0].node_key.read_bytes() != kits[1].node_key.read_bytes()
+
+
+def test_no_private_key_is_in_a_kit_of_somebody_else(provisioned):
+    place = provisioned().place
+    for secret in place.rglob("*.key"):
+        lines = secret.read_text().splitlines()[1:-1]
+        for path, data in contents(place).items():
+            if path != secret.relative_to(place):
+                assert lines[len(lines) // 2].encode() not in data
+
+
+def test_provisioning_again_changes_nothing(provisioned):
+    before = contents(provisioned().place)
+    assert contents(provisioned().place) == before
+
+
+def test_a_late_site_joins_and_nobody_elses_keys_change(provisioned):
+    done = provisioned()
+    before = keys(done.place)
+    again = provisioned(sites=THIRD)
+    assert again.added == ["surgery"]
+    assert again.need_keys == ["cardiology", "dermatology"]
+    assert again.kit.sites == {"cardiology": 0, "dermatology": 1, "surgery": 2}
+    after = keys(again.place)
+    assert {path: after[path] for path in before} == before
+    lists = {
+        path: data for path, data in contents(again.place).items() if "sites.json" in str(path)
+    }
+    assert len(lists) == 4
+    assert len(set(lists.values())) == 1
+
+
+def test_what_a_site_says_about_itself_is_not_written_over(provisioned):
+    done = provisioned()
+    kit = read_site_kit(done.place / "sites" / "cardiology")
+    write_description(replace(kit, settings={"train_file": "/mine.json"}))
+    again = provisioned()
+    assert read_site_kit(kit.directory).settings == {"train_file": "/mine.json"}
+    assert "cardiology: its flags in sites.yaml are not those of its kit" in again.notes[0]
+
+
+def test_kits_that_were_handed_over_are_not_needed_any_more(provisioned):
+    import shutil
+
+    done = provisioned()
+    shutil.rmtree(done.place / "sites")
+    (done.kit.directory / "ca.key").unlink()
+    again = provisioned(sites=THIRD)
+    assert again.need_keys == ["cardiology", "dermatology"]
+    assert [path.name for path in (done.place / "sites").iterdir()] == ["surgery"]
+    assert read_kit(again.kit.directory) == again.kit
+
+
+def test_the_key_of_a_revoked_site_is_nowhere(provisioned):
+    done = provisioned(sites=THIRD)
+    kit = read_site_kit(done.place / "sites" / "dermatology")
+    theirs = [
+        kit.node_key.read_bytes().splitlines()[2],
+        kit.node_public_key.read_bytes().split()[1],
+        kit.signing_key.read_bytes().splitlines()[1],
+        kit.public_key.read_bytes().splitlines()[1],
+    ]
+    pinned = done.kit.site_keys.read_text().splitlines()[2].split('"')[3].encode()
+    everything = b"".join(contents(done.place).values())
+    assert all(key in everything for key in [*theirs, pinned])
+    again = provisioned(sites=THIRD, revoke="dermatology")
+    everything = b"".join(contents(done.place).values())
+    assert not any(key in everything for key in [*theirs, pinned])
+    assert again.kit.sites == {"cardiology": 0, "surgery": 2}
+    assert again.kit.revoked == {"dermatology": 1}
+    assert read_kit(again.kit.directory) == again.kit
+
+
+def test_the_number_of_a_revoked_site_is_not_given_again(provisioned):
+    provisioned(sites=THIRD)
+    provisioned(sites=THIRD, revoke="surgery")
+    two = {name: {} for name in ("cardiology", "dermatology")}
+    assert provisioned(sites={**two, "radiology": {}}).kit.sites["radiology"] == 3
+    with pytest.raises(ValueError, match=r"sites\.surgery was revoked"):
+        provisioned(sites={**two, "radiology": {}, "surgery": {}})
+
+
+def test_the_certificate_can_be_renewed_and_the_authority_stays(provisioned):
+    done = provisioned()
+    before = keys(done.place)
+    old = done.kit.server_certificate.read_bytes()
+    again = provisioned(renew=True)
+    assert again.kit.server_certificate.read_bytes() != old
+    changed = {path.name for path, data in keys(done.place).items() if before[path] != data}
+    assert changed == {"server.key"}
+
+
+def test_what_does_not_fit_the_kits_is_refused_and_nothing_changes(provisioned, tmp_path):
+    place = provisioned().place
+    before = contents(place)
+    for words, text in (
+        ({"federation": "others"}, "federation is 'others', but the kits"),
+        ({"coordinator": {"host": "b.org", "port": 18443}}, "host is 'b.org'"),
+        ({"coordinator": {"host": "127.0.0.1", "port": 2}}, "port is 2"),
+        ({"sites": {"cardiology": {}}}, r"sites\.dermatology is missing.*--revoke dermatology"),
+        ({"revoke": "surgery"}, "--revoke surgery: no such site"),
+        ({"revoke": "cardiology", "quorum": 2}, "quorum: 2, but 1 sites are left"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            provisioned(**words)
+    (place / "coordinator" / "ca.key").rename(tmp_path / "ca.key")
+    with pytest.raises(ValueError, match="--renew needs"):
+        provisioned(renew=True)
+    (tmp_path / "ca.key").rename(place / "coordinator" / "ca.key")
+    assert contents(place) == before
+
+
+def test_a_directory_with_other_things_is_refused(provisioned, tmp_path):
+    (tmp_path / "kits").mkdir()
+    (tmp_path / "kits" / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="is not empty, and holds no kits"):
+        provisioned()
+    assert [path.name for path in (tmp_path / "kits").iterdir()] == ["thesis.tex"]
+
+
+def test_a_directory_that_is_no_site_of_the_federation_is_refused(provisioned):
+    place = provisioned().place
+    (place / "sites" / "surgery").mkdir()
+    before = contents(place)
+    with pytest.raises(ValueError, match="no part of the federation"):
+        provisioned(sites=THIRD)
+    assert contents(place) == before
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """A function that lets so many files be written, and then says Ctrl+C."""
+
+    def stop_after(count):
+        written = []
+
+        def writing(*words):
+            if len(written) == count:
+                raise KeyboardInterrupt
+            written.append(words)
+            write_file(*words)
+
+        monkeypatch.setattr(module, "write_file", writing)
+
+    return stop_after
+
+
+@pytest.mark.parametrize("count", range(0, 22, 3))
+def test_a_first_provisioning_that_is_stopped_leaves_nothing(
+    provisioned, tmp_path, stopping, count
+):
+    stopping(count)
+    with pytest.raises(KeyboardInterrupt):
+        provisioned()
+    assert [path.name for path in tmp_path.iterdir()] == ["sites.yaml"]
+
+
+@pytest.mark.parametrize("count", range(12))
+def test_adding_a_site_that_is_stopped_leaves_kits_that_work(provisioned, stopping, count):
+    done = provisioned()
+    before = keys(done.place)
+    stopping(count)
+    with pytest.raises(KeyboardInterrupt):
+        provisioned(sites=THIRD)
+    for path in (done.kit.directory, *(done.place / "sites" / name for name in done.kit.sites)):
+        read_kit(path)
+    after = keys(done.place)
+    assert {path: after[path] for path in before} == before
+    assert not list((done.place / "sites").glob(".*"))
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_a_revocation_that_is_stopped_can_be_done_again(provisioned, stopping, count):
+    done = provisioned(sites=THIRD)
+    pinned = read_site_keys(done.kit.site_keys)[1]
+    stopping(count)
+    with pytest.raises(KeyboardInterrupt):
+        provisioned(sites=THIRD, revoke="dermatology")
+    stopping(1000)
+    again = provisioned(sites=THIRD, revoke="dermatology")
+    assert again.kit.revoked == {"dermatology": 1}
+    assert not again.kit.node("dermatology").exists()
+    for path in done.place.rglob("sites.json"):
+        assert pinned not in read_site_keys(path).values()
+    assert read_kit(again.kit.directory) == again.kit
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("role: site", "role: boss", r"kit\.yaml, line 1: role: expected site or coordinator"),
+        ("index: 0", "index: -1", r"line 4: index: expected a whole number from 0"),
+        ("train_file:", "trainfile:", r"settings\.trainfile: unknown option"),
+        ("port: 18443", "port: x", r"coordinator\.port: expected a whole number"),
+    ],
+)
+def test_a_kit_that_was_edited_wrongly_says_where(provisioned, old, new, text):
+    path = provisioned().place / "sites" / "cardiology" / "kit.yaml"
+    words = path.read_text()
+    assert old in words
+    path.write_text(words.replace(old, new))
+    with pytest.raises(ValueError, match=text):
+        read_kit(path.parent)
+
+
+def test_a_kit_with_a_file_missing_says_which(provisioned):
+    place = provisioned().place
+    (place / "sites" / "cardiology" / "node.key").unlink()
+    with pytest.raises(ValueError, match=r"node\.key is missing"):
+        read_site_kit(place / "sites" / "cardiology")
+    with pytest.raises(ValueError, match="no kit there"):
+        read_kit(place)
+    with pytest.raises(ValueError, match="is the coordinator's"):
+        read_site_kit(place / "coordinator")
+    with pytest.raises(ValueError, match="is that of site dermatology"):
+        read_coordinator_kit(place / "sites" / "dermatology")
+
+
+def test_the_command_says_what_to_hand_to_whom(sites_file, tmp_path, capsys):
+    words = ["provision", str(sites_file()), "--output_dir", str(tmp_path / "kits")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert f"site cardiology: {tmp_path / 'kits' / 'sites' / 'cardiology'}" in out
+    assert "ca.key" in out
+    assert main([*words, "--revoke", "cardiology"]) == 0
+    out = capsys.readouterr().out
+    assert "revoked: cardiology" in out
+    assert "dermatology" in out.split("each older site")[1]
+    assert main(["provision", "--output_dir", str(tmp_path / "other")]) == 2
+    assert "which federation?" in capsys.readouterr().err
+
+
+def test_kits_are_values():
+    assert SiteKit(Path("a"), "f", "n", 0, "h", 1) == SiteKit(Path("a"), "f", "n", 0, "h", 1)
+    assert CoordinatorKit(Path("a"), "f", "h", 1, 2).next_index == 0
