@@ -1,7 +1,7 @@
 """fedfora coordinator: what the coordinator of a real federation runs.
 
-`fedfora coordinator --kit DIR` keeps SuperLink and gate running; `fedfora coordinator run --kit DIR`
-does the same for as long as one run takes, and goes on with the run that was on.
+`fedfora coordinator --kit DIR` keeps SuperLink and gate running; with the word `run` before the
+flags, it does so for as long as one run takes, and goes on with the run that was on.
 """
 
 from collections.abc import Sequence

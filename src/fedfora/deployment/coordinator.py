@@ -151,8 +151,6 @@ def gate_command(kit: CoordinatorKit) -> list[str]:
     return [*words, "-g", "user root;"] if os.geteuid() == 0 else words
 
 
-
-
 def _listens(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0):

@@ -34,7 +34,7 @@ clientapp = "fedfora_app.client:app"
 [tool.flwr.app.config]
 """
 _FILES = {
-    "__init__.py": '"""What travels of a run: two names; the code is what each side installed."""\n',
+    "__init__.py": '"""All that travels of a run. Each side runs what it installed."""\n',
     "server.py": (
         '"""The coordinator\'s side."""\n\nfrom fedfora.deployment.server_app import app\n\n'
         '__all__ = ["app"]\n'

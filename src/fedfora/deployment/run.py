@@ -155,7 +155,9 @@ def line_of(event: Event) -> str | None:
     if kind == "round":
         validation = event.get("validation_loss", event.get("received_validation_loss"))
         judged = "" if validation is None else f"   validation loss {validation:.3f}"
-        return f"round {event['round']}: {len(event['sites'])} sites, loss {event['loss']:.3f}{judged}"
+        return (
+            f"round {event['round']}: {len(event['sites'])} sites, loss {event['loss']:.3f}{judged}"
+        )
     if kind == "rejected":
         return f"round {event['round']}: without {event['site']}: {event['reason']}"
     if kind == "absent":

@@ -1,4 +1,4 @@
-"""What the coordinator's daemon and its ServerApp tell each other, through files in the kit's state.
+"""What the coordinator's daemon and its ServerApp tell each other: files in the kit's state.
 
 `run.json`, by the daemon: which run is on, with all its settings, and how often it was started.
 `server.json`, by the ServerApp: that it has begun, as which process. `outcome.json`, by the

@@ -12,7 +12,6 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedfora.config import Scalar
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
 from fedfora.deployment.run_state import (
     FINISHED,
@@ -115,8 +114,6 @@ class _Members(Membership):
             return f"it says it is {name!r}, its key is that of {registered!r}"
         known = read_coordinator_kit(self.state.parent).sites.get(name)
         return None if known == index else f"it says it is number {index}, {name} is {known}"
-
-
 
 
 app = make_app()

@@ -71,7 +71,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment},
                 start_new_session=True,
-                preexec_fn=_end_with_parent(os.getpid()),  # noqa: PLW1509
+                preexec_fn=_end_with_parent(os.getpid()),
             )
         self.started = time.monotonic()
         self.after_start()
@@ -145,7 +145,7 @@ class Supervisor:
         child.pause_s = min(2 * child.pause_s, LONGEST_PAUSE_S)
 
 
-class Stopped(BaseException):  # noqa: N818
+class Stopped(BaseException):
     """The process was told to end. Not an Exception, so that nobody on the way takes it for one."""
 
 

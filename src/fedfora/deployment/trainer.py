@@ -230,14 +230,14 @@ def _converse(connection: socket.socket, trainer: Trainer, max_bytes: int) -> No
 
 
 def _listening(directory: Path) -> socket.socket:
-    """Return a socket that only this user may open; its path is short from within the directory."""
-    os.chdir(directory)
-    Path(SOCKET).unlink(missing_ok=True)
+    """Return a socket that only this user may open, whatever the length of the directory's path."""
+    (directory / SOCKET).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
+    before, descriptor = os.umask(0o177), os.open(directory, os.O_RDONLY)
     try:
-        listener.bind(SOCKET)
+        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET}")
     finally:
+        os.close(descriptor)
         os.umask(before)
     listener.listen()
     return listener
@@ -259,6 +259,7 @@ def main(directory: str) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     kit = read_site_kit(directory)
+    os.chdir(kit.directory)  # a relative path in kit.yaml is one from there
     own = {name: as_scalar(value) for name, value in kit.settings.items()}
     keys = (kit.signing_key, kit.site_keys)
     serve(Trainer(kit.name, kit.index, own, kit.state, keys, kit.base_fingerprint))

@@ -66,7 +66,8 @@ def encode(head: Head, content: RecordDict) -> bytes:
     }
     records = [[name, *_described(record)] for name, record in content.items()]
     text = json.dumps({"head": head, "records": records}).encode()
-    return _JSON.pack(len(text)) + text + save(arrays)
+    block: bytes = save(arrays)
+    return _JSON.pack(len(text)) + text + block
 
 
 def decode(frame: bytes) -> tuple[Head, RecordDict]:

@@ -1,4 +1,4 @@
-"""Which settings a federation shares, and which belong to whoever runs the process: no path travels.
+"""Which settings a federation shares, and which are a site's own: no path travels.
 
 The coordinator's settings travel to real sites with Flower's run config. What names a file, a
 directory, a model or a device there is the site's own business: such a setting never travels, and a

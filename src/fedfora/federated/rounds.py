@@ -230,7 +230,9 @@ class _Rounds:
 
     def _let_in(self, number: int) -> None:
         """Take in sites that came, or came back as another node, since the last round."""
-        lately = {node for node, asked in self.asked_in.items() if number - asked < ASK_AGAIN_ROUNDS}
+        lately = {
+            node for node, asked in self.asked_in.items() if number - asked < ASK_AGAIN_ROUNDS
+        }
         known = lately | set(self.strategy.sites)
         strangers = sorted(node for node in self.grid.get_node_ids() if node not in known)
         if not strangers:
