@@ -48,7 +48,7 @@ TASK: dict[str, Any] = {
     "gradient_accumulation_steps": 1,
     "per_device_eval_batch_size": 120,
     "max_target_length": 64,
-    "checkpoints_kept": 1,
+    "save_total_limit": 1,
     "overwrite_output_dir": True,
 }
 BY_SPECIALTY = {"partition": "by-column:specialty"}

@@ -1,7 +1,8 @@
 """Every command that the documentation shows as runnable runs.
 
 Blocks fenced as `bash` are run, page by page, in an empty directory and in their order; those
-fenced as `shell` need what a test has not: a GPU, a server, a network.
+fenced as `shell` need what a test has not: a GPU, a server, a network. In the same way those fenced
+as `python` are run, with a tiny base in the directory MODEL, and those fenced as `py` are not.
 """
 
 import re
@@ -12,12 +13,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = {
-    path.relative_to(ROOT).as_posix(): blocks
-    for path in sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
-    if (blocks := BLOCK.findall(path.read_text(encoding="utf-8")))
-}
+
+
+def blocks_of(language):
+    """Pages with blocks of that language to the blocks, in their order."""
+    block = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return {
+        path.relative_to(ROOT).as_posix(): blocks
+        for path in sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+        if (blocks := block.findall(path.read_text(encoding="utf-8")))
+    }
+
+
+PAGES, PYTHON = blocks_of("bash"), blocks_of("python")
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_every_python_block_of_the_page_runs(page, tmp_path, monkeypatch, tiny_dir):
+    (tmp_path / "MODEL").symlink_to(tiny_dir, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in PYTHON[page]:
+        exec(compile(block, page, "exec"), names)
 
 
 @pytest.mark.slow
@@ -36,6 +53,7 @@ def test_every_command_of_the_page_runs(page, tmp_path):
 
 def test_the_pages_that_promise_to_run_are_found():
     assert {"docs/index.md", "docs/own-data.md", "docs/simulate.md", "docs/serve.md"} <= set(PAGES)
+    assert {"README.md", "docs/fora.md"} <= set(PYTHON)
 
 
 @pytest.mark.skipif(

@@ -10,10 +10,12 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
+
+from fedfora._option_help import OptionHelp
 
 Scalar = str | int | float | bool
 
@@ -43,12 +45,24 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
     """`HfArgumentParser` plus `--config FILE`, without abbreviations, with hints for mistakes."""
 
     def __init__(self, dataclass_types: Iterable[Any], **kwargs: Any) -> None:
+        kwargs.setdefault("usage", "%(prog)s [--config FILE.yaml] [OPTIONS]")
         super().__init__(
             list(dataclass_types),
             allow_abbrev=False,
-            epilog="--config FILE.yaml sets defaults for any of these; the command line wins.",
+            formatter_class=OptionHelp,
+            epilog="--config FILE.yaml sets any of these; the command line wins. In names, dashes "
+            "may stand\nfor underscores. [Brackets] hold defaults.",
             **kwargs,
         )
+
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
+        """Put the options of each dataclass under a heading of their own, its first sentence."""
+        heading = (dtype.__doc__ or "").split("\n")[0].rstrip(".")
+        group = self.add_argument_group(heading)
+        hints = get_type_hints(dtype)
+        for item in dataclasses.fields(dtype):
+            item.type = hints[item.name]
+            self._parse_dataclass_field(group, item)
 
     def parse(
         self, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
@@ -143,7 +157,8 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
         close = difflib.get_close_matches(name.replace("-", "_"), options, n=1, cutoff=0.7) or (
             difflib.get_close_matches(name, options, n=1, cutoff=0.7)
         )
-        return f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "")
+        remedy = f"did you mean {close[0]}?" if close else f"{self.prog} --help lists them all"
+        return f"unknown option {name}; {remedy}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Add the nearest allowed value to argparse's message."""

@@ -1,11 +1,15 @@
 """Every mistake is one line that names it, found before any work starts; nothing is written."""
 
+import dataclasses
+import logging
+import re
 import subprocess
 import sys
 
 import pytest
 
 from fedfora.cli.main import main
+from fedfora.cli.quiet import Once
 
 
 @pytest.fixture
@@ -17,6 +21,10 @@ def files(tmp_path, rows_file):
     (tmp_path / "empty.json").write_text("")
     (tmp_path / "broken.json").write_text('{"input": "x", "output": "a_b_c"}\n{"input": \n')
     (tmp_path / "no_model").mkdir()
+    for kind, name in (("adapter", "adapter_config"), ("model", "config"), ("run", "config")):
+        (tmp_path / kind).mkdir()
+        suffix = "yaml" if kind == "run" else "json"
+        (tmp_path / kind / f"{name}.{suffix}").write_text("{}")
     return tmp_path
 
 
@@ -30,6 +38,7 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
     [
         ("simulat", "unknown command 'simulat'; did you mean 'simulate'"),
         (SIMULATE + "--num_round 3", "did you mean --num_rounds"),
+        (SIMULATE + "--lr 1e-3", "unknown option --lr; fedfora simulate --help lists them all"),
         (SIMULATE + "--train_file {d}/good.json --num_rounds 0", "--num_rounds must be at least 1"),
         (SIMULATE + "--train_file {d}/good.json --local_steps 0", "--local_steps must be at least"),
         (SIMULATE + "--train_file {d}/good.json --num_clients 5", "there are only 4 rows"),
@@ -66,7 +75,18 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
         (PREDICT + "--model_dir {d}/no_model", "holds no adapter_config.json"),
         (PREDICT + "--checkpoint_dir step-5", "--checkpoint_dir step-5: no directory with"),
         (PREDICT + "--ori_model_dir {d}/no_model", "holds no config.json"),
-        (PREDICT + "--ori_model_dir {d}/nowhere/x", "no model there"),
+        (PREDICT + "--ori_model_dir {d}/nowhere/x", "no model there: no such directory"),
+        (PREDICT + "--ori_model_dir {d}/adapter", "that is an adapter, not a base model"),
+        (PREDICT + "--model_dir {d}/model", "a base model: --model_name_or_path"),
+        (
+            "train --model_name_or_path clinic-base --train_file clinic --output_dir {d}/run",
+            "holds another run: --overwrite_output_dir starts over, --resume_from_checkpoint last",
+        ),
+        (
+            "simulate --model_name_or_path clinic-base --train_file clinic --num_clients 2 "
+            "--output_dir {d}/run",
+            "/run goes on with it",
+        ),
         (PREDICT, "--model_name_or_path is missing"),
         (PREDICT + "--temperature 0.5", "--temperature 0.5 has no effect without --do_sample"),
         (PREDICT + "--do_sample --top_p 1.5", "--top_p must be in (0, 1], got 1.5"),
@@ -126,3 +146,26 @@ def test_every_command_explains_itself(command, capsys):
         main([command, "--help"])
     assert stopped.value.code == 0
     assert "--config" in capsys.readouterr().out or command in ("evaluate", "demo", "info")
+
+
+def test_help_is_in_groups_and_says_every_option_once(capsys):
+    with pytest.raises(SystemExit):
+        main(["simulate", "--help"])
+    printed = capsys.readouterr().out
+    from fedfora.federated.settings import SECTIONS
+
+    headings = [section.__doc__.split("\n")[0].rstrip(".") + ":" for section in SECTIONS.values()]
+    places = [printed.index(f"\n{heading}\n") for heading in headings]
+    assert places == sorted(places)
+    for section in SECTIONS.values():
+        for field in dataclasses.fields(section):
+            assert len(re.findall(rf"^  --{field.name}[ ,\n]", printed, re.MULTILINE)) == 1
+
+
+def test_a_message_that_comes_again_is_shown_once():
+    once = Once()
+    first, again, other = (
+        logging.LogRecord("fedfora", logging.WARNING, "", 0, "skipped %d", (n,), None)
+        for n in (1, 1, 2)
+    )
+    assert [once.filter(record) for record in (first, again, other)] == [True, False, True]

@@ -57,7 +57,7 @@ def test_a_broken_row_is_named_by_file_and_line(tmp_path, line, message):
 def test_broken_rows_can_be_skipped_and_are_counted(tmp_path, caplog):
     path = write(tmp_path / "spo.json", json.dumps(ROW) + "\n{broken\n" + json.dumps(ROW))
     assert len(load(path, skip_bad_rows=True)) == 2
-    assert "skipped 1 broken rows of 3" in caplog.text
+    assert "skipped 1 of 3 rows, first: " in caplog.text
 
 
 @pytest.mark.parametrize(

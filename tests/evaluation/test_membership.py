@@ -36,25 +36,32 @@ def test_nothing_to_compare_is_refused():
         separation(torch.ones(3), torch.ones(0))
 
 
-def test_an_audit_tells_rows_that_were_trained_on_from_others(
-    tiny_dir, rows_file, tmp_path, capsys
-):
+def test_an_audit_finds_rows_and_secrets_that_were_trained_on(rows_file, tmp_path, capsys):
     from fedfora.data.clinic import clinic_rows
 
     rows = clinic_rows()
     trained, held_out = rows_file(rows[:6], "in.json"), rows_file(rows[6:18], "out.json")
     out = tmp_path / "run"
     words = (
-        f"train --model_name_or_path {tiny_dir} --quantization none --train_file {trained} "
-        f"--output_dir {out} --max_steps 60 --per_device_train_batch_size 6 "
-        "--gradient_accumulation_steps 1 --learning_rate 0.03 --lr_scheduler_type constant"
+        f"train --model_name_or_path clinic-base --quantization none --train_file {trained} "
+        f"--output_dir {out} --max_steps 30 --per_device_train_batch_size 10 "
+        "--canaries 2 --canary_copies 2 "
+        "--gradient_accumulation_steps 1 --learning_rate 0.01 --lr_scheduler_type constant"
     )
     assert main(words.split()) == 0
     assert main(f"audit --run {out}".split()) == 2
     assert "--held_out_file is missing" in capsys.readouterr().err
-    assert main(f"audit --run {out} --held_out_file {held_out}".split()) == 0
-    assert "adapter" in capsys.readouterr().out
+    fast = "--inversion_rows 1 --inversion_tokens 2 --inversion_choices 8 --canary_alternatives 63"
+    assert main(f"audit --run {out} --held_out_file {held_out} {fast}".split()) == 0
+    shown = capsys.readouterr().out
+    for words in ("adapter", "2 canaries", "before", "none: one row", "Guessing finds 12.5%"):
+        assert words in shown
     found = json.loads((out / "audit.json").read_text())
     assert found["adapter"]["auc"] > 0.6
     assert found["adapter"]["loss_in"] < found["base"]["loss_in"]
     assert found["rows"] == [6, 12]
+    assert sum(found["canaries"]["before_bits"]) < 10
+    assert found["canaries"]["after_bits"] == [6.0, 6.0]
+    protections = {row["protection"]: row["found"] for row in found["inversion"]}
+    assert protections["none: one row"] == 2
+    assert len(protections) == 3  # six rows make no batch of eight

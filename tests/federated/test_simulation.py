@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from fedfora.federated import site as site_module
 from fedfora.federated.simulation import read_rounds, simulate
+from fedfora.federated.site import open_site, open_workplace, site_names
 from fedfora.reporting.view import View
 
 
@@ -122,3 +123,16 @@ def test_an_earlier_run_is_not_overwritten_unless_asked(settings, tmp_path):
     simulate(settings(num_rounds=1, seed=9, overwrite_output_dir=True), View(1))
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() != before
     assert len(read_rounds(Path(tmp_path / "out"))) == 1
+
+
+def test_canaries_go_to_one_site_and_none_is_kept_back(settings):
+    plain = settings(validation_fraction=0.5)
+    with_them = settings(canaries=2, canary_copies=2, canary_site=1, validation_fraction=0.5)
+    for index, more in ((0, 0), (1, 4)):
+        before = open_site(open_workplace(plain.run_config()), index)
+        after = open_site(open_workplace(with_them.run_config()), index)
+        assert after.validation == before.validation
+        assert after.encoded[: len(before.encoded)] == before.encoded
+        assert len(after.encoded) == len(before.encoded) + more
+    with pytest.raises(ValueError, match="--canary_site 9"):
+        site_names(settings(canaries=1, canary_site=9))

@@ -1,6 +1,7 @@
-"""fedfora audit: attack a run's adapter, and say what the attack learned."""
+"""fedfora audit: attack a run's adapter, and say what the attacks learned."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fedfora.cli.quiet import quiet
 from fedfora.config import ConfigParser
@@ -14,11 +15,45 @@ def run(argv: Sequence[str]) -> None:
     (arguments,) = parser.parse(argv)
     quiet()
     found = audit(arguments)
-    print("membership inference by loss: 0.5 learns nothing, 1.0 knows every row")
-    print(f"{'':8s}  AUC (95 % interval)      found at 1 % false   loss in / out")
+    print("\n".join([*_membership(found), *_canaries(found), *_inversion(found)]))
+
+
+def _membership(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "membership inference by loss: 0.5 learns nothing, 1.0 knows every row",
+        f"{'':8s}  AUC (95 % interval)      found at 1 % false   loss in / out",
+    ]
     for name in ("adapter", "base"):
         row = found[name]
         interval = f"{row['auc']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
         losses = f"{row['loss_in']:.3f} / {row['loss_out']:.3f}"
-        print(f"{name:8s}  {interval:24s} {row['true_positive_rate']:8.1%}             {losses}")
-    print("The base has seen none of the rows; what it tells apart is a difference of the files.")
+        share = row["true_positive_rate"]
+        lines.append(f"{name:8s}  {interval:24s} {share:8.1%}             {losses}")
+    return [
+        *lines,
+        "The base has seen none of the rows; what it tells apart is a difference of the files.",
+    ]
+
+
+def _canaries(found: dict[str, Any]) -> list[str]:
+    if (row := found.get("canaries")) is None:
+        return ["", "canaries: none were planted (--canaries, when training)"]
+    lines = [
+        "",
+        f"{len(row['after_bits'])} canaries, {row['copies']} copies each, among "
+        f"{row['alternatives']} other codes: exposure in bits, mean and highest",
+    ]
+    for name, when in (("before_bits", "before"), ("after_bits", "after")):
+        bits = row[name]
+        lines.append(f"{when:8s}  {sum(bits) / len(bits):5.2f}  {max(bits):5.2f}")
+    return [*lines, f"Codes that were never seen have {row['unseen_bits']:.2f} bits on average."]
+
+
+def _inversion(found: dict[str, Any]) -> list[str]:
+    if not (rows := found.get("inversion")):
+        return []
+    lines = ["", "gradient inversion: hidden answer tokens read from one update"]
+    for row in rows:
+        share = f"{row['found']} of {row['tokens']}"
+        lines.append(f"{row['protection']:40s} {share:>10s}  {row['found'] / row['tokens']:6.1%}")
+    return [*lines, f"Guessing finds {rows[0]['chance']:.1%}."]

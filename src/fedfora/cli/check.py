@@ -1,5 +1,7 @@
 """fedfora check data FILE: what is in a file of rows, what would go wrong, what it would take.
 
+`fedfora check site --kit DIR` and `fedfora check federation --kit DIR` look at a kit.
+
 With --test_file also the rows that both files hold; with --model also token lengths, a rendered row
 and the memory of a training, from the model's configuration alone.
 """
@@ -18,7 +20,8 @@ from fedfora.training.settings import TrainArguments
 if TYPE_CHECKING:
     from fedfora.data.checks import RowsReport
 
-KINDS = ("data",)
+KITS = ("site", "federation")
+KINDS = ("data", *KITS)
 SHOWN = 10  # findings of a kind that are listed; all are counted
 SECTIONS = (DataArguments, ModelArguments, AdapterArguments, TrainArguments)
 
@@ -30,6 +33,10 @@ def run(argv: Sequence[str]) -> None:
         ValueError: If rows are broken, so that the exit status says so.
     """
     words = list(argv)
+    if words and words[0] in KITS:
+        from fedfora.cli.check_kit import run_kit
+
+        return run_kit(words[0], words[1:])
     if words and words[0] in KINDS:
         words = words[1:]
         if words and not words[0].startswith("-"):

@@ -144,7 +144,8 @@ def show(comparison: "Comparison", output_dir: str) -> None:
     console.print(table)
     console.print(
         "base: no adapter. alone: one clinic on its own notes. federated: all clinics, the notes\n"
-        "stay, adapters are averaged. central: all notes in one place, as many steps."
+        "stay, adapters are averaged. central: all notes in one place, as many steps.\n"
+        "parse rate: share of answers that have the form of triples, right or wrong."
     )
     _show_examples(console, comparison)
     console.print(f"\nRun directory: {output_dir}   whole demo: {clock(comparison.seconds)}")

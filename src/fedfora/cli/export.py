@@ -1,4 +1,8 @@
-"""fedfora export: an adapter in the form that others load, checked after writing."""
+"""fedfora export: an adapter in the form that others load, checked after writing.
+
+fedfora export --model_dir out/adapter --output_dir out/lora
+fedfora export --model_dir out/adapter --format merged --output_dir out/merged
+"""
 
 from collections.abc import Sequence
 

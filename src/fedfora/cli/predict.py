@@ -1,4 +1,10 @@
-"""fedfora predict: answer the rows of a file with an adapter, in batches."""
+"""fedfora predict: answer the rows of a file with an adapter, in batches.
+
+    fedfora predict --model_dir out/adapter --test_file test.json --output_dir out/answers
+
+The adapter knows its base; --model_name_or_path is for a base that lies elsewhere now, or that
+answers without an adapter.
+"""
 
 from collections.abc import Sequence
 

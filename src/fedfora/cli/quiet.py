@@ -5,11 +5,28 @@ import os
 import warnings
 
 
+class Once(logging.Filter):
+    """Lets each message through once: rows are read several times, their faults are told once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the message is new."""
+        message = record.getMessage()
+        new = message not in self._said
+        self._said.add(message)
+        return new
+
+
 def quiet() -> None:
     """Show warnings of fedfora and errors of everybody else; no bars but our own."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Once())
     logging.getLogger("fedfora").setLevel(logging.WARNING)
     for name in ("flwr", "bitsandbytes", "bitsandbytes.backends.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,10 @@
-"""fedfora simulate: a whole federation on this machine."""
+"""fedfora simulate: a whole federation on this machine.
+
+    fedfora simulate --model_name_or_path MODEL --train_file rows.json --test_file test.json
+        --partition iid --num_clients 4 --num_rounds 10 --output_dir out/federation
+
+It leaves an adapter as `fedfora train` does. --resume DIRECTORY goes on with a stopped run.
+"""
 
 from collections.abc import Sequence
 
@@ -13,11 +19,17 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS.values(), prog="fedfora simulate", description=__doc__)
     settings = resolve(argv, parser)
     quiet()
+    from fedfora.federated.outcome import outcome_lines, resume_hint
     from fedfora.federated.simulation import check_simulation, simulate, work_of
     from fedfora.reporting.view import View
 
     names = check_simulation(settings)
-    with View(work_of(settings)) as view:
-        view.line(f"{len(names)} sites: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}")
-        simulate(settings, view)
-    print(f"adapter, metrics, report.html: {settings.run.output_dir}")
+    try:
+        with View(work_of(settings)) as view:
+            more = " ..." if len(names) > 8 else ""
+            view.line(f"{len(names)} sites: {', '.join(names[:8])}{more}")
+            simulate(settings, view)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(resume_hint(settings.run.output_dir)) from stop
+    for line in outcome_lines(settings.run.output_dir):
+        print(line)

@@ -1,7 +1,9 @@
 """fedfora train: fine-tune one FoRA adapter on one device or, under a launcher, on many.
 
-torchrun -m fedfora train ..., accelerate launch -m fedfora train ..., or
-deepspeed --module fedfora train ... --deepspeed configs/deepspeed_zero2.json.
+fedfora train --model_name_or_path MODEL --train_file rows.json --output_dir out/adapter
+torchrun --nproc_per_node 2 -m fedfora train ...
+accelerate launch -m fedfora train ...
+deepspeed --module fedfora train ... --deepspeed configs/deepspeed_zero2.json
 """
 
 import os
@@ -24,7 +26,8 @@ def run(argv: Sequence[str]) -> None:
         result = train(settings, view)
     if os.environ.get("RANK", "0") != "0":
         return  # launchers start many processes; the first one talks
-    print(
-        f"loss {result.loss:.3f}, {result.tokens:,} tokens in {clock(result.seconds)}; "
-        f"adapter and metrics: {settings.run.output_dir}"
-    )
+    directory = settings.run.output_dir
+    print(f"mean loss {result.loss:.3f}, {result.tokens:,} tokens in {clock(result.seconds)}")
+    print(f"adapter: {directory}   report: {directory}/report.html")
+    print(f"try it: fedfora chat --adapter {directory}")
+    print(f"measure it: fedfora predict --model_dir {directory} --test_file TEST.json")

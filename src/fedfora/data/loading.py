@@ -67,16 +67,19 @@ def load_examples(
     Raises:
         DataError: If the source is missing or empty, or a row is broken, naming file and line.
     """
-    examples, skipped = [], 0
+    examples, skipped = [], []
     for where, row in rows_of(source):
         try:
             examples.append(example_of(row, where, settings, answers_needed=answers_needed))
-        except DataError:
+        except DataError as error:
             if not settings.skip_bad_rows:
                 raise
-            skipped += 1
+            skipped.append(error)
     if skipped:
-        logger.warning("%s: skipped %d broken rows of %d", source, skipped, skipped + len(examples))
+        rows = len(skipped) + len(examples)
+        logger.warning(
+            "%s: skipped %d of %d rows, first: %s", source, len(skipped), rows, skipped[0]
+        )
     if not examples:
         raise DataError(f"{source}: no rows")
     return examples

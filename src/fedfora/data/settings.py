@@ -45,6 +45,11 @@ class DataArguments:
         False, "encode the rows anew, although --cache_dir keeps them from an earlier training"
     )
     skip_bad_rows: bool = flag(False, "count and skip broken rows instead of stopping")
+    canaries: int = flag(
+        0, "made-up secrets to add to the training rows, which `fedfora audit` asks for afterwards"
+    )
+    canary_site: int = flag(0, "number of the site that trains on the canaries, counted from 0")
+    canary_copies: int = flag(1, "rows that each canary makes")
 
     def __post_init__(self) -> None:
         """Refuse lengths that leave no room."""
@@ -57,6 +62,9 @@ class DataArguments:
                 "--preprocessing_num_workers must be at least 1, got "
                 f"{self.preprocessing_num_workers}"
             )
+        for name, least in (("canaries", 0), ("canary_site", 0), ("canary_copies", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
         if self.max_target_length < 2:
             raise ValueError(
                 "--max_target_length must be at least 2 (a token and end-of-sequence), got "

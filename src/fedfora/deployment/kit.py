@@ -38,6 +38,7 @@ class SiteKit:
         host: DNS name or address of the gate.
         port: Of the gate.
         settings: The site's own flags: data and device.
+        planned: Flags of the federation when the kit was made; the coordinator's hold.
         base_fingerprint: Of the base that it must have; None if the sites only agree.
         made_with: Package to version where the kit was made.
     """
@@ -49,6 +50,7 @@ class SiteKit:
     host: str
     port: int
     settings: dict[str, Any] = field(default_factory=dict)
+    planned: dict[str, Any] = field(default_factory=dict)
     base_fingerprint: str | None = None
     made_with: dict[str, str] = field(default_factory=dict)
 
@@ -113,6 +115,7 @@ class SiteKit:
             "coordinator": {"host": self.host, "port": self.port},
             "base_fingerprint": self.base_fingerprint,
             "settings": self.settings,
+            "planned": self.planned,
             "made_with": self.made_with,
         }
 
@@ -292,7 +295,9 @@ def write_file(path: Path, content: bytes, mode: int) -> None:
 
 def _site(document: Document, place: Path) -> SiteKit:
     needed = ("role", "federation", "name", "index", "coordinator")
-    document.check_keys((), needed=needed, allowed=("base_fingerprint", "settings", "made_with"))
+    document.check_keys(
+        (), needed=needed, allowed=("base_fingerprint", "settings", "planned", "made_with")
+    )
     host, port, _ = read_address(document)
     return SiteKit(
         directory=place,
@@ -302,6 +307,7 @@ def _site(document: Document, place: Path) -> SiteKit:
         host=host,
         port=port,
         settings=check_site_flags(document, ("settings",), None),
+        planned=document.mapping(("planned",), empty=True),
         base_fingerprint=read_fingerprint(document),
         made_with=document.mapping(("made_with",), empty=True),
     )

@@ -31,7 +31,7 @@ from fedfora.deployment.kit import (
     write_file,
 )
 from fedfora.deployment.papers import readme, start_script
-from fedfora.deployment.settings import own_flags
+from fedfora.deployment.settings import SITE_FLAGS, own_flags
 from fedfora.deployment.sites_file import SitesFile
 from fedfora.federated.site_identity import Pinned, read_site_keys
 from fedfora.protection.keys import make_signing_key, read_signing_key
@@ -203,6 +203,7 @@ def _add(done: Provisioned, plan: SitesFile, name: str) -> None:
         host=plan.host,
         port=plan.port,
         settings=own_flags(plan.settings, plan.sites[name]),
+        planned={name: value for name, value in plan.settings.items() if name not in SITE_FLAGS},
         base_fingerprint=plan.base_fingerprint,
         made_with=_versions(),
     )

@@ -40,6 +40,13 @@ class ProvisionArguments:
             raise ValueError(f"--valid_days must be from 1 to 3650, got {self.valid_days}")
 
 
+@dataclass
+class CheckKitArguments:
+    """Which kit to look at."""
+
+    kit: str | None = flag(None, "directory of the kit")
+
+
 def settings_of(mapping: Mapping[str, Any]) -> FederationSettings:
     """Return all settings of a federation from the flags that differ from their defaults.
 

@@ -1,4 +1,4 @@
-"""`fedfora audit`: attack a run's own adapter, and say in numbers what the attack learned."""
+"""`fedfora audit`: attack a run's own adapter, and say in numbers what the attacks learned."""
 
 import json
 import random
@@ -8,10 +8,13 @@ from typing import Any
 
 import yaml
 
+from fedfora.adapter.state import read_state, set_trainable, write_state
 from fedfora.config import flag
-from fedfora.data.encoding import encode_examples, prompt_format
+from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
+from fedfora.evaluation.exposure import UNSEEN, exposures
+from fedfora.evaluation.inversion import Inversion, Protection
 from fedfora.evaluation.membership import row_losses, separation
 from fedfora.models.loading import load_adapter, load_base
 from fedfora.models.saving import read_prompt_format
@@ -19,25 +22,42 @@ from fedfora.models.settings import ModelArguments
 from fedfora.reporting.record import write_text
 
 FILE = "audit.json"
+OTHER_ROWS, OTHER_SITES = 7, 2  # who else is in a sum: a batch of 8, the fewest sites
 
 
 @dataclass
 class AuditArguments:
-    """Which run to attack, and with which rows."""
+    """Which run to attack, with which rows, and how hard."""
 
     run: str | None = flag(None, "run directory of train, simulate or demo")
     held_out_file: str | None = flag(
         None, "rows of the same kind that were not trained on; default the run's --test_file"
     )
-    max_rows: int = flag(500, "rows of either kind that the attack looks at")
+    max_rows: int = flag(500, "rows of either kind that the membership attack looks at")
     batch_size: int = flag(16, "rows per forward pass")
+    canary_alternatives: int = flag(255, "other codes that each planted canary is ranked among")
+    inversion_rows: int = flag(4, "rows whose answers are read from one update; 0 for none")
+    inversion_tokens: int = flag(4, "tokens of each answer that are hidden from the attacker")
+    inversion_choices: int = flag(64, "tokens that the attacker chooses from in each place")
+    inversion_noise: float = flag(1.0, "noise multiplier of the updates with noise")
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which an attack is none, naming the flag."""
+        for name, least in (
+            *(("max_rows", 1), ("batch_size", 1), ("canary_alternatives", 1)),
+            *(("inversion_rows", 0), ("inversion_tokens", 1), ("inversion_choices", 2)),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.inversion_noise > 0:
+            raise ValueError(f"--inversion_noise must be positive, got {self.inversion_noise}")
 
 
 def audit(arguments: AuditArguments) -> dict[str, Any]:
     """Attack a run's adapter, write audit.json into the run directory, and return its content.
 
-    Membership is inferred from the adapter's losses, and from the base's own, which has seen none
-    of the rows: what the two have in common is no leak but a difference between the files.
+    Everything is asked of the adapter and of the base alone, which has seen none of the rows: what
+    the two have in common is no leak but a difference between the files.
 
     Raises:
         ValueError: If the directory holds no run, or there are no rows that were not trained on.
@@ -53,29 +73,111 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
     base = load_base(ModelArguments(**config["model"]))
     model = load_adapter(base, directory)
     prompts = read_prompt_format(directory) or prompt_format(data, base.tokenizer)
-    kinds = []
-    for file in (data.train_file, held_out):
-        rows = load_examples(file, data)
-        random.Random(0).shuffle(rows)
-        kinds.append(encode_examples(rows[: arguments.max_rows], base.tokenizer, prompts))
-
-    def attack() -> dict[str, Any]:
-        members, others = (
-            row_losses(model, base.tokenizer, rows, batch_size=arguments.batch_size)
-            for rows in kinds
-        )
-        means = {"loss_in": float(members.mean()), "loss_out": float(others.mean())}
-        return asdict(separation(members, others)) | means
-
-    found: dict[str, Any] = {"adapter": attack()}
-    with model.disable_adapter():
-        found["base"] = attack()
+    members, others = (
+        _some_rows(file, data, base.tokenizer, prompts, arguments.max_rows)
+        for file in (data.train_file, held_out)
+    )
     content = {
-        "attack": "membership inference by loss",
         "train_file": data.train_file,
         "held_out_file": held_out,
-        "rows": [len(rows) for rows in kinds],
-        **found,
+        "rows": [len(members), len(others)],
+        **_membership(arguments, model, base.tokenizer, members, others),
     }
+    if data.canaries:
+        seed = config["train"]["seed"]
+        content["canaries"] = _canaries(arguments, data, model, base.tokenizer, prompts, seed)
+    if arguments.inversion_rows:
+        content["inversion"] = _inversion(arguments, model, base.tokenizer, members)
     write_text(directory / FILE, json.dumps(content, indent=2) + "\n")
     return content
+
+
+def _some_rows(
+    file: str, data: DataArguments, tokenizer: Any, prompts: PromptFormat, count: int
+) -> Encoded:
+    rows = load_examples(file, data)
+    random.Random(0).shuffle(rows)
+    return encode_examples(rows[:count], tokenizer, prompts)
+
+
+def _membership(
+    arguments: AuditArguments, model: Any, tokenizer: Any, members: Encoded, others: Encoded
+) -> dict[str, Any]:
+    """Return how well low losses tell rows that were trained on, for the adapter and the base."""
+
+    def attack() -> dict[str, Any]:
+        inside, outside = (
+            row_losses(model, tokenizer, rows, batch_size=arguments.batch_size)
+            for rows in (members, others)
+        )
+        means = {"loss_in": float(inside.mean()), "loss_out": float(outside.mean())}
+        return asdict(separation(inside, outside)) | means
+
+    found = {"adapter": attack()}
+    with model.disable_adapter():
+        found["base"] = attack()
+    return found
+
+
+def _canaries(
+    arguments: AuditArguments,
+    data: DataArguments,
+    model: Any,
+    tokenizer: Any,
+    prompts: PromptFormat,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the canaries' exposure after the training, and before it: the base's."""
+
+    def attack() -> list[float]:
+        return exposures(
+            model,
+            tokenizer,
+            prompts,
+            count=data.canaries,
+            num_alternatives=arguments.canary_alternatives,
+            seed=seed,
+            batch_size=arguments.batch_size,
+        )
+
+    after = attack()
+    with model.disable_adapter():
+        before = attack()
+    return {
+        "copies": data.canary_copies,
+        "alternatives": arguments.canary_alternatives,
+        "unseen_bits": UNSEEN,
+        "before_bits": before,
+        "after_bits": after,
+    }
+
+
+def _inversion(
+    arguments: AuditArguments, model: Any, tokenizer: Any, rows: Encoded
+) -> list[dict[str, Any]]:
+    """Return what can be read of answers from one update of an adapter that is still a no-op.
+
+    As in a first round: later updates are attacked in the same way, and hide more by themselves.
+    """
+    attacked = rows[: arguments.inversion_rows]
+    rest = rows[len(attacked) :]
+    trained = read_state(model)
+    write_state(model, {n: t * (n[-2:] not in (".B", ".D", ".E")) for n, t in trained.items()})
+    set_trainable(model, "ABCDE")
+    inversion = Inversion(
+        model,
+        tokenizer,
+        num_tokens=arguments.inversion_tokens,
+        num_choices=arguments.inversion_choices,
+        batch_size=arguments.batch_size,
+        seed=0,
+    )
+    noise = arguments.inversion_noise
+    cases = [
+        Protection("none: one row"),
+        Protection(f"secure aggregation: sum of {1 + OTHER_SITES} sites", OTHER_SITES),
+        Protection(f"batch of {1 + OTHER_ROWS} rows", OTHER_ROWS),
+        Protection(f"record privacy, noise {noise:g}: one row", 0, noise),
+    ]
+    possible = [case for case in cases if case.others <= len(rest)]
+    return [asdict(inversion.attack(attacked, rest, case)) for case in possible]

@@ -64,10 +64,16 @@ def row_losses(model: Any, tokenizer: Any, encoded: Encoded, *, batch_size: int)
     found = []
     for first in range(0, len(encoded), batch_size):
         batch = {k: v.to(model.device) for k, v in collate(encoded[first:][:batch_size]).items()}
-        targets_BL = batch.pop("labels")[:, 1:]
-        logits_BLV = model(**batch, use_cache=False).logits[:, :-1].float()
-        loss_BL = cross_entropy(
-            logits_BLV.flatten(0, 1), targets_BL.flatten(), reduction="none"
-        ).view_as(targets_BL)
-        found.append(loss_BL.sum(1) / (targets_BL != IGNORED).sum(1).clamp(min=1))
+        found.append(answer_losses(model, batch))
     return torch.cat(found).cpu()
+
+
+def answer_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return the mean loss of each row's answer tokens in a padded batch, of shape `(B,)`."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    targets_BL = batch["labels"][:, 1:]
+    logits_BLV = model(**inputs, use_cache=False).logits[:, :-1].float()
+    loss_BL = cross_entropy(
+        logits_BLV.flatten(0, 1), targets_BL.flatten(), reduction="none"
+    ).view_as(targets_BL)
+    return loss_BL.sum(1) / (targets_BL != IGNORED).sum(1).clamp(min=1)

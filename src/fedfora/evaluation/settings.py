@@ -63,11 +63,13 @@ class DecodingArguments:
 class PredictArguments:
     """Which adapter answers, what is done with the answers, and where they go."""
 
-    model_dir: str | None = flag(None, "directory of the adapter; without it the base answers")
+    model_dir: str | None = flag(
+        None, "directory of the adapter, which knows its base; without it the base answers"
+    )
     checkpoint_dir: str | None = flag(
         None, "a checkpoint instead of the finished adapter: a path, or a name in --model_dir"
     )
-    output_dir: str = flag("out", "where predictions.jsonl and scores.json are written")
+    output_dir: str = flag("out/answers", "where predictions.jsonl and scores.json are written")
     overwrite_output_dir: bool = flag(False, "start over, whatever output_dir holds")
     merge: bool = flag(False, "add the adapter to the base's weights first: faster answers")
     do_eval: bool = flag(True, "score the answers of rows that have references")

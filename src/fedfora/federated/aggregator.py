@@ -105,8 +105,8 @@ class Aggregator:
             return
         self._said = True
         logger.warning(
-            "averaging the factors missed the mean of the updates by %.0f %% of its norm; "
-            "--aggregation refactor would have missed %.1g %%",
+            "the mean of the factors is not the mean of the updates; no fault, but in this round "
+            "it is %.0f %% off, --aggregation refactor would be %.2g %% off",
             100 * reading.error,
             100 * reading.attainable,
         )

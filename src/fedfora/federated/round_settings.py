@@ -34,14 +34,16 @@ class RoundArguments:
     early_stopping_patience: int | None = flag(
         None, "stop after so many rounds in a row without a better one"
     )
-    checkpoints_kept: int = flag(2, "checkpoints kept, the newest; the best round's stays too")
+    save_total_limit: int = flag(
+        2, "newest checkpoints to keep; the best round's stays too", "--checkpoints_kept"
+    )
     resume: str | None = flag(
         None, "go on with the run in this directory, with the settings of its config.yaml"
     )
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, naming the flag."""
-        for name in ("min_clients", "early_stopping_patience", "checkpoints_kept"):
+        for name in ("min_clients", "early_stopping_patience", "save_total_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")

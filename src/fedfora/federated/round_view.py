@@ -23,12 +23,12 @@ class RoundView(RoundWatcher):
     def round_finished(
         self,
         round_number: int,
-        loss: float,
+        loss: float | None,
         validation_loss: float | None,
         scores: dict[str, Any],
         aggregation_error: float | None,
     ) -> None:
-        """A round is over; `scores` is empty, and the others None, where nothing was measured."""
+        """A round is over; `scores` is empty, and the others None, where nothing was told."""
 
     def stopped_early(self, best_round: int) -> None:
         """The run ends, as nothing became better after this round."""

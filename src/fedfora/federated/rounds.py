@@ -206,13 +206,14 @@ class _Rounds:
             self.site_privacy.ledger.finish()
         adapter = self._finite(number, aggregated)
         selection, validation, scores = self._judge(before.selection, number, aggregated, metrics)
+        loss = self._told({"loss": float(metrics["loss"])}).get("loss")
         self.record.log(
             "round",
             round=number,
             rule=self.settings.rule_of_round(number - 1).name,
-            loss=metrics["loss"],
+            **({} if loss is None else {"loss": loss}),
             **_aggregation_errors(metrics),
-            sites=[contribution.to_line() for contribution in self.ledger.used],
+            sites=[self._told(contribution.to_line()) for contribution in self.ledger.used],
             rejected=self.ledger.refused,
             **self._secure_line(),
             **self._privacy_line(),
@@ -221,7 +222,6 @@ class _Rounds:
             **validation,
             scores=scores,
         )
-        loss = float(metrics["loss"])
         error = _aggregation_errors(metrics).get("aggregation_error")
         self.view.round_finished(number, loss, validation.get("validation_loss"), scores, error)
         return Progress(
@@ -270,6 +270,11 @@ class _Rounds:
                 self.strategy.sites[node].name, reason
             ),
         )
+
+    def _told(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Leave out a loss that no site has told, as it would betray records."""
+        hidden = self.settings.privacy.privacy_unit == "record"
+        return {name: value for name, value in numbers.items() if name != "loss" or not hidden}
 
     def _secure_line(self) -> dict[str, Any]:
         secure = self.strategy.secure
@@ -340,7 +345,7 @@ class _Rounds:
         directory, best_round = self.record.directory, progress.selection.best_round
         if best_round:
             publish_best(directory, best_round)
-        prune(directory, keep=self.settings.rounds.checkpoints_kept, best_round=best_round)
+        prune(directory, keep=self.settings.rounds.save_total_limit, best_round=best_round)
 
     def _save_adapter(self, adapter: Update, directory: Path) -> None:
         state, seed = adapter, self.settings.train.seed

@@ -49,16 +49,17 @@ class FederationArguments:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
 
 
+# In the order of `fedfora simulate --help`: what is said most often comes first.
 SECTIONS = {
     "run": RunArguments,
     "model": ModelArguments,
-    "adapter": AdapterArguments,
     "data": DataArguments,
-    "train": TrainArguments,
-    "evaluation": EvalArguments,
     "federation": FederationArguments,
-    "rounds": RoundArguments,
+    "train": TrainArguments,
+    "adapter": AdapterArguments,
     "aggregation": AggregationArguments,
+    "rounds": RoundArguments,
+    "evaluation": EvalArguments,
     "privacy": PrivacyArguments,
     "secure": SecureAggregationArguments,
 }
@@ -70,13 +71,13 @@ class FederationSettings:
 
     run: RunArguments
     model: ModelArguments
-    adapter: AdapterArguments
     data: DataArguments
-    train: TrainArguments
-    evaluation: EvalArguments
     federation: FederationArguments
-    rounds: RoundArguments
+    train: TrainArguments
+    adapter: AdapterArguments
     aggregation: AggregationArguments
+    rounds: RoundArguments
+    evaluation: EvalArguments
     privacy: PrivacyArguments
     secure: SecureAggregationArguments
 

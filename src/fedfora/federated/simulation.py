@@ -51,7 +51,12 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
 def check_simulation(settings: FederationSettings) -> list[str]:
     """Return the sites' names, once everything that needs no model has been checked."""
     if settings.rounds.resume is None:
-        check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
+        run = settings.run
+        check_output_dir(
+            run.output_dir,
+            overwrite=run.overwrite_output_dir,
+            to_resume=f"--resume {run.output_dir}",
+        )
     if settings.rounds.engine == "ray":
         check_ray()
     names = site_names(settings)
@@ -134,7 +139,9 @@ class SimulationView(RoundView):
         self.view.board.site(contribution.site).state = "sent"
         report = contribution.report
         if report is not None and self.settings.rounds.engine != "embedded":
-            self.view.advance(report.steps, f"{self.label} {contribution.site}", loss=report.loss)
+            hidden = self.settings.privacy.privacy_unit == "record"
+            loss = None if hidden else report.loss
+            self.view.advance(report.steps, f"{self.label} {contribution.site}", loss=loss)
 
     def round_started(self, round_number: int, num_rounds: int, sites: list[str]) -> None:
         """Remember which round it is, and who takes part."""
@@ -159,14 +166,15 @@ class SimulationView(RoundView):
     def round_finished(
         self,
         round_number: int,
-        loss: float,
+        loss: float | None,
         validation_loss: float | None,
         scores: dict[str, Any],
         aggregation_error: float | None,
     ) -> None:
         """Print the round's line."""
         self._read_record()
-        text = f"{self.label:12s} loss {loss:6.3f}"
+        told = "-" if loss is None else f"{loss:.3f}"
+        text = f"{self.label:12s} loss {told:>6s}"
         if validation_loss is not None:
             text += f"   validation loss {validation_loss:6.3f}"
         if "f1" in scores:

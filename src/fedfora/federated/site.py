@@ -22,6 +22,7 @@ from fedfora.adapter.state import (
     write_state,
 )
 from fedfora.config import Scalar
+from fedfora.data.canaries import planted
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import Example, load_chosen
 from fedfora.data.partition import partition
@@ -206,7 +207,7 @@ def _site(workplace: Workplace, index: int, name: str, rows: Encoded) -> Site:
     return Site(
         index,
         name,
-        encoded=[row for i, row in enumerate(rows) if i not in kept],
+        encoded=[row for i, row in enumerate(rows) if i not in kept] + _canaries(workplace, index),
         validation=[rows[i] for i in sorted(kept)],
         rank=site_rank(workplace.settings, index),
     )
@@ -229,6 +230,11 @@ def site_names(settings: FederationSettings) -> list[str]:
     drawn = settings.federation.clients_per_round
     if drawn is not None and drawn > len(parts):
         raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
+    if settings.data.canaries and settings.data.canary_site >= len(parts):
+        raise ValueError(
+            f"--canary_site {settings.data.canary_site}: there are only {len(parts)} sites, "
+            "counted from 0"
+        )
     return list(parts)
 
 
@@ -334,6 +340,13 @@ def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> 
     count = min(max(1, round(share * num_rows)), num_rows - 1)
     rng = random.Random(derive_seed(settings.train.seed, "validation", index))
     return set(rng.sample(range(num_rows), count))
+
+
+def _canaries(workplace: Workplace, index: int) -> Encoded:
+    """Return the planted rows of a site; none is kept back, so all of them are trained on."""
+    settings = workplace.settings
+    rows = planted(settings.data, site=index, seed=settings.train.seed)
+    return encode_examples(rows, workplace.base.tokenizer, workplace.prompts)
 
 
 @lru_cache(maxsize=1)

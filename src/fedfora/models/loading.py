@@ -120,7 +120,16 @@ def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = N
         with as_file(files("fedfora.models") / BUNDLED[name]) as path:
             return str(path)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"--model_name_or_path {name}: the directory holds no config.json")
+        raise ValueError(
+            f"--model_name_or_path {name}: "
+            + (
+                "that is an adapter, not a base model (an adapter: --model_dir)"
+                if (Path(name) / "adapter_config.json").is_file()
+                else "the directory holds no config.json"
+            )
+        )
+    if not Path(name).is_dir() and _looks_like_a_path(name):
+        raise ValueError(f"--model_name_or_path {name}: no model there: no such directory")
     return local_path(name, hub, cache_dir)
 
 
@@ -228,7 +237,11 @@ def check_adapter_dir(adapter_dir: str | Path) -> None:
         ValueError: Naming the directory and the flag.
     """
     if not (Path(adapter_dir) / "adapter_config.json").is_file():
-        raise ValueError(f"--model_dir {adapter_dir}: the directory holds no adapter_config.json")
+        base = (Path(adapter_dir) / "config.json").is_file()
+        remedy = "; a base model: --model_name_or_path" if base else ""
+        raise ValueError(
+            f"--model_dir {adapter_dir}: the directory holds no adapter_config.json{remedy}"
+        )
 
 
 def _keep_training_kernels(model: Any) -> None:
@@ -247,6 +260,11 @@ def _path_of(settings: ModelArguments) -> str:
     if not settings.model_name_or_path:
         raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
     return model_path(settings.model_name_or_path, hub=settings.hub, cache_dir=settings.cache_dir)
+
+
+def _looks_like_a_path(name: str) -> bool:
+    """Whether a name can be no id on a hub, which is `name` or `owner/name`."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def _config_at(path: str, settings: ModelArguments) -> Any:

@@ -2,6 +2,10 @@
 
 from fedfora.privacy.accounting import Ledger
 
+NONE = "No differential privacy: the noise multiplier is 0."
+ACCOUNTED = "accounted by dp-accounting's PLD accountant"
+FLOATS = "floating-point numbers are as good as real ones"
+
 
 def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> str:
     """Return the guarantee for each record of a site.
@@ -12,16 +16,15 @@ def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> 
         num_rows: Records of the site, which counts as public.
     """
     if ledger.epsilon == float("inf"):
-        return "No differential privacy: the noise multiplier is 0."
+        return NONE
     steps, noise = _steps_and_noise(ledger)
     return (
-        f"Each of the {num_rows} training records has ({ledger.epsilon:.2f}, {ledger.delta:g})-"
-        f"differential privacy (adding or removing one record) against anyone who sees every "
-        f"gradient step of this site: {steps} steps of DP-SGD with Poisson sampling, gradients "
-        f"clipped to {clipping_norm:g} and noise multiplier {noise}, accounted by dp-accounting's "
-        "PLD accountant; assumed: one person's data are one record, the number of records is "
-        "public, noise and samples stay secret, floating-point numbers are as good as real ones, "
-        "and the losses in the site's own log stay there."
+        f"Each of the {num_rows} training records has {_level(ledger, 'one record')} against "
+        f"anyone who sees every gradient step of this site: {steps} steps of DP-SGD with Poisson "
+        f"sampling, gradients clipped to {clipping_norm:g} and noise multiplier {noise}, "
+        f"{ACCOUNTED}; assumed: one person's data are one record, the number of records is "
+        f"public, noise and samples stay secret, {FLOATS}, and the losses in the site's own log "
+        "stay there."
     )
 
 
@@ -34,17 +37,20 @@ def site_statement(ledger: Ledger, *, clipping_norm: float, num_sites: int) -> s
         num_sites: Sites in an average, which counts as public.
     """
     if ledger.epsilon == float("inf"):
-        return "No differential privacy: the noise multiplier is 0."
+        return NONE
     rounds, noise = _steps_and_noise(ledger)
     return (
-        f"Each of {num_sites} sites has ({ledger.epsilon:.2f}, {ledger.delta:g})-differential "
-        f"privacy (adding or removing one site with all its records) against anyone who sees the "
-        f"global adapters: {rounds} rounds, updates clipped to {clipping_norm:g} and noise "
-        f"multiplier {noise} on their sum, no credit for drawing sites, accounted by "
-        "dp-accounting's PLD accountant; assumed: the coordinator, who sees single updates, adds "
-        "the noise honestly, the number of sites is public, and floating-point numbers are as good "
-        "as real ones."
+        f"Each of {num_sites} sites has {_level(ledger, 'one site with all its records')} against "
+        f"anyone who sees the global adapters: {rounds} rounds, updates clipped to "
+        f"{clipping_norm:g} and noise multiplier {noise} on their sum, no credit for drawing "
+        f"sites, {ACCOUNTED}; assumed: the coordinator, who sees single updates, adds the noise "
+        f"honestly, the number of sites is public, and {FLOATS}."
     )
+
+
+def _level(ledger: Ledger, neighbor: str) -> str:
+    level = f"({ledger.epsilon:.2f}, {ledger.delta:g})-differential privacy"
+    return f"{level} (adding or removing {neighbor})"
 
 
 def _steps_and_noise(ledger: Ledger) -> tuple[int, str]:
@@ -62,7 +68,7 @@ def federation_statement(epsilon: float | None, *, delta: float, clipping_norm: 
         clipping_norm: C.
     """
     if epsilon == float("inf"):
-        return "No differential privacy: the noise multiplier is 0."
+        return NONE
     level = "Differential privacy of a level that only the sites know"
     if epsilon is not None:
         level = f"({epsilon:.2f}, {delta:g})-differential privacy (adding or removing one record)"
@@ -71,6 +77,5 @@ def federation_statement(epsilon: float | None, *, delta: float, clipping_norm: 
         f"coordinator included: sites train by DP-SGD with gradients clipped to {clipping_norm:g}, "
         "account for it in ledgers of their own with dp-accounting's PLD accountant, and refuse "
         "steps beyond the budget; assumed: sites do so, one person's data are one record at one "
-        "site, numbers of records are public, noise and samples stay secret, and floating-point "
-        "numbers are as good as real ones."
+        f"site, numbers of records are public, noise and samples stay secret, and {FLOATS}."
     )

@@ -108,7 +108,7 @@ def render(board: Board) -> RenderableType:
             table.add_row(
                 name,
                 Text(site.state, style=_STYLES.get(site.state, "bold")),
-                "" if site.loss is None else f"{site.loss:.3f}",
+                "-" if site.loss is None else f"{site.loss:.3f}",
                 data_size(site.sent_bytes) if site.sent_bytes else "",
                 Text(site.note, style="red", overflow="ellipsis", no_wrap=True),
             )

@@ -97,8 +97,13 @@ def append_event(directory: Path, event: str, **values: Any) -> None:
         file.write(line + "\n")
 
 
-def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
+def check_output_dir(output_dir: str | Path, *, overwrite: bool, to_resume: str = "") -> None:
     """Raise if a run could not be written there.
+
+    Args:
+        output_dir: Of the run.
+        overwrite: Whether it may take the place of another.
+        to_resume: What to type to go on with a run that is there; empty where nothing can.
 
     Raises:
         ValueError: If the directory holds another run and `overwrite` is false, or is no directory,
@@ -108,7 +113,10 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output_dir {output_dir} is not a directory")
     if (directory / "config.yaml").exists() and not overwrite:
-        raise ValueError(f"--output_dir {output_dir} holds another run (--overwrite_output_dir)")
+        raise ValueError(
+            f"--output_dir {output_dir} holds another run: --overwrite_output_dir starts over"
+            + (f", {to_resume} goes on with it" if to_resume else "")
+        )
     parent = _nearest_existing(directory)
     try:
         with tempfile.TemporaryFile(dir=parent):

@@ -141,7 +141,7 @@ def contributions(run: Run) -> Table | None:
                 f"{rounds[-1]['rows']:,}" if "rows" in rounds[-1] else "",
                 f"{own:,}" if own else "",  # hidden under secure aggregation
                 f"{own / tokens:.1%}" if tokens else "",
-                f"{rounds[-1]['loss']:.3f}" if "loss" in rounds[-1] else "",
+                f"{rounds[-1]['loss']:.3f}" if "loss" in rounds[-1] else "-",
                 data_size(sum(site.get("uplink_bytes", 0) for site in rounds)),
                 duration(sum(site.get("seconds", 0) for site in rounds)),
             ]

@@ -9,7 +9,7 @@ _NAMES = {
     "macro_precision": "precision (macro over rows)",
     "macro_recall": "recall (macro over rows)",
     "macro_f1": "F1 (macro over rows)",
-    "parse_rate": "parse rate",
+    "parse_rate": "parse rate (form only)",
     "accuracy": "accuracy, as written",
     "likelihood_accuracy": "accuracy, by likelihood",
     "parsed_share": "share that parsed",

@@ -9,6 +9,7 @@ from typing import Any
 from fedfora._seeds import derive_seed
 from fedfora.adapter.state import State
 from fedfora.data.cache import encode_cached
+from fedfora.data.canaries import planted
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
 from fedfora.data.loading import load_chosen, load_examples
 from fedfora.data.settings import DataArguments
@@ -67,7 +68,11 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
     goes_on_here = resume_from is not None and (
         resume_from.resolve().parent == Path(run.output_dir).resolve()
     )
-    check_output_dir(run.output_dir, overwrite=run.overwrite_output_dir or goes_on_here)
+    check_output_dir(
+        run.output_dir,
+        overwrite=run.overwrite_output_dir or goes_on_here,
+        to_resume="--resume_from_checkpoint last",
+    )
     report_to = reports(settings.launch.report_to)
     prepared = prepare(settings, processes)
     identity = identity_of(
@@ -116,7 +121,10 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
 def prepare(settings: TrainSettings, processes: Processes) -> Prepared:
     """Read the rows, load the base, put the adapter on it; check all of it."""
     data, seed = settings.data, settings.train.seed
+    if data.canaries and data.canary_site:
+        raise ValueError(f"--canary_site {data.canary_site}: train is site 0 and there is no other")
     examples = load_chosen(data.train_file, data, flag="--train_file")
+    examples = [*examples, *planted(data, site=0, seed=seed)]
     validation_file = settings.validation.validation_file
     held_out = None if validation_file is None else load_examples(validation_file, data)
     base = load_base(settings.model)

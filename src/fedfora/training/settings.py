@@ -135,9 +135,9 @@ class TrainSettings:
 
     run: RunArguments
     model: ModelArguments
-    adapter: AdapterArguments
     data: DataArguments
     train: TrainArguments
+    adapter: AdapterArguments
     checkpoint: CheckpointArguments
     validation: ValidationArguments
     launch: LaunchArguments

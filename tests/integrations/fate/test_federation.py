@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+import yaml
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -16,6 +17,7 @@ from fedfora.federated.aggregation import RULES
 from fedfora.integrations.fate.installed import require_fate
 from fedfora.models.loading import model_path
 from fedfora.models.saving import read_adapter
+from rabbitmq_broker import SERVER, broker
 
 
 def reason_to_skip():
@@ -206,6 +208,39 @@ def test_a_killed_party_is_named_within_the_deadline(federate, files, tmp_path):
         (line,) = (li for li in ended[name].output.splitlines() if li.startswith("error:"))
         assert "host:10000 did not answer within 45 s" in line
         assert not (ended[name].directory / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.skipif(not SERVER.exists(), reason="needs Debian's rabbitmq-server")
+def test_over_rabbitmq_each_party_keeps_to_its_own_directory(federate, files, tmp_path):
+    """Real sockets, and large messages in pieces; a killed party is named here, too."""
+    directory = tmp_path / "run"
+    with broker(tmp_path / "broker") as address:
+        (tmp_path / "broker.yaml").write_text(yaml.safe_dump(address))
+        flags = {**QUICK, "rabbitmq": tmp_path / "broker.yaml", "trainable": "all"}
+        own = {
+            "guest:9999": {"train_file": files["a"], "message_dir": directory / "guests"},
+            "host:10000": {"train_file": files["b"], "message_dir": directory / "hosts"},
+            "arbiter:10000": {"message_dir": directory / "arbiters"},
+        }
+        ended = federate(directory, flags, own, parties=TRIO)
+        assert [(name, party.output) for name, party in ended.items() if party.status] == []
+        guest, host = ended["guest:9999"], ended["host:10000"]
+        sent = [(guest.state("sent", 2), 30.0), (host.state("sent", 2), 20.0)]
+        found, expected = guest.state("averaged", 2), fedavg(sent)
+        assert all(torch.equal(found[name], host.state("averaged", 2)[name]) for name in found)
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7)
+        killed = federate(
+            tmp_path / "killed",
+            {**flags, "session_id": "killed", "num_rounds": 3, "timeout_s": 45},
+            own,
+            parties=TRIO,
+            die_after_round={"host:10000": 1},
+        )
+        assert killed["host:10000"].status == 9
+        for name in ("guest:9999", "arbiter:10000"):
+            assert killed[name].status == 1
+            assert "host:10000 did not answer within 45 s" in killed[name].output
 
 
 def test_parties_that_mean_different_numbers_do_not_start(federate, files, tmp_path):

@@ -8,11 +8,13 @@ import pytest
 
 from fedfora.cli.main import main
 from fedfora.config import ConfigParser
-from fedfora.integrations.fate import installed
+from fedfora.integrations.fate import broker, installed
 from fedfora.integrations.fate.runner_conf import runner_conf
 from fedfora.integrations.fate.settings import SECTIONS, FateArguments, FateSettings
 
 FATE = "fate --model_name_or_path clinic-base --train_file clinic --output_dir {d}/out "
+
+BROKER = "{host: b, port: 5672, mng_port: 15672, base_user: u, base_password: p, mode: client}"
 
 
 def parse(words):
@@ -43,6 +45,36 @@ def test_a_mistake_is_one_line_that_names_it(words, message, tmp_path, capsys):
     assert message in error
     assert len(error.strip().split("\n")) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (None, "no such file"),
+        ("- a list", "expected keys and values"),
+        ("host: [", "broker.yaml: "),
+        (BROKER.replace("port: 5672, ", ""), "port is missing"),
+        (BROKER.replace("mode", "mood"), "unknown key mood"),
+        (BROKER.replace("5672", "eleven"), "port 'eleven' is no port"),
+        (BROKER.replace("client", "server"), "mode server: one of client, replication"),
+        (BROKER.replace("client", "replication"), "needs a route_table"),
+    ],
+)
+def test_a_mistake_in_the_brokers_file_is_named(said, message, tmp_path):
+    path = tmp_path / "broker.yaml"
+    if said is not None:
+        path.write_text(said)
+    with pytest.raises(ValueError, match="--rabbitmq") as caught:
+        broker.read_broker(str(path))
+    assert message in str(caught.value)
+
+
+def test_the_brokers_file_is_what_fate_asks_for(tmp_path):
+    path = tmp_path / "broker.yaml"
+    path.write_text(BROKER)
+    found = broker.read_broker(str(path))
+    assert (found["federation.rabbitmq.host"], found["federation.rabbitmq.port"]) == ("b", 5672)
+    assert found["federation.rabbitmq"]["max_message_size"] == 1_048_576
 
 
 def test_another_python_or_platform_is_refused_with_the_one_that_works(monkeypatch):

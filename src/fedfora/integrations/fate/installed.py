@@ -16,6 +16,7 @@ PACKAGES = {
     "omegaconf": None,
     "opentelemetry-api": None,
     "opentelemetry-sdk": None,
+    "pika": None,  # speaks to RabbitMQ
     "ruamel.yaml": "0.16.0",  # FATE calls safe_load, which later ones have dropped
 }
 

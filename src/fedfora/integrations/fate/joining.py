@@ -1,10 +1,12 @@
-"""How a party enters a FATE federation on a shared directory, and how all leave it."""
+"""How a party enters a FATE federation, on a shared directory or a broker, and how all leave it."""
 
 from pathlib import Path
 from typing import Any
 
 from fate.arch.context import Context, create_context
+from fate.arch.federation import FederationEngine
 
+from fedfora.integrations.fate.broker import read_broker
 from fedfora.integrations.fate.deadline import DeadlineFederation
 from fedfora.integrations.fate.settings import FateArguments, Party
 
@@ -24,13 +26,19 @@ def join(fate: FateArguments, party: Party) -> tuple[Any, DeadlineFederation]:
             f"--session_id {fate.session_id}: {party[0]}:{party[1]} took part in it before, its "
             f"messages lie in {directory}; every run needs a new name"
         ) from None
+    engine, conf = FederationEngine.STANDALONE, None
+    if fate.rabbitmq is not None:
+        engine, conf = FederationEngine.RABBITMQ, read_broker(fate.rabbitmq)
     ctx = create_context(
         local_party=party,
         parties=fate.all_parties(),
         federation_session_id=fate.session_id,
+        federation_engine=engine,
+        federation_conf=conf,
         computing_conf={"computing.standalone.data_dir": str(directory)},
     )
-    _open_mailboxes(ctx.federation, party, fate.all_parties())
+    if fate.rabbitmq is None:
+        _open_mailboxes(ctx.federation, party, fate.all_parties())
     federation = DeadlineFederation(ctx.federation, timeout_s=fate.timeout_s)
     return Context(computing=ctx.computing, federation=federation), federation
 

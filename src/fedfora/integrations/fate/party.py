@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedfora.data.catalog import chosen_source
+from fedfora.integrations.fate.broker import read_broker
 from fedfora.integrations.fate.installed import require_fate
 from fedfora.integrations.fate.settings import FateSettings, Party
 from fedfora.reporting.record import check_output_dir
@@ -28,6 +29,8 @@ def check_party(settings: FateSettings) -> Party:
             raise ValueError(
                 "--model_name_or_path is missing: a directory, a Hub id, or clinic-base"
             )
+    if settings.fate.rabbitmq is not None:
+        read_broker(settings.fate.rabbitmq)
     require_fate()
     return party
 

@@ -29,6 +29,11 @@ class FateArguments:
     message_dir: str = flag(
         "out/fate", "where the parties leave messages for each other; all must see it", "--data_dir"
     )
+    rabbitmq: str | None = flag(
+        None,
+        "a YAML file with the RabbitMQ broker that carries the messages (docs/fate.md); "
+        "--message_dir is then this party's own",
+    )
     num_rounds: int = flag(3, "rounds of training and aggregation")
     local_steps: int = flag(10, "optimizer steps of a party in a round")
     trainable: str = flag(

@@ -1,0 +1,133 @@
+"""The coordinator's kit to what would keep the federation from running."""
+
+import errno
+import socket
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_public_key
+
+from fedfora.deployment.check_gate import SOON_DAYS
+from fedfora.deployment.finding import Finding, check_disk, check_modes, check_versions, found
+from fedfora.deployment.gate import gate_command
+from fedfora.deployment.kit import DIRECTORY, CoordinatorKit
+from fedfora.deployment.settings import settings_of
+from fedfora.federated.site_identity import read_site_keys
+
+RUN_BYTES = 2**30  # checkpoints, messages, logs
+
+
+def check_federation(kit: CoordinatorKit) -> Iterator[Finding]:
+    """Yield what is found, one at a time, as it is found."""
+    yield check_versions(kit.made_with)
+    yield check_modes(kit.directory, kit.private_files)
+    if kit.authority_key.exists():
+        yield Finding("authority", True, "ca.key is still here; it belongs on no network")
+    yield found("certificate", lambda: _certificate(kit), "fedfora provision SITES.yaml --renew")
+    yield found("sites", lambda: _sites(kit), "fedfora provision SITES.yaml once more")
+    yield found("settings", lambda: _settings(kit), "change sites.yaml and provision once more")
+    yield _gate(kit)
+    for what, host, port in (
+        ("port", "", kit.port),
+        ("superlink", "127.0.0.1", kit.superlink_port),
+    ):
+        yield _port(kit, what, host, port)
+    yield check_disk(kit.state, RUN_BYTES)
+
+
+def _certificate(kit: CoordinatorKit) -> str:
+    """Return until when the gate's certificate holds.
+
+    Raises:
+        ValueError: If it does not hold, now or for this host, or has another key.
+    """
+    authority = x509.load_pem_x509_certificate(kit.authority.read_bytes())
+    server = x509.load_pem_x509_certificate(kit.server_certificate.read_bytes())
+    try:
+        server.verify_directly_issued_by(authority)
+    except Exception as error:  # InvalidSignature is no ValueError
+        raise ValueError("server.crt is not signed by ca.crt") from error
+    key = load_pem_private_key(kit.server_key.read_bytes(), None)
+    if key.public_key() != server.public_key():
+        raise ValueError("server.key is not that of server.crt")
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    if kit.host not in _written(names):
+        raise ValueError(f"server.crt is not for {kit.host}")
+    now = datetime.now(UTC)
+    for certificate, file in ((authority, "ca.crt"), (server, "server.crt")):
+        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+            since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            raise ValueError(f"{file} holds from {since:%Y-%m-%d} to {until:%Y-%m-%d}, not now")
+    days = (server.not_valid_after_utc - now).days
+    said = f"for {kit.host}, until {server.not_valid_after_utc:%Y-%m-%d} ({days} days)"
+    return said + ("; renew it soon" if days < SOON_DAYS else "")
+
+
+def _written(names: x509.SubjectAlternativeName) -> list[str]:
+    addresses = names.get_values_for_type(x509.IPAddress)
+    return [*names.get_values_for_type(x509.DNSName), *(str(address) for address in addresses)]
+
+
+def _sites(kit: CoordinatorKit) -> str:
+    """Return how many sites have keys.
+
+    Raises:
+        ValueError: If one lacks a key, or a key belongs to nobody.
+    """
+    pinned = read_site_keys(kit.site_keys)
+    if strange := sorted(set(pinned) ^ set(kit.sites.values())):
+        raise ValueError(f"sites.json and kit.yaml do not agree on the sites {strange}")
+    for name in kit.sites:
+        load_ssh_public_key(kit.node(name).read_bytes())
+    nobody = {path.stem for path in (kit.directory / "nodes").iterdir()} - set(kit.sites)
+    if nobody:
+        raise ValueError(f"nodes/ lets in {', '.join(sorted(nobody))}, who is not in kit.yaml")
+    return f"{len(kit.sites)} with keys, {len(kit.revoked)} revoked"
+
+
+def _settings(kit: CoordinatorKit) -> str:
+    settings = settings_of(kit.settings)
+    return (
+        f"{settings.federation.num_rounds} rounds of {settings.federation.local_steps} steps, "
+        f"{settings.aggregation.aggregation}"
+    )
+
+
+def _gate(kit: CoordinatorKit) -> Finding:
+    """Let nginx read its configuration."""
+    command = gate_command(kit)
+    if command is None:
+        return Finding("gate", False, "nginx is not installed", "apt-get install nginx-light")
+    kit.state.mkdir(mode=DIRECTORY, exist_ok=True)
+    done = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split())
+        return Finding("gate", False, said, "fedfora provision SITES.yaml writes nginx.conf anew")
+    return Finding("gate", True, "nginx takes nginx.conf")
+
+
+def _port(kit: CoordinatorKit, what: str, host: str, port: int) -> Finding:
+    """Say whether a port can be listened on."""
+    if _is_running(kit):
+        return Finding(what, True, f"port {port}: this federation is running")
+    try:
+        with socket.create_server((host, port)):
+            return Finding(what, True, f"port {port} is free")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            remedy = "end what uses it, or take another port in sites.yaml"
+            return Finding(what, False, f"port {port} is in use", remedy)
+        remedy = "ports below 1024 need rights; take a higher one in sites.yaml"
+        return Finding(what, False, f"port {port} cannot be listened on ({error})", remedy)
+
+
+def _is_running(kit: CoordinatorKit) -> bool:
+    """Say whether this kit's gate is running, by the number that nginx left."""
+    try:
+        number = int((kit.state / "gate.pid").read_text())
+        return b"nginx" in Path(f"/proc/{number}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False

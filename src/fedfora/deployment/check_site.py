@@ -1,0 +1,170 @@
+"""A site's kit to what would keep it from taking part: keys, gate, disk, data, memory, base.
+
+The base is loaded as the trainer will load it, and let go again; nothing is trained, and nothing
+of the rows is shown or sent.
+"""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from fedfora.data.catalog import chosen_source
+from fedfora.data.checks import RowsReport, read_rows
+from fedfora.data.encoding import encode_examples, prompt_format
+from fedfora.deployment.check_gate import check_gate
+from fedfora.deployment.finding import (
+    Finding,
+    check_disk,
+    check_modes,
+    check_versions,
+    found,
+)
+from fedfora.deployment.kit import DESCRIPTION, SiteKit
+from fedfora.deployment.settings import settings_of
+from fedfora.federated.settings import FederationSettings
+from fedfora.federated.site_identity import read_site_keys
+from fedfora.models.fingerprint import fingerprint
+from fedfora.models.loading import load_base, load_tokenizer
+from fedfora.models.memory import MemoryEstimate, estimate_memory
+from fedfora.protection.keys import read_signing_key
+
+LOGS_BYTES = 256 * 2**20
+ADAPTERS_KEPT = 8  # messages on their way, error feedback, copies while writing
+LIBRARIES_BYTES = 2**30  # PyTorch and the rest, before any model is loaded
+
+_MEMINFO = Path("/proc/meminfo")
+
+
+def check_site(kit: SiteKit) -> Iterator[Finding]:
+    """Yield what is found, one at a time, as it is found.
+
+    What the kit does not know, such as the batch size, is as the coordinator planned it when the
+    kit was made.
+    """
+    yield check_versions(kit.made_with)
+    yield check_modes(kit.directory, kit.private_files)
+    yield _keys(kit)
+    yield from check_gate(kit)
+    try:
+        settings = settings_of({**kit.planned, **kit.settings})
+    except ValueError as error:
+        yield Finding("settings", False, str(error), f"change it in {DESCRIPTION}")
+        return
+    rows, data = _data(settings)
+    yield data
+    estimate, memory = _memory(settings, rows)
+    yield memory
+    if estimate is not None:
+        yield check_disk(kit.state, LOGS_BYTES + ADAPTERS_KEPT * 4 * estimate.adapter_parameters)
+    if memory.good:
+        yield _base(kit, settings)
+
+
+def _keys(kit: SiteKit) -> Finding:
+    """Say whether private and public halves belong together, and others know ours."""
+    from cryptography.hazmat.primitives.serialization import (
+        load_ssh_private_key,
+        load_ssh_public_key,
+    )
+
+    def look() -> str:
+        node = load_ssh_private_key(kit.node_key.read_bytes(), None)
+        if node.public_key() != load_ssh_public_key(kit.node_public_key.read_bytes()):
+            raise ValueError("node.key and node.pub do not belong together")
+        own = read_signing_key(kit.signing_key).public_key().public_bytes_raw()
+        pinned = read_site_keys(kit.site_keys)
+        if kit.index not in pinned:
+            raise ValueError("this site is not in sites.json; was it revoked?")
+        if pinned[kit.index] != own:
+            raise ValueError("the key of this site in sites.json is not that of site.key")
+        return f"site {kit.index} of {len(pinned)}"
+
+    return found("keys", look, "ask the coordinator for the kit, or sites.json, once more")
+
+
+def _data(settings: FederationSettings) -> tuple[RowsReport | None, Finding]:
+    try:
+        source, data = chosen_source(settings.data.train_file, settings.data, flag="train_file")
+        report = read_rows(source, data)
+    except (ValueError, OSError) as error:
+        remedy = f"train_file (or dataset) under settings in {DESCRIPTION}"
+        return None, Finding("data", False, str(error), remedy)
+    rows, broken, empty = len(report.examples), len(report.broken), len(report.empty_answers())
+    said = f"{rows} rows, {broken} broken, {empty} empty answers, {len(report.duplicates())} twice"
+    if broken and not data.skip_bad_rows:
+        remedy = f"fedfora check data {source} lists them; or skip_bad_rows: true"
+        return report, Finding("data", False, said, remedy)
+    if not rows:
+        return None, Finding("data", False, said, f"{source} must hold rows to train on")
+    return report, Finding("data", True, said)
+
+
+def _memory(
+    settings: FederationSettings, rows: RowsReport | None
+) -> tuple[MemoryEstimate | None, Finding]:
+    """Compare what a training takes with what this machine has left."""
+    device = settings.model.device
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if on_gpu and not torch.cuda.is_available():
+        remedy = f"device: cpu in {DESCRIPTION}, or a driver that PyTorch finds"
+        return None, Finding("memory", False, "device is cuda, and there is no GPU", remedy)
+    batch = settings.train.per_device_train_batch_size
+    try:
+        tokens = _longest(settings, rows)
+        estimate = estimate_memory(
+            settings.model,
+            settings.adapter,
+            rows=batch,
+            tokens=tokens,
+            optim=settings.train.optim,
+            gradient_checkpointing=settings.train.gradient_checkpointing,
+            on_gpu=on_gpu,
+        )
+    except (ValueError, OSError) as error:
+        remedy = f"model_name_or_path under settings in {DESCRIPTION}: the directory of the base"
+        return None, Finding("memory", False, str(error), remedy)
+    needed = estimate.total + (0 if on_gpu else LIBRARIES_BYTES)
+    free, where = _free(on_gpu)
+    said = f"{needed / 2**30:.1f} GiB for {batch} x {tokens} tokens, {free / 2**30:.1f} {where}"
+    remedy = "free some, gradient_checkpointing: true, or ask for smaller batches or nf4"
+    return estimate, Finding("memory", free >= needed, said, remedy)
+
+
+def _longest(settings: FederationSettings, rows: RowsReport | None) -> int:
+    """Return the tokens of the longest row as it will be trained."""
+    limit = settings.data.max_source_length + settings.data.max_target_length
+    if rows is None or not rows.examples:
+        return limit
+    tokenizer = load_tokenizer(settings.model)
+    encoded = encode_examples(rows.examples, tokenizer, prompt_format(settings.data, tokenizer))
+    return max(len(row["input_ids"]) for row in encoded)
+
+
+def _free(on_gpu: bool) -> tuple[int, str]:
+    if on_gpu:
+        return int(torch.cuda.mem_get_info()[0]), "GiB free on the GPU"
+    for line in _MEMINFO.read_text().splitlines() if _MEMINFO.exists() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024, "GiB available"
+    return 2**62, "GiB (this system does not say how much is left)"
+
+
+def _base(kit: SiteKit, settings: FederationSettings) -> Finding:
+    """Load the base, and compare its fingerprint with the one that is asked for."""
+    remedy = f"model_name_or_path under settings in {DESCRIPTION}: the directory of the base"
+    try:
+        base = load_base(settings.model)
+        here = fingerprint(base)
+    except (ValueError, OSError) as error:
+        return Finding("base", False, str(error), remedy)
+    del base
+    gc.collect()
+    name, wanted = settings.model.model_name_or_path, kit.base_fingerprint
+    if wanted is None:
+        return Finding("base", True, f"{name}, fingerprint {here}: all sites must show the same")
+    if here != wanted:
+        said = f"{name} has fingerprint {here}, the federation {wanted}"
+        return Finding("base", False, said, "get the base from where the others have it")
+    return Finding("base", True, f"{name}, fingerprint {here} as the federation's")

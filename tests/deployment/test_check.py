@@ -1,0 +1,328 @@
+"""A check names what would keep a site, or the federation, from running, and what to do."""
+
+import json
+import shutil
+import ssl
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from fedfora.cli.main import main
+from fedfora.deployment import check_federation as federation
+from fedfora.deployment import check_site as site
+from fedfora.deployment.certificates import make_authority, make_server
+from fedfora.deployment.check_gate import FORBIDDEN, check_gate
+from fedfora.deployment.finding import check_disk, check_modes, check_versions
+from fedfora.deployment.gate import gate_command
+from fedfora.deployment.kit import read_coordinator_kit, read_site_kit, write_description
+
+
+@pytest.fixture
+def kits(provisioned, rows_file):
+    """The coordinator's kit and a site's, its rows and base there; its port is not in use."""
+    row = {"instruction": "Extract:", "input": "fever", "output": "none"}
+    sites = {"a": {"train_file": rows_file([row, {**row, "input": "cough"}])}, "b": {}}
+    settings = {"model_name_or_path": "clinic-base", "quantization": "none", "num_rounds": 2}
+    done = provisioned(sites=sites, settings=settings)
+    return done.kit, read_site_kit(done.place / "sites" / "a")
+
+
+@contextmanager
+def a_gate(certified, tmp_path, *, status=403, ahead_s=0.0):
+    """Something that listens with a certificate, and answers everything alike."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response_only(status)
+            self.send_header("Date", formatdate(time.time() + ahead_s, usegmt=True))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            asked.append(self.path)
+
+        def log_message(self, *words):
+            pass
+
+    asked = []
+    (tmp_path / "gate.key").write_bytes(certified[0])
+    (tmp_path / "gate.crt").write_bytes(certified[1])
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *words: None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "gate.crt", tmp_path / "gate.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server.server_port, asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def authority_of(kit):
+    return kit.authority_key.read_bytes(), kit.authority.read_bytes()
+
+
+def own_certificate(kit):
+    return kit.server_key.read_bytes(), kit.server_certificate.read_bytes()
+
+
+def found(findings):
+    return {finding.what: finding for finding in findings}
+
+
+def test_a_gate_that_is_right_is_found_right(kits, tmp_path):
+    coordinator, kit = kits
+    with a_gate(own_certificate(coordinator), tmp_path) as (port, asked):
+        seen = check_gate(replace(kit, port=port))
+    assert [finding.what for finding in seen] == ["port", "certificate", "gate", "clock"]
+    assert all(finding.good for finding in seen)
+    assert "(364 days)" in found(seen)["certificate"].said
+    assert asked == [FORBIDDEN]
+
+
+def test_a_port_that_nobody_listens_on(kits):
+    (finding,) = check_gate(kits[1])
+    assert not finding.good
+    assert "refuses the connection" in finding.said
+    assert "not running" in finding.remedy
+
+
+def test_a_name_that_has_no_address(kits):
+    (finding,) = check_gate(replace(kits[1], host="coordinator.invalid"))
+    assert not finding.good
+    assert finding.what == "port"
+
+
+@pytest.mark.parametrize(
+    ("start_days", "reason", "remedy"), [(-9, "expired", "--renew"), (5, "not yet valid", "clock")]
+)
+def test_a_certificate_out_of_its_time(kits, tmp_path, start_days, reason, remedy):
+    coordinator, kit = kits
+    start = datetime.now(UTC) + timedelta(days=start_days)
+    server = make_server(authority_of(coordinator), "127.0.0.1", valid_days=7, now=start)
+    with a_gate(server, tmp_path) as (port, asked):
+        seen = found(check_gate(replace(kit, port=port)))
+    assert set(seen) == {"port", "certificate"}
+    assert reason in seen["certificate"].said
+    assert remedy in seen["certificate"].remedy
+    assert asked == []
+
+
+def test_a_certificate_that_ends_soon_is_told(kits, tmp_path):
+    coordinator, kit = kits
+    server = make_server(authority_of(coordinator), "127.0.0.1", valid_days=7)
+    with a_gate(server, tmp_path) as (port, _):
+        finding = found(check_gate(replace(kit, port=port)))["certificate"]
+    assert finding.good
+    assert "renew" in finding.said
+
+
+def test_a_certificate_of_somebody_else_is_sent_nothing(kits, tmp_path):
+    other = make_server(make_authority("clinics"), "127.0.0.1", valid_days=7)
+    with a_gate(other, tmp_path) as (port, asked):
+        seen = found(check_gate(replace(kits[1], port=port)))
+    assert not seen["certificate"].good
+    assert "send nothing" in seen["certificate"].remedy
+    assert asked == []
+
+
+def test_a_superlink_without_its_gate_is_noticed(kits, tmp_path):
+    coordinator, kit = kits
+    for status in (200, 401, 404, 415):
+        with a_gate(own_certificate(coordinator), tmp_path, status=status) as (port, _):
+            seen = found(check_gate(replace(kit, port=port)))
+        assert not seen["gate"].good
+        assert "do not start" in seen["gate"].remedy
+
+
+@pytest.mark.parametrize(("ahead_s", "good"), [(0, True), (200, True), (400, False), (-8, False)])
+def test_the_clock_may_be_as_far_off_as_flower_allows(kits, tmp_path, ahead_s, good):
+    """The gate ahead is the site behind; Flower allows that more."""
+    coordinator, kit = kits
+    with a_gate(own_certificate(coordinator), tmp_path, ahead_s=ahead_s) as (port, _):
+        finding = found(check_gate(replace(kit, port=port)))["clock"]
+    assert finding.good is good
+    assert good or "NTP" in finding.remedy
+
+
+def test_the_clocks_limits_are_within_flowers():
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+
+    from fedfora.deployment.check_gate import MOST_AHEAD_S, MOST_BEHIND_S
+
+    assert MOST_AHEAD_S < SYSTEM_TIME_TOLERANCE
+    assert MOST_BEHIND_S < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+
+
+def test_a_site_that_is_ready_passes_and_a_fault_is_said_with_its_remedy(kits, tmp_path, capsys):
+    coordinator, kit = kits
+    with a_gate(own_certificate(coordinator), tmp_path) as (port, _):
+        write_description(replace(kit, port=port))
+        assert main(["check", "site", "--kit", str(kit.directory)]) == 0
+        out = capsys.readouterr().out
+        assert out.count("ok ") == len(out.splitlines()) == 11
+        assert "2 rows, 0 broken" in out
+        fingerprint = out.split("fingerprint ")[1][:16]
+        write_description(replace(kit, port=port, base_fingerprint=fingerprint))
+        assert main(["check", "site", "--kit", str(kit.directory)]) == 0
+        assert f"fingerprint {fingerprint} as the federation's" in capsys.readouterr().out
+        write_description(replace(kit, port=port, base_fingerprint="0" * 16))
+        kit.node_key.chmod(0o644)
+        assert main(["check", "site", "--kit", str(kit.directory)]) == 2
+    captured = capsys.readouterr()
+    failed = [line for line in captured.out.splitlines() if line.startswith("FAIL")]
+    assert ["files" in failed[0], "base" in failed[1], len(failed)] == [True, True, 2]
+    assert "chmod 600" in failed[0]
+    assert "the federation 0000000000000000" in failed[1]
+    assert "2 of 11 checks failed" in captured.err
+
+
+def test_nothing_of_a_row_is_shown(kits, rows_file, capsys):
+    kit = kits[1]
+    secret = "Anna Nass, born 1950"
+    rows = [{"instruction": "x", "input": secret, "output": "y"}, {"input": secret}]
+    write_description(replace(kit, settings={"train_file": rows_file(rows, "secret.json")}))
+    main(["check", "site", "--kit", str(kit.directory)])
+    captured = capsys.readouterr()
+    assert "1 broken" in captured.out
+    assert secret not in captured.out + captured.err
+
+
+def test_keys_that_do_not_belong_together(kits):
+    kit = kits[1]
+    other = kit.directory.parent / "b"
+    assert site._keys(kit).good
+    shutil.copy(other / "site.key", kit.signing_key)
+    assert "not that of site.key" in site._keys(kit).said
+    shutil.copy(other / "node.pub", kit.node_public_key)
+    assert "node.key and node.pub" in site._keys(kit).said
+
+
+def test_a_site_that_is_in_no_list(kits):
+    kit = kits[1]
+    keys = json.loads(kit.site_keys.read_text())
+    kit.site_keys.write_text(json.dumps({"1": keys["1"]}))
+    finding = site._keys(kit)
+    assert not finding.good
+    assert "revoked?" in finding.said
+
+
+@pytest.mark.parametrize(
+    ("train_file", "text"),
+    [("/not/there.json", "not/there.json"), (None, "train_file is missing")],
+)
+def test_rows_that_are_not_there(kits, train_file, text):
+    settings = {
+        "model_name_or_path": "clinic-base",
+        **({"train_file": train_file} if train_file else {}),
+    }
+    rows, finding = site._data(site.settings_of(settings))
+    assert rows is None
+    assert not finding.good
+    assert text in finding.said
+    assert "kit.yaml" in finding.remedy
+
+
+@pytest.mark.filterwarnings("ignore:The PEFT config's:UserWarning")  # quiet() leaves it out
+def test_memory_is_compared_with_what_is_left(kits, tmp_path, monkeypatch):
+    settings = site.settings_of({**kits[1].planned, **kits[1].settings})
+    monkeypatch.setattr(site, "_MEMINFO", tmp_path / "meminfo")
+    for kilobytes, good in ((2**10, False), (2**25, True)):
+        (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {kilobytes} kB\n")
+        estimate, finding = site._memory(settings, None)
+        assert finding.good is good
+        assert estimate.total + site.LIBRARIES_BYTES > 2**20
+    (tmp_path / "meminfo").unlink()
+    assert site._memory(settings, None)[1].good
+
+
+def test_a_model_that_is_not_there(kits):
+    settings = site.settings_of({"model_name_or_path": "/no/model", "train_file": "clinic"})
+    estimate, finding = site._memory(settings, None)
+    assert estimate is None
+    assert "/no/model" in finding.said
+
+
+def test_versions_modes_and_disk(kits, tmp_path):
+    kit = kits[1]
+    assert check_versions(kit.made_with).good
+    wrong = check_versions({"flwr": "1.22.0"})
+    assert not wrong.good
+    assert wrong.remedy == "pip install flwr==1.22.0"
+    assert check_modes(kit.directory, kit.private_files).good
+    kit.directory.chmod(0o750)
+    assert f"chmod 700 {kit.directory}" in check_modes(kit.directory, []).remedy
+    assert check_disk(tmp_path / "not" / "yet", 1).good
+    assert not check_disk(tmp_path, 2**60).good
+
+
+def ready(kit):
+    return found(federation.check_federation(read_coordinator_kit(kit.directory)))
+
+
+def test_a_coordinator_that_is_ready_passes(kits, capsys):
+    assert main(["check", "federation", "--kit", str(kits[0].directory)]) in (0, 2)
+    seen = ready(kits[0])
+    bad = {what for what, finding in seen.items() if not finding.good}
+    assert bad <= ({"gate"} if gate_command(kits[0]) is None else set())
+    assert "ca.key" in seen["authority"].said
+    kits[0].authority_key.unlink()
+    assert "authority" not in ready(kits[0])
+
+
+def test_what_is_wrong_with_a_coordinator_is_found(kits, tmp_path):
+    kit = kits[0]
+    start = datetime.now(UTC) - timedelta(days=9)
+    expired = make_server(authority_of(kit), kit.host, valid_days=7, now=start)
+    elsewhere = make_server(authority_of(kit), "b.example.org", valid_days=7)
+    other = make_server(make_authority("clinics"), kit.host, valid_days=7)
+    good = own_certificate(kit)
+    for certified, text in (
+        (expired, "not now"),
+        ((elsewhere[0], elsewhere[1]), None),
+        (other, "not signed by ca.crt"),
+        ((expired[0], good[1]), "server.key is not that of server.crt"),
+    ):
+        kit.server_key.write_bytes(certified[0])
+        kit.server_certificate.write_bytes(certified[1])
+        finding = ready(kit)["certificate"]
+        if text is None:  # loopback is in every certificate
+            finding = found(federation.check_federation(replace(kit, host="c.org")))["certificate"]
+            text = "not for c.org"
+        assert not finding.good
+        assert text in finding.said
+        assert "--renew" in finding.remedy
+
+
+def test_a_key_that_lets_in_somebody_unknown_is_found(kits):
+    kit = kits[0]
+    shutil.copy(kit.node("a"), kit.node("mallory"))
+    finding = ready(kit)["sites"]
+    assert not finding.good
+    assert "lets in mallory" in finding.said
+
+
+def test_a_port_in_use_is_found(kits):
+    import socket
+
+    with socket.create_server(("127.0.0.1", kits[0].superlink_port)):
+        finding = ready(kits[0])["superlink"]
+    assert not finding.good
+    assert f"port {kits[0].superlink_port} is in use" in finding.said
+
+
+def test_the_wrong_kit_or_none(kits, capsys):
+    assert main(["check", "site"]) == 2
+    assert "--kit DIR" in capsys.readouterr().err
+    assert main(["check", "site", "--kit", str(kits[0].directory)]) == 2
+    assert "is the coordinator's" in capsys.readouterr().err
+    assert main(["check", "federations"]) == 2
+    assert "did you mean 'federation'" in capsys.readouterr().err
