@@ -127,7 +127,7 @@ def test_real_sites_give_the_embedded_engines_adapter_to_the_bit(federation, emb
 
 @pytest.mark.deploy
 def test_a_site_that_misbehaves_round_after_round_is_left_out_and_nothing_of_it_leaves(federation):
-    """NaN, shape, weight, exception, old reply, a killed trainer, silence; then it is itself again."""
+    """NaN, shape, weight, exception, old reply, a killed trainer; then it is itself again."""
     real = federation(2, num_rounds=8, round_deadline=25.0)
     good, rogue = real.names
     real.coordinate()
@@ -230,7 +230,6 @@ def test_a_site_comes_late_and_another_is_revoked_while_the_run_is_on(federation
     stays, revoked, late = real.names
     sites = dict(real.plan["sites"])
     del real.plan["sites"][late]
-    real.done = real.provision() if False else real.done
     (real.kit.node(late)).rename(real.place / "late.pub")
     real.coordinate()
     real.join(stays, revoked)
