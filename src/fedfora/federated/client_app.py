@@ -144,11 +144,13 @@ def _description(workplace: Workplace, site: Site) -> ConfigRecord:
 
 
 def public_digest(settings: FederationSettings, site: Site) -> str:
-    """Return the digest of a site's rows; nothing where records are hidden.
+    """Return the digest of a site's rows; nothing where records, or sites from all, are hidden.
 
     It would tell whoever knows all rows but one which one that is.
     """
-    return "" if settings.privacy.privacy_unit == "record" else site.digest
+    unit = settings.privacy.privacy_unit
+    hidden = unit == "record" or (unit == "site" and settings.secure.secure_aggregation)
+    return "" if hidden else site.digest
 
 
 def _is_secure(workplace: Workplace) -> bool:

@@ -43,6 +43,7 @@ from fedfora.federated.quorum import Ledger
 from fedfora.federated.receiving import receive
 from fedfora.federated.round_view import RoundView
 from fedfora.federated.screening import Limits
+from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.secure_rounds import SecureRounds
 from fedfora.federated.selection import Selection, judging_score
 from fedfora.federated.settings import FederationSettings, from_run_config
@@ -151,9 +152,11 @@ class _Rounds:
             open_ledger(settings.privacy, settings.run.output_dir, "sites"),
             num_sites=settings.federation.clients_per_round or len(agreement.sites),
             num_rounds=settings.federation.num_rounds,
+            fewest=self._fewest(),
         )
         self.strategy = AdapterStrategy(
-            Aggregator(settings, self.site_privacy),
+            # Where the noise is shared the sites have clipped, and the sum is noisy.
+            Aggregator(settings, None if self._fewest() else self.site_privacy),
             agreement.sites,
             agreement.layout,
             base_fingerprint=agreement.base_fingerprint,
@@ -273,12 +276,23 @@ class _Rounds:
 
     def _told(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Leave out a loss that no site has told, as it would betray records."""
-        hidden = self.settings.privacy.privacy_unit == "record"
+        hidden = self.settings.privacy.privacy_unit == "record" or self._fewest()
         return {name: value for name, value in numbers.items() if name != "loss" or not hidden}
 
+    def _fewest(self) -> int:
+        """Return how many sites share the noise of a sum, at least; 0 where none is shared."""
+        settings = self.settings
+        if settings.privacy.privacy_unit != "site" or not settings.secure.secure_aggregation:
+            return 0
+        drawn = settings.federation.clients_per_round or len(self.agreement.sites)
+        return fewest_survivors(drawn, settings.secure.secagg_threshold)
+
     def _secure_line(self) -> dict[str, Any]:
-        secure = self.strategy.secure
-        return {} if secure is None else {"secure_aggregation": secure.line}
+        if (secure := self.strategy.secure) is None:
+            return {}
+        untold = {"clipped_numbers", "shortened_updates"} if self._fewest() else set()
+        line = {name: value for name, value in secure.line.items() if name not in untold}
+        return {"secure_aggregation": line}
 
     def _judge(
         self, selection: Selection, number: int, arrays: ArrayRecord, metrics: MetricRecord
