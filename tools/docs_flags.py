@@ -28,6 +28,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     from fedfora.cli.demo import DemoArguments
     from fedfora.cli.report import ReportArguments
     from fedfora.cli.watch import WatchArguments
+    from fedfora.deployment.settings import CheckKitArguments, ProvisionArguments
     from fedfora.evaluation.settings import SECTIONS as PREDICT
     from fedfora.export.settings import SECTIONS as EXPORT
     from fedfora.federated.settings import SECTIONS as SIMULATE
@@ -43,6 +44,9 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
         "demo": [DemoArguments],
         "report": [ReportArguments],
         "watch": [WatchArguments],
+        "provision": [ProvisionArguments],
+        "check site": [CheckKitArguments],
+        "check federation": [CheckKitArguments],
     }
 
 

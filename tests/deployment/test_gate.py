@@ -115,9 +115,11 @@ def kit():
         "sites: {a: {train_file: clinic}, b: {train_file: clinic}}\n"
     )
     kit = provision(read_sites_file(file), place / "kits").kit
-    if gate_command(kit) is None:
+    try:
+        gate_command(kit)
+    except ValueError as error:
         shutil.rmtree(place)
-        pytest.skip("nginx is not installed: apt-get install nginx-light")
+        pytest.skip(str(error))
     kit.state.mkdir(mode=0o700)
     yield kit
     shutil.rmtree(place)
@@ -149,6 +151,12 @@ def ask(kit, path, body=b"", method="POST", headers=None):
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def test_without_nginx_there_is_no_coordinator(kit, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda *words, **options: None)
+    with pytest.raises(ValueError, match="nginx is not installed"):
+        gate_command(kit)
 
 
 def test_nginx_takes_the_configuration_without_a_word(kit):

@@ -47,11 +47,12 @@ def test_a_kit_that_is_written_is_the_kit_that_is_read(provisioned):
         assert read_kit(new.directory) == new
 
 
-def test_a_site_holds_to_secure_aggregation_where_the_federation_has_it(provisioned):
-    asked = {"secure_aggregation": True, "aggregation": "fedavg-factors", "num_rounds": 3}
-    done = provisioned(settings=asked)
+def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
+    promised = {"secure_aggregation": True, "privacy_unit": "record", "target_epsilon": 3.0}
+    done = provisioned(settings={**promised, "aggregation": "fedavg-factors", "num_rounds": 3})
     kit = read_site_kit(done.place / "sites" / "cardiology")
-    assert kit.settings == {"secure_aggregation": True, "train_file": "/data/notes.json"}
+    assert kit.settings == {**promised, "train_file": "/data/notes.json"}
+    assert kit.planned == {"aggregation": "fedavg-factors", "num_rounds": 3}
 
 
 def test_only_the_owner_reads_a_kit(provisioned):

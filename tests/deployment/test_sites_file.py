@@ -53,6 +53,8 @@ MISTAKES = [
     ("num_rounds: 3", "num_rounds: 0", 6, "settings.num_rounds: --num_rounds must be at least 1"),
     ("num_rounds: 3", "num_rounds: 3\n  num_rounds: 4", 7, "settings.num_rounds: twice"),
     ("num_rounds: 3", "output_dir: x", 6, "settings.output_dir: is not set here"),
+    ("num_rounds: 3", "partition: iid", 6, "a real site trains on all rows of its files"),
+    ("train_file: /data/notes.json", "num_clients: 2", 9, "the sites are those under sites"),
     ("num_rounds: 3", "resume: x", 6, "settings.resume: is not set here"),
     ("num_rounds: 3", "aggregation: fedavgg", 6, "did you mean 'fedavg'?"),
     ("{train_file: /data/notes.json}", "[1]", 9, "sites.cardiology: expected keys and values"),

@@ -127,7 +127,11 @@ def test_a_federation_with_site_privacy_says_what_it_spent(tiny_dir, tmp_path):
     ("flags", "message"),
     [
         ({"aggregation": "refactor"}, "no mean of clipped changes"),
-        ({"secure_aggregation": True}, "no single change to clip"),
+        ({"secure_aggregation": True}, "--weighting tokens tells"),
+        (
+            {"secure_aggregation": True, "weighting": "equal", "max_update_norm": 1.0},
+            "--clipping_norm that shortens",
+        ),
         ({"validation_fraction": 0.1}, "a loss without noise"),
         ({"robust": "median"}, "only the mean"),
     ],

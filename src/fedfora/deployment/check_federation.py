@@ -98,9 +98,10 @@ def _settings(kit: CoordinatorKit) -> str:
 
 def _gate(kit: CoordinatorKit) -> Finding:
     """Let nginx read its configuration."""
-    command = gate_command(kit)
-    if command is None:
-        return Finding("gate", False, "nginx is not installed", "apt-get install nginx-light")
+    try:
+        command = gate_command(kit)
+    except ValueError as error:
+        return Finding("gate", False, str(error), "install it, and check again")
     kit.state.mkdir(mode=DIRECTORY, exist_ok=True)
     done = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60)
     if done.returncode != 0:

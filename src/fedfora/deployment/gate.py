@@ -43,14 +43,20 @@ def gate_configuration(kit: CoordinatorKit) -> str:
     )
 
 
-def gate_command(kit: CoordinatorKit) -> list[str] | None:
-    """Return the command that runs the gate in the foreground; None where there is no nginx.
+def gate_command(kit: CoordinatorKit) -> list[str]:
+    """Return the command that runs the gate in the foreground.
 
     The kit's `state` must be there before it runs.
+
+    Raises:
+        ValueError: If nginx is not installed.
     """
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if nginx is None:
-        return None
+        raise ValueError(
+            "nginx is not installed (Debian: apt-get install nginx-light); without the gate, "
+            "whoever reaches the port could start runs at every site"
+        )
     errors = str(kit.state / "gate-error.log")
     # Root's nginx would let its workers be somebody else, who cannot enter the kit.
     user = ["-g", "user root;"] if os.geteuid() == 0 else []

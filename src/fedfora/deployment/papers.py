@@ -12,7 +12,7 @@ def start_script(kit: SiteKit | CoordinatorKit) -> str:
     return template("start.sh.template").substitute(
         what=f"the site {kit.name}" if isinstance(kit, SiteKit) else "the coordinator",
         federation=kit.federation,
-        command="site" if site else "coordinator",
+        command="site" if site else "coordinator run",
     )
 
 

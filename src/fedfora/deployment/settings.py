@@ -11,13 +11,27 @@ from fedfora.deployment.document import Document, Keys
 from fedfora.federated.settings import SECTIONS, FederationSettings
 
 DATA_OF_ALL = {"max_source_length", "max_target_length", "template"}  # the prompts are shared
+# What a site is promised stands in its own kit too, and holds whatever the coordinator sends.
+PROTECTION = frozenset(
+    {
+        "secure_aggregation",
+        "privacy_unit",
+        "target_epsilon",
+        "target_delta",
+        "noise_multiplier",
+        "clipping_norm",
+    }
+)
 SITE_FLAGS = frozenset(
     {field.name for field in fields(DataArguments)} - DATA_OF_ALL
     | {"model_name_or_path", "hub", "cache_dir", "device"}
-    | {"gradient_checkpointing", "privacy_dir", "partition", "num_clients", "secure_aggregation"}
+    | {"gradient_checkpointing", "privacy_dir"}
+    | PROTECTION
 )
 NOT_OF_FEDERATION = {
     "engine": "the engine is the deployment itself",
+    "partition": "a real site trains on all rows of its files",
+    "num_clients": "the sites are those under sites",
     "resume": "`fedfora coordinator` goes on from its checkpoint by itself",
     "output_dir": "the results lie in the coordinator's kit, under state",
     "overwrite_output_dir": "the results lie in the coordinator's kit, under state",
@@ -87,6 +101,8 @@ def check_site_flags(
     given = document.mapping(keys, empty=True)
     every = {field.name for section in SECTIONS.values() for field in fields(section)}
     for name in given:
+        if name in NOT_OF_FEDERATION:
+            raise document.error((*keys, name), f"is not set here: {NOT_OF_FEDERATION[name]}")
         if name in every - SITE_FLAGS:
             raise document.error(
                 (*keys, name), "is the same for all sites; it belongs under settings"

@@ -15,7 +15,7 @@ from fedfora.federated.exchange import read_assignment
 from fedfora.federated.local_round import carry_out, hide_result
 from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.site import Site, Workplace, open_site, open_workplace, validate
+from fedfora.federated.site import Site, Workplace, open_workplace, site_of, validate
 from fedfora.federated.site_memory import memory_of, remembering
 from fedfora.federated.transport import pack
 from fedfora.training.trainer import StepReport
@@ -126,7 +126,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _open(context: Context) -> tuple[Workplace, Site]:
     workplace = open_workplace(context.run_config)
-    return workplace, open_site(workplace, int(context.node_config["partition-id"]))
+    return workplace, site_of(workplace, context.node_config)
 
 
 def _description(workplace: Workplace, site: Site) -> ConfigRecord:
@@ -144,11 +144,13 @@ def _description(workplace: Workplace, site: Site) -> ConfigRecord:
 
 
 def public_digest(settings: FederationSettings, site: Site) -> str:
-    """Return the digest of a site's rows; nothing where records are hidden.
+    """Return the digest of a site's rows; nothing where records, or sites from all, are hidden.
 
     It would tell whoever knows all rows but one which one that is.
     """
-    return "" if settings.privacy.privacy_unit == "record" else site.digest
+    unit = settings.privacy.privacy_unit
+    hidden = unit == "record" or (unit == "site" and settings.secure.secure_aggregation)
+    return "" if hidden else site.digest
 
 
 def _is_secure(workplace: Workplace) -> bool:

@@ -7,12 +7,16 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from fedfora.adapter.state import draw_fresh, fold
 from fedfora.federated.aggregation import Rule
 from fedfora.federated.aggregation.update import Update, absorb, part
+from fedfora.federated.common_settings import agreed_part
 from fedfora.federated.exchange import Assignment
 from fedfora.federated.formats import FORMATS
 from fedfora.federated.secure_site import digest_of_task, hide
+from fedfora.federated.shared_noise import SharedNoise, site_noise_multiplier
 from fedfora.federated.site import Site, Workplace, train_round, validate
 from fedfora.federated.transport import Layout, flatten, pack_with_feedback, to_record, unpack
+from fedfora.privacy.accounting import Release
 from fedfora.training.local import LocalResult
+from fedfora.training.privacy_plan import open_ledger
 from fedfora.training.trainer import StepReport
 
 
@@ -82,6 +86,8 @@ def hide_result(
 ) -> ArrayRecord:
     """Return what travels under secure aggregation: what the training changed, as masked words.
 
+    Where single sites are hidden, the site pays for the round in a ledger of its own.
+
     Args:
         content: Of the message that asked for the training.
         context: The site's; its memory of the round is there.
@@ -95,20 +101,32 @@ def hide_result(
     layout = Layout.of(start)
     given = part(assignment.adapter, assignment.rule.travels + assignment.rule.frozen)
     update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
+    number, noise, ledger = assignment.round_index + 1, None, None
+    if settings.privacy.privacy_unit == "site":
+        multiplier = site_noise_multiplier(
+            settings.privacy, num_rounds=settings.federation.num_rounds
+        )
+        noise = SharedNoise(multiplier, settings.privacy.clipping_norm)
+        ledger = open_ledger(settings.privacy, settings.run.output_dir, f"site-{site.index:03d}")
+        ledger.begin(f"round {number}", Release(1.0, multiplier, 1))
     weights = {"tokens": result.answer_tokens, "rows": len(site.encoded), "equal": 1}
-    return hide(
+    hidden = hide(
         update_N,
         content,
         context,
         seed=settings.train.seed,
-        round_number=assignment.round_index + 1,
-        task=digest_of_task(assignment.rule.name, given, settings.run_config()),
+        round_number=number,
+        task=digest_of_task(assignment.rule.name, given, agreed_part(settings.run_config())),
         weight=weights[settings.aggregation.weighting],
         loss=result.loss,
         value_range=settings.secure.secagg_range,
         max_weight=settings.largest_weight,
         max_norm=settings.rounds.max_update_norm or float("inf"),
+        shared_noise=noise,
     )
+    if ledger is not None:
+        ledger.finish()
+    return hidden
 
 
 def fresh_start(workplace: Workplace, site: Site, round_index: int) -> Update:

@@ -17,7 +17,7 @@ from fedfora.config import Scalar
 from fedfora.federated.aggregation import Update
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Floats, Words
-from fedfora.federated.secure_aggregation.vector import contribution
+from fedfora.federated.secure_aggregation.vector import contribution, contribution_with_noise
 from fedfora.federated.secure_records import (
     read_delivery,
     read_keys,
@@ -28,6 +28,7 @@ from fedfora.federated.secure_records import (
     write_reveal,
     write_round_keys,
 )
+from fedfora.federated.shared_noise import SharedNoise
 from fedfora.federated.site_identity import SITE_KEYS, open_identity
 from fedfora.federated.transport import Layout, flatten
 
@@ -96,6 +97,7 @@ def hide(
     value_range: float,
     max_weight: int,
     max_norm: float,
+    shared_noise: SharedNoise | None = None,
 ) -> ArrayRecord:
     """Return an update as masked words.
 
@@ -111,6 +113,8 @@ def hide(
         value_range: Larger numbers are clipped.
         max_weight: The largest weight that any site may have.
         max_norm: A longer update is shortened to this length.
+        shared_noise: How single sites are hidden; then the update is clipped, and neither weight
+            nor loss is told.
 
     Raises:
         ValueError: If the round is another, or a key or a share is not what it should be.
@@ -120,7 +124,15 @@ def hide(
         if opened is None or opened.terms.round_number != round_number:
             raise ValueError(f"round {round_number} was not shared for by this site")
         code = FixedPoint(value_range, len(opened.terms.participants), max_weight)
-        made = contribution(update_N, weight=weight, loss=loss, code=code, max_norm=max_norm)
+        if shared_noise is None:
+            made = contribution(update_N, weight=weight, loss=loss, code=code, max_norm=max_norm)
+        else:
+            shared_noise.check(opened.terms, code)
+            noise_N = shared_noise.draw(len(update_N), opened.terms)
+            clipping_norm = shared_noise.clipping_norm
+            made = contribution_with_noise(
+                update_N, noise_N, code=code, clipping_norm=clipping_norm
+            )
         if made.clipped:
             logger.warning(
                 "round %d: %d numbers of the update are beyond --secagg_range %g and were clipped",

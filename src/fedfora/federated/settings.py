@@ -16,6 +16,7 @@ from fedfora.federated.aggregation.means import mean_of_factors
 from fedfora.federated.aggregation_settings import AggregationArguments
 from fedfora.federated.round_settings import RoundArguments
 from fedfora.federated.secure_settings import SecureAggregationArguments, check_secure
+from fedfora.federated.shared_noise import check_shared
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.settings import RunArguments
@@ -98,7 +99,9 @@ class FederationSettings:
                 f"--privacy_unit {self.privacy.privacy_unit}"
             )
         if self.privacy.privacy_unit == "site":
-            check_site_privacy(self.aggregation, self.secure)
+            check_site_privacy(self.aggregation)
+            if self.secure.secure_aggregation:
+                check_shared(self.aggregation, self.rounds)
 
     def rule_of_round(self, round_index: int) -> Rule:
         """Return the aggregation rule of a round, counted from 0."""
@@ -174,7 +177,7 @@ def _parsed(items: tuple[tuple[str, Scalar], ...]) -> FederationSettings:
     return FederationSettings(*ConfigParser(SECTIONS.values()).parse_mapping(dict(items)))
 
 
-def check_site_privacy(chosen: AggregationArguments, secure: SecureAggregationArguments) -> None:
+def check_site_privacy(chosen: AggregationArguments) -> None:
     """Raise unless one site's change moves the result by its clipped length and no more.
 
     Raises:
@@ -190,8 +193,3 @@ def check_site_privacy(chosen: AggregationArguments, secure: SecureAggregationAr
     for name, only in (("robust", "none"), ("gauge", "none"), ("site_ranks", [])):
         if getattr(chosen, name) != only:
             raise ValueError(f"--{name} {getattr(chosen, name)}: {with_it} only the mean")
-    if secure.secure_aggregation:
-        raise ValueError(
-            "--secure_aggregation leaves no single change to clip: --privacy_unit record hides "
-            "records under it, at the sites"
-        )

@@ -1,9 +1,12 @@
-"""Differential privacy of whole sites, by a coordinator that is trusted to add the noise.
+"""Differential privacy of whole sites, with noise from the coordinator or shared among the sites.
 
 DP-FedAvg (McMahan et al. 2018, https://arxiv.org/abs/1710.06963): each site's change, cut to C,
 enters a sum; the sum is divided by the number n of sites that were asked, which is public, not by
 the number that answered; normal noise of standard deviation z C / n goes on every number. What the
 server optimizer makes of it costs nothing more. Every round is counted as if all sites took part.
+
+Under secure aggregation the sites clip and add the noise (see `shared_noise`), and what is here
+only keeps the account.
 """
 
 import math
@@ -11,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fedfora.federated.aggregation import Update, Weighted
-from fedfora.privacy.accounting import Ledger, Release, epsilon_of, noise_multiplier_for
+from fedfora.federated.shared_noise import site_noise_multiplier
+from fedfora.privacy.accounting import Ledger, Release, epsilon_of
 from fedfora.privacy.clipping import add_noise, clip
 from fedfora.privacy.noise import SecretNoise
 from fedfora.privacy.settings import PrivacyArguments
@@ -27,12 +31,15 @@ class SitePrivacy:
         clipping_norm: C.
         num_sites: Sites that are asked in a round.
         ledger: What the rounds have spent.
+        fewest: Sites whose shares of the noise are in every sum, where sites add it themselves
+            under secure aggregation; 0 where the coordinator does.
     """
 
     noise_multiplier: float
     clipping_norm: float
     num_sites: int
     ledger: Ledger
+    fewest: int = 0
     noise: SecretNoise = field(default_factory=SecretNoise)
     _answers: int = 0
 
@@ -67,25 +74,26 @@ class SitePrivacy:
     def statement(self) -> str:
         """Return the guarantee in one sentence."""
         return site_statement(
-            self.ledger, clipping_norm=self.clipping_norm, num_sites=self.num_sites
+            self.ledger,
+            clipping_norm=self.clipping_norm,
+            num_sites=self.num_sites,
+            fewest=self.fewest,
         )
 
 
 def site_privacy_of(
-    arguments: PrivacyArguments, ledger: Ledger, *, num_sites: int, num_rounds: int
+    arguments: PrivacyArguments,
+    ledger: Ledger,
+    *,
+    num_sites: int,
+    num_rounds: int,
+    fewest: int = 0,
 ) -> SitePrivacy | None:
     """Return what the user asks for; None where sites are not to be hidden."""
     if arguments.privacy_unit != "site":
         return None
-    noise_multiplier = arguments.noise_multiplier
-    if noise_multiplier is None:
-        noise_multiplier = noise_multiplier_for(
-            target_epsilon=float(arguments.target_epsilon or 0),
-            delta=arguments.target_delta,
-            sampling_rate=1.0,
-            count=num_rounds,
-        )
-    return SitePrivacy(noise_multiplier, arguments.clipping_norm, num_sites, ledger)
+    noise_multiplier = site_noise_multiplier(arguments, num_rounds=num_rounds)
+    return SitePrivacy(noise_multiplier, arguments.clipping_norm, num_sites, ledger, fewest)
 
 
 def record_event(

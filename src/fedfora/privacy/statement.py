@@ -28,23 +28,31 @@ def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> 
     )
 
 
-def site_statement(ledger: Ledger, *, clipping_norm: float, num_sites: int) -> str:
+def site_statement(ledger: Ledger, *, clipping_norm: float, num_sites: int, fewest: int = 0) -> str:
     """Return the guarantee for each site of a federation.
 
     Args:
         ledger: What was released.
         clipping_norm: C.
         num_sites: Sites in an average, which counts as public.
+        fewest: Sites that share the noise of a sum, at least; 0 where the coordinator adds it.
     """
     if ledger.epsilon == float("inf"):
         return NONE
     rounds, noise = _steps_and_noise(ledger)
+    whom, neighbor = "anyone who sees the global adapters", "one site with all its records"
+    who = "the coordinator, who sees single updates, adds the noise honestly"
+    if fewest:
+        whom += " or the sums under secure aggregation, the coordinator and any one other site too"
+        who = (
+            f"sites share the noise honestly, so that {fewest - 1} shares beside that one site's "
+            "make it whole, no two sites collude, who takes part is public"
+        )
     return (
-        f"Each of {num_sites} sites has {_level(ledger, 'one site with all its records')} against "
-        f"anyone who sees the global adapters: {rounds} rounds, updates clipped to "
-        f"{clipping_norm:g} and noise multiplier {noise} on their sum, no credit for drawing "
-        f"sites, {ACCOUNTED}; assumed: the coordinator, who sees single updates, adds the noise "
-        f"honestly, the number of sites is public, and {FLOATS}."
+        f"Each of {num_sites} sites has {_level(ledger, neighbor)} against {whom}: {rounds} "
+        f"rounds, updates clipped to {clipping_norm:g} and noise multiplier {noise} on their sum, "
+        f"no credit for drawing sites, {ACCOUNTED}; assumed: {who}, the number of sites is public, "
+        f"and {FLOATS}."
     )
 
 

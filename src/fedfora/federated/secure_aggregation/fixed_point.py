@@ -60,6 +60,11 @@ class FixedPoint:
         return (2**31 - 1) // self.num_sites
 
     @property
+    def step(self) -> float:
+        """R / Q: the distance of two numbers that can be told apart."""
+        return self.value_range / self.levels
+
+    @property
     def max_count(self) -> int:
         """The largest count of one site, so that the sum over all does not wrap around."""
         return (WORD - 1) // self.num_sites
@@ -87,6 +92,17 @@ class FixedPoint:
         np.clip(values, -self.value_range, self.value_range, out=values)
         values *= weight / self.max_weight * self.levels / self.value_range
         return np.rint(values, out=values).astype(np.int32).view(np.uint32), clipped
+
+    def encode_with_noise(self, values_N: Floats, noise_N: Floats) -> Words:
+        """Return numbers plus noise, both on the grid, modulo 2^32; of weight 1.
+
+        Nothing is clipped, as that would make the noise another one: what leaves the range wraps
+        around, and comes back in the sum.
+        """
+        words: NDArray[np.int64] = np.zeros(len(values_N), dtype=np.int64)
+        for part in (values_N, noise_N):
+            words += np.rint(part.astype(np.float64) / self.step).astype(np.int64)
+        return (words & (WORD - 1)).astype(np.uint32)
 
     def decode(self, total_N: Words, total_weight: int) -> NDArray[np.float64]:
         """Return the weighted mean from the sum of encoded vectors.

@@ -74,7 +74,7 @@ class Terms:
     @property
     def min_survivors(self) -> int:
         """How many vectors must arrive."""
-        return max(MIN_SITES, ceil(self.fraction * len(self.participants)))
+        return fewest_survivors(len(self.participants), self.fraction)
 
     @cached_property
     def graph(self) -> Graph:
@@ -118,6 +118,11 @@ class Reveal:
 
     seeds: dict[int, bytes]
     keys: dict[int, bytes]
+
+
+def fewest_survivors(num_sites: int, fraction: float) -> int:
+    """Return how many of a round's sites must last; a sum of fewer is never opened."""
+    return max(MIN_SITES, ceil(fraction * num_sites))
 
 
 def digest_of(roster: Mapping[int, SignedKey]) -> bytes:

@@ -6,6 +6,7 @@ The first two in fixed point times the weight, the last three as counts. So the 
 neither how much one site trained on, nor how well, nor whose numbers were clipped.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,31 @@ def contribution(
     words, clipped = code.encode(numbers, weight)
     counts = code.encode_counts([weight, clipped, int(shortened)])
     return Contribution(np.concatenate([words, counts]), clipped, shortened)
+
+
+def contribution_with_noise(
+    update_N: Floats, noise_N: Floats, *, code: FixedPoint, clipping_norm: float
+) -> Contribution:
+    """Return what a site adds to the sum where single sites are hidden by noise.
+
+    Nothing in it depends on the site but the update, cut to the clipping norm: it weighs 1, and
+    tells no loss and no counts. Of an update with numbers that are none, the noise is left.
+
+    Args:
+        update_N: The site's numbers, as the difference from what it received.
+        noise_N: Its share of the noise.
+        code: The fixed point of the round; its largest weight is 1.
+        clipping_norm: C. Rounding to the grid may add to a length, so a little less is kept.
+    """
+    values = update_N.astype(np.float64)
+    norm = float(np.linalg.norm(values))
+    longest = clipping_norm - code.step * math.sqrt(len(values)) / 2
+    if not math.isfinite(norm):
+        values = np.zeros_like(values)
+    elif norm > longest:
+        values *= longest / norm
+    words = code.encode_with_noise(np.append(values, 0.0), np.append(noise_N, 0.0))
+    return Contribution(np.concatenate([words, code.encode_counts([1, 0, 0])]), 0, False)
 
 
 def read_sum(total: Words, code: FixedPoint) -> Summed:

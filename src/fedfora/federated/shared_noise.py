@@ -1,0 +1,102 @@
+"""Noise for whole sites that nobody can take off: each site adds a share, before it masks.
+
+As in the distributed Gaussian mechanism (Kairouz et al. 2021, https://arxiv.org/abs/2102.06387):
+the coordinator opens sums of at least t vectors and no others, which every site checks for itself
+before it helps, so t shares are in every sum that anybody sees. One of them may belong to a site
+that would like to know: a share has standard deviation z C / sqrt(t - 1). More survivors than t
+only add noise, and the account counts none of it.
+
+The noise is drawn continuous and rounded to the fixed point's grid, which must be far finer.
+"""
+
+import math
+from dataclasses import dataclass
+
+from fedfora.federated.aggregation_settings import AggregationArguments
+from fedfora.federated.round_settings import RoundArguments
+from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Floats
+from fedfora.federated.secure_aggregation.messages import Terms
+from fedfora.privacy.accounting import noise_multiplier_for
+from fedfora.privacy.clipping import noise_share_std
+from fedfora.privacy.noise import SecretNoise
+from fedfora.privacy.settings import PrivacyArguments
+
+CURIOUS = 1  # sites that know their own share and would take it off
+ROOM = 8.0  # standard deviations of the sum's noise that must fit before it wraps around
+FINEST = 1000  # steps of the grid in one standard deviation, at least
+
+
+@dataclass(frozen=True)
+class SharedNoise:
+    """What a site does to its update so that the sum hides single sites.
+
+    Args:
+        noise_multiplier: z, of every sum that can be opened.
+        clipping_norm: C.
+    """
+
+    noise_multiplier: float
+    clipping_norm: float
+
+    def std(self, terms: Terms) -> float:
+        """Return the standard deviation of one site's share."""
+        if not self.noise_multiplier:
+            return 0.0
+        fewest = terms.min_survivors - CURIOUS
+        return noise_share_std(self.noise_multiplier, self.clipping_norm, fewest)
+
+    def draw(self, count: int, terms: Terms) -> Floats:
+        """Return one site's share of the noise on `count` numbers."""
+        drawn: Floats = SecretNoise().normal((count,), self.std(terms)).numpy()
+        return drawn
+
+    def check(self, terms: Terms, code: FixedPoint) -> None:
+        """Raise where the fixed point is too narrow for the noise, or too coarse.
+
+        Raises:
+            ValueError: Naming --secagg_range and what it must be.
+        """
+        std, sites = self.std(terms), len(terms.participants)
+        needed = self.clipping_norm + ROOM * std / math.sqrt(sites)
+        if not code.value_range >= needed:
+            raise ValueError(
+                f"--secagg_range {code.value_range:g} does not hold updates of length "
+                f"{self.clipping_norm:g} and the noise of {sites} sites: at least "
+                f"{math.ceil(1000 * needed) / 1000:g}"
+            )
+        if std and std < FINEST * code.step:
+            raise ValueError(
+                f"--secagg_range {code.value_range:g} makes steps of {code.step:.2g}, too coarse "
+                f"for noise of {std:.2g}: a smaller range"
+            )
+
+
+def site_noise_multiplier(arguments: PrivacyArguments, *, num_rounds: int) -> float:
+    """Return z: what the user states, or what the budget needs for all rounds."""
+    if arguments.noise_multiplier is not None:
+        return arguments.noise_multiplier
+    return noise_multiplier_for(
+        target_epsilon=float(arguments.target_epsilon or 0),
+        delta=arguments.target_delta,
+        sampling_rate=1.0,
+        count=num_rounds,
+    )
+
+
+def check_shared(chosen: AggregationArguments, rounds: RoundArguments) -> None:
+    """Raise unless what a site adds to the sum is its clipped update, its noise, and a one.
+
+    Raises:
+        ValueError: Naming the flag and the reason.
+    """
+    with_both = "with --privacy_unit site and --secure_aggregation"
+    if chosen.weighting != "equal":
+        raise ValueError(
+            f"--weighting {chosen.weighting} tells how much a site has trained on: "
+            f"{with_both} use equal"
+        )
+    if rounds.max_update_norm:
+        raise ValueError(
+            f"--max_update_norm {rounds.max_update_norm:g}: {with_both} it is --clipping_norm that "
+            "shortens updates"
+        )

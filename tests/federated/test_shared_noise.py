@@ -1,0 +1,172 @@
+"""Noise in shares: every sum that can be opened has the central noise, whoever drops out."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedfora.federated import secure_site
+from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
+from fedfora.federated.secure_aggregation.messages import Terms
+from fedfora.federated.secure_aggregation.vector import contribution_with_noise, read_sum
+from fedfora.federated.settings import from_run_config
+from fedfora.federated.shared_noise import SharedNoise
+from fedfora.federated.simulation import read_rounds, simulate
+from fedfora.models.saving import read_adapter
+from fedfora.privacy.accounting import Release, epsilon_of
+from fedfora.reporting.view import View
+
+
+def terms_of(count, fraction=0.66):
+    return Terms(1, tuple(range(count)), fraction, bytes(32))
+
+
+@pytest.mark.parametrize("count", [3, 5, 12])
+def test_the_fewest_survivors_without_one_still_have_the_central_noise(count):
+    terms, noise = terms_of(count), SharedNoise(2.0, 0.5)
+    shares = [noise.draw(20_000, terms) for _ in range(terms.min_survivors - 1)]
+    assert float(np.std(sum(shares))) == pytest.approx(2.0 * 0.5, rel=0.03)
+
+
+def test_two_shares_are_never_the_same():
+    noise, terms = SharedNoise(1.0, 1.0), terms_of(4)
+    assert not np.array_equal(noise.draw(100, terms), noise.draw(100, terms))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 100), st.floats(1e-3, 1e3), st.integers(3, 9))
+def test_a_sites_update_moves_the_sum_by_at_most_the_clipping_norm(seed, scale, count):
+    """Against a site that takes part with nothing, under the same noise, on the grid itself."""
+    rng = np.random.default_rng(seed)
+    code, norm = FixedPoint(4.0, count, 1), 1.0
+    noise_N = rng.normal(size=50)
+    update_N = scale * rng.normal(size=50)
+    made, nothing = (
+        contribution_with_noise(u, noise_N, code=code, clipping_norm=norm).words
+        for u in (update_N, 0 * update_N)
+    )
+    moved = (made - nothing)[:50].view(np.int32).astype(np.float64) * code.step
+    assert np.linalg.norm(moved) <= norm
+    assert np.linalg.norm(moved) >= min(norm, np.linalg.norm(update_N)) - 1e-5
+    assert np.array_equal(made[50:], nothing[50:])  # loss, weight and counts are the same for all
+
+
+def test_the_sum_is_that_of_updates_and_noise_even_where_a_share_leaves_the_range():
+    code, rng = FixedPoint(2.0, 4, 1), np.random.default_rng(0)
+    updates = [rng.normal(size=1000) / 100 for _ in range(4)]
+    noises = [rng.normal(size=1000) * 5 for _ in range(2)]
+    noises += [-noises[0] + 0.01, -noises[1]]  # each beyond the range, their sum within
+    words = [
+        contribution_with_noise(u, n, code=code, clipping_norm=1.0).words
+        for u, n in zip(updates, noises, strict=True)
+    ]
+    summed = read_sum(np.sum(words, axis=0, dtype=np.uint32), code)
+    expected = (sum(updates) + sum(noises)) / 4
+    assert np.abs(summed.mean_N - expected).max() <= 2 * code.step
+    assert (summed.weight, summed.loss, summed.clipped) == (4, 0.0, 0)
+
+
+def test_an_update_that_is_no_number_leaves_the_noise_alone():
+    code, noise_N = FixedPoint(4.0, 3, 1), np.full(5, 0.25)
+    broken = contribution_with_noise(np.full(5, np.nan), noise_N, code=code, clipping_norm=1.0)
+    empty = contribution_with_noise(np.zeros(5), noise_N, code=code, clipping_norm=1.0)
+    assert np.array_equal(broken.words, empty.words)
+
+
+def test_a_range_too_narrow_or_too_coarse_is_refused():
+    noise, terms = SharedNoise(4.0, 1.0), terms_of(5)
+    with pytest.raises(ValueError, match="--secagg_range 1 does not hold"):
+        noise.check(terms, FixedPoint(1.0, 5, 1))
+    noise.check(terms, FixedPoint(20.0, 5, 1))
+    with pytest.raises(ValueError, match="too coarse"):
+        SharedNoise(4.0, 1e-5).check(terms, FixedPoint(20.0, 5, 1))
+
+
+@pytest.fixture
+def run(tiny_dir, tmp_path):
+    """A function that simulates four clinics under both protections."""
+
+    def simulated(name, **more):
+        flags = {
+            "model_name_or_path": tiny_dir,
+            "quantization": "none",
+            "train_file": "clinic",
+            "partition": "by-column:specialty",
+            "output_dir": str(tmp_path / name),
+            "lora_rank": 2,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+            "num_rounds": 2,
+            "local_steps": 1,
+            "secure_aggregation": True,
+            "secagg_range": 16.0,
+            "weighting": "equal",
+            "privacy_unit": "site",
+        }
+        settings_ = from_run_config({**flags, **more})
+        simulate(settings_, View(1))
+        return tmp_path / name
+
+    return simulated
+
+
+def test_a_federation_hides_its_sites_and_every_site_keeps_account(run):
+    out = run("out", noise_multiplier=3.0)
+    rounds = read_rounds(out)
+    spent = epsilon_of([Release(1.0, 3.0, 2)], 1e-5)
+    assert rounds[-1]["epsilon"] == pytest.approx(spent)
+    assert "3 shares" not in rounds[-1]["privacy_statement"]
+    assert "so that 2 shares beside that one site's" in rounds[-1]["privacy_statement"]
+    for name in ("sites", *(f"site-{i:03d}" for i in range(4))):
+        ledger = json.loads((out / "privacy" / f"{name}.json").read_text())
+        assert ledger["releases"] == [{"sampling_rate": 1.0, "noise_multiplier": 3.0, "count": 2}]
+        assert ledger["unfinished"] is None
+    for line in rounds:
+        assert "loss" not in line
+        assert not {"clipped_numbers", "shortened_updates"} & line["secure_aggregation"].keys()
+        assert line["secure_aggregation"]["weight"] == 4
+    assert all(not site["data_digest"] for site in json.loads((out / "sites.json").read_text()))
+
+
+def test_the_adapter_has_the_noise_of_all_survivors(run):
+    """Of four shares, each of z C / sqrt(2), over four sites; the updates are nothing beside it."""
+    first, second = (
+        read_adapter(run(name, noise_multiplier=4.0, num_rounds=1)) for name in ("one", "other")
+    )
+    name = next(key for key in first if key.endswith("gate_proj.D"))
+    difference = (first[name] - second[name]).double()
+    expected = 4.0 / math.sqrt(2) * math.sqrt(4) / 4 * math.sqrt(2)
+    assert float(difference.std()) == pytest.approx(expected, rel=0.2)
+
+
+def test_no_noise_is_the_plain_mean_of_clipped_updates(run):
+    hidden = read_adapter(run("hidden", noise_multiplier=0.0, clipping_norm=0.01, num_rounds=1))
+    plain = read_adapter(
+        run(
+            "plain",
+            noise_multiplier=0.0,
+            clipping_norm=0.01,
+            num_rounds=1,
+            secure_aggregation=False,
+        )
+    )
+    for name, value in plain.items():
+        assert (value - hidden[name]).abs().max() <= 1e-6
+
+
+def test_a_site_whose_budget_is_spent_sends_nothing(run, monkeypatch):
+    sent = []
+    original = secure_site.contribution_with_noise
+    monkeypatch.setattr(
+        secure_site,
+        "contribution_with_noise",
+        lambda *args, **kwargs: sent.append(1) or original(*args, **kwargs),
+    )
+    out = run("spent", target_epsilon=2.0)
+    assert len(sent) == 8
+    with pytest.raises(ValueError, match="privacy budget does not allow"):
+        run("again", target_epsilon=2.0, privacy_dir=str(out / "privacy"))
+    assert len(sent) == 8
