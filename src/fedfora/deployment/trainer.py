@@ -126,18 +126,18 @@ class Trainer:
             logger.exception("the last run's base could not be opened ahead of time")
 
     def _do(self, operation: str, head: wire.Head, content: RecordDict) -> RecordDict:
-        run_config = self._settings(head["settings"])
+        run_config = self._settings(head["settings"], str(head["run"]))
         context = self._context(int(head["run"]), run_config)
         self._open(run_config)
         message = Message(content, dst_node_id=1, message_type=OPERATIONS[operation])
         message.metadata.__dict__["_message_id"] = "1"  # as Flower's own grids do
         return self._app(message, context).content
 
-    def _settings(self, received: dict[str, Scalar]) -> dict[str, Scalar]:
+    def _settings(self, received: dict[str, Scalar], run_id: str) -> dict[str, Scalar]:
         """Return the settings of a run here; where it keeps things is decided here alone."""
         try:
             received = dict(received)
-            run_name = str(received.pop(RUN_NAME, "run"))
+            run_name = str(received.pop(RUN_NAME, run_id))
             directory = hashlib.sha256(run_name.encode()).hexdigest()[:16]
             run_config = {
                 "privacy_dir": str(self.state / "privacy"),
