@@ -18,7 +18,7 @@ from fedfora.deployment.flower_command import FlowerCommand, FlowerCommandError
 from fedfora.deployment.flower_processes import environment
 from fedfora.deployment.gate import gate_command
 from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.supervisor import Child, Supervisor, stoppable
+from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
 
 CHECK_S = 0.5
 
@@ -45,10 +45,10 @@ class Coordinator:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run the processes while the block runs; call `check` in it now and then."""
-        self.kit.state.mkdir(mode=0o700, exist_ok=True)
-        self.flower.write_configuration()
-        with self._supervisor.running():
-            yield
+        with only_one(self.kit.state, "coordinator.lock"):
+            self.flower.write_configuration()
+            with self._supervisor.running():
+                yield
 
     def check(self) -> None:
         """Restart what has ended; let in and throw out the sites that the kit says."""

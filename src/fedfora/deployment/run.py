@@ -39,15 +39,18 @@ def run_to_the_end(kit: CoordinatorKit, say: Say, *, new: bool = False) -> Path:
     """
     coordinator = Coordinator(kit, say)
     with coordinator.running():
-        return follow_run(coordinator, plan_run(kit, new=new), say)
+        return follow_run(coordinator, plan_run(kit, say, new=new), say)
 
 
-def plan_run(kit: CoordinatorKit, *, new: bool) -> PlannedRun:
+def plan_run(kit: CoordinatorKit, say: Say, *, new: bool) -> PlannedRun:
     """Return the newest run if it goes on, or another one."""
     last = run_state.read_run(kit.state)
     if last is not None and not new:
         outcome = run_state.read_outcome(kit.state, last)
         if outcome is None or outcome.status != FINISHED:
+            say(
+                f"run {last.name} goes on, with the settings that it began with (--new for another)"
+            )
             return last
     number = 1 + max([0, *(int(p.name) for p in (kit.state / RUNS).glob("[0-9]*"))])
     name = f"{number:03d}"
