@@ -73,8 +73,6 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
         run_state.write_run(state, run)
         outcome = None
         if _start(coordinator, run):
-            if run.attempt > 1:
-                say(f"run {run.name} goes on")
             while outcome is None and run_state.is_running(state, run):
                 _pause(coordinator, shown, say)
                 outcome = run_state.read_outcome(state, run)
