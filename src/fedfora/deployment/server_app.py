@@ -45,7 +45,7 @@ def make_app() -> ServerApp:
         write_begun(kit.state, run)
         try:
             _run(kit, run, grid)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             write_outcome(kit.state, Outcome(run.name, run.attempt, STOPPED, str(error)))
             raise
         write_outcome(kit.state, Outcome(run.name, run.attempt, FINISHED, ""))
