@@ -4,12 +4,13 @@ PYTHON_FATE ?= python3.11
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo test test-fate lint docs package bench clean
+.PHONY: help setup demo test test-deploy test-fate lint docs package bench clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything"
 	@echo "make demo    a federation of four clinics: about four minutes on two cores"
 	@echo "make test    all tests that need no GPU"
+	@echo "make test-deploy   real federations on this machine, and what may go wrong: half an hour"
 	@echo "make test-fate   FATE beside fedfora, in .venv-fate, and three parties of a federation"
 	@echo "make lint    style, types, layers, spelling"
 	@echo "make docs    the documentation in out/site; a warning is an error"
@@ -30,6 +31,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
+
+test-deploy: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy
 
 # FATE's pins exclude today's libraries, so it gets an environment of its own, Python 3.11.
 # Only FATE-LLM's own runner, which one test uses, needs scikit-learn.

@@ -13,6 +13,8 @@ import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from fedfora.cli.main import main
+from fedfora.data.loading import load_examples
+from fedfora.data.settings import DataArguments
 from fedfora.evaluation import journal as journal_module
 from fedfora.models.loading import model_path
 
@@ -91,6 +93,21 @@ def test_a_checkpoint_is_found_by_its_path_and_by_its_name(adapter, predict, tmp
     assert predict("name", "--checkpoint_dir", "checkpoint-5", model_dir=tmp_path / "run") == 0
     assert answers_of(tmp_path / "plain") == answers_of(tmp_path / "path")
     assert answers_of(tmp_path / "plain") == answers_of(tmp_path / "name")
+
+
+def test_a_data_set_by_name_has_the_columns_its_catalog_gives(adapter, predict, tmp_path):
+    notes = load_examples("clinic:test", DataArguments())[:3]
+    named = [{"do": note.instruction, "q": note.input, "a": note.output} for note in notes]
+    (tmp_path / "notes.json").write_text(json.dumps(named))
+    columns = {"prompt": "do", "query": "q", "response": "a"}
+    catalog = {"notes": {"file_name": "notes.json", "columns": columns}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(catalog))
+    words = f"predict --model_dir {adapter} --dataset_dir {tmp_path} --dataset notes --output_dir"
+    assert main([*words.split(), str(tmp_path / "named")]) == 0
+    assert predict("first", rows=3) == 0
+    assert answers_of(tmp_path / "named") == answers_of(tmp_path / "first")
+    scores = [json.loads((tmp_path / d / "scores.json").read_text()) for d in ("named", "first")]
+    assert scores[0]["f1"] == scores[1]["f1"]
 
 
 def test_evaluate_finds_the_scores_of_predict_again(predict, tmp_path):

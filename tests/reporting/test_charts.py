@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedfora.reporting.charts import (
@@ -19,6 +19,8 @@ VALUES = st.floats(-1e9, 1e9) | st.floats(1e-9, 1e9) | st.just(float("nan"))
 CURVE = st.lists(st.tuples(st.integers(0, 500), VALUES), min_size=1, max_size=20)
 
 
+@example({"0": [(0, 0.0), (0, 5e-324)]})
+@example({"0": [(0, 1.0), (0, 5e-324)]})
 @given(st.dictionaries(st.text(min_size=1, max_size=8), CURVE, min_size=1, max_size=8))
 def test_every_point_lies_on_the_paper(curves):
     svg = line_chart(curves, name="loss", axis="round")

@@ -92,6 +92,41 @@ def test_the_page_shows_what_the_record_holds(write_run):
         assert shown in words, shown
 
 
+def test_what_sites_hide_is_a_dash(write_run):
+    hidden = ("loss", "answer_tokens", "tokens", "rows", "seconds")
+    events = [round_line(n) for n in (1, 2)]
+    open_page = report([read_run(write_run("open", events=events))])
+    for line in events:
+        for site in line["sites"]:
+            for name in hidden:
+                site.pop(name, None)
+    hidden_page = report([read_run(write_run("hidden", events=events))])
+    explained = "A dash stands for what only the site itself knows"
+    assert explained not in open_page
+    assert explained in hidden_page
+    assert hidden_page.count("<td>-</td>") == 2 * 5  # rows, tokens, share, loss, time of two sites
+
+
+def test_a_run_has_one_color_in_all_charts(write_run):
+    second = [round_line(n) for n in (1, 2)]
+    for line in second:
+        line.pop("aggregation_error", None)
+    first, third = (
+        [round_line(n, aggregation_error=scale / n) for n in (1, 2)] for scale in (0.1, 0.2)
+    )
+    runs = [
+        read_run(write_run(name, events=events))
+        for name, events in (("first", first), ("second", second), ("third", third))
+    ]
+    page = report(runs).split('<section class="run"')[0]
+    (chart,) = re.findall(r"<h3>aggregation error</h3>.*?</figure>", page, re.DOTALL)
+    assert re.findall(r'style="stroke:var\(--c(\d)\)"/></svg>(\w+)', chart) == [
+        ("0", "first"),
+        ("2", "third"),
+    ]
+    assert 'stroke:var(--c2)" stroke-dasharray' in chart
+
+
 def test_what_was_not_measured_is_not_mentioned(write_run):
     events = [{"event": "step", "step": n, "loss": 1.0 / n, "seconds": 1.0 * n} for n in (1, 2)]
     run = write_run(events=events)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -64,7 +65,10 @@ def free_port():
 def launch(command, words, out, *more):
     start = [sys.executable, *command.format(port=free_port()).split()]
     argv = [*start, *words, "--gradient_accumulation_steps", "1", "--output_dir", str(out), *more]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    environment = os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "LOCAL_SIZE": "2",  # so many devices DeepSpeed sees on a CPU
+    }
     done = subprocess.run(argv, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -83,22 +87,34 @@ def assert_same_training(out, alone, *, rtol=1e-4):
         torch.testing.assert_close(tensor, expected[name], rtol=rtol, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def two(words, tmp_path_factory):
+    """A function that returns the run of two processes under a launcher, and what it printed."""
+    directory, ended = tmp_path_factory.mktemp("two"), {}
+
+    def run(launcher):
+        if launcher not in ended:
+            done = launch(LAUNCHERS[launcher], words, directory / launcher)
+            ended[launcher] = directory / launcher, done.stdout
+        return ended[launcher]
+
+    return run
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_train_as_one_accumulating_twice(launcher, words, alone, tmp_path):
-    done = launch(LAUNCHERS[launcher], words, tmp_path / "two")
-    assert done.stdout.count("adapter: ") == 1  # one process talks
-    assert_same_training(tmp_path / "two", alone)
-    assert json.loads((tmp_path / "two" / "environment.json").read_text())["num_processes"] == 2
+def test_two_processes_train_as_one_accumulating_twice(launcher, two, alone):
+    out, printed = two(launcher)
+    assert printed.count("adapter: ") == 1  # one process talks
+    assert_same_training(out, alone)
+    assert json.loads((out / "environment.json").read_text())["num_processes"] == 2
 
 
-def test_two_processes_resume_as_they_would_have_gone_on(words, alone, tmp_path):
-    import shutil
-
-    out = tmp_path / "two"
-    launch(LAUNCHERS["torchrun"], words, out)
+@pytest.mark.parametrize("launcher", ["torchrun", "fsdp"])
+def test_two_processes_resume_as_they_would_have_gone_on(launcher, words, two, alone, tmp_path):
+    before, out = read_adapter(two(launcher)[0]), tmp_path / "resumed"
+    shutil.copytree(two(launcher)[0], out)
     shutil.rmtree(out / "checkpoint-4")
-    before = read_adapter(out)
-    launch(LAUNCHERS["torchrun"], words, out, "--resume_from_checkpoint", "last")
+    launch(LAUNCHERS[launcher], words, out, "--resume_from_checkpoint", "last")
     after = read_adapter(out)
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert_same_training(out, alone)
@@ -106,14 +122,23 @@ def test_two_processes_resume_as_they_would_have_gone_on(words, alone, tmp_path)
 
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_trains_as_one_process(stage, words, alone, tmp_path):
+def test_deepspeed_trains_and_resumes_as_one_process(stage, words, alone, tmp_path):
     """The adapter is checked against what was gathered after every save (LongTrainer)."""
-    launcher = "-m deepspeed.launcher.runner --num_accelerators 2 --master_port {port}"
-    config = str(CONFIGS / f"deepspeed_zero{stage}.json")
+    launcher = (
+        "-m deepspeed.launcher.runner --include=localhost:0,1 --master_port {port} --module fedfora"
+    )
+    more = ["--deepspeed", str(CONFIGS / f"deepspeed_zero{stage}.json")]
     out = tmp_path / "two"
-    launch(f"{launcher} --module fedfora", words, out, "--deepspeed", config)
+    launch(launcher, words, out, *more)
     assert_same_training(out, alone, rtol=1e-3)
     assert all(t.numel() > 0 for t in read_adapter(out / "checkpoint-2").values())
+    before = read_adapter(out)
+    shutil.rmtree(out / "checkpoint-4")
+    launch(launcher, words, out, *more, "--resume_from_checkpoint", "last")
+    after = read_adapter(out)
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-7)
+    assert [tokens for _, tokens in losses(out)] == [tokens for _, tokens in losses(alone)]
 
 
 def test_a_lock_that_a_killed_build_left_is_found(tmp_path, monkeypatch):

@@ -59,6 +59,10 @@ def losses(out):
     return [(e["step"], e["loss"], e["tokens"]) for e in events(out) if e["event"] == "step"]
 
 
+def validations(out):
+    return [(e["step"], e["loss"]) for e in events(out) if e["event"] == "validation"]
+
+
 def test_killed_and_resumed_is_uninterrupted(words, uninterrupted, tmp_path):
     out = tmp_path / "killed"
     process = subprocess.Popen(
@@ -76,12 +80,8 @@ def test_killed_and_resumed_is_uninterrupted(words, uninterrupted, tmp_path):
     assert_same_run(out, uninterrupted)
 
 
-@pytest.mark.parametrize("step", [1, 4, 8])
-def test_stopped_and_resumed_is_uninterrupted(
-    words, uninterrupted, tmp_path, monkeypatch, capsys, step
-):
-    """Ctrl-C finishes the step, saves it, and says how to go on."""
-    out = tmp_path / "stopped"
+def stop_after(patch, step):
+    """Let Ctrl-C be pressed after a step."""
     original = AfterStep.on_step_end
 
     def interrupt(self, args, state, control, **kwargs):
@@ -90,14 +90,46 @@ def test_stopped_and_resumed_is_uninterrupted(
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
 
+    patch.setattr(AfterStep, "on_step_end", interrupt)
+
+
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_stopped_and_resumed_is_uninterrupted(
+    words, uninterrupted, tmp_path, monkeypatch, capsys, step
+):
+    """Ctrl-C finishes the step, saves it, and says how to go on."""
+    out = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(AfterStep, "on_step_end", interrupt)
+        stop_after(patch, step)
         assert main([*words, str(out)]) == 130
     error = capsys.readouterr().err
     assert f"stopped after step {step} of {STEPS}" in error
     assert "--resume_from_checkpoint last" in error
     assert main([*words, str(out), "--resume_from_checkpoint", "last"]) == 0
     assert_same_run(out, uninterrupted)
+
+
+def test_patience_is_not_forgotten_when_a_training_is_resumed(words, tmp_path, monkeypatch):
+    """Losses that do not fall by a whole unit count as no better: the third look ends it."""
+    more = [
+        "--validation_file",
+        "clinic:test",
+        "--eval_steps",
+        "2",
+        "--early_stopping_patience",
+        "2",
+        "--early_stopping_threshold",
+        "1",
+    ]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main([*words, str(whole), *more]) == 0
+    assert [step for step, _ in validations(whole)] == [2, 4, 6]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        assert main([*words, str(out), *more]) == 130
+    assert main([*words, str(out), *more, "--resume_from_checkpoint", "last"]) == 0
+    assert_same_run(out, whole)
+    assert validations(out) == validations(whole)
 
 
 def test_a_half_written_checkpoint_is_not_used(words, uninterrupted, tmp_path):

@@ -20,6 +20,9 @@ COMMANDS = {
     "watch": "follow a run from another terminal",
     "check": "says what a file of rows holds and what would go wrong",
     "provision": "keys and kits for the coordinator and the sites of a real federation",
+    "site": "what one site of a real federation runs",
+    "coordinator": "what its coordinator runs; `coordinator run`: one run, to its end",
+    "rehearse": "a real federation with all its processes, on this machine",
     "fate": "a party of a FATE federation",
     "info": "versions and hardware",
 }

@@ -1,16 +1,19 @@
 """Before the first round: who takes part, and does everybody mean the same model?"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedfora.federated.membership import Membership
 from fedfora.federated.receiving import receive
 from fedfora.federated.strategy import SiteInfo
 from fedfora.federated.transport import Layout
+
+OnAbsent = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def agree(
     grid: Grid,
     *,
     deadline_s: float | None = None,
-    on_absent: Callable[[str, str], None] = lambda site, reason: None,
+    on_absent: OnAbsent = lambda site, reason: None,
+    members: Membership | None = None,
 ) -> Agreement:
     """Ask every site what it has, and one of them for the fresh adapter.
 
@@ -55,6 +59,7 @@ def agree(
         grid: The engine.
         deadline_s: Longest time to wait, in seconds; None waits for ever.
         on_absent: Called with a site that takes no part, and the reason.
+        members: Who may take part; None for everybody.
 
     Raises:
         ValueError: If no site can start, or two differ in base model or adapter.
@@ -62,15 +67,16 @@ def agree(
     described: dict[int, ConfigRecord] = {}
     form: RecordDict | None = None
     reasons: list[str] = []
-    node_ids = sorted(grid.get_node_ids())
-    for reply in receive(grid, _questions(node_ids, deadline_s), deadline_s=deadline_s):
-        node_id = reply.metadata.src_node_id
-        if reply.has_error():
-            reasons.append(reply.error.reason)
-            on_absent(f"node {node_id}", reply.error.reason)
-            continue
-        described[node_id] = reply.content["site"]
-        form = form or (reply.content if "form" in reply.content else None)
+
+    def absent(site: str, reason: str) -> None:
+        reasons.append(reason)
+        on_absent(site, reason)
+
+    questions = _questions(sorted(grid.get_node_ids()), deadline_s)
+    answers = _answers(grid, questions, deadline_s, absent, members or Membership())
+    for node_id, content in answers:
+        described[node_id] = content["site"]
+        form = form or (content if "form" in content else None)
     if not described:
         raise ValueError(f"no site could start: {'; '.join(dict.fromkeys(reasons)) or 'no sites'}")
     for what in ("base-fingerprint", "layout-digest"):
@@ -86,6 +92,63 @@ def agree(
         adapter_config=json.loads(form["form"]["adapter-config"]),
         record=json.loads(form["form"]["record"]),
     )
+
+
+def newcomers(
+    grid: Grid,
+    node_ids: Iterable[int],
+    agreement: Agreement,
+    *,
+    deadline_s: float | None,
+    on_absent: OnAbsent,
+    members: Membership,
+) -> list[SiteInfo]:
+    """Return those nodes that may join a federation that is under way, as the sites they are.
+
+    Args:
+        grid: The engine.
+        node_ids: Nodes that take no part yet.
+        agreement: What they must agree to.
+        deadline_s: Longest time to wait, in seconds; None waits for ever.
+        on_absent: Called with a site that may not join, or does not answer, and the reason.
+        members: Who may take part.
+    """
+    expected = {
+        "base-fingerprint": agreement.base_fingerprint,
+        "layout-digest": agreement.layout.digest,
+    }
+    joined = []
+    questions = [_question(node_id, deadline_s, adapter=False) for node_id in node_ids]
+    for node_id, content in _answers(grid, questions, deadline_s, on_absent, members):
+        site = content["site"]
+        differs = [what for what in expected if site[what] != expected[what]]
+        if differs:
+            reason = f"its {differs[0]} is {site[differs[0]]}, not {expected[differs[0]]}"
+            on_absent(str(site["name"]), reason)
+        else:
+            joined.append(_info(node_id, site))
+    return joined
+
+
+def _answers(
+    grid: Grid,
+    questions: list[Message],
+    deadline_s: float | None,
+    on_absent: OnAbsent,
+    members: Membership,
+) -> Iterator[tuple[int, RecordDict]]:
+    """Yield node and content of what comes back from sites that may take part."""
+    for reply in receive(grid, questions, deadline_s=deadline_s):
+        node_id = reply.metadata.src_node_id
+        if reply.has_error():
+            on_absent(f"node {node_id}", reply.error.reason)
+            continue
+        site = reply.content["site"]
+        objection = members.objection(node_id, int(site["index"]), str(site["name"]))
+        if objection is None:
+            yield node_id, reply.content
+        else:
+            on_absent(f"node {node_id}", objection)
 
 
 def _questions(node_ids: list[int], ttl: float | None) -> list[Message]:

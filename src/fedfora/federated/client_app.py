@@ -15,7 +15,7 @@ from fedfora.federated.exchange import read_assignment
 from fedfora.federated.local_round import carry_out, hide_result
 from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.site import Site, Workplace, open_site, open_workplace, validate
+from fedfora.federated.site import Site, Workplace, open_workplace, site_of, validate
 from fedfora.federated.site_memory import memory_of, remembering
 from fedfora.federated.transport import pack
 from fedfora.training.trainer import StepReport
@@ -126,7 +126,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _open(context: Context) -> tuple[Workplace, Site]:
     workplace = open_workplace(context.run_config)
-    return workplace, open_site(workplace, int(context.node_config["partition-id"]))
+    return workplace, site_of(workplace, context.node_config)
 
 
 def _description(workplace: Workplace, site: Site) -> ConfigRecord:

@@ -47,7 +47,7 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
         node_configs: list[dict[str, Scalar]],
         run_config: Mapping[str, Scalar],
     ) -> None:
-        _introduce_this_process()
+        introduce_this_process()
         self._app = client_app
         self._message_ids = count(1)
         self._waiting: dict[str, Message] = {}
@@ -196,7 +196,7 @@ def _own_copy(message: Message) -> Message:
     return copy
 
 
-def _introduce_this_process() -> None:
+def introduce_this_process() -> None:
     """Tell Flower who sends messages here; from 1.37 on it asks before it makes one."""
     try:
         from flwr.supercore.task_identity import TaskIdentity

@@ -7,6 +7,7 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from fedfora.adapter.state import draw_fresh, fold
 from fedfora.federated.aggregation import Rule
 from fedfora.federated.aggregation.update import Update, absorb, part
+from fedfora.federated.common_settings import agreed_part
 from fedfora.federated.exchange import Assignment
 from fedfora.federated.formats import FORMATS
 from fedfora.federated.secure_site import digest_of_task, hide
@@ -115,7 +116,7 @@ def hide_result(
         context,
         seed=settings.train.seed,
         round_number=number,
-        task=digest_of_task(assignment.rule.name, given, settings.run_config()),
+        task=digest_of_task(assignment.rule.name, given, agreed_part(settings.run_config())),
         weight=weights[settings.aggregation.weighting],
         loss=result.loss,
         value_range=settings.secure.secagg_range,

@@ -26,7 +26,7 @@ from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.aggregation import Update
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.aggregator import Aggregator
-from fedfora.federated.agreement import Agreement, agree
+from fedfora.federated.agreement import Agreement, agree, newcomers
 from fedfora.federated.checkpoint import (
     BEST,
     Progress,
@@ -38,6 +38,7 @@ from fedfora.federated.checkpoint import (
     remove,
     save_checkpoint,
 )
+from fedfora.federated.membership import Membership
 from fedfora.federated.quorum import Ledger
 from fedfora.federated.receiving import receive
 from fedfora.federated.round_view import RoundView
@@ -57,10 +58,22 @@ from fedfora.reporting.record import RunRecord
 from fedfora.training.privacy_plan import open_ledger
 
 SITE_TABLE = "sites.json"
+ASK_AGAIN_ROUNDS = 5  # a site that could not be taken in is asked again after so many
 
 
-def run_rounds(grid: Grid, run_config: Mapping[str, Scalar], view: RoundView) -> None:
+def run_rounds(
+    grid: Grid,
+    run_config: Mapping[str, Scalar],
+    view: RoundView,
+    members: Membership | None = None,
+) -> None:
     """Agree with the sites, then run all rounds that are still to be run.
+
+    Args:
+        grid: The engine.
+        run_config: All settings.
+        view: Whoever watches.
+        members: Who may take part; None for everybody who is there at the beginning.
 
     Raises:
         ValueError: If the sites hold different base models, a round has no quorum, or the run
@@ -81,7 +94,9 @@ def run_rounds(grid: Grid, run_config: Mapping[str, Scalar], view: RoundView) ->
         record.log("absent", site=site, reason=reason)
         view.absent(site, reason)
 
-    agreement = agree(grid, deadline_s=settings.rounds.start_deadline, on_absent=absent)
+    members = members or Membership()
+    deadline_s = settings.rounds.start_deadline
+    agreement = agree(grid, deadline_s=deadline_s, on_absent=absent, members=members)
     if progress is None:
         record.write_environment(
             seed=settings.train.seed, base_fingerprint=agreement.base_fingerprint
@@ -89,10 +104,10 @@ def run_rounds(grid: Grid, run_config: Mapping[str, Scalar], view: RoundView) ->
         record.write_json(SITE_TABLE, agreement.site_table())
         progress = Progress(0, unpack(agreement.first, agreement.layout))
     else:
-        _check_same_world(directory, agreement)
+        _check_same_world(directory, agreement, may_grow=members.grows)
         record.log("resumed", after_round=progress.round_number)
         view.resumed(progress.round_number)
-    _Rounds(grid, run_config, settings, record, agreement, view).run(progress)
+    _Rounds(grid, run_config, settings, record, agreement, view, members).run(progress)
 
 
 def limits_of(settings: FederationSettings) -> Limits:
@@ -122,6 +137,7 @@ class _Rounds:
         record: RunRecord,
         agreement: Agreement,
         view: RoundView,
+        members: Membership,
     ) -> None:
         self.grid = grid
         self.run_config = run_config
@@ -129,6 +145,8 @@ class _Rounds:
         self.record = record
         self.agreement = agreement
         self.view = view
+        self.members = members
+        self.asked_in: dict[int, int] = {}  # node that could not be taken in, to the round
         self.ledger = Ledger(record, view, settings.rounds)
         self.site_privacy = site_privacy_of(
             settings.privacy,
@@ -183,6 +201,8 @@ class _Rounds:
     def _play(self, before: Progress) -> Progress:
         """Train, fold and judge one round."""
         number = before.round_number + 1
+        if self.members.grows:
+            self._let_in(number)
         arrays = to_record(before.adapter)
         drawn = [site.name for site in self.strategy.sample(number)]
         if self.site_privacy is not None:
@@ -226,18 +246,47 @@ class _Rounds:
             number, adapter, self.strategy.state(), selection, self.record.metrics_bytes()
         )
 
+    def _let_in(self, number: int) -> None:
+        """Take in sites that came, or came back as another node, since the last round."""
+        lately = {
+            node for node, asked in self.asked_in.items() if number - asked < ASK_AGAIN_ROUNDS
+        }
+        known = lately | set(self.strategy.sites)
+        strangers = sorted(node for node in self.grid.get_node_ids() if node not in known)
+        if not strangers:
+            return
+
+        def absent(site: str, reason: str) -> None:
+            self.record.log("absent", site=site, reason=reason)
+            self.view.absent(site, reason)
+
+        for site in newcomers(
+            self.grid,
+            strangers,
+            self.agreement,
+            deadline_s=self.settings.rounds.start_deadline,
+            on_absent=absent,
+            members=self.members,
+        ):
+            self.strategy.admit(site)
+            self.record.log("joined", round=number, site=site.name)
+        self.asked_in |= dict.fromkeys(set(strangers) - set(self.strategy.sites), number)
+        self.agreement = replace(self.agreement, sites=list(self.strategy.sites.values()))
+        self.record.write_json(SITE_TABLE, self.agreement.site_table())
+
     def _secure_rounds(self) -> SecureRounds | None:
         settings = self.settings
         if not settings.secure.secure_aggregation:
             return None
-        names = {site.node_id: site.name for site in self.agreement.sites}
         return SecureRounds(
             {site.node_id: site.index for site in self.agreement.sites},
             threshold=settings.secure.secagg_threshold,
             value_range=settings.secure.secagg_range,
             max_weight=settings.largest_weight,
             deadline_s=settings.rounds.round_deadline,
-            on_rejected=lambda node, reason: self.ledger.rejected(names[node], reason),
+            on_rejected=lambda node, reason: self.ledger.rejected(
+                self.strategy.sites[node].name, reason
+            ),
         )
 
     def _told(self, numbers: dict[str, Any]) -> dict[str, Any]:
@@ -389,7 +438,7 @@ def _forget_earlier_run(directory: Path) -> None:
     shutil.rmtree(directory / SITES, ignore_errors=True)
 
 
-def _check_same_world(directory: Path, agreement: Agreement) -> None:
+def _check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -> None:
     """Raise unless base model and rows are those of the run that is gone on with.
 
     Raises:
@@ -404,5 +453,7 @@ def _check_same_world(directory: Path, agreement: Agreement) -> None:
     table = json.loads((directory / SITE_TABLE).read_text(encoding="utf-8"))
     known = {site["index"]: site for site in table}
     for site in agreement.site_table():
+        if may_grow and site["index"] not in known:
+            continue
         if known.get(site["index"]) != site:
             raise ValueError(f"--resume {directory}: the rows of {site['name']} have changed")

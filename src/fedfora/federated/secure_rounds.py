@@ -86,6 +86,13 @@ class SecureRounds:
         self._excluded: set[int] = set()  # numbers of sites whose shares were wrong
         self.line: dict[str, float] = {}
 
+    def admit(self, node: int, number: int) -> None:
+        """Take a site in from the next round on; it replaces a node with the same number."""
+        self.numbers = {known: n for known, n in self.numbers.items() if n != number}
+        self.numbers[node] = number
+        self.nodes[number] = node
+        self._keys.pop(number, None)
+
     def open(
         self, grid: Grid, round_number: int, nodes: list[int], num_numbers: int, task: bytes
     ) -> dict[int, dict[str, ConfigRecord]]:

@@ -41,6 +41,7 @@ from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
 
 BELOW = "below"  # name of the adapter that works under the one that is trained
+SITE_NAME = "site-name"  # in the configuration of a real site's node
 SITES = "sites"  # directory of a run in which each site keeps what is its own
 
 
@@ -182,6 +183,26 @@ def open_workplace(run_config: Mapping[str, Scalar]) -> Workplace:
 def open_site(workplace: Workplace, index: int) -> Site:
     """Return site `index` of the partition, as every process of the run computes it."""
     name, rows = _sites(workplace)[index]
+    return _site(workplace, index, name, rows)
+
+
+def site_of(workplace: Workplace, node_config: Mapping[str, Scalar]) -> Site:
+    """Return the site that a node's configuration describes.
+
+    A real site has a name there, and all rows of its files. A simulated one has its share of the
+    partition.
+
+    Args:
+        workplace: Base model and settings.
+        node_config: The node's own; `partition-id` is the site's number.
+    """
+    index = int(node_config["partition-id"])
+    if SITE_NAME not in node_config:
+        return open_site(workplace, index)
+    return _site(workplace, index, str(node_config[SITE_NAME]), _own_rows(workplace))
+
+
+def _site(workplace: Workplace, index: int, name: str, rows: Encoded) -> Site:
     kept = _rows_kept_back(workplace.settings, index, len(rows))
     return Site(
         index,
@@ -326,6 +347,13 @@ def _canaries(workplace: Workplace, index: int) -> Encoded:
     settings = workplace.settings
     rows = planted(settings.data, site=index, seed=settings.train.seed)
     return encode_examples(rows, workplace.base.tokenizer, workplace.prompts)
+
+
+@lru_cache(maxsize=1)
+def _own_rows(workplace: Workplace) -> Encoded:
+    data = workplace.settings.data
+    examples = load_chosen(data.train_file, data, flag="--train_file")
+    return encode_examples(examples, workplace.base.tokenizer, workplace.prompts)
 
 
 @lru_cache(maxsize=1)

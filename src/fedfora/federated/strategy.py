@@ -20,6 +20,7 @@ from fedfora._seeds import derive_seed
 from fedfora.federated.aggregation import Weighted
 from fedfora.federated.aggregation.update import part
 from fedfora.federated.aggregator import Aggregator
+from fedfora.federated.common_settings import agreed_part
 from fedfora.federated.exchange import Exchange, content_bytes
 from fedfora.federated.formats import FORMATS
 from fedfora.federated.reply import Origin, Report
@@ -133,6 +134,15 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         """Take over what `state` returned after an earlier round."""
         self.aggregator.optimizer.moments = dict(state)
 
+    def admit(self, site: SiteInfo) -> None:
+        """Take a site in from the next round on; it replaces a node with the same number."""
+        gone = {node for node, known in self.sites.items() if known.index == site.index}
+        sites = [known for node, known in self.sites.items() if node not in gone]
+        ordered = sorted([*sites, site], key=lambda known: known.index)
+        self.sites = {known.node_id: known for known in ordered}
+        if self.secure is not None:
+            self.secure.admit(site.node_id, site.index)
+
     def sample(self, server_round: int) -> list[SiteInfo]:
         """Return the sites of a round, by index; the same seed draws the same sites.
 
@@ -240,7 +250,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             return {site.node_id: {} for site in drawn}
         rule = exchange.rule
         given = part(exchange.adapter, rule.travels + rule.frozen)
-        task = digest_of_task(rule.name, given, self.settings.run_config())
+        task = digest_of_task(rule.name, given, agreed_part(self.settings.run_config()))
         nodes = [site.node_id for site in drawn]
         size = Layout.of(exchange.current).size
         return self.secure.open(grid, server_round, nodes, size, task)

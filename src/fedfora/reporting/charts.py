@@ -156,14 +156,14 @@ def _x_axis(places: Sequence[float]) -> Axis:
 def _y_axis(values: Sequence[float], *, binary: bool) -> Axis:
     low, high = min(values), max(values)
     start, end = HEIGHT - BOTTOM, TOP
-    if low > 0 and high / low > LOG_RATIO:
+    if low > 1e-300 and high / low > LOG_RATIO:  # below that, powers of ten are zero
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         ticks = tuple(10.0**k for k in decades)
         ticks = ticks[:: math.ceil(len(ticks) / 6)]
         return Axis(10.0 ** decades[0], 10.0 ** decades[-1], start, end, ticks, log=True)
     if 0 <= low < 0.5 * high:
         low = 0.0
-    if low == high:
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):  # as good as one value
         low, high = low - abs(low) * 0.1 - 1e-9, high + abs(high) * 0.1 + 1e-9
     unit = 1024.0 ** math.floor(math.log(high, 1024)) if binary and high >= 1 else 1.0
     step = unit * _nice_step((high - low) / unit, 5)

@@ -34,7 +34,7 @@ class Chart:
 
     title: str
     svg: Markup
-    legend: list[str]
+    legend: list[tuple[int, str]]  # which of the curves' colors and dashes, and its name
     table: list[tuple[str, list[tuple[str, str]]]]
 
 
@@ -122,11 +122,11 @@ def _drawn_chart(drawn: dict[str, Any], name: str, axis: str) -> Chart:
     return Chart(
         title=label(name),
         svg=Markup(line_chart(drawn, name=name, axis=axis)),  # escapes its words
-        legend=[entry for entry in drawn if entry],
+        legend=[(i, entry) for i, (entry, points) in enumerate(drawn.items()) if entry and points],
         table=[
             (
                 f"{place:g}",
-                [(e, number(name, v[place]) if place in v else "") for e, v in values.items()],
+                [(e, number(name, v[place]) if place in v else "") for e, v in values.items() if v],
             )
             for place in places
         ],
@@ -140,8 +140,10 @@ def _shared_charts(names: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
     for axis in ("round", "step"):
         some = {name: curves.whole for name, curves in by_run.items() if curves.axis == axis}
         for measure in _by_rank({m for whole in some.values() for m in whole}):
-            drawn = {name: whole[measure] for name, whole in some.items() if measure in whole}
-            if len(drawn) > 1 and not all(is_constant(points) for points in drawn.values()):
+            # A run without the measure keeps its place, so that each run has one color throughout.
+            drawn = {name: whole.get(measure, []) for name, whole in some.items()}
+            held = [points for points in drawn.values() if points]
+            if len(held) > 1 and not all(is_constant(points) for points in held):
                 charts.append(_drawn_chart(as_band(drawn), measure, axis))
     return charts
 

@@ -11,6 +11,7 @@ from fedfora.reporting.wording import data_size, duration, label, number
 Table = dict[str, Any]  # "columns": names, "rows": lists of text
 
 EXAMPLES = 12
+HIDDEN = "-"  # what secure aggregation or record privacy keeps from the coordinator
 # In this order where a card's rows hold them; other scores follow.
 SCORES = ("f1", "precision", "recall", "exact_match", "parse_rate")
 _EVENTS_SHOWN_ELSEWHERE = {"round", "step", "row", "started", "finished", "trained"}
@@ -27,6 +28,7 @@ def summary(run: Run, card: Card) -> str:
         parts.append(f"{federation['rounds']} of {settings['num_rounds']} rounds")
         parts += [f"{settings['local_steps']} steps a round"] if "local_steps" in settings else []
         parts += [f"rule {settings['aggregation']}"] if "aggregation" in settings else []
+        parts += ["secure aggregation"] if run.setting("secure", "secure_aggregation") else []
     elif run.of("trained") or run.of("step"):
         parts.append("Training of one adapter")
     elif run.scores:
@@ -133,21 +135,25 @@ def contributions(run: Run) -> Table | None:
     tokens = sum(site.get("answer_tokens", 0) for rounds in by_site.values() for site in rounds)
     rows = []
     for name, rounds in by_site.items():
-        own = sum(site.get("answer_tokens", 0) for site in rounds)
+        own = int(_sum(rounds, "answer_tokens"))
         rows.append(
             [
                 name,
                 str(len(rounds)),
-                f"{rounds[-1]['rows']:,}" if "rows" in rounds[-1] else "",
-                f"{own:,}" if own else "",  # hidden under secure aggregation
-                f"{own / tokens:.1%}" if tokens else "",
-                f"{rounds[-1]['loss']:.3f}" if "loss" in rounds[-1] else "-",
-                data_size(sum(site.get("uplink_bytes", 0) for site in rounds)),
-                duration(sum(site.get("seconds", 0) for site in rounds)),
+                f"{rounds[-1]['rows']:,}" if "rows" in rounds[-1] else HIDDEN,
+                f"{own:,}" if own else HIDDEN,
+                f"{own / tokens:.1%}" if tokens else HIDDEN,
+                f"{rounds[-1]['loss']:.3f}" if "loss" in rounds[-1] else HIDDEN,
+                data_size(_sum(rounds, "uplink_bytes")),
+                duration(seconds) if (seconds := _sum(rounds, "seconds")) else HIDDEN,
             ]
         )
     columns = ["site", "rounds", "rows", "answer tokens", "share", "last loss", "sent", "time"]
-    return {"columns": columns, "rows": rows}
+    return {"columns": columns, "rows": rows, "hides": any(HIDDEN in row for row in rows)}
+
+
+def _sum(lines: Iterable[Mapping[str, Any]], name: str) -> float:
+    return float(sum(line.get(name, 0) for line in lines))
 
 
 def incidents(run: Run) -> Table | None:

@@ -1,0 +1,70 @@
+"""fedfora rehearse SITES.yaml: the whole deployment on this machine, and a verdict per site."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfora.config import ConfigParser, flag
+
+
+@dataclass
+class RehearsalArguments:
+    """What is rehearsed, and for how long."""
+
+    sites_file: str | None = flag(None, "the federation and its sites; or the first word")
+    rehearsal_rounds: int = flag(2, "rounds at most")
+    deadline: float = flag(900.0, "seconds after which the rehearsal is stopped")
+    keep: str | None = flag(None, "a new directory in which kits, logs and run are kept")
+
+    def __post_init__(self) -> None:
+        """Refuse a rehearsal of nothing."""
+        if self.rehearsal_rounds < 1:
+            raise ValueError(f"--rehearsal_rounds must be at least 1, got {self.rehearsal_rounds}")
+        if not self.deadline > 0:
+            raise ValueError(f"--deadline must be above 0, got {self.deadline}")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Rehearse, print the verdicts, and fail if one is bad.
+
+    Raises:
+        ValueError: If a site failed.
+    """
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words = ["--sites_file", *words]
+    parser = ConfigParser([RehearsalArguments], prog="fedfora rehearse SITES.yaml")
+    parser.description = __doc__
+    (arguments,) = parser.parse(words)
+    from fedfora.cli.saying import say
+    from fedfora.deployment.rehearse import rehearse
+    from fedfora.deployment.sites_file import read_sites_file
+    from fedfora.deployment.supervisor import stoppable
+
+    if arguments.sites_file is None:
+        raise ValueError("which federation? fedfora rehearse SITES.yaml")
+    plan = read_sites_file(arguments.sites_file)
+    kept = arguments.keep is not None
+    place = Path(arguments.keep or tempfile.mkdtemp(prefix="fedfora-rehearsal-"))
+    result = None
+    try:
+        with stoppable():
+            result = rehearse(
+                plan,
+                place,
+                say,
+                num_rounds=arguments.rehearsal_rounds,
+                deadline_s=arguments.deadline,
+            )
+    finally:
+        if not kept:
+            shutil.rmtree(place, ignore_errors=True)
+    if result is None:
+        raise ValueError("stopped before its end")
+    for verdict in result.verdicts:
+        print(verdict.line())
+    if not result.passed:
+        raise ValueError("the rehearsal failed" + ("" if kept else "; --keep DIR keeps its logs"))
+    print("the rehearsal passed")

@@ -1,0 +1,27 @@
+"""fedfora site: what one site of a real federation runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedfora.config import ConfigParser, flag
+
+
+@dataclass
+class SiteArguments:
+    """Which site."""
+
+    kit: str = flag(".", "directory of the site's kit, as `fedfora provision` made it")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the site's processes until told to stop."""
+    parser = ConfigParser([SiteArguments], prog="fedfora site", description=__doc__)
+    (arguments,) = parser.parse(argv)
+    from fedfora.cli.saying import say
+    from fedfora.deployment.kit import read_site_kit
+    from fedfora.deployment.site import run_site
+
+    kit = read_site_kit(arguments.kit)
+    say(f"site {kit.name} of {kit.federation}, for {kit.host}:{kit.port}; logs: {kit.state}/logs")
+    run_site(kit, say)
+    say("stopped")

@@ -1,0 +1,130 @@
+"""A real site's ClientApp: hands a message's records to the resident trainer, and its answer back.
+
+Flower starts a process for every message, so this one must be light: it imports neither torch nor
+transformers, and holds nothing. Whatever goes wrong, all that leaves the site is a code; the text
+stays in the site's log.
+"""
+
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedfora.deployment import codes, wire
+
+TRAINER = "trainer-directory"  # in the node's configuration: where the trainer's socket lies
+SOCKET = "trainer.sock"
+CONNECT_S = 60.0  # a trainer that is being restarted may take so long to listen again
+RETRY_S = 0.2
+RAISED = 2  # Flower's error code for an exception in a ClientApp
+
+logger = logging.getLogger(__name__)
+
+
+class TrainerGoneError(Exception):
+    """There is no trainer to speak to."""
+
+
+def make_app() -> ClientApp:
+    """Return the app; every kind of message goes to the trainer."""
+    app = ClientApp()
+
+    @app.train()  # type: ignore[untyped-decorator]
+    def train(message: Message, context: Context) -> Message:
+        return forward("train", message, context)
+
+    @app.evaluate()  # type: ignore[untyped-decorator]
+    def evaluate(message: Message, context: Context) -> Message:
+        return forward("evaluate", message, context)
+
+    @app.query()  # type: ignore[untyped-decorator]
+    def describe(message: Message, context: Context) -> Message:
+        return forward("describe", message, context)
+
+    @app.query("introduce")  # type: ignore[untyped-decorator]
+    def introduce(message: Message, context: Context) -> Message:
+        return forward("introduce", message, context)
+
+    @app.query("share")  # type: ignore[untyped-decorator]
+    def share(message: Message, context: Context) -> Message:
+        return forward("share", message, context)
+
+    @app.query("reveal")  # type: ignore[untyped-decorator]
+    def reveal(message: Message, context: Context) -> Message:
+        return forward("reveal", message, context)
+
+    return app
+
+
+def forward(operation: str, message: Message, context: Context) -> Message:
+    """Return the trainer's answer to a message, or an error that holds a code and nothing else."""
+    try:
+        directory = Path(str(context.node_config[TRAINER]))
+        head = {
+            "operation": operation,
+            "run": context.run_id,
+            "settings": dict(context.run_config),
+        }
+        head, content = ask(directory, head, message.content)
+        if codes.CODE not in head:
+            return Message(content, reply_to=message)
+        reason = codes.checked(str(head[codes.CODE]))
+    except TrainerGoneError:
+        logger.exception("the trainer does not answer")
+        reason = codes.new("TRAINER")
+    except Exception:
+        logger.exception("the message could not be passed on")
+        reason = codes.new("MESSAGE")
+    return Message(Error(RAISED, reason), reply_to=message)
+
+
+def ask(
+    directory: Path,
+    head: wire.Head,
+    content: RecordDict,
+    *,
+    connect_s: float = CONNECT_S,
+) -> tuple[wire.Head, RecordDict]:
+    """Send a message to the trainer whose socket lies in a directory, and return its answer.
+
+    Raises:
+        TrainerGoneError: If it does not listen within `connect_s` seconds, or goes while it works.
+        wire.WireError: If what it answers is no message.
+    """
+    with _connected(directory, connect_s) as connection:
+        try:
+            wire.send(connection, head, content)
+            return wire.receive(connection)
+        except OSError as error:
+            raise TrainerGoneError(f"the trainer went away: {error}") from error
+
+
+def _connected(directory: Path, wait_s: float) -> socket.socket:
+    give_up = time.monotonic() + wait_s
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _connect(connection, directory)
+        except OSError as error:
+            connection.close()
+            if time.monotonic() > give_up:
+                raise TrainerGoneError(f"no trainer listens in {directory}: {error}") from error
+            time.sleep(RETRY_S)
+        else:
+            return connection
+
+
+def _connect(connection: socket.socket, directory: Path) -> None:
+    """Connect by way of the open directory: a socket's own path may have 107 characters at most."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        connection.connect(f"/proc/self/fd/{descriptor}/{SOCKET}")
+    finally:
+        os.close(descriptor)
+
+
+app = make_app()

@@ -1,0 +1,159 @@
+"""The coordinator's daemon: SuperLink on loopback, the gate before it, the sites' keys, the run.
+
+The SuperLink keeps its state in memory and loses it when it ends: what must last lies in the kit
+and in the run's checkpoints. So a SuperLink that was started anew is told the sites' keys again,
+and the run that was on is started again, from its newest checkpoint.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedfora.deployment import run_state
+from fedfora.deployment.flower_command import FlowerCommand, FlowerCommandError
+from fedfora.deployment.flower_processes import environment
+from fedfora.deployment.kit import CoordinatorKit
+from fedfora.deployment.supervisor import Child, Supervisor, stoppable
+
+CHECK_S = 0.5
+NGINX = "nginx"
+
+logger = logging.getLogger(__name__)
+
+
+class Coordinator:
+    """The processes of a coordinator, and which sites its SuperLink knows.
+
+    Args:
+        kit: The coordinator's.
+        say: Told in one line what happens.
+    """
+
+    def __init__(self, kit: CoordinatorKit, say: Callable[[str], None]) -> None:
+        self.kit = kit
+        self.say = say
+        self.flower = FlowerCommand(kit.state / "flower", kit.superlink_port, kit.authority)
+        self.nodes: dict[str, int] = {}
+        self.starts = 0  # of the SuperLink
+        self._keys: dict[str, bytes] = {}
+        self._supervisor = Supervisor(self._children(), say)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the processes while the block runs; call `check` in it now and then."""
+        self.kit.state.mkdir(mode=0o700, exist_ok=True)
+        self.flower.write_configuration()
+        with self._supervisor.running():
+            yield
+
+    def check(self) -> None:
+        """Restart what has ended; let in and throw out the sites that the kit says."""
+        self._supervisor.check()
+        if self.is_ready:
+            try:
+                self._follow_kit()
+            except FlowerCommandError as error:
+                logger.warning("%s", error)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the SuperLink answers."""
+        return _listens(self.kit.superlink_port)
+
+    @property
+    def knows_all_sites(self) -> bool:
+        """Whether the SuperLink has been told the keys of all sites of the kit."""
+        return self.is_ready and set(self.nodes) == set(self._found_keys())
+
+    def restart_superlink(self) -> None:
+        """End the SuperLink, so that it is started anew."""
+        self._supervisor.children[0].signal(9)
+
+    def _follow_kit(self) -> None:
+        found = self._found_keys()
+        gone = [name for name in self._keys if found.get(name) != self._keys[name]]
+        for name in gone:
+            self.flower.unregister(self.nodes[name])
+            self._forget(name)
+            self.say(f"site {name} is no longer let in")
+        for name in found:
+            if name not in self._keys:
+                self.nodes[name] = self.flower.register(self.kit.node(name))
+                self._keys[name] = found[name]
+                run_state.write_nodes(self.kit.state, self.nodes)
+                self.say(f"site {name} is let in")
+
+    def _found_keys(self) -> dict[str, bytes]:
+        directory = self.kit.node("any").parent
+        return {path.stem: path.read_bytes() for path in sorted(directory.glob("*.pub"))}
+
+    def _forget(self, name: str) -> None:
+        del self.nodes[name], self._keys[name]
+        run_state.write_nodes(self.kit.state, self.nodes)
+
+    def _superlink_started(self) -> None:
+        """A new SuperLink knows nobody."""
+        self.starts += 1
+        self.nodes, self._keys = {}, {}
+        run_state.write_nodes(self.kit.state, {})
+
+    def _children(self) -> list[Child]:
+        kit, logs = self.kit, self.kit.state / "logs"
+        variables = {**environment(kit.state / "flower"), run_state.KIT: str(kit.directory)}
+        superlink = Child(
+            "SuperLink",
+            lambda: superlink_command(kit),
+            logs / "superlink.log",
+            variables,
+            self._superlink_started,
+        )
+        return [superlink, Child("gate", lambda: gate_command(kit), logs / "gate.log")]
+
+
+def run_coordinator(kit: CoordinatorKit, say: Callable[[str], None]) -> None:
+    """Keep the coordinator's processes running until this process is told to stop."""
+    coordinator = Coordinator(kit, say)
+    with stoppable(), coordinator.running():
+        while True:
+            time.sleep(CHECK_S)
+            coordinator.check()
+
+
+def superlink_command(kit: CoordinatorKit) -> list[str]:
+    """Return how Flower's SuperLink is started: on loopback, with TLS, for registered nodes."""
+    words = [str(Path(sys.executable).parent / "flower-superlink"), "--host", "127.0.0.1"]
+    words += ["--port", str(kit.superlink_port), "--enable-supernode-auth"]
+    words += ["--ssl-ca-certfile", str(kit.authority)]
+    words += ["--ssl-certfile", str(kit.server_certificate), "--ssl-keyfile", str(kit.server_key)]
+    return [*words, "--disable-runtime-dependency-installation"]
+
+
+def gate_command(kit: CoordinatorKit) -> list[str]:
+    """Return how nginx is started with the kit's configuration.
+
+    Raises:
+        ValueError: If nginx is not installed.
+    """
+    program = shutil.which(NGINX) or shutil.which(NGINX, path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise ValueError(
+            "nginx is not installed (Debian: apt install nginx-light); without the gate, whoever "
+            "reaches the port could start programs at every site"
+        )
+    words = [program, "-e", "state/gate-error.log", "-p", str(kit.directory), "-c", "nginx.conf"]
+    # Started by root, nginx would work as nobody, who cannot enter the kit.
+    return [*words, "-g", "user root;"] if os.geteuid() == 0 else words
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,99 @@
+"""Flower's processes as fedfora starts them: commands, environment, and two small corrections.
+
+`supernode`: Flower's SuperNode stays alive, offline, when its main loop has ended; here its process
+ends, so that the supervisor can start it again.
+
+`clientapp`: Flower runs, at every site, the code that came with the run. Here the app that is
+installed at the site runs instead, and what came is not even unpacked. Flower finds this program
+under its own name in a directory of the kit's state, first on the PATH.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+SHIM = "flwr-clientapp"
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return Flower's variables: no telemetry, no update check, its files in `home`, no installs.
+
+    Args:
+        home: Directory for Flower's own files.
+    """
+    beside = str(Path(sys.executable).parent)
+    return {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "PATH": os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]),
+    }
+
+
+def with_own_client(variables: dict[str, str], directory: Path) -> dict[str, str]:
+    """Return the variables so that Flower starts the installed client app, and nothing else.
+
+    Args:
+        variables: Of the SuperNode.
+        directory: Where the program that stands for Flower's is written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    program = directory / SHIM
+    lines = ["#!/bin/sh", f'exec "{sys.executable}" -m {__name__} clientapp "$@"', ""]
+    program.write_text("\n".join(lines), encoding="utf-8")
+    program.chmod(0o700)
+    return {**variables, "PATH": os.pathsep.join([str(directory), variables["PATH"]])}
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def supernode() -> None:
+    """Run Flower's SuperNode; its process ends when its main loop does."""
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    status = 1
+    try:
+        flower_supernode()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+        raise
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def clientapp() -> None:
+    """Run Flower's client process with the app that is installed here.
+
+    Raises:
+        RuntimeError: If this version of Flower cannot be told so; then nothing runs at all.
+    """
+    from flwr.supernode.runtime import run_clientapp
+
+    from fedfora.deployment.client_app import app
+
+    replaced = {
+        "install_from_fab": lambda *args, **kwargs: None,
+        "get_project_dir": lambda *args, **kwargs: Path.cwd(),
+        "get_load_client_app_fn": lambda **kwargs: lambda *args: app,
+    }
+    for name, replacement in replaced.items():
+        if not hasattr(run_clientapp, name):
+            raise RuntimeError(f"this version of Flower has no {name}; no code of a run is started")
+        setattr(run_clientapp, name, replacement)
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+
+    flwr_clientapp()
+
+
+if __name__ == "__main__":
+    which = sys.argv.pop(1)
+    {"supernode": supernode, "clientapp": clientapp}[which]()

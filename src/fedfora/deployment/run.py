@@ -1,0 +1,169 @@
+"""One run of a real federation, to its end: started, followed, and started again if it is killed.
+
+The results lie in `state/runs/NAME` of the coordinator's kit.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from fedfora.config import Scalar
+from fedfora.deployment import run_state
+from fedfora.deployment.coordinator import CHECK_S, Coordinator
+from fedfora.deployment.flower_app import write_app
+from fedfora.deployment.flower_command import FlowerCommandError
+from fedfora.deployment.kit import CoordinatorKit
+from fedfora.deployment.run_state import FINISHED, RUN_NAME, PlannedRun
+from fedfora.deployment.settings import settings_of
+from fedfora.federated.checkpoint import find_checkpoints
+from fedfora.federated.common_settings import common_part
+from fedfora.federated.settings import FederationSettings
+from fedfora.reporting.follow import Follower
+from fedfora.reporting.history import Event
+
+RUNS = "runs"
+ROUND_DEADLINE_S, START_DEADLINE_S = 3600.0, 600.0  # where the settings say nothing
+BEGIN_S = 120.0  # Flower starts a run's process within so long, or its SuperLink is started anew
+
+Say = Callable[[str], None]
+
+
+def run_to_the_end(kit: CoordinatorKit, say: Say, *, new: bool = False) -> Path:
+    """Run a federation, its processes included, and return the run's directory.
+
+    Args:
+        kit: The coordinator's.
+        say: Told in one line what happens.
+        new: Whether to begin anew although the last run has not come to its end.
+
+    Raises:
+        ValueError: If the run stopped; with the reason. What is finished is kept.
+    """
+    coordinator = Coordinator(kit, say)
+    with coordinator.running():
+        return follow_run(coordinator, plan_run(kit, new=new), say)
+
+
+def plan_run(kit: CoordinatorKit, *, new: bool) -> PlannedRun:
+    """Return the newest run if it goes on, or another one."""
+    last = run_state.read_run(kit.state)
+    if last is not None and not new:
+        outcome = run_state.read_outcome(kit.state, last)
+        if outcome is None or outcome.status != FINISHED:
+            return last
+    number = 1 + max([0, *(int(p.name) for p in (kit.state / RUNS).glob("[0-9]*"))])
+    name = f"{number:03d}"
+    settings = settings_for(kit, kit.state / RUNS / name)
+    return PlannedRun(f"{kit.federation}/{name}", 0, settings.run_config())
+
+
+def settings_for(kit: CoordinatorKit, output_dir: Path) -> FederationSettings:
+    """Return the settings of a run: the kit's, and where it says nothing no wait without an end."""
+    settings = settings_of({**kit.settings, "output_dir": str(output_dir)})
+    rounds = settings.rounds
+    rounds = replace(
+        rounds,
+        round_deadline=rounds.round_deadline or ROUND_DEADLINE_S,
+        start_deadline=rounds.start_deadline or START_DEADLINE_S,
+        min_clients=max(rounds.min_clients, kit.quorum or 1),
+    )
+    return replace(settings, rounds=rounds)
+
+
+def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
+    """Start a run, again whenever its process is lost, until it comes to an end.
+
+    Raises:
+        ValueError: If it stopped; with the reason.
+    """
+    state = coordinator.kit.state
+    directory = Path(str(run.run_config["output_dir"]))
+    shown = Follower(directory)
+    while True:
+        run = _next_attempt(run, directory)
+        run_state.write_run(state, run)
+        outcome = None
+        if _start(coordinator, run):
+            if run.attempt > 1:
+                say(f"run {run.name} goes on")
+            while outcome is None and run_state.is_running(state, run):
+                _pause(coordinator, shown, say)
+                outcome = run_state.read_outcome(state, run)
+            outcome = outcome or run_state.read_outcome(state, run)
+        _tell(shown, say)
+        if outcome is None:
+            say(f"run {run.name} was cut off; it is started again")
+        elif outcome.status == FINISHED:
+            return directory
+        else:
+            raise ValueError(outcome.reason)
+
+
+def _next_attempt(run: PlannedRun, directory: Path) -> PlannedRun:
+    """Return the run as it is started next: from its newest checkpoint, or from its beginning."""
+    again: dict[str, Scalar]
+    if directory.is_dir() and find_checkpoints(directory):
+        again = {"resume": str(directory)}
+    else:
+        again = {"overwrite_output_dir": True} if directory.exists() else {}
+    config = {k: v for k, v in run.run_config.items() if k != "overwrite_output_dir"}
+    return PlannedRun(run.name, run.attempt + 1, {**config, **again})
+
+
+def _start(coordinator: Coordinator, run: PlannedRun) -> bool:
+    """Start the run; return whether its process has begun in time."""
+    kit = coordinator.kit
+    while not coordinator.knows_all_sites:
+        _pause(coordinator)
+    app = kit.state / "app"
+    write_app(app, {**common_part(run.run_config), RUN_NAME: run.name})
+    starts = coordinator.starts
+    try:
+        coordinator.flower.start(app)
+    except FlowerCommandError as error:
+        coordinator.say(str(error))
+        return False
+    give_up = time.monotonic() + BEGIN_S
+    while not run_state.has_begun(kit.state, run):
+        if coordinator.starts != starts:
+            return False
+        if time.monotonic() > give_up:
+            coordinator.say("the SuperLink does not start the run; it is started anew")
+            coordinator.restart_superlink()
+            return False
+        _pause(coordinator)
+    return True
+
+
+def _pause(coordinator: Coordinator, shown: Follower | None = None, say: Say | None = None) -> None:
+    time.sleep(CHECK_S)
+    coordinator.check()
+    if shown is not None and say is not None:
+        _tell(shown, say)
+
+
+def _tell(shown: Follower, say: Say) -> None:
+    for event in shown.new():
+        if text := line_of(event):
+            say(text)
+
+
+def line_of(event: Event) -> str | None:
+    """Return what there is to say of an event of the run's record; None for nothing."""
+    kind = event["event"]
+    if kind == "round":
+        validation = event.get("validation_loss", event.get("received_validation_loss"))
+        judged = "" if validation is None else f"   validation loss {validation:.3f}"
+        return (
+            f"round {event['round']}: {len(event['sites'])} sites, loss {event['loss']:.3f}{judged}"
+        )
+    if kind == "rejected":
+        return f"round {event['round']}: without {event['site']}: {event['reason']}"
+    if kind == "absent":
+        return f"{event['site']} takes no part: {event['reason']}"
+    if kind == "joined":
+        return f"round {event['round']}: {event['site']} joins"
+    if kind == "resumed":
+        return f"goes on after round {event['after_round']}"
+    return None

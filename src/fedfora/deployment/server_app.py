@@ -1,0 +1,119 @@
+"""The coordinator's ServerApp on real machines: waits for the sites, then runs the same rounds.
+
+Flower starts it in a process of the SuperLink's. Which run it is, and what the coordinator's own
+settings are, stands in the state of the coordinator's kit; only the shared settings traveled.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
+from fedfora.deployment.run_state import (
+    FINISHED,
+    KIT,
+    RUN_NAME,
+    STOPPED,
+    Outcome,
+    PlannedRun,
+    read_nodes,
+    read_run,
+    write_begun,
+    write_outcome,
+)
+from fedfora.federated.membership import Membership
+from fedfora.federated.round_view import RoundView
+from fedfora.federated.rounds import run_rounds
+from fedfora.federated.settings import from_run_config
+
+POLL_S = 1.0
+
+
+def make_app() -> ServerApp:
+    """Return the app."""
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator]
+    def main(grid: Grid, context: Context) -> None:
+        """Run the rounds, and leave word of how they ended."""
+        kit = read_coordinator_kit(os.environ[KIT])
+        run = _run_of(kit, context)
+        write_begun(kit.state, run)
+        try:
+            _run(kit, run, grid)
+        except ValueError as error:
+            write_outcome(kit.state, Outcome(run.name, run.attempt, STOPPED, str(error)))
+            raise
+        write_outcome(kit.state, Outcome(run.name, run.attempt, FINISHED, ""))
+
+    return app
+
+
+def _run_of(kit: CoordinatorKit, context: Context) -> PlannedRun:
+    """Return the daemon's run; or, where somebody typed `flwr run`, one of its own."""
+    planned, name = read_run(kit.state), context.run_config.get(RUN_NAME)
+    if planned is not None and planned.name == name:
+        return planned
+    output_dir = str(kit.state / "runs" / str(context.run_id))
+    own = {**kit.settings, **context.run_config, "output_dir": output_dir}
+    return PlannedRun(str(context.run_id), 1, own)
+
+
+def _run(kit: CoordinatorKit, run: PlannedRun, grid: Grid) -> None:
+    settings = from_run_config(run.run_config)
+    nodes = read_nodes(kit.state)
+    quorum = kit.quorum or settings.rounds.min_clients
+    wait_for_sites(grid, nodes, quorum=quorum, deadline_s=settings.rounds.start_deadline)
+    members = _Members(kit.state)
+    run_rounds(grid, run.run_config, RoundView(), members)
+
+
+def wait_for_sites(
+    grid: Grid, nodes: Mapping[str, int], *, quorum: int, deadline_s: float | None
+) -> None:
+    """Wait until all sites are there, or a quorum once the deadline is over.
+
+    Raises:
+        ValueError: If fewer than a quorum are there then.
+    """
+    started = time.monotonic()
+    while True:
+        there = set(grid.get_node_ids())
+        missing = sorted(name for name, node in nodes.items() if node not in there)
+        if not missing:
+            return
+        if deadline_s is not None and time.monotonic() - started > deadline_s:
+            break
+        time.sleep(POLL_S)
+    if len(there) < quorum:
+        raise ValueError(
+            f"only {len(there)} of {len(nodes)} sites came within {deadline_s:g} s, {quorum} "
+            f"needed; missing: {', '.join(missing[:10])}"
+        )
+
+
+class _Members(Membership):
+    """Which node is which site, as the daemon registered them; read anew each time it is asked."""
+
+    grows = True
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+
+    def objection(self, node_id: int, index: int, name: str) -> str | None:
+        """Return why a node may not be the site that it says it is; None where it may."""
+        names = {node: site for site, node in read_nodes(self.state).items()}
+        registered = names.get(node_id)
+        if registered is None:
+            return "its node is not registered"
+        if registered != name:
+            return f"it says it is {name!r}, its key is that of {registered!r}"
+        known = read_coordinator_kit(self.state.parent).sites.get(name)
+        return None if known == index else f"it says it is number {index}, {name} is {known}"
+
+
+app = make_app()

@@ -1,0 +1,57 @@
+"""A site's daemon: the resident trainer and Flower's SuperNode, supervised."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+from fedfora.deployment.client_app import TRAINER
+from fedfora.deployment.flower_processes import environment, free_port, with_own_client
+from fedfora.deployment.kit import SiteKit
+from fedfora.deployment.supervisor import Child, Supervisor, stoppable
+
+CHECK_S = 0.5
+
+
+def run_site(kit: SiteKit, say: Callable[[str], None]) -> None:
+    """Run a site until this process is told to stop.
+
+    Args:
+        kit: The site's.
+        say: Told in one line what happens.
+    """
+    kit.state.mkdir(mode=0o700, exist_ok=True)
+    supervisor = Supervisor(children(kit), say)
+    with stoppable(), supervisor.running():
+        while True:
+            time.sleep(CHECK_S)
+            supervisor.check()
+
+
+def children(kit: SiteKit) -> list[Child]:
+    """Return the processes of a site."""
+    logs = kit.state / "logs"
+    flower = with_own_client(environment(kit.state / "flower"), kit.state / "bin")
+    return [
+        Child(
+            "trainer",
+            lambda: [sys.executable, "-m", "fedfora.deployment.trainer", str(kit.directory)],
+            logs / "trainer.log",
+        ),
+        Child("SuperNode", lambda: supernode_command(kit), logs / "supernode.log", flower),
+    ]
+
+
+def supernode_command(kit: SiteKit) -> list[str]:
+    """Return how Flower's SuperNode is started: keys, gate, and where its trainer listens.
+
+    What the node is told stays there: the coordinator does not see a node's configuration.
+    """
+    host = f"[{kit.host}]" if ":" in kit.host else kit.host
+    config = {"partition-id": kit.index, TRAINER: str(kit.state)}
+    words = [sys.executable, "-m", "fedfora.deployment.flower_processes", "supernode"]
+    words += ["--superlink", f"{host}:{kit.port}", "--root-certificates", str(kit.authority)]
+    words += ["--auth-supernode-private-key", str(kit.node_key)]
+    words += ["--host", "127.0.0.1", "--port", str(free_port())]
+    words += ["--node-config", " ".join(f"{key}={json.dumps(v)}" for key, v in config.items())]
+    return words

@@ -1,0 +1,181 @@
+"""Keeps processes running: starts them, restarts what ends, says so, and leaves nothing behind.
+
+A process that ends is started again after a pause that doubles each time, and is short again once
+it has lasted. Each process leads a group of its own, which is stopped as a whole; should the
+supervisor itself be killed, the kernel tells its processes to end (Linux), and Flower's end with
+the process that started them.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+LASTED_S = 120.0  # who lasts so long has started well
+STOPPING_S = 8.0
+MAX_LOG_BYTES = 20 << 20
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+@dataclass
+class Child:
+    """A process that is to run.
+
+    Args:
+        name: What it is called in messages.
+        command: Returns its words; asked anew before every start.
+        log: File that its output is added to.
+        environment: Variables beside those of this process.
+        after_start: Called after every start.
+    """
+
+    name: str
+    command: Callable[[], list[str]]
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    after_start: Callable[[], None] = lambda: None
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+    due: float = 0.0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """Start it."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
+            self.log.replace(self.log.with_name(f"{self.log.name}.1"))
+        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+                preexec_fn=_end_with_parent(os.getpid()),
+            )
+        self.started = time.monotonic()
+        self.after_start()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and to all that it has started."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+
+class Supervisor:
+    """Runs some children until it is told to stop.
+
+    Args:
+        children: Started in this order, stopped in the reverse one.
+        say: Told in one line what happens to whom.
+    """
+
+    def __init__(self, children: list[Child], say: Callable[[str], None]) -> None:
+        self.children = children
+        self.say = say
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the children while the block runs; call `check` in it now and then."""
+        try:
+            for child in self.children:
+                child.start()
+                self.say(f"{child.name} started")
+            yield
+        finally:
+            self.stop()
+
+    def check(self) -> None:
+        """Start again what has ended, if its pause is over."""
+        now = time.monotonic()
+        for child in self.children:
+            if child.is_alive:
+                continue
+            if child.process is not None:
+                self._note_end(child, now)
+            elif now >= child.due:
+                child.start()
+                self.say(f"{child.name} started again")
+
+    def stop(self) -> None:
+        """Stop all children and what they have started: asked first, then made to."""
+        alive = [child for child in reversed(self.children) if child.process is not None]
+        for child in alive:
+            child.signal(signal.SIGTERM)
+        give_up = time.monotonic() + STOPPING_S
+        while any(child.is_alive for child in alive) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        for child in alive:
+            child.signal(signal.SIGKILL)
+            assert child.process is not None
+            child.process.wait()
+
+    def _note_end(self, child: Child, now: float) -> None:
+        assert child.process is not None
+        child.signal(signal.SIGKILL)  # what it started ends with it
+        lasted = now - child.started > LASTED_S
+        child.pause_s = FIRST_PAUSE_S if lasted else child.pause_s
+        self.say(
+            f"{child.name} ended ({_reason(child.process.returncode)}); it is started again in "
+            f"{child.pause_s:g} s; its log: {child.log}"
+        )
+        child.process = None
+        child.due = now + child.pause_s
+        child.pause_s = min(2 * child.pause_s, LONGEST_PAUSE_S)
+
+
+class Stopped(BaseException):
+    """The process was told to end. Not an Exception, so that nobody on the way takes it for one."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise `Stopped` in the block when this process is told to end, and swallow it outside."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with contextlib.suppress(Stopped):
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_with_parent(parent: int) -> Callable[[], None]:
+    """Return what the new process does first: it asks to be ended together with this one."""
+
+    def ask() -> None:
+        if _libc is not None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # gone in between
+                os._exit(1)
+
+    return ask
+
+
+def _reason(status: int) -> str:
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"

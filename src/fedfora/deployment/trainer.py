@@ -1,0 +1,269 @@
+"""The resident trainer of a real site: base and rows stay in memory while messages come and go.
+
+It hosts the ClientApp of the simulation, so a deployed site does what a simulated one does. It
+listens on a UNIX socket that only its own user may open, and knows a closed set of operations. The
+run's settings come with each message; what names a path, a model or a device comes from the site's
+kit alone.
+
+What the site keeps from round to round lies under `state/runs`, one directory for each run, and is
+found again by a trainer that was restarted.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import socket
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from flwr.app import Context, Message, RecordDict
+
+from fedfora.config import Scalar
+from fedfora.data.loading import DataError
+from fedfora.deployment import codes, wire
+from fedfora.deployment.client_app import SOCKET
+from fedfora.deployment.run_state import RUN_NAME
+from fedfora.federated.client_app import make_client_app
+from fedfora.federated.common_settings import as_scalar, at_site
+from fedfora.federated.embedded import introduce_this_process
+from fedfora.federated.exchange import FrozenFactorsMissingError
+from fedfora.federated.settings import from_run_config
+from fedfora.federated.site import SITE_NAME, open_workplace
+from fedfora.federated.site_identity import SIGNING_KEY, SITE_KEYS
+from fedfora.privacy.accounting import BudgetSpent
+from fedfora.reporting.memory import peak_memory_bytes
+from fedfora.reporting.record import write_text
+
+OPERATIONS = {  # and the type of Flower's message for each
+    "describe": "query",
+    "train": "train",
+    "evaluate": "evaluate",
+    "introduce": "query.introduce",
+    "share": "query.share",
+    "reveal": "query.reveal",
+}
+INFO = "info"
+LAST_RUN = "last-run.json"
+SILENCE_S = 60.0  # whoever connects and says nothing for so long is cut off
+
+logger = logging.getLogger(__name__)
+
+
+class SettingsError(ValueError):
+    """The run's settings cannot be used here."""
+
+
+class BaseError(RuntimeError):
+    """The base model cannot be opened."""
+
+
+@dataclass
+class Trainer:
+    """One site's training, for whoever runs its federation.
+
+    Args:
+        name: The site's name.
+        index: Its number in the federation; seeds derive from it.
+        own: The settings that the site's administrator made.
+        state: Directory of what it keeps.
+        keys: Its signing key, and the public keys of all sites; for secure aggregation.
+        base_fingerprint: Of the only base that it takes part with; None for any.
+    """
+
+    name: str
+    index: int
+    own: dict[str, Scalar]
+    state: Path
+    keys: tuple[Path, Path] | None = None
+    base_fingerprint: str | None = None
+    answered: int = 0
+    _contexts: dict[int, Context] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        introduce_this_process()
+        self._app = make_client_app()
+
+    def answer(self, head: wire.Head, content: RecordDict) -> tuple[wire.Head, RecordDict]:
+        """Do what is asked; whatever goes wrong, the answer is a code and the text is logged."""
+        operation = head.get("operation")
+        try:
+            if operation == INFO:
+                return self.info(), RecordDict()
+            if operation not in OPERATIONS:
+                raise wire.WireError(f"no such operation: {operation!r}")
+            reply = self._do(str(operation), head, content)
+            self.answered += 1
+            return {}, reply
+        except Exception as error:
+            code = codes.new(word_for(error, str(operation)))
+            logger.exception("%s: %s", code, operation)
+            return {codes.CODE: code}, RecordDict()
+
+    def info(self) -> dict[str, Any]:
+        """Return what the trainer is; for the site's own administrator."""
+        return {
+            "site": self.name,
+            "version": version("fedfora"),
+            "pid": os.getpid(),
+            "answered": self.answered,
+            "peak-memory-bytes": peak_memory_bytes(),
+        }
+
+    def warm_up(self) -> None:
+        """Open base and rows of the last run, so that a restarted trainer answers at once."""
+        path = self.state / LAST_RUN
+        if not path.is_file():
+            return
+        try:
+            open_workplace(json.loads(path.read_text(encoding="utf-8")))
+        except Exception:
+            logger.exception("the last run's base could not be opened ahead of time")
+
+    def _do(self, operation: str, head: wire.Head, content: RecordDict) -> RecordDict:
+        run_config = self._settings(head["settings"])
+        context = self._context(int(head["run"]), run_config)
+        self._open(run_config)
+        message = Message(content, dst_node_id=1, message_type=OPERATIONS[operation])
+        message.metadata.__dict__["_message_id"] = "1"  # as Flower's own grids do
+        return self._app(message, context).content
+
+    def _settings(self, received: dict[str, Scalar]) -> dict[str, Scalar]:
+        """Return the settings of a run here; where it keeps things is decided here alone."""
+        try:
+            received = dict(received)
+            run_name = str(received.pop(RUN_NAME, "run"))
+            directory = hashlib.sha256(run_name.encode()).hexdigest()[:16]
+            run_config = {
+                "privacy_dir": str(self.state / "privacy"),
+                **at_site(received, self.own),
+                "output_dir": str(self.state / "runs" / directory),
+            }
+            from_run_config(run_config)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        return run_config
+
+    def _open(self, run_config: dict[str, Scalar]) -> None:
+        """Open the base; it stays open until a run has other settings."""
+        try:
+            found = open_workplace(run_config).base_fingerprint
+        except (ValueError, OSError) as error:
+            raise BaseError(str(error)) from error
+        if self.base_fingerprint not in (None, found):
+            raise BaseError(f"the base is {found}, the kit asks for {self.base_fingerprint}")
+        text = json.dumps(run_config, indent=1)
+        path = self.state / LAST_RUN
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
+    def _context(self, run_id: int, run_config: dict[str, Scalar]) -> Context:
+        """Return Flower's context of a run; keys of secure aggregation live in it, and only here.
+
+        Only the newest run has one: a trainer serves one federation.
+        """
+        if run_id not in self._contexts:
+            node_config: dict[str, Scalar] = {"partition-id": self.index, SITE_NAME: self.name}
+            if self.keys and from_run_config(run_config).secure.secure_aggregation:
+                node_config |= dict(zip((SIGNING_KEY, SITE_KEYS), map(str, self.keys), strict=True))
+            state = RecordDict()
+            self._contexts = {run_id: Context(run_id, 1, node_config, state, run_config)}
+        return self._contexts[run_id]
+
+
+def word_for(error: Exception, operation: str) -> str:
+    """Return which word of the closed list stands for an error."""
+    import torch
+
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "DISK"
+    words: list[tuple[type[Exception] | tuple[type[Exception], ...], str]] = [
+        (wire.WireError, "MESSAGE"),
+        (SettingsError, "SETTINGS"),
+        (BaseError, "BASE"),
+        (DataError, "DATA"),
+        (FrozenFactorsMissingError, "FACTORS"),
+        (BudgetSpent, "BUDGET"),
+        ((MemoryError, torch.OutOfMemoryError), "MEMORY"),
+    ]
+    for kind, word in words:
+        if isinstance(error, kind):
+            return word
+    return operation.upper() if operation in OPERATIONS else "MESSAGE"
+
+
+def serve(trainer: Trainer, *, max_bytes: int = wire.MAX_BYTES) -> None:
+    """Listen in the trainer's state directory for ever.
+
+    Raises:
+        ValueError: If another trainer works there.
+    """
+    trainer.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _only_one(trainer.state), _listening(trainer.state) as listener:
+        trainer.warm_up()
+        logger.info("%s listens", trainer.name)
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(SILENCE_S)
+                _converse(connection, trainer, max_bytes)
+
+
+def _converse(connection: socket.socket, trainer: Trainer, max_bytes: int) -> None:
+    """Answer one message; who asked may be gone by then."""
+    try:
+        try:
+            head, content = wire.receive(connection, max_bytes=max_bytes)
+        except wire.WireError:
+            code = codes.new("MESSAGE")
+            logger.exception("%s", code)
+            wire.send(connection, {codes.CODE: code}, RecordDict())
+            return
+        wire.send(connection, *trainer.answer(head, content))
+    except OSError:
+        logger.exception("whoever asked went away")
+
+
+def _listening(directory: Path) -> socket.socket:
+    """Return a socket that only this user may open, whatever the length of the directory's path."""
+    (directory / SOCKET).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before, descriptor = os.umask(0o177), os.open(directory, os.O_RDONLY)
+    try:
+        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET}")
+    finally:
+        os.close(descriptor)
+        os.umask(before)
+    listener.listen()
+    return listener
+
+
+def _only_one(directory: Path) -> IO[str]:
+    lock = (directory / "trainer.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ValueError(f"a trainer already works in {directory}") from error
+    return lock
+
+
+def main(directory: str) -> None:
+    """Serve the site whose kit lies in a directory."""
+    from fedfora.deployment.kit import read_site_kit
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    kit = read_site_kit(directory)
+    os.chdir(kit.directory)  # a relative path in kit.yaml is one from there
+    own = {name: as_scalar(value) for name, value in kit.settings.items()}
+    keys = (kit.signing_key, kit.site_keys)
+    serve(Trainer(kit.name, kit.index, own, kit.state, keys, kit.base_fingerprint))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

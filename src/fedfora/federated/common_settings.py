@@ -1,0 +1,83 @@
+"""Which settings a federation shares, and which are a site's own: no path travels.
+
+The coordinator's settings travel to real sites with Flower's run config. What names a file, a
+directory, a model or a device there is the site's own business: such a setting never travels, and a
+site refuses a run config that holds one.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fedfora.config import Scalar
+
+OWN = frozenset(
+    {
+        "model_name_or_path",
+        "hub",
+        "cache_dir",
+        "device",
+        "train_file",
+        "test_file",
+        "dataset",
+        "dataset_dir",
+        "preprocessing_num_workers",
+        "overwrite_cache",
+        "skip_bad_rows",
+        "output_dir",
+        "overwrite_output_dir",
+        "resume",
+        "engine",
+        "partition",
+        "num_clients",
+        "privacy_dir",
+    }
+)
+
+# Travel as defaults; a site that sets another value takes part all the same.
+ADJUSTABLE = frozenset(
+    {
+        "task",
+        "source_prefix",
+        "instruction_column",
+        "prompt_column",
+        "response_column",
+        "history_column",
+        "bnb_4bit_use_double_quant",
+        "gradient_checkpointing",
+        "per_device_eval_batch_size",
+    }
+)
+
+
+def common_part(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return the settings that may travel from the coordinator to its sites."""
+    return {name: value for name, value in run_config.items() if _plain(name) not in OWN}
+
+
+def agreed_part(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return the settings that are the same at the coordinator and at every site."""
+    left_out = OWN | ADJUSTABLE
+    return {name: value for name, value in run_config.items() if _plain(name) not in left_out}
+
+
+def at_site(received: Mapping[str, Scalar], own: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return a site's settings: what the coordinator sent, and over it what the site says itself.
+
+    Raises:
+        ValueError: If the coordinator sent a setting that is the site's own.
+    """
+    if wrong := sorted(name for name in received if _plain(name) in OWN):
+        raise ValueError(f"the coordinator may not set {', '.join(wrong)} at a site")
+    return {_plain(name): value for name, value in [*received.items(), *own.items()]}
+
+
+def as_scalar(value: Any) -> Scalar:
+    """Return a setting from a YAML file as Flower's run config can hold it: lists become words."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return json.dumps(value) if isinstance(value, dict) else value
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_")

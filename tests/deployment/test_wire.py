@@ -1,0 +1,105 @@
+"""What goes over the trainer's socket comes out as it went in, and nothing else is taken."""
+
+import json
+import socket
+import struct
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedfora.deployment.wire import WireError, decode, encode, receive, send
+
+DTYPES = st.sampled_from(["float32", "float16", "int64", "uint8", "uint16", "uint32", "bool"])
+NAMES = st.text(min_size=1, max_size=8)
+NUMBERS = st.integers(-(2**62), 2**62) | st.floats(allow_nan=False)
+SCALARS = NUMBERS | st.text(max_size=5) | st.binary(max_size=5) | st.booleans()
+LISTS = st.lists(st.binary(max_size=5)) | st.lists(st.integers(0, 99)) | st.lists(st.text())
+
+
+@st.composite
+def arrays(draw):
+    shape = draw(st.lists(st.integers(0, 3), max_size=3))
+    return Array(np.full(shape, draw(st.integers(0, 1))).astype(draw(DTYPES)))
+
+
+RECORDS = st.one_of(
+    st.dictionaries(NAMES, arrays(), max_size=3).map(ArrayRecord),
+    st.dictionaries(NAMES, NUMBERS, max_size=3).map(MetricRecord),
+    st.dictionaries(NAMES, SCALARS | LISTS, max_size=3).map(ConfigRecord),
+)
+
+
+@given(st.dictionaries(NAMES, RECORDS, max_size=4))
+def test_what_is_decoded_is_what_was_encoded(records):
+    content = RecordDict(records)
+    head, back = decode(encode({"operation": "train", "run": 7}, content))
+    assert head == {"operation": "train", "run": 7}
+    assert list(back) == list(content)
+    assert back == content
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_message_are_refused(frame):
+    with pytest.raises(WireError):
+        decode(frame)
+
+
+def test_a_damaged_message_is_refused():
+    frame = bytearray(encode({}, RecordDict({"a": ArrayRecord({"x": Array(np.ones(3))})})))
+    with pytest.raises(WireError):
+        decode(bytes(frame[:-1]))
+
+
+def test_a_record_of_an_unknown_kind_is_refused():
+    text = json.dumps({"head": {}, "records": [["a", "pickle", {}]]}).encode()
+    empty = encode({}, RecordDict())
+    block = empty[4 + struct.unpack(">I", empty[:4])[0] :]
+    with pytest.raises(WireError, match="pickle"):
+        decode(struct.pack(">I", len(text)) + text + block)
+
+
+def test_a_message_that_announces_too_much_is_refused_before_it_is_read():
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(struct.pack(">Q", 10**12))
+        with pytest.raises(WireError, match="1000000000000 bytes; at most 1000"):
+            receive(here, max_bytes=1000)
+
+
+def test_a_message_that_breaks_off_is_refused():
+    here, there = socket.socketpair()
+    with here:
+        there.sendall(struct.pack(">Q", 100) + b"x" * 10)
+        there.close()
+        with pytest.raises(WireError, match="10 of 100"):
+            receive(here)
+
+
+def test_an_adapter_of_twenty_megabytes_costs_next_to_nothing_beside_its_bytes():
+    content = RecordDict(
+        {"arrays": ArrayRecord({"float32": Array(np.ones(5_000_000, np.float32))})}
+    )
+    here, there = socket.socketpair()
+    with here, there:
+        sent = []
+        thread = threading.Thread(target=lambda: sent.append(send(there, {}, content)))
+        thread.start()
+        _, back = receive(here)
+        thread.join()
+    assert back == content
+    assert sent[0] <= 20_000_000 + 1000
+
+
+def test_the_process_of_a_message_loads_no_model_libraries():
+    code = (
+        "import sys, fedfora.deployment.client_app; "
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
