@@ -80,7 +80,8 @@ def test_the_pause_is_short_again_for_who_has_lasted(tmp_path):
 
 def test_who_does_not_heed_the_request_to_end_is_made_to(tmp_path, monkeypatch):
     monkeypatch.setattr("fedfora.deployment.supervisor.STOPPING_S", 0.5)
-    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(99)"
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); "
+    deaf += "time.sleep(99)"
     log = tmp_path / "deaf.log"
     child = Child("deaf", lambda: [sys.executable, "-c", deaf], log)
     with Supervisor([child], lambda text: None).running():
