@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedfora.deployment import run_state
+from fedfora.deployment.check_federation import RENEW, check_certificate
 from fedfora.deployment.flower_command import FlowerCommand, FlowerCommandError
 from fedfora.deployment.flower_processes import environment
 from fedfora.deployment.gate import gate_command
@@ -44,7 +45,15 @@ class Coordinator:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run the processes while the block runs; call `check` in it now and then."""
+        """Run the processes while the block runs; call `check` in it now and then.
+
+        Raises:
+            ValueError: If no site would talk to them: the gate's certificate does not hold.
+        """
+        try:
+            check_certificate(self.kit)
+        except ValueError as error:
+            raise ValueError(f"{error}: {RENEW}") from error
         with only_one(self.kit.state, "coordinator.lock"):
             self.flower.write_configuration()
             with self._supervisor.running():

@@ -38,8 +38,11 @@ def run_to_the_end(kit: CoordinatorKit, say: Say, *, new: bool = False) -> Path:
         ValueError: If the run stopped; with the reason. What is finished is kept.
     """
     coordinator = Coordinator(kit, say)
-    with coordinator.running():
-        return follow_run(coordinator, plan_run(kit, say, new=new), say)
+    try:
+        with coordinator.running():
+            return follow_run(coordinator, plan_run(kit, say, new=new), say)
+    except OSError as error:  # a full disk, above all
+        raise ValueError(f"{error}; mended, the same command goes on") from error
 
 
 def plan_run(kit: CoordinatorKit, say: Say, *, new: bool) -> PlannedRun:
