@@ -58,7 +58,10 @@ from fedfora.reporting.record import RunRecord
 from fedfora.training.privacy_plan import open_ledger
 
 SITE_TABLE = "sites.json"
-ASK_AGAIN_ROUNDS = 5  # a site that could not be taken in is asked again after so many
+ASK_AGAIN_ROUNDS = 2  # a site that could not be taken in is asked again after so many
+LATE_DEADLINE_S = (
+    60.0  # the others wait no longer for one that comes late; its base goes on loading
+)
 
 
 def run_rounds(
@@ -264,7 +267,7 @@ class _Rounds:
             self.grid,
             strangers,
             self.agreement,
-            deadline_s=self.settings.rounds.start_deadline,
+            deadline_s=min(self.settings.rounds.start_deadline or LATE_DEADLINE_S, LATE_DEADLINE_S),
             on_absent=absent,
             members=self.members,
         ):
