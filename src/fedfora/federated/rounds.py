@@ -392,6 +392,7 @@ class _Rounds:
             "num_rounds": settings.federation.num_rounds,
             "sites": [site.name for site in self.agreement.sites],
             "data_digests": [site.data_digest for site in self.agreement.sites],
+            "site_keys": [site.key_id for site in self.agreement.sites],
         }
         return facts | ({"privacy": privacy["privacy_statement"]} if privacy else {})
 
