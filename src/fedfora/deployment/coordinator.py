@@ -19,7 +19,7 @@ from fedfora.deployment.flower_command import FlowerCommand, FlowerCommandError
 from fedfora.deployment.flower_processes import environment
 from fedfora.deployment.gate import gate_command
 from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.supervisor import Child, Supervisor, stoppable
+from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
 
 CHECK_S = 0.5
 
@@ -54,10 +54,10 @@ class Coordinator:
             check_certificate(self.kit)
         except ValueError as error:
             raise ValueError(f"{error}: {RENEW}") from error
-        self.kit.state.mkdir(mode=0o700, exist_ok=True)
-        self.flower.write_configuration()
-        with self._supervisor.running():
-            yield
+        with only_one(self.kit.state, "coordinator.lock"):
+            self.flower.write_configuration()
+            with self._supervisor.running():
+                yield
 
     def check(self) -> None:
         """Restart what has ended; let in and throw out the sites that the kit says."""
