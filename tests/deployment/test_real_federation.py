@@ -128,7 +128,7 @@ def test_real_sites_give_the_embedded_engines_adapter_to_the_bit(federation, emb
 @pytest.mark.deploy
 def test_a_site_that_misbehaves_round_after_round_is_left_out_and_nothing_of_it_leaves(federation):
     """NaN, shape, weight, exception, old reply, a killed trainer; then it is itself again."""
-    real = federation(2, num_rounds=8, round_deadline=25.0)
+    real = federation(2, num_rounds=8, round_deadline=60.0)
     good, rogue = real.names
     real.coordinate()
     real.join(good)
@@ -146,9 +146,9 @@ def test_a_site_that_misbehaves_round_after_round_is_left_out_and_nothing_of_it_
     assert sorted(reasons) == [2, 3, 4, 5, 6, 7]
     assert "finite" in reasons[2]
     assert "weight" in reasons[4] or "answer-tokens" in reasons[4]
-    assert reasons[5].startswith("site-error TRAIN ")
+    assert "site-error TRAIN " in reasons[5]
     assert "round" in reasons[6]
-    assert reasons[7].startswith("site-error TRAINER ") or "no answer" in reasons[7]
+    assert "site-error TRAINER " in reasons[7] or "no answer" in reasons[7]
     last = real.events("round")[-1]
     assert [site["site"] for site in last["sites"]] == real.names
     assert_finite(real.run_directory)
@@ -166,7 +166,7 @@ def assert_said_only_at(real, site, text):
 
 @pytest.mark.deploy
 def test_a_site_that_never_answers_costs_a_round_its_deadline_and_no_more(federation):
-    real = federation(2, num_rounds=2, round_deadline=15.0)
+    real = federation(2, num_rounds=2, round_deadline=40.0)
     good, silent = real.names
     real.coordinate()
     real.join(good)
@@ -174,7 +174,7 @@ def test_a_site_that_never_answers_costs_a_round_its_deadline_and_no_more(federa
     assert real.wait() == 0, real.logs()
     assert set(real.reasons(silent)) == {1, 2}
     rounds = real.events("round")
-    assert rounds[1]["seconds"] - rounds[0]["seconds"] < 15 + 30
+    assert rounds[1]["seconds"] - rounds[0]["seconds"] < 40 + 30
     assert_finite(real.run_directory)
 
 
@@ -211,7 +211,7 @@ def test_a_killed_command_goes_on_when_it_is_typed_again(federation, embedded):
 
 @pytest.mark.deploy
 def test_a_site_that_is_killed_comes_back_and_the_round_goes_on_without_it(federation):
-    real = federation(2, num_rounds=5, round_deadline=20.0)
+    real = federation(2, num_rounds=5, round_deadline=40.0)
     stays, goes = real.names
     real.coordinate()
     real.join(stays, goes)

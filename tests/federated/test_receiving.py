@@ -139,3 +139,23 @@ def test_the_timer_is_gone_afterwards():
     told(receive(grid, messages(grid, ttl=0.2)))
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_error_that_flower_made_itself_counts_for_the_site_that_was_asked():
+    """Where a message has outlived its time, Flower's error names the coordinator as sender."""
+
+    class Flowers(Shuffled):
+        def pull_messages(self, ids):
+            replies = super().pull_messages(ids)
+            for reply in replies:
+                reply.metadata.__dict__["_src_node_id"] = 1
+            return replies
+
+    def fail(message, context):
+        raise RuntimeError("too late")
+
+    grid = grid_of(fail)
+    asked = messages(grid)
+    replies = list(receive(Flowers(grid, [0, 1, 2, 3]), asked))
+    assert [r.metadata.src_node_id for r in replies] == [m.metadata.dst_node_id for m in asked]
+    assert all("too late" in reply.error.reason for reply in replies)

@@ -5,6 +5,7 @@ transformers, and holds nothing. Whatever goes wrong, all that leaves the site i
 stays in the site's log.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -96,10 +97,11 @@ def ask(
         wire.WireError: If what it answers is no message.
     """
     with _connected(directory, connect_s) as connection:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # what it says of a message it would not read
             wire.send(connection, head, content)
+        try:
             return wire.receive(connection)
-        except OSError as error:
+        except (OSError, wire.CutOffError) as error:
             raise TrainerGoneError(f"the trainer went away: {error}") from error
 
 

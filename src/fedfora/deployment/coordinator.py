@@ -6,8 +6,6 @@ and the run that was on is started again, from its newest checkpoint.
 """
 
 import logging
-import os
-import shutil
 import socket
 import sys
 import time
@@ -18,11 +16,11 @@ from pathlib import Path
 from fedfora.deployment import run_state
 from fedfora.deployment.flower_command import FlowerCommand, FlowerCommandError
 from fedfora.deployment.flower_processes import environment
+from fedfora.deployment.gate import gate_command
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.supervisor import Child, Supervisor, stoppable
 
 CHECK_S = 0.5
-NGINX = "nginx"
 
 logger = logging.getLogger(__name__)
 
@@ -132,23 +130,6 @@ def superlink_command(kit: CoordinatorKit) -> list[str]:
     words += ["--ssl-ca-certfile", str(kit.authority)]
     words += ["--ssl-certfile", str(kit.server_certificate), "--ssl-keyfile", str(kit.server_key)]
     return [*words, "--disable-runtime-dependency-installation"]
-
-
-def gate_command(kit: CoordinatorKit) -> list[str]:
-    """Return how nginx is started with the kit's configuration.
-
-    Raises:
-        ValueError: If nginx is not installed.
-    """
-    program = shutil.which(NGINX) or shutil.which(NGINX, path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        raise ValueError(
-            "nginx is not installed (Debian: apt install nginx-light); without the gate, whoever "
-            "reaches the port could start programs at every site"
-        )
-    words = [program, "-e", "state/gate-error.log", "-p", str(kit.directory), "-c", "nginx.conf"]
-    # Started by root, nginx would work as nobody, who cannot enter the kit.
-    return [*words, "-g", "user root;"] if os.geteuid() == 0 else words
 
 
 def _listens(port: int) -> bool:

@@ -14,7 +14,7 @@ from fedfora.deployment.coordinator import CHECK_S, Coordinator
 from fedfora.deployment.flower_app import write_app
 from fedfora.deployment.flower_command import FlowerCommandError
 from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.run_state import FINISHED, RUN_NAME, PlannedRun
+from fedfora.deployment.run_state import FINISHED, RUN_NAME, STOPPED, PlannedRun
 from fedfora.deployment.settings import settings_of
 from fedfora.federated.checkpoint import find_checkpoints
 from fedfora.federated.common_settings import common_part
@@ -24,6 +24,7 @@ from fedfora.reporting.history import Event
 
 RUNS = "runs"
 ROUND_DEADLINE_S, START_DEADLINE_S = 3600.0, 600.0  # where the settings say nothing
+MOST_IN_VAIN = 4  # starts without a further round, then a person must look
 BEGIN_S = 120.0  # Flower starts a run's process within so long, or its SuperLink is started anew
 
 Say = Callable[[str], None]
@@ -80,6 +81,7 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
     state = coordinator.kit.state
     directory = Path(str(run.run_config["output_dir"]))
     shown = Follower(directory)
+    vain, furthest = 0, 0
     while True:
         run = _next_attempt(run, directory)
         run_state.write_run(state, run)
@@ -92,12 +94,16 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
                 outcome = run_state.read_outcome(state, run)
             outcome = outcome or run_state.read_outcome(state, run)
         _tell(shown, say)
-        if outcome is None:
-            say(f"run {run.name} was cut off; it is started again")
-        elif outcome.status == FINISHED:
+        if outcome is not None and outcome.status == FINISHED:
             return directory
-        else:
+        if outcome is not None and outcome.status == STOPPED:
             raise ValueError(outcome.reason)
+        reason = "was cut off" if outcome is None else f"failed ({outcome.reason})"
+        reached = max(find_checkpoints(directory), default=0) if directory.is_dir() else 0
+        vain, furthest = (0, reached) if reached > furthest else (vain + 1, furthest)
+        if vain == MOST_IN_VAIN:
+            raise ValueError(f"{reason}, {vain} times after round {reached}; see {state}/logs")
+        say(f"run {run.name} {reason}; it is started again")
 
 
 def _next_attempt(run: PlannedRun, directory: Path) -> PlannedRun:

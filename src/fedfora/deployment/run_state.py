@@ -16,7 +16,7 @@ from fedfora.reporting.record import write_text
 KIT = "FEDFORA_COORDINATOR_KIT"  # variable of the SuperLink's processes: the kit's directory
 RUN_NAME = "fedfora-run"  # in the run config: by what name sites know the run again
 RUN, SERVER, OUTCOME, NODES = "run.json", "server.json", "outcome.json", "nodes.json"
-FINISHED, STOPPED = "finished", "stopped"
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: finished, or stopped for a reason."""
+    """How a run ended: finished; stopped for a reason; or failed, and may be started again."""
 
     name: str
     attempt: int
@@ -71,10 +71,10 @@ def is_running(state: Path, run: PlannedRun) -> bool:
     if begun.get("attempt") != run.attempt:
         return False
     try:
-        os.kill(begun["pid"], 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{begun['pid']}/stat").read_text(encoding="utf-8")
+    except OSError:
         return False
-    return True
+    return stat.rpartition(")")[2].split()[0] != "Z"  # dead, and not waited for by Flower
 
 
 def write_outcome(state: Path, outcome: Outcome) -> None:

@@ -4,6 +4,7 @@ Flower starts it in a process of the SuperLink's. Which run it is, and what the 
 settings are, stands in the state of the coordinator's kit; only the shared settings traveled.
 """
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
 from fedfora.deployment.run_state import (
+    FAILED,
     FINISHED,
     KIT,
     RUN_NAME,
@@ -32,6 +34,8 @@ from fedfora.federated.settings import from_run_config
 
 POLL_S = 1.0
 
+logger = logging.getLogger(__name__)
+
 
 def make_app() -> ServerApp:
     """Return the app."""
@@ -43,14 +47,29 @@ def make_app() -> ServerApp:
         kit = read_coordinator_kit(os.environ[KIT])
         run = _run_of(kit, context)
         write_begun(kit.state, run)
+        _log_to(kit)
         try:
             _run(kit, run, grid)
-        except ValueError as error:
-            write_outcome(kit.state, Outcome(run.name, run.attempt, STOPPED, str(error)))
+        except Exception as error:
+            logger.exception("run %s ended", run.name)
+            status = STOPPED if isinstance(error, ValueError) else FAILED
+            reason = str(error) or type(error).__name__
+            write_outcome(kit.state, Outcome(run.name, run.attempt, status, reason))
             raise
         write_outcome(kit.state, Outcome(run.name, run.attempt, FINISHED, ""))
 
     return app
+
+
+def _log_to(kit: CoordinatorKit) -> None:
+    """Keep what is logged: Flower throws away what a run's process prints."""
+    logs = kit.state / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(logs / "server.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("fedfora")
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
 
 
 def _run_of(kit: CoordinatorKit, context: Context) -> PlannedRun:

@@ -31,6 +31,10 @@ class WireError(ValueError):
     """What came is not a frame, or too large a one."""
 
 
+class CutOffError(WireError):
+    """The other side went away in the middle."""
+
+
 def send(connection: socket.socket, head: Head, content: RecordDict) -> int:
     """Send a frame and return its bytes.
 
@@ -136,6 +140,6 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
     while len(received) < length:
         piece = connection.recv(min(_CHUNK, length - len(received)))
         if not piece:
-            raise WireError(f"the message ended after {len(received)} of {length} bytes")
+            raise CutOffError(f"the message ended after {len(received)} of {length} bytes")
         received += piece
     return bytes(received)

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.1
+EXPIRED = 3  # Flower's error code for a message that has outlived its time
 NO_REPLY = 4  # Flower's error code for a reply that is not there
 
 
@@ -46,12 +47,22 @@ def receive(
                 time.sleep(min(POLL_INTERVAL_S, left_s))
                 left_s -= time.monotonic() - started
         if message_id in arrived:
-            yield arrived.pop(message_id)
+            yield _from_its_site(arrived.pop(message_id), message)
         else:
             reason = (
                 f"no answer within {deadline_s:g} s" if message_id in pending else "unreachable"
             )
             yield Message(Error(NO_REPLY, reason), reply_to=message)
+
+
+def _from_its_site(reply: Message, message: Message) -> Message:
+    """Return a reply; an error that Flower made itself names the coordinator as its sender."""
+    if not reply.has_error():
+        return reply
+    error = reply.error
+    if error.code == EXPIRED:
+        error = Error(NO_REPLY, f"no answer within {message.metadata.ttl:g} s")
+    return Message(error, reply_to=message)
 
 
 def _expected(replies: Iterable[Message], pending: dict[str, None]) -> dict[str, Message]:

@@ -1,0 +1,171 @@
+"""The resident trainer: a closed set of operations, its own paths, codes instead of texts."""
+
+import errno
+import json
+import re
+import stat
+import threading
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, RecordDict
+
+from fedfora.data.clinic import clinic_rows
+from fedfora.data.loading import DataError
+from fedfora.deployment import codes, trainer, wire
+from fedfora.deployment.client_app import SOCKET, TrainerGoneError, ask
+from fedfora.deployment.run_state import RUN_NAME
+from fedfora.deployment.trainer import BaseError, SettingsError, Trainer, serve, word_for
+from fedfora.federated.exchange import FrozenFactorsMissingError
+from fedfora.privacy.accounting import BudgetSpent
+
+SETTINGS = {
+    "quantization": "none",
+    "lora_rank": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "num_rounds": 2,
+    "local_steps": 1,
+    RUN_NAME: "clinics/001",
+}
+QUESTION = {"ask": ConfigRecord({"adapter": True})}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, tiny_dir):
+    """A trainer that listens, and its directory, whose path is too long for a socket's own."""
+    place = tmp_path_factory.mktemp("site")
+    rows = place / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in clinic_rows()[:12]))
+    state = place / ("a-long-name-" * 12) / "state"
+    own = {"train_file": str(rows), "model_name_or_path": tiny_dir}
+    working = Trainer("cardiology", 1, own, state)
+    threading.Thread(
+        target=serve, args=(working,), kwargs={"max_bytes": 1 << 20}, daemon=True
+    ).start()
+    ask(state, {"operation": "info"}, RecordDict(), connect_s=30)
+    return working
+
+
+def told(site, operation, settings=None, run=1, **records):
+    head = {"operation": operation, "run": run, "settings": {**SETTINGS, **(settings or {})}}
+    return ask(site.state, head, RecordDict(records))
+
+
+def word(head):
+    return re.fullmatch(r"site-error ([A-Z]+) [0-9a-f]{6}", head[codes.CODE])[1]
+
+
+def test_only_its_own_user_may_open_the_socket(site):
+    mode = (site.state / SOCKET).stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+
+
+def test_it_says_who_it_is_and_keeps_its_rows_to_itself(site):
+    head, content = told(site, "describe", **QUESTION)
+    assert head == {}
+    assert (content["site"]["name"], content["site"]["index"]) == ("cardiology", 1)
+    assert content["site"]["rows"] == 12
+    assert "fresh" in content
+
+
+def test_it_trains_and_the_base_stays_loaded(site, monkeypatch):
+    _, described = told(site, "describe", **QUESTION)
+    monkeypatch.setattr("fedfora.federated.site.load_base", None)  # it would be an error to call it
+    config = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""}
+    question = {"arrays": described["fresh"], "config": ConfigRecord(config)}
+    head, content = told(site, "train", **question)
+    assert head == {}
+    assert content["metrics"]["steps"] == 1
+    assert content["origin"]["round"] == 1
+
+
+@pytest.mark.parametrize("operation", ["quit", "exec", "", None, "__class__", "query"])
+def test_other_operations_are_refused(site, operation):
+    head, content = told(site, operation)
+    assert word(head) == "MESSAGE"
+    assert not content
+
+
+@pytest.mark.parametrize("name", ["train_file", "output-dir", "model_name_or_path", "resume"])
+def test_no_setting_of_the_coordinator_chooses_a_path(site, name):
+    head, _ = told(site, "describe", {name: "/etc/passwd"}, **QUESTION)
+    assert word(head) == "SETTINGS"
+
+
+def test_a_runs_name_chooses_no_path(site):
+    before = {path.name for path in (site.state / "runs").glob("*")}
+    told(site, "describe", {RUN_NAME: "../../../../tmp/elsewhere"}, **QUESTION)
+    after = {path.name for path in site.state.rglob("*")}
+    assert not any("elsewhere" in name for name in after | before)
+
+
+def test_a_wrong_setting_is_refused_and_nothing_of_it_comes_back(site):
+    head, _ = told(site, "describe", {"lora_rank": "John Doe"}, **QUESTION)
+    assert word(head) == "SETTINGS"
+    assert "John" not in json.dumps(head)
+
+
+def test_a_message_that_is_too_long_is_refused_and_the_next_one_answered(site):
+    head, _ = told(site, "describe", a=ConfigRecord({"b": "x" * (2 << 20)}))
+    assert word(head) == "MESSAGE"
+    assert told(site, "describe", **QUESTION)[0] == {}
+
+
+def test_another_base_than_the_kit_asks_for_is_refused(site, tmp_path):
+    other = Trainer("x", 0, site.own, tmp_path, base_fingerprint="0" * 16)
+    head = {"operation": "describe", "run": 1, "settings": SETTINGS}
+    assert word(other.answer(head, RecordDict(QUESTION))[0]) == "BASE"
+
+
+def test_a_second_trainer_in_the_same_place_is_refused(site):
+    with pytest.raises(ValueError, match="already works"):
+        serve(Trainer("y", 0, site.own, site.state))
+
+
+def test_no_trainer_is_an_error_that_names_the_place(tmp_path):
+    with pytest.raises(TrainerGoneError, match=str(tmp_path)):
+        ask(tmp_path, {}, RecordDict(), connect_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "Jane Roe"), "DISK"),
+        (wire.WireError("Jane Roe"), "MESSAGE"),
+        (SettingsError("Jane Roe"), "SETTINGS"),
+        (BaseError("Jane Roe"), "BASE"),
+        (DataError("Jane Roe"), "DATA"),
+        (FrozenFactorsMissingError("Jane Roe"), "FACTORS"),
+        (BudgetSpent("Jane Roe"), "BUDGET"),
+        (MemoryError("Jane Roe"), "MEMORY"),
+        (torch.OutOfMemoryError("Jane Roe"), "MEMORY"),
+        (RuntimeError("Jane Roe"), "TRAIN"),
+        (KeyError("Jane Roe"), "TRAIN"),
+    ],
+)
+def test_an_error_becomes_a_code_and_its_text_stays_in_the_log(
+    site, monkeypatch, caplog, error, expected
+):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(site, "_do", fail)
+    head, content = site.answer({"operation": "train"}, RecordDict())
+    assert word(head) == expected
+    assert set(head) == {codes.CODE}
+    assert not content
+    assert "Jane Roe" in caplog.text
+    assert head[codes.CODE] in caplog.text
+    assert word_for(error, "train") == expected
+
+
+def test_a_code_that_is_none_does_not_pass():
+    assert codes.checked("site-error TRAIN 0a1b2c") == "site-error TRAIN 0a1b2c"
+    for text in ("Jane Roe", "site-error JANE 0a1b2c", "site-error TRAIN 0a1b2c Jane"):
+        assert re.fullmatch(r"site-error MESSAGE [0-9a-f]{6}", codes.checked(text))
+
+
+def test_operations_and_words_cover_each_other():
+    assert {name.upper() for name in trainer.OPERATIONS} <= set(codes.WORDS)
