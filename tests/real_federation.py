@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from fedfora.deployment import run_state
 from fedfora.deployment.flower_processes import free_port
@@ -26,6 +28,17 @@ needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin") is None,
     reason="needs nginx, the gate: apt install nginx-light",
 )
+
+FLAGS = {
+    "quantization": "none",
+    "lora_rank": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "num_rounds": 2,
+    "local_steps": 1,
+    "start_deadline": 120.0,
+    "round_deadline": 120.0,
+}
 
 
 class RealFederation:
@@ -171,3 +184,10 @@ class RealFederation:
         """The ends of all logs, for a failure's message."""
         paths = [*self.place.glob("logs/*.log"), *self.place.glob("kits/**/logs/*.log")]
         return "\n".join(f"== {path}\n{path.read_text()[-1500:]}" for path in paths)
+
+
+def assert_same(directory, adapter):
+    """The run's adapter has the same bits."""
+    found = load_file(directory / "adapter_model.safetensors")
+    assert found.keys() == adapter.keys()
+    assert all(torch.equal(found[name], adapter[name]) for name in adapter)

@@ -3,107 +3,19 @@
 Most of these take minutes and are run by `make test-deploy`.
 """
 
-import json
 import signal
 import time
 
 import pytest
-import torch
 
 pytest.importorskip("cryptography", reason='needs pip install "fedfora[privacy]"')
 
 from safetensors.torch import load_file
 
 from bad_site import PATIENT
-from fedfora.data.clinic import clinic_rows
-from fedfora.federated.settings import from_run_config
-from fedfora.federated.simulation import simulate
-from fedfora.reporting.view import View
-from real_federation import RealFederation, needs_nginx
+from real_federation import assert_same, needs_nginx
 
 pytestmark = needs_nginx
-
-FLAGS = {
-    "quantization": "none",
-    "lora_rank": 2,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 1,
-    "num_rounds": 2,
-    "local_steps": 1,
-    "start_deadline": 120.0,
-    "round_deadline": 120.0,
-}
-NAMES = ["cardiology", "pulmonology", "gastroenterology", "neurology"]
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """Ten notes of each of some clinics, in a file for each, and all of them in one."""
-    directory = tmp_path_factory.mktemp("rows")
-    by_clinic = {}
-    for row in clinic_rows():
-        by_clinic.setdefault(row["specialty"], []).append(row)
-    files = {}
-    for name, notes in by_clinic.items():
-        files[name] = directory / f"{name}.jsonl"
-        files[name].write_text("".join(json.dumps(row) + "\n" for row in notes[:10]))
-    return files
-
-
-@pytest.fixture
-def federation(tmp_path, tiny_dir, rows):
-    """A function from site names and flags to a federation; its processes end with the test."""
-    made = []
-
-    def make(count, quorum=1, own=None, **flags):
-        chosen = sorted(rows)[:count]
-        sites = {
-            name: {
-                "train_file": str(rows[name]),
-                "model_name_or_path": tiny_dir,
-                **(own or {}).get(name, {}),
-            }
-            for name in chosen
-        }
-        place = tmp_path / f"federation-{len(made)}"
-        place.mkdir()
-        made.append(RealFederation(place, {**FLAGS, **flags}, sites, quorum))
-        made[-1].names = chosen
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.stop()
-
-
-@pytest.fixture
-def embedded(tmp_path, tiny_dir, rows):
-    """A function that simulates the first sites and returns the adapter."""
-
-    def run(count, **flags):
-        path = tmp_path / "all.jsonl"
-        path.write_text("".join(rows[name].read_text() for name in sorted(rows)[:count]))
-        output_dir = tmp_path / "embedded"
-        settings = {
-            **FLAGS,
-            "train_file": str(path),
-            "partition": "by-column:specialty",
-            "model_name_or_path": tiny_dir,
-            "output_dir": str(output_dir),
-            "overwrite_output_dir": True,
-            **flags,
-        }
-        simulate(from_run_config(settings), View(1))
-        return load_file(output_dir / "adapter_model.safetensors")
-
-    return run
-
-
-def assert_same(directory, adapter):
-    """The run's adapter has the same bits."""
-    found = load_file(directory / "adapter_model.safetensors")
-    assert found.keys() == adapter.keys()
-    assert all(torch.equal(found[name], adapter[name]) for name in adapter)
 
 
 def assert_finite(directory):
@@ -222,55 +134,6 @@ def test_a_site_that_is_killed_comes_back_and_the_round_goes_on_without_it(feder
     assert len(rounds) == 5
     assert goes in [site["site"] for site in rounds[-1]["sites"]]
     assert "SuperNode started again" in (real.place / "logs" / f"{goes}.log").read_text()
-
-
-@pytest.mark.deploy
-def test_a_site_comes_late_and_another_is_revoked_while_the_run_is_on(federation):
-    real = federation(3, num_rounds=8, start_deadline=60.0, round_deadline=30.0)
-    stays, revoked, late = real.names
-    sites = dict(real.plan["sites"])
-    del real.plan["sites"][late]
-    (real.kit.node(late)).rename(real.place / "late.pub")
-    real.coordinate()
-    real.join(stays, revoked)
-    real.until(lambda: real.round_reached(1))
-    real.plan["sites"] = sites
-    (real.place / "late.pub").rename(real.kit.node(late))
-    real.join(late)
-    real.until(lambda: any(event["site"] == late for event in real.events("joined")))
-    real.provision(revoke=revoked)
-    assert real.wait(600) == 0, real.logs()
-    last = [site["site"] for site in real.events("round")[-1]["sites"]]
-    assert late in last
-    assert revoked not in last
-
-
-@pytest.mark.deploy
-def test_a_site_with_a_strange_key_is_refused_and_the_rest_goes_on(federation):
-    real = federation(2, num_rounds=1, start_deadline=20.0)
-    known, stranger = real.names
-    (real.kit.node(stranger)).unlink()
-    real.coordinate()
-    real.join(known, stranger)
-    assert real.wait() == 0, real.logs()
-    assert [site["site"] for site in real.events("round")[0]["sites"]] == [known]
-    log = real.site_kit(stranger) / "state" / "logs" / "supernode.log"
-    assert "305" in log.read_text()
-
-
-@pytest.mark.deploy
-def test_a_site_with_another_base_stops_the_run_with_a_reason(federation):
-    real = federation(2, own={}, num_rounds=1)
-    other = real.names[1]
-    kit = real.site_kit(other) / "kit.yaml"
-    kit.write_text(
-        kit.read_text().replace(real.plan["sites"][other]["model_name_or_path"], "clinic-base")
-    )
-    real.coordinate()
-    real.join(*real.names)
-    assert real.wait() == 2
-    said = (real.place / "logs" / "coordinator.log").read_text()
-    assert "the sites differ in their base-fingerprint" in said
 
 
 @pytest.mark.deploy

@@ -1,5 +1,8 @@
 """Secure aggregation in a whole federation: the plain mean, and no message that tells more."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from fedfora.federated import client_app as client_app_module
 from fedfora.federated import embedded, local_round, secure_site
 from fedfora.federated.aggregation import NAMES, rules_of
 from fedfora.federated.aggregation.means import mean_of_factors
+from fedfora.federated.secure_aggregation.client import SecureSite
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
 from fedfora.models.saving import read_adapter
@@ -292,3 +296,26 @@ def _failing(monkeypatch, when, name, rounds):
         return original(*args, **kwargs)
 
     monkeypatch.setattr(module, what, fail)
+
+
+def test_a_site_that_hands_out_wrong_shares_costs_one_round_and_takes_no_further_part(
+    run, tmp_path, monkeypatch
+):
+    original = SecureSite.share
+
+    def share(site, terms):
+        answer = original(site, terms)
+        if site.site == 2 and terms.round_number == 2:
+            answer = dataclasses.replace(answer, seed_digest=bytes(32))
+        return answer
+
+    monkeypatch.setattr(SecureSite, "share", share)
+    rounds, _ = run("out", num_rounds=4)
+    assert [line["round"] for line in rounds] == [1, 3, 4]
+    assert [len(line["sites"]) for line in rounds] == [4, 3, 3]
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [e["round"] for e in events if e["event"] == "lost"] == [2]
+    refused = [e for e in events if e["event"] == "rejected"]
+    assert [e["site"] for e in refused] == ["neurology"]
+    assert "shares it handed out are wrong" in refused[0]["reason"]

@@ -17,6 +17,7 @@ from fedfora.deployment.kit import DIRECTORY, CoordinatorKit
 from fedfora.deployment.settings import settings_of
 from fedfora.federated.site_identity import read_site_keys
 
+RENEW = "fedfora provision SITES.yaml --renew"
 RUN_BYTES = 2**30  # checkpoints, messages, logs
 
 
@@ -26,7 +27,7 @@ def check_federation(kit: CoordinatorKit) -> Iterator[Finding]:
     yield check_modes(kit.directory, kit.private_files)
     if kit.authority_key.exists():
         yield Finding("authority", True, "ca.key is still here; it belongs on no network")
-    yield found("certificate", lambda: _certificate(kit), "fedfora provision SITES.yaml --renew")
+    yield found("certificate", lambda: check_certificate(kit), RENEW)
     yield found("sites", lambda: _sites(kit), "fedfora provision SITES.yaml once more")
     yield found("settings", lambda: _settings(kit), "change sites.yaml and provision once more")
     yield _gate(kit)
@@ -38,7 +39,7 @@ def check_federation(kit: CoordinatorKit) -> Iterator[Finding]:
     yield check_disk(kit.state, RUN_BYTES)
 
 
-def _certificate(kit: CoordinatorKit) -> str:
+def check_certificate(kit: CoordinatorKit) -> str:
     """Return until when the gate's certificate holds.
 
     Raises:

@@ -70,7 +70,7 @@ def forward(operation: str, message: Message, context: Context) -> Message:
             "run": context.run_id,
             "settings": dict(context.run_config),
         }
-        head, content = ask(directory, head, message.content)
+        head, content = ask(directory, head, message.content, answer_s=message.metadata.ttl)
         if codes.CODE not in head:
             return Message(content, reply_to=message)
         reason = codes.checked(str(head[codes.CODE]))
@@ -89,17 +89,21 @@ def ask(
     content: RecordDict,
     *,
     connect_s: float = CONNECT_S,
+    answer_s: float | None = None,
 ) -> tuple[wire.Head, RecordDict]:
     """Send a message to the trainer whose socket lies in a directory, and return its answer.
 
     Raises:
-        TrainerGoneError: If it does not listen within `connect_s` seconds, or goes while it works.
+        TrainerGoneError: If it does not listen within `connect_s` seconds, goes while it works, or
+            is silent for `answer_s` seconds.
         wire.WireError: If what it answers is no message.
     """
     with _connected(directory, connect_s) as connection:
-        with contextlib.suppress(BrokenPipeError):  # what it says of a message it would not read
-            wire.send(connection, head, content)
+        connection.settimeout(answer_s)
         try:
+            # A message that it would not read to its end is answered all the same.
+            with contextlib.suppress(BrokenPipeError):
+                wire.send(connection, head, content)
             return wire.receive(connection)
         except (OSError, wire.CutOffError) as error:
             raise TrainerGoneError(f"the trainer went away: {error}") from error

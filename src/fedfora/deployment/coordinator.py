@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedfora.deployment import run_state
+from fedfora.deployment.check_federation import RENEW, check_certificate
 from fedfora.deployment.flower_command import FlowerCommand, FlowerCommandError
 from fedfora.deployment.flower_processes import environment
 from fedfora.deployment.gate import gate_command
 from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.supervisor import Child, Supervisor, stoppable
+from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
 
 CHECK_S = 0.5
 
@@ -44,11 +45,19 @@ class Coordinator:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run the processes while the block runs; call `check` in it now and then."""
-        self.kit.state.mkdir(mode=0o700, exist_ok=True)
-        self.flower.write_configuration()
-        with self._supervisor.running():
-            yield
+        """Run the processes while the block runs; call `check` in it now and then.
+
+        Raises:
+            ValueError: If no site would talk to them: the gate's certificate does not hold.
+        """
+        try:
+            check_certificate(self.kit)
+        except ValueError as error:
+            raise ValueError(f"{error}: {RENEW}") from error
+        with only_one(self.kit.state, "coordinator.lock"):
+            self.flower.write_configuration()
+            with self._supervisor.running():
+                yield
 
     def check(self) -> None:
         """Restart what has ended; let in and throw out the sites that the kit says."""

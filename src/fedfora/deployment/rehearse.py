@@ -17,7 +17,6 @@ from typing import Any
 from fedfora.deployment import run_state
 from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.provision import Provisioned, provision
-from fedfora.deployment.run import RUNS
 from fedfora.deployment.sites_file import SitesFile
 from fedfora.deployment.supervisor import Child, Supervisor
 from fedfora.reporting.history import Event
@@ -102,7 +101,9 @@ def rehearse(
     state = done.kit.state
     run = run_state.read_run(state)
     rounds = int(done.kit.settings["num_rounds"])
-    directory = Path(str(run.run_config["output_dir"])) if run is not None else state / RUNS
+    directory = (
+        Path(str(run.run_config["output_dir"])) if run is not None else state / run_state.RUNS
+    )
     verdicts = [verdict_of(done, name, directory, rounds) for name in plan.sites]
     return Rehearsal(verdicts, status, directory)
 

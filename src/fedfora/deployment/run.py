@@ -5,7 +5,6 @@ The results lie in `state/runs/NAME` of the coordinator's kit.
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from fedfora.config import Scalar
@@ -14,16 +13,13 @@ from fedfora.deployment.coordinator import CHECK_S, Coordinator
 from fedfora.deployment.flower_app import write_app
 from fedfora.deployment.flower_command import FlowerCommandError
 from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.run_state import FINISHED, RUN_NAME, STOPPED, PlannedRun
-from fedfora.deployment.settings import settings_of
+from fedfora.deployment.run_settings import settings_for
+from fedfora.deployment.run_state import FINISHED, RUN_NAME, RUNS, STOPPED, PlannedRun
 from fedfora.federated.checkpoint import find_checkpoints
 from fedfora.federated.common_settings import common_part
-from fedfora.federated.settings import FederationSettings
 from fedfora.reporting.follow import Follower
 from fedfora.reporting.history import Event
 
-RUNS = "runs"
-ROUND_DEADLINE_S, START_DEADLINE_S = 3600.0, 600.0  # where the settings say nothing
 MOST_IN_VAIN = 4  # starts without a further round, then a person must look
 BEGIN_S = 120.0  # Flower starts a run's process within so long, or its SuperLink is started anew
 
@@ -42,34 +38,27 @@ def run_to_the_end(kit: CoordinatorKit, say: Say, *, new: bool = False) -> Path:
         ValueError: If the run stopped; with the reason. What is finished is kept.
     """
     coordinator = Coordinator(kit, say)
-    with coordinator.running():
-        return follow_run(coordinator, plan_run(kit, new=new), say)
+    try:
+        with coordinator.running():
+            return follow_run(coordinator, plan_run(kit, say, new=new), say)
+    except OSError as error:  # a full disk, above all
+        raise ValueError(f"{error}; mended, the same command goes on") from error
 
 
-def plan_run(kit: CoordinatorKit, *, new: bool) -> PlannedRun:
+def plan_run(kit: CoordinatorKit, say: Say, *, new: bool) -> PlannedRun:
     """Return the newest run if it goes on, or another one."""
     last = run_state.read_run(kit.state)
     if last is not None and not new:
         outcome = run_state.read_outcome(kit.state, last)
         if outcome is None or outcome.status != FINISHED:
+            say(
+                f"run {last.name} goes on, with the settings that it began with (--new for another)"
+            )
             return last
     number = 1 + max([0, *(int(p.name) for p in (kit.state / RUNS).glob("[0-9]*"))])
     name = f"{number:03d}"
     settings = settings_for(kit, kit.state / RUNS / name)
     return PlannedRun(f"{kit.federation}/{name}", 0, settings.run_config())
-
-
-def settings_for(kit: CoordinatorKit, output_dir: Path) -> FederationSettings:
-    """Return the settings of a run: the kit's, and where it says nothing no wait without an end."""
-    settings = settings_of({**kit.settings, "output_dir": str(output_dir)})
-    rounds = settings.rounds
-    rounds = replace(
-        rounds,
-        round_deadline=rounds.round_deadline or ROUND_DEADLINE_S,
-        start_deadline=rounds.start_deadline or START_DEADLINE_S,
-        min_clients=max(rounds.min_clients, kit.quorum or 1),
-    )
-    return replace(settings, rounds=rounds)
 
 
 def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
@@ -87,8 +76,6 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
         run_state.write_run(state, run)
         outcome = None
         if _start(coordinator, run):
-            if run.attempt > 1:
-                say(f"run {run.name} goes on")
             while outcome is None and run_state.is_running(state, run):
                 _pause(coordinator, shown, say)
                 outcome = run_state.read_outcome(state, run)

@@ -14,11 +14,13 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
+from fedfora.deployment.run_settings import settings_for
 from fedfora.deployment.run_state import (
     FAILED,
     FINISHED,
     KIT,
     RUN_NAME,
+    RUNS,
     STOPPED,
     Outcome,
     PlannedRun,
@@ -77,9 +79,9 @@ def _run_of(kit: CoordinatorKit, context: Context) -> PlannedRun:
     planned, name = read_run(kit.state), context.run_config.get(RUN_NAME)
     if planned is not None and planned.name == name:
         return planned
-    output_dir = str(kit.state / "runs" / str(context.run_id))
-    own = {**kit.settings, **context.run_config, "output_dir": output_dir}
-    return PlannedRun(str(context.run_id), 1, own)
+    output_dir = kit.state / RUNS / f"flwr-{context.run_id}"
+    settings = settings_for(kit, output_dir, context.run_config)
+    return PlannedRun(str(context.run_id), 1, settings.run_config())
 
 
 def _run(kit: CoordinatorKit, run: PlannedRun, grid: Grid) -> None:

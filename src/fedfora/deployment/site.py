@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fedfora.deployment.client_app import TRAINER
 from fedfora.deployment.flower_processes import environment, free_port, with_own_client
 from fedfora.deployment.kit import SiteKit
-from fedfora.deployment.supervisor import Child, Supervisor, stoppable
+from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
 
 CHECK_S = 0.5
 
@@ -20,9 +20,12 @@ def run_site(kit: SiteKit, say: Callable[[str], None]) -> None:
         kit: The site's.
         say: Told in one line what happens.
     """
-    kit.state.mkdir(mode=0o700, exist_ok=True)
-    supervisor = Supervisor(children(kit), say)
-    with stoppable(), supervisor.running():
+    with stoppable(), only_one(kit.state, "site.lock"):
+        _keep_running(Supervisor(children(kit), say))
+
+
+def _keep_running(supervisor: Supervisor) -> None:
+    with supervisor.running():
         while True:
             time.sleep(CHECK_S)
             supervisor.check()

@@ -8,6 +8,7 @@ the process that started them.
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
 import signal
@@ -143,6 +144,26 @@ class Supervisor:
         child.process = None
         child.due = now + child.pause_s
         child.pause_s = min(2 * child.pause_s, LONGEST_PAUSE_S)
+
+
+@contextmanager
+def only_one(directory: Path, name: str) -> Iterator[None]:
+    """Hold a directory while the block runs, so that no second process works on it.
+
+    Args:
+        directory: It is made if it is not there.
+        name: Of the lock's file in it.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (directory / name).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"a process already works in {directory}: stop it first") from error
+        yield
 
 
 class Stopped(BaseException):

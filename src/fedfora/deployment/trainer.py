@@ -10,7 +10,6 @@ found again by a trainer that was restarted.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,7 +19,7 @@ import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
@@ -29,6 +28,7 @@ from fedfora.data.loading import DataError
 from fedfora.deployment import codes, wire
 from fedfora.deployment.client_app import SOCKET
 from fedfora.deployment.run_state import RUN_NAME
+from fedfora.deployment.supervisor import only_one
 from fedfora.federated.client_app import make_client_app
 from fedfora.federated.common_settings import as_scalar, at_site
 from fedfora.federated.embedded import introduce_this_process
@@ -126,18 +126,18 @@ class Trainer:
             logger.exception("the last run's base could not be opened ahead of time")
 
     def _do(self, operation: str, head: wire.Head, content: RecordDict) -> RecordDict:
-        run_config = self._settings(head["settings"])
+        run_config = self._settings(head["settings"], str(head["run"]))
         context = self._context(int(head["run"]), run_config)
         self._open(run_config)
         message = Message(content, dst_node_id=1, message_type=OPERATIONS[operation])
         message.metadata.__dict__["_message_id"] = "1"  # as Flower's own grids do
         return self._app(message, context).content
 
-    def _settings(self, received: dict[str, Scalar]) -> dict[str, Scalar]:
+    def _settings(self, received: dict[str, Scalar], run_id: str) -> dict[str, Scalar]:
         """Return the settings of a run here; where it keeps things is decided here alone."""
         try:
             received = dict(received)
-            run_name = str(received.pop(RUN_NAME, "run"))
+            run_name = str(received.pop(RUN_NAME, run_id))
             directory = hashlib.sha256(run_name.encode()).hexdigest()[:16]
             run_config = {
                 "privacy_dir": str(self.state / "privacy"),
@@ -203,8 +203,7 @@ def serve(trainer: Trainer, *, max_bytes: int = wire.MAX_BYTES) -> None:
     Raises:
         ValueError: If another trainer works there.
     """
-    trainer.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _only_one(trainer.state), _listening(trainer.state) as listener:
+    with only_one(trainer.state, "trainer.lock"), _listening(trainer.state) as listener:
         trainer.warm_up()
         logger.info("%s listens", trainer.name)
         while True:
@@ -241,16 +240,6 @@ def _listening(directory: Path) -> socket.socket:
         os.umask(before)
     listener.listen()
     return listener
-
-
-def _only_one(directory: Path) -> IO[str]:
-    lock = (directory / "trainer.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise ValueError(f"a trainer already works in {directory}") from error
-    return lock
 
 
 def main(directory: str) -> None:

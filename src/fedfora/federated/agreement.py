@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fedfora.federated.membership import Membership
 from fedfora.federated.receiving import receive
+from fedfora.federated.site_identity import read_part
 from fedfora.federated.strategy import SiteInfo
 from fedfora.federated.transport import Layout
 
@@ -147,6 +148,7 @@ def _answers(
             continue
         site = reply.content["site"]
         objection = members.objection(node_id, int(site["index"]), str(site["name"]))
+        objection = objection or _false_part(site)
         if objection is None:
             yield node_id, reply.content
         else:
@@ -179,7 +181,29 @@ def _info(node_id: int, site: ConfigRecord) -> SiteInfo:
         int(site["rows"]),
         int(site["rank"]),
         str(site["data-digest"]),
+        _key_id(site),
     )
+
+
+def _key_id(site: ConfigRecord) -> str:
+    """Return the id of the key with which a site signed that it takes part; "" where it has none.
+
+    Raises:
+        ValueError: If the signature is not that key's.
+    """
+    if "public-key" not in site:
+        return ""
+    public, signature = bytes(site["public-key"]), bytes(site["signature"])
+    return read_part(public, signature, int(site["index"]), str(site["base-fingerprint"]))
+
+
+def _false_part(site: ConfigRecord) -> str | None:
+    """Return what is wrong with a site's signature; None where nothing is."""
+    try:
+        _key_id(site)
+    except (KeyError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _by_value(described: dict[int, ConfigRecord], what: str) -> str:

@@ -30,5 +30,8 @@ class RoundView(RoundWatcher):
     ) -> None:
         """A round is over; `scores` is empty, and the others None, where nothing was told."""
 
+    def lost(self, round_number: int, reason: str) -> None:
+        """A round came to nothing; the run goes on from the adapter before it."""
+
     def stopped_early(self, best_round: int) -> None:
         """The run ends, as nothing became better after this round."""

@@ -38,6 +38,7 @@ from fedfora.federated.receiving import receive
 from fedfora.federated.round_view import RoundView
 from fedfora.federated.screening import Limits
 from fedfora.federated.secure_aggregation.messages import fewest_survivors
+from fedfora.federated.secure_aggregation.server import WrongShares
 from fedfora.federated.secure_rounds import SecureRounds
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.site_privacy import record_event, site_privacy_of
@@ -169,11 +170,25 @@ class _Rounds:
                 self.view.stopped_early(progress.selection.best_round)
                 break
             try:
-                progress = self._keep(self._play(progress))
+                progress = self._keep(self._play_or_lose(progress))
             except (OSError, SafetensorError) as error:
                 raise self._cannot_write(progress.round_number, error) from error
         self._save_adapter(progress.adapter, self.record.directory)
         finish_run(self.record)
+
+    def _play_or_lose(self, before: Progress) -> Progress:
+        """Play a round; where a site's secret shares are wrong nobody learns its sum.
+
+        It is not played again: the same sites would send the same updates without that one, and
+        the difference would be its own. The next round goes on without it.
+        """
+        try:
+            return self._play(before)
+        except WrongShares as error:
+            number = before.round_number + 1
+            self.record.log("lost", round=number, reason=str(error))
+            self.view.lost(number, str(error))
+            return replace(before, round_number=number, metrics_bytes=self.record.metrics_bytes())
 
     def _play(self, before: Progress) -> Progress:
         """Train, fold and judge one round."""
@@ -318,6 +333,7 @@ class _Rounds:
             "num_rounds": settings.federation.num_rounds,
             "sites": [site.name for site in self.agreement.sites],
             "data_digests": [site.data_digest for site in self.agreement.sites],
+            "site_keys": [site.key_id for site in self.agreement.sites],
         }
         return facts | ({"privacy": privacy["privacy_statement"]} if privacy else {})
 

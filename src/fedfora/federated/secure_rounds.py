@@ -13,10 +13,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedfora.federated.receiving import receive
-from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
+from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Words
 from fedfora.federated.secure_aggregation.keys import SignedKey
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
-from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound
+from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, WrongShares
 from fedfora.federated.secure_aggregation.vector import Summed, read_sum, vector_size
 from fedfora.federated.secure_records import (
     read_key,
@@ -83,6 +83,7 @@ class SecureRounds:
         self._grid: Grid | None = None
         self._uplink_bytes: dict[int, int] = {}
         self._reasons: list[str] = []
+        self._excluded: set[int] = set()  # numbers of sites whose shares were wrong
         self.line: dict[str, float] = {}
 
     def admit(self, node: int, number: int) -> None:
@@ -110,7 +111,8 @@ class SecureRounds:
         """
         self._grid, self._reasons, self._uplink_bytes = grid, [], {}
         self._collect_keys(nodes if self._keys else self.numbers)
-        drawn = sorted(self.numbers[node] for node in nodes if self.numbers[node] in self._keys)
+        asked = {self.numbers[node] for node in nodes} - self._excluded
+        drawn = sorted(asked.intersection(self._keys))
         terms = Terms(round_number, tuple(drawn), self.threshold, digest_of(self._keys))
         self._code = FixedPoint(self.value_range, len(drawn), self.max_weight)
         self._round = SecureRound(terms, vector_size(num_numbers), task)
@@ -141,6 +143,7 @@ class SecureRounds:
         """Let the survivors reveal, and return what the sum says.
 
         Raises:
+            WrongShares: If a site's shares do not give its secret back; it takes no part any more.
             RoundLost: If too few sites lasted.
         """
         opened = self._opened()
@@ -152,7 +155,7 @@ class SecureRounds:
                 opened.receive_reveal(self.numbers[node], read_reveal(reply.config_records))
             except (KeyError, ValueError) as error:
                 self._reject(node, error)
-        summed = self._or_lost(lambda: read_sum(opened.total(), self._code))
+        summed = self._or_lost(lambda: read_sum(self._total(opened), self._code))
         self._round = None
         self.line = {
             "neighbors": opened.terms.degree,
@@ -171,6 +174,21 @@ class SecureRounds:
                 self.value_range,
             )
         return summed
+
+    def _total(self, opened: SecureRound) -> Words:
+        """Return the sum; sites whose shares were wrong are named, and asked no more."""
+        try:
+            return opened.total()
+        except WrongShares as error:
+            self._exclude(error.site, "the shares it handed out are wrong")
+            raise
+        finally:
+            for site in sorted(opened.liars):
+                self._exclude(site, "the shares it handed back are wrong")
+
+    def _exclude(self, site: int, reason: str) -> None:
+        self._excluded.add(site)
+        self._reject(self.nodes[site], f"{reason}: it takes no part in later rounds")
 
     def uplink_bytes(self, node: int) -> int:
         """Return what a site has sent for secure aggregation in this round, beside its words."""
@@ -220,6 +238,8 @@ class SecureRounds:
         """Take a step of the round; where too few sites are left for it, say which went and why."""
         try:
             return step()
+        except WrongShares:
+            raise
         except ValueError as error:
             number = self._opened().terms.round_number
             why = "; ".join(["", *self._reasons[:SHOWN]])

@@ -187,6 +187,11 @@ class SimulationView(RoundView):
             text += f"   aggregation error {aggregation_error:.2g}"
         self.view.line(text)
 
+    def lost(self, round_number: int, reason: str) -> None:
+        """Say why a round came to nothing."""
+        self._read_record()
+        self.view.line(f"{self.label:12s} lost: {reason}")
+
     def _read_record(self) -> None:
         """Take in what the run has recorded since."""
         for event in self._record.new():

@@ -2,46 +2,38 @@
 
 from typing import Any
 
-_NAMES = {
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1 (micro)",
-    "macro_precision": "precision (macro over rows)",
-    "macro_recall": "recall (macro over rows)",
-    "macro_f1": "F1 (macro over rows)",
-    "parse_rate": "parse rate (form only)",
-    "accuracy": "accuracy, as written",
-    "likelihood_accuracy": "accuracy, by likelihood",
-    "parsed_share": "share that parsed",
-    "token_f1": "token F1",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "bleu": "BLEU (0 to 100)",
-    "chrf": "chrF (0 to 100)",
-    "exact_match": "exact match",
-    "loss": "loss per token",
-    "perplexity": "perplexity",
-    "original_f1": "F1 by the original's rule",
-    "original_character_f1": "character F1 (original's)",
-}
-_WIDTH = 28
+from fedfora.reporting.wording import label
+
+# In this order where a file has them; any other score follows as it came.
+_FIRST = (
+    *("precision", "recall", "f1", "macro_precision", "macro_recall", "macro_f1", "parse_rate"),
+    *("accuracy", "likelihood_accuracy", "parsed_share"),
+    *("token_f1", "rouge1", "rouge2", "rougeL", "bleu", "chrf", "exact_match"),
+    *("loss", "perplexity", "original_f1", "original_character_f1"),
+)
+_WIDTH = 34
 
 
 def score_lines(scores: dict[str, Any]) -> list[str]:
     """Return one line per score with its 95 % interval, then one per relation."""
     if not scores:
         return ["no references, so no scores"]
-    intervals = scores.get("intervals", {})
     lines = [f"{'rows':{_WIDTH}s} {scores['rows']:7d}"]
-    for name, label in _NAMES.items():
-        if name in scores:
-            line = f"{label:{_WIDTH}s} {scores[name]:7.3f}"
-            if name in intervals:
-                low, high = intervals[name]
-                line += f"  [{low:.3f}, {high:.3f}]"
-            lines.append(line)
+    others = [name for name in scores if name not in (*_FIRST, "rows")]
+    lines += [_line(name, scores) for name in (*_FIRST, *others) if _is_score(scores.get(name))]
     for relation, of in scores.get("relations", {}).items():
         line = f"  {'F1 of ' + relation:{_WIDTH - 2}s} {of['f1']:7.3f}"
         lines.append(line + f"  of {of['expected']} expected")
     return lines
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _line(name: str, scores: dict[str, Any]) -> str:
+    line = f"{label(name):{_WIDTH}s} {scores[name]:7.3f}"
+    if name in (intervals := scores.get("intervals", {})):
+        low, high = intervals[name]
+        line += f"  [{low:.3f}, {high:.3f}]"
+    return line

@@ -199,8 +199,11 @@ def _pass_alone(model: nn.Module, row: Batch) -> None:
 
 
 def _pieces(batch: Batch, batch_size: int) -> Iterator[Batch]:
-    for first in range(0, len(batch["labels"]), batch_size):
-        yield _without_padding({k: v[first : first + batch_size] for k, v in batch.items()})
+    """Yield rows of like length together, so that little is padded; a sum has no order."""
+    order = batch["attention_mask"].sum(dim=1).argsort(stable=True)
+    for chosen in torch.split(order, batch_size):
+        if len(chosen):
+            yield _without_padding({name: tensor[chosen] for name, tensor in batch.items()})
 
 
 def _without_padding(batch: Batch) -> Batch:

@@ -1,12 +1,14 @@
 """A whole round: the sum is exact whoever drops out when, and too few sites learn nothing."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedfora.federated.secure_aggregation.server import RoundLost
-from secagg_world import RUN, World, plain_sum, random_vectors
+from fedfora.federated.secure_aggregation.server import RoundLost, WrongShares
+from secagg_world import RUN, TASK, World, plain_sum, random_vectors
 
 
 def test_the_sum_is_the_plain_sum_to_the_bit():
@@ -95,15 +97,49 @@ def test_with_too_few_sites_the_round_is_lost_and_says_why(gone, message):
         world.play(world.terms(), random_vectors(world.sites, 5), **gone)
 
 
-def test_wrong_shares_are_noticed():
-    world = World(5)
-    seen = world.masked(world.terms(), random_vectors(world.sites, 5), silent={4})
+@pytest.mark.parametrize(("liars", "silent"), [({1}, set()), ({1, 4}, set()), ({2}, {4})])
+def test_who_hands_back_wrong_shares_is_named_and_the_sum_is_right(liars, silent):
+    world = World(7)
+    vectors = random_vectors(world.sites, 5)
+    seen = world.masked(world.terms(), vectors, silent=silent)
     for u in seen.survivors:
         reveal = world.sites[u].reveal(seen.survivors)
-        if u == 1:
-            reveal.keys[4] = bytes(32)
+        if u in liars:
+            for shares in (reveal.keys, reveal.seeds):
+                shares.update(dict.fromkeys(shares, bytes(32)))
         seen.secure_round.receive_reveal(u, reveal)
-    with pytest.raises(RoundLost, match="key of site 4 are wrong"):
+    assert np.array_equal(seen.secure_round.total(), plain_sum(vectors, seen.survivors))
+    assert seen.secure_round.liars == liars
+
+
+def test_who_hands_out_wrong_shares_is_named():
+    """Site 4 shares something else than the seed that it masks with."""
+    world = World(6)
+    seen = world.shared(world.terms(), 5)
+    world.sites[4].memory.open_round.seed = bytes(32)
+    for u, delivery in seen.deliveries.items():
+        vector = np.zeros(5, np.uint32)
+        world.sites[u].mask(vector, delivery, task=TASK)
+        seen.secure_round.receive_vector(u, vector)
+    answer = seen.answers[4]
+    seen.secure_round.receive_keys(4, dataclasses.replace(answer, seed_digest=bytes(32)))
+    for u in (survivors := seen.secure_round.survivors()):
+        seen.secure_round.receive_reveal(u, world.sites[u].reveal(survivors))
+    with pytest.raises(WrongShares, match="seed of site 4") as caught:
+        seen.secure_round.total()
+    assert caught.value.site == 4
+    assert not seen.secure_round.liars
+
+
+def test_a_wrong_share_with_none_to_spare_is_laid_at_nobodys_door():
+    world = World(5)
+    seen = world.masked(world.terms(), random_vectors(world.sites, 5))
+    for u in (0, 1, 2, 4):
+        reveal = world.sites[u].reveal(seen.survivors)
+        if u == 1:
+            reveal.seeds[0] = bytes(32)
+        seen.secure_round.receive_reveal(u, reveal)
+    with pytest.raises(RoundLost, match="too few"):
         seen.secure_round.total()
 
 

@@ -6,7 +6,6 @@ wherever the engine keeps a site's state. The steps follow Bonawitz et al. 2017,
 """
 
 import hashlib
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -35,7 +34,7 @@ from fedfora.federated.secure_aggregation.messages import (
     round_context,
     run_context,
 )
-from fedfora.federated.secure_aggregation.shares import split
+from fedfora.federated.secure_aggregation.shares import new_secret, split
 
 
 @dataclass
@@ -124,7 +123,7 @@ class SecureSite:
         """
         self._check(terms)
         self.memory.last_round = terms.round_number
-        opened = OpenRound(terms, new_private_key(), secrets.token_bytes(SEED_BYTES))
+        opened = OpenRound(terms, new_secret(), new_secret())
         self.memory.open_round = opened
         neighbors = terms.graph[self.site]
         wanted = {"threshold": terms.threshold, "num_shares": len(neighbors)}

@@ -5,7 +5,9 @@ what the sites reveal; with too few of them the round is lost, and says so.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import combinations
 
 import numpy as np
 
@@ -22,9 +24,24 @@ from fedfora.federated.secure_aggregation.messages import (
 )
 from fedfora.federated.secure_aggregation.shares import combine
 
+MOST_LIARS = 2  # sites with wrong shares that are looked for in a neighborhood
+
 
 class RoundLost(ValueError):
     """Too few sites lasted; nothing can be learned from the round, by anybody."""
+
+
+class WrongShares(RoundLost):
+    """What a site has shared does not give its secret back, whoever is asked for shares.
+
+    Args:
+        site: Which one.
+        what: Of which secret.
+    """
+
+    def __init__(self, site: int, what: str) -> None:
+        super().__init__(f"shares of the {what} of site {site} are wrong")
+        self.site = site
 
 
 class SecureRound:
@@ -45,6 +62,7 @@ class SecureRound:
         self._sum = np.zeros(size, dtype=np.uint32)
         self._survivors: list[int] = []
         self._reveals: dict[int, Reveal] = {}
+        self.liars: set[int] = set()
 
     def receive_keys(self, site: int, answer: RoundKeys) -> None:
         """Take a site's first answer.
@@ -109,14 +127,18 @@ class SecureRound:
     def total(self) -> Words:
         """Take off the masks and return the sum of the survivors' vectors.
 
+        A site that hands back wrong shares is found out, as the others' shares fit, and is put
+        down in `liars`; the sum is right without it.
+
         Raises:
-            RoundLost: If a secret has too few shares, or wrong ones.
+            RoundLost: If a secret has too few shares.
+            WrongShares: If no choice of shares gives a site's secret back.
         """
         survivors = set(self._survivors)
         for site in sorted(survivors):
-            seed = self._combine(site, {v: r.seeds for v, r in self._reveals.items()})
-            if hashlib.sha256(seed).digest() != self._shared[site].seed_digest:
-                raise RoundLost(f"shares of the seed of site {site} are wrong")
+            is_right = partial(_has_digest, self._shared[site].seed_digest)
+            seeds = {v: reveal.seeds for v, reveal in self._reveals.items()}
+            seed = self._secret(site, "seed", seeds, is_right)
             subtract_mask(self._sum, seed)
         for site in sorted(self._shared.keys() - survivors):
             neighbors = survivors.intersection(self.terms.graph[site])
@@ -126,25 +148,48 @@ class SecureRound:
 
     def _take_off_masks_with(self, dropped: int, neighbors: list[int]) -> None:
         """Take the masks that these neighbors share with a dropped site off the sum."""
-        private = self._combine(dropped, {v: r.keys for v, r in self._reveals.items()})
-        if public_key(private) != self._shared[dropped].key.public:
-            raise RoundLost(f"shares of the key of site {dropped} are wrong")
+        is_right = partial(_has_public_key, self._shared[dropped].key.public)
+        keys = {v: reveal.keys for v, reveal in self._reveals.items()}
+        private = self._secret(dropped, "key", keys, is_right)
         for neighbor in neighbors:
             context = mask_context(self.terms, dropped, neighbor, self.task)
             seed = agree(private, self._shared[neighbor].key.public, context=context)
             (subtract_mask if neighbor < dropped else add_mask)(self._sum, seed)
 
-    def _combine(self, site: int, revealed: Mapping[int, Mapping[int, bytes]]) -> bytes:
-        """Return a site's secret from its neighbors' shares; a share's index is the holder's."""
+    def _secret(
+        self,
+        site: int,
+        what: str,
+        revealed: Mapping[int, Mapping[int, bytes]],
+        is_right: Callable[[bytes], bool],
+    ) -> bytes:
+        """Return a site's secret from its neighbors' shares; a share's index is the holder's.
+
+        Where it is not right, holders are left out, one and then two at a time, until it is. That
+        finds who lies as long as no more than two do, and fewer than there are shares to spare.
+        """
         shares = {
             index: revealed[neighbor][site]
             for index, neighbor in enumerate(self.terms.graph[site], start=1)
-            if len(revealed.get(neighbor, {}).get(site, b"")) == SEED_BYTES
+            if neighbor not in self.liars
+            and len(revealed.get(neighbor, {}).get(site, b"")) == SEED_BYTES
         }
-        try:
-            return combine(shares, threshold=self.terms.threshold)
-        except ValueError as error:
-            raise RoundLost(f"a secret of site {site} cannot be put together: {error}") from None
+        spare = len(shares) - self.terms.threshold
+        if spare < 0:
+            raise RoundLost(
+                f"a secret of site {site} cannot be put together: {len(shares)} shares, but "
+                f"{self.terms.threshold} are needed"
+            )
+        for count in range(min(spare, MOST_LIARS) + 1):
+            for suspects in combinations(sorted(shares), count):
+                trusted = {i: share for i, share in shares.items() if i not in suspects}
+                secret = combine(trusted, threshold=self.terms.threshold)
+                if is_right(secret):
+                    self.liars |= {self.terms.graph[site][index - 1] for index in suspects}
+                    return secret
+        if not spare:
+            raise RoundLost(f"a share of the {what} of site {site} is wrong; too few to tell whose")
+        raise WrongShares(site, what)
 
     def _delivery(self, site: int) -> Delivery:
         present = [v for v in self.terms.graph[site] if v in self._shared]
@@ -171,6 +216,14 @@ class SecureRound:
                 )
         if not is_connected(terms.graph, sites):
             raise RoundLost("the sites that are left fall apart into groups")
+
+
+def _has_digest(digest: bytes, seed: bytes) -> bool:
+    return hashlib.sha256(seed).digest() == digest
+
+
+def _has_public_key(public: bytes, private: bytes) -> bool:
+    return public_key(private) == public
 
 
 def roster_of(keys: list[SignedKey]) -> dict[int, SignedKey]:

@@ -1,0 +1,1 @@
+"""All that travels of a run. Each side runs what it installed."""

@@ -1,0 +1,5 @@
+"""The coordinator's side."""
+
+from fedfora.deployment.server_app import app
+
+__all__ = ["app"]

@@ -1,0 +1,126 @@
+"""Real processes, and who or what is refused: keys, bases, dates, a full disk; the rest goes on."""
+
+import os
+import subprocess
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from fedfora.deployment.certificates import make_node_key, make_server
+from real_federation import assert_same, needs_nginx
+
+pytestmark = [needs_nginx, pytest.mark.deploy]
+
+
+def test_a_site_comes_late_and_another_is_revoked_while_the_run_is_on(federation, rows):
+    real = federation(2, num_rounds=12, round_deadline=30.0)
+    stays, revoked = real.names
+    late = sorted(rows)[2]
+    real.coordinate()
+    real.join(stays, revoked)
+    real.until(lambda: real.round_reached(1))
+    own = real.plan["sites"][stays]
+    real.plan["sites"][late] = {**own, "train_file": str(rows[late])}
+    assert real.provision().added == [late]
+    real.join(late)
+    real.until(lambda: any(event["site"] == late for event in real.events("joined")))
+    real.provision(revoke=revoked)
+    assert real.wait(600) == 0, real.logs()
+    first, *_, last = ([site["site"] for site in e["sites"]] for e in real.events("round"))
+    assert (first, last) == ([stays, revoked], [stays, late])
+
+
+def test_a_site_with_a_strange_key_is_refused_and_the_rest_goes_on(federation):
+    real = federation(2, num_rounds=1, start_deadline=30.0)
+    known, stranger = real.names
+    private, public = make_node_key()
+    (real.site_kit(stranger) / "node.key").write_bytes(private)
+    (real.site_kit(stranger) / "node.pub").write_bytes(public)
+    real.coordinate()
+    real.join(known, stranger)
+    assert real.wait() == 0, real.logs()
+    assert [site["site"] for site in real.events("round")[0]["sites"]] == [known]
+    log = real.site_kit(stranger) / "state" / "logs" / "supernode.log"
+    assert "305" in log.read_text()
+
+
+def test_a_site_with_another_base_stops_the_run_with_a_reason(federation):
+    real = federation(2, own={}, num_rounds=1)
+    other = real.names[1]
+    kit = real.site_kit(other) / "kit.yaml"
+    kit.write_text(
+        kit.read_text().replace(real.plan["sites"][other]["model_name_or_path"], "clinic-base")
+    )
+    real.coordinate()
+    real.join(*real.names)
+    assert real.wait() == 2
+    said = (real.place / "logs" / "coordinator.log").read_text()
+    assert "the sites differ in their base-fingerprint" in said
+
+
+def test_a_coordinator_whose_certificate_is_over_says_so_and_goes_on_with_a_new_one(federation):
+    """The sites' kits stay as they are: they trust the authority."""
+    real = federation(1, num_rounds=1)
+    start = datetime.now(UTC) - timedelta(days=9)
+    authority = real.kit.authority_key.read_bytes(), real.kit.authority.read_bytes()
+    key, certificate = make_server(authority, "127.0.0.1", valid_days=7, now=start)
+    real.kit.server_key.write_bytes(key)
+    real.kit.server_certificate.write_bytes(certificate)
+    real.join(*real.names)
+    real.coordinate()
+    assert real.wait(60) == 2
+    said = (real.place / "logs" / "coordinator.log").read_text()
+    assert "server.crt holds from" in said
+    assert "--renew" in said
+    real.provision(renew=True)
+    real.coordinate()
+    assert real.wait() == 0, real.logs()
+    assert len(real.events("round")) == 1
+
+
+@pytest.fixture
+def small_disk():
+    """A function that puts a small disk into a directory."""
+    mounted = []
+
+    def mount(directory, size):
+        directory.mkdir(mode=0o700)
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(directory)]
+        if subprocess.run(words, capture_output=True).returncode != 0:
+            pytest.skip("needs the right to mount a small disk")
+        mounted.append(directory)
+
+    yield mount
+    for directory in mounted:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def fill(directory):
+    """Write until nothing more fits."""
+    with suppress(OSError), (directory / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
+    with suppress(OSError), (directory / "crumbs").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 64)
+
+
+def test_a_full_disk_stops_the_run_with_a_reason_and_nothing_is_lost(
+    federation, embedded, small_disk
+):
+    real = federation(2, quorum=2, num_rounds=4)
+    small_disk(real.kit.state, "64m")
+    real.join(*real.names)
+    real.coordinate()
+    real.until(lambda: real.round_reached(1))
+    fill(real.kit.state)
+    assert real.wait(240) == 2, real.logs()
+    said = (real.place / "logs" / "coordinator.log").read_text()
+    assert "No space left" in said
+    for name in ("filler", "crumbs"):
+        os.unlink(real.kit.state / name)
+    real.coordinate()
+    assert real.wait() == 0, real.logs()
+    assert real.events("resumed")
+    assert_same(real.run_directory, embedded(2, num_rounds=4))
