@@ -6,11 +6,14 @@ as `python` are run, with a tiny base in the directory MODEL, and those fenced a
 """
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fedfora.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +57,15 @@ def test_every_command_of_the_page_runs(page, tmp_path):
 def test_the_pages_that_promise_to_run_are_found():
     assert {"docs/index.md", "docs/own-data.md", "docs/simulate.md", "docs/serve.md"} <= set(PAGES)
     assert {"README.md", "docs/fora.md"} <= set(PYTHON)
+
+
+def test_the_reference_knows_the_options_of_every_command():
+    script = ROOT / "tools" / "docs_flags.py"
+    if not script.is_file():
+        pytest.skip("the documentation's tools are not beside the tests")
+    tools = runpy.run_path(str(script))
+    known = {name.split()[0] for name in tools["sections_of_commands"]()}
+    assert known == set(COMMANDS) - {"info"}  # info takes no options
 
 
 @pytest.mark.skipif(

@@ -25,13 +25,22 @@ def tables() -> str:
 def sections_of_commands() -> dict[str, Iterable[Any]]:
     """Return what each command takes."""
     from fedfora.cli.chat import ChatArguments
+    from fedfora.cli.check import SECTIONS as CHECK_DATA
+    from fedfora.cli.coordinator import CoordinatorArguments, RunChoice
     from fedfora.cli.demo import DemoArguments
+    from fedfora.cli.evaluate import EvaluateArguments
+    from fedfora.cli.keys import KeysArguments
+    from fedfora.cli.rehearse import RehearsalArguments
     from fedfora.cli.report import ReportArguments
+    from fedfora.cli.site import SiteArguments
+    from fedfora.cli.verify import VerifyArguments
     from fedfora.cli.watch import WatchArguments
     from fedfora.deployment.settings import CheckKitArguments, ProvisionArguments
+    from fedfora.evaluation.audit import AuditArguments
     from fedfora.evaluation.settings import SECTIONS as PREDICT
     from fedfora.export.settings import SECTIONS as EXPORT
     from fedfora.federated.settings import SECTIONS as SIMULATE
+    from fedfora.integrations.fate.settings import SECTIONS as FATE
     from fedfora.models.settings import ModelArguments
     from fedfora.training.settings import SECTIONS as TRAIN
 
@@ -39,14 +48,24 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
         "train": TRAIN.values(),
         "simulate": SIMULATE.values(),
         "predict": PREDICT.values(),
+        "evaluate": [EvaluateArguments],
         "export": EXPORT.values(),
         "chat": [ChatArguments, ModelArguments],
         "demo": [DemoArguments],
+        "check data": CHECK_DATA,
+        "audit": [AuditArguments],
+        "keys": [KeysArguments],
+        "verify": [VerifyArguments],
         "report": [ReportArguments],
         "watch": [WatchArguments],
         "provision": [ProvisionArguments],
         "check site": [CheckKitArguments],
         "check federation": [CheckKitArguments],
+        "coordinator": [CoordinatorArguments],
+        "coordinator run": [CoordinatorArguments, RunChoice],
+        "site": [SiteArguments],
+        "rehearse": [RehearsalArguments],
+        "fate": FATE.values(),
     }
 
 

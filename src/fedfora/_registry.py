@@ -1,9 +1,8 @@
 """Named implementations: the one extension mechanism of the package."""
 
 import difflib
-import inspect
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 F = TypeVar("F")
 
@@ -47,18 +46,6 @@ class Registry(Generic[F]):
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names in alphabetical order."""
         return iter(sorted(self._entries))
-
-    def check_options(self, name: str, options: Iterable[str]) -> None:
-        """Raise if `options` does not fit the keyword-only parameters of entry `name`.
-
-        Raises:
-            ValueError: Naming the options that do not fit and those that would.
-        """
-        entry: Any = self[name]
-        parameters = inspect.signature(entry).parameters.values()
-        allowed = sorted(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-        if unfit := sorted(set(options) - set(allowed)):
-            raise ValueError(f"{self.kind} {name!r} takes no option {unfit} (it takes: {allowed})")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -14,9 +14,15 @@ from fedfora.federated.rounds import run_rounds
 from fedfora.federated.secure_aggregation import client
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
-from fedfora.federated.site_identity import open_identity, read_site_keys, simulated_identity
+from fedfora.federated.site_identity import (
+    open_identity,
+    read_part,
+    read_site_keys,
+    sign_part,
+    simulated_identity,
+)
 from fedfora.models.saving import read_adapter
-from fedfora.protection.keys import make_signing_key, read_signing_key
+from fedfora.protection.keys import key_id, make_signing_key, read_signing_key
 from fedfora.reporting.view import View
 
 NUM_SITES = 4
@@ -139,14 +145,17 @@ def test_provisioned_sites_do_not_train_for_a_run_in_the_clear(node_configs, run
 def test_no_key_and_no_seed_of_a_run_is_written_down(
     node_configs, run_config, tmp_path, monkeypatch
 ):
-    made, original = [], client.new_private_key
+    made = []
 
-    def spy():
-        made.append(original())
-        return made[-1]
+    def spied(original):
+        def spy():
+            made.append(original())
+            return made[-1]
 
-    monkeypatch.setattr(client, "new_private_key", spy)
-    monkeypatch.setattr(client.secrets, "token_bytes", lambda length: spy())
+        return spy
+
+    for name in ("new_private_key", "new_secret"):
+        monkeypatch.setattr(client, name, spied(getattr(client, name)))
     run(node_configs, run_config)
     assert len(read_rounds(tmp_path / "out")) == 1
     keys = [read_signing_key(tmp_path / f"site-{index}.pem") for index in range(NUM_SITES)]
@@ -159,3 +168,28 @@ def test_no_key_and_no_seed_of_a_run_is_written_down(
             assert not any(
                 secret in content or secret.hex().encode() in content for secret in secrets
             )
+
+
+def test_provenance_names_the_keys_of_the_sites_that_took_part(
+    node_configs, run_config, tmp_path, monkeypatch
+):
+    make_signing_key(tmp_path / "owner.pem")
+    monkeypatch.setenv("FEDFORA_SIGNING_KEY", str(tmp_path / "owner.pem"))
+    run(node_configs, run_config)
+    content = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    public = json.loads((tmp_path / "sites.json").read_text()).values()
+    expected = [key_id(base64.b64decode(key)) for key in public]
+    assert sorted(content["statement"]["facts"]["site_keys"]) == sorted(expected)
+
+
+def test_a_signature_of_another_site_or_for_another_base_is_none(node_configs):
+    part = sign_part(node_configs[1], 1, "base")
+    public, signature = part["public-key"], part["signature"]
+    other = sign_part(node_configs[2], 1, "base")["public-key"]
+    assert read_part(public, signature, 1, "base") == key_id(public)
+    for wrong in ((other, signature, 1, "base"), (public, signature, 2, "base")):
+        with pytest.raises(ValueError, match="did not sign"):
+            read_part(*wrong)
+    with pytest.raises(ValueError, match="site 1 did not sign"):
+        read_part(public, signature, 1, "another base")
+    assert sign_part({"partition-id": 0}, 0, "base") == {}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -10,9 +11,11 @@ from flwr.serverapp import Grid
 
 from fedfora.federated.membership import Membership
 from fedfora.federated.receiving import receive
+from fedfora.federated.site_identity import read_part
 from fedfora.federated.strategy import SiteInfo
 from fedfora.federated.transport import Layout
 
+SITE_TABLE = "sites.json"  # in the run directory: who has what
 OnAbsent = Callable[[str, str], None]
 
 
@@ -145,6 +148,7 @@ def _answers(
             continue
         site = reply.content["site"]
         objection = members.objection(node_id, int(site["index"]), str(site["name"]))
+        objection = objection or _false_part(site)
         if objection is None:
             yield node_id, reply.content
         else:
@@ -177,7 +181,29 @@ def _info(node_id: int, site: ConfigRecord) -> SiteInfo:
         int(site["rows"]),
         int(site["rank"]),
         str(site["data-digest"]),
+        _key_id(site),
     )
+
+
+def _key_id(site: ConfigRecord) -> str:
+    """Return the id of the key with which a site signed that it takes part; "" where it has none.
+
+    Raises:
+        ValueError: If the signature is not that key's.
+    """
+    if "public-key" not in site:
+        return ""
+    public, signature = bytes(site["public-key"]), bytes(site["signature"])
+    return read_part(public, signature, int(site["index"]), str(site["base-fingerprint"]))
+
+
+def _false_part(site: ConfigRecord) -> str | None:
+    """Return what is wrong with a site's signature; None where nothing is."""
+    try:
+        _key_id(site)
+    except (KeyError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _by_value(described: dict[int, ConfigRecord], what: str) -> str:
@@ -185,3 +211,24 @@ def _by_value(described: dict[int, ConfigRecord], what: str) -> str:
     for site in described.values():
         names.setdefault(str(site[what]), []).append(str(site["name"]))
     return "; ".join(f"{value}: {', '.join(sites[:5])}" for value, sites in names.items())
+
+
+def check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -> None:
+    """Raise unless base model and rows are those of the run that is gone on with.
+
+    Raises:
+        ValueError: Naming what changed.
+    """
+    environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+    if environment["base_fingerprint"] != agreement.base_fingerprint:
+        raise ValueError(
+            f"--resume {directory}: the run began on base model {environment['base_fingerprint']}, "
+            f"this is {agreement.base_fingerprint}"
+        )
+    table = json.loads((directory / SITE_TABLE).read_text(encoding="utf-8"))
+    known = {site["index"]: site for site in table}
+    for site in agreement.site_table():
+        if may_grow and site["index"] not in known:
+            continue
+        if known.get(site["index"]) != site:
+            raise ValueError(f"--resume {directory}: the rows of {site['name']} have changed")

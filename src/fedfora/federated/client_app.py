@@ -16,6 +16,7 @@ from fedfora.federated.local_round import carry_out, hide_result
 from fedfora.federated.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.site import Site, Workplace, open_workplace, site_of, validate
+from fedfora.federated.site_identity import sign_part
 from fedfora.federated.site_memory import memory_of, remembering
 from fedfora.federated.transport import pack
 from fedfora.training.trainer import StepReport
@@ -62,6 +63,8 @@ def describe(message: Message, context: Context) -> Message:
     """Answer with what the coordinator must know before the first round."""
     workplace, site = _open(context)
     content = RecordDict({"site": _description(workplace, site)})
+    own_part = sign_part(context.node_config, site.index, workplace.base_fingerprint)
+    content["site"].update(own_part)
     if message.content["ask"]["adapter"]:
         config, record = workplace.form()
         content["fresh"] = pack(workplace.fresh, workplace.layout)

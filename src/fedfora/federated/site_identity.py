@@ -17,10 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedfora.config import Scalar
-from fedfora.federated.secure_aggregation.keys import Identity
-from fedfora.protection.keys import read_signing_key
+from fedfora.federated.secure_aggregation.keys import Identity, SignedKey, verify
+from fedfora.protection.keys import key_id, read_signing_key
 
 SIGNING_KEY, SITE_KEYS = "signing-key", "site-keys"
+TAKES_PART = b"takes part\0"
 
 Pinned = dict[int, bytes]
 
@@ -43,6 +44,38 @@ def open_identity(node_config: Mapping[str, Scalar], *, seed: int) -> tuple[Iden
         raise ValueError(f"the node's configuration names {named[0]} alone; both are needed")
     private = read_signing_key(Path(str(node_config[SIGNING_KEY])))
     return Identity(private.private_bytes_raw()), read_site_keys(Path(str(node_config[SITE_KEYS])))
+
+
+def sign_part(node_config: Mapping[str, Scalar], index: int, base: str) -> dict[str, bytes]:
+    """Return a site's public key and its word that it takes part; nothing where it has no key.
+
+    Args:
+        node_config: The site's own configuration.
+        index: Its number.
+        base: Fingerprint of the base that it trains on.
+
+    Raises:
+        ValueError: If the key cannot be read.
+    """
+    if SIGNING_KEY not in node_config:
+        return {}
+    private = read_signing_key(Path(str(node_config[SIGNING_KEY])))
+    signed = Identity(private.private_bytes_raw()).sign(index, base.encode(), context=TAKES_PART)
+    public = private.public_key().public_bytes_raw()
+    return {"public-key": public, "signature": signed.signature}
+
+
+def read_part(public: bytes, signature: bytes, index: int, base: str) -> str:
+    """Return the id of the key with which a site signed that it takes part.
+
+    Raises:
+        ValueError: If it did not sign this.
+    """
+    try:
+        verify(SignedKey(index, base.encode(), signature), public, context=TAKES_PART)
+    except ValueError:
+        raise ValueError(f"site {index} did not sign with the key that it shows") from None
+    return key_id(public)
 
 
 def read_site_keys(path: Path) -> Pinned:

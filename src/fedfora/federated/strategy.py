@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What the coordinator knows of a site."""
+    """What the coordinator knows of a site; `key_id` names the key it signs with, if it has one."""
 
     node_id: int
     index: int
@@ -49,6 +49,7 @@ class SiteInfo:
     rows: int
     rank: int
     data_digest: str = ""
+    key_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -62,17 +62,8 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         ValueError: If rows, model or settings do not work; the message names the flag.
         KeyboardInterrupt: After Ctrl-C, when the step is finished and saved.
     """
-    processes = start_processes(settings)
-    run, resume = settings.run, settings.checkpoint.resume_from_checkpoint
-    resume_from = checkpoint_to_resume(run.output_dir, resume)
-    goes_on_here = resume_from is not None and (
-        resume_from.resolve().parent == Path(run.output_dir).resolve()
-    )
-    check_output_dir(
-        run.output_dir,
-        overwrite=run.overwrite_output_dir or goes_on_here,
-        to_resume="--resume_from_checkpoint last",
-    )
+    run, processes = settings.run, start_processes(settings)
+    resume_from, goes_on_here = _place_of(settings)
     report_to = reports(settings.launch.report_to)
     prepared = prepare(settings, processes)
     identity = identity_of(
@@ -116,6 +107,25 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
         record.log("trained", **asdict(result))
         finish_run(record)
     return result
+
+
+def _place_of(settings: TrainSettings) -> tuple[Path | None, bool]:
+    """Return the checkpoint to go on from, if any, and whether it is one of this directory's.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or the directory holds another run.
+    """
+    run, resume = settings.run, settings.checkpoint.resume_from_checkpoint
+    resume_from = checkpoint_to_resume(run.output_dir, resume)
+    goes_on_here = resume_from is not None and (
+        resume_from.resolve().parent == Path(run.output_dir).resolve()
+    )
+    check_output_dir(
+        run.output_dir,
+        overwrite=run.overwrite_output_dir or goes_on_here,
+        to_resume="--resume_from_checkpoint last",
+    )
+    return resume_from, goes_on_here
 
 
 def prepare(settings: TrainSettings, processes: Processes) -> Prepared:
