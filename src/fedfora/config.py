@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -18,6 +19,9 @@ from transformers.hf_argparser import HfArgumentParser
 from fedfora._option_help import OptionHelp
 
 Scalar = str | int | float | bool
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SHORT_OPTION = re.compile(r"-[A-Za-z](?!nf$)[^ ]*$")  # -h; -inf is a number
 
 
 class ConfigError(ValueError):
@@ -120,6 +124,8 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
         actions = {action.dest: action for action in self._actions}
         words: list[str] = []
         for key, value in mapping.items():
+            if not _NAME.fullmatch(str(key)):
+                self.error(f"unknown option {key!r}")
             action = actions.get(str(key).replace("-", "_"))
             if value in (None, []) and action is not None:
                 action.default = value  # there is no word for "nothing"
@@ -129,6 +135,8 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
             if isinstance(value, dict):
                 value = json.dumps(value)
             many = value if isinstance(value, list) else [value]
+            if hidden := [item for item in many if _is_option(item)]:
+                self.error(f"--{key}: {hidden[0]!r} is no value, but an option")
             words += [f"--{key}", *(_word(item) for item in many)]
         return words
 
@@ -191,6 +199,12 @@ def to_mapping(*settings: Any) -> dict[str, Scalar]:
                 value = " ".join(map(str, value))
             mapping[item.name] = json.dumps(value) if isinstance(value, dict) else value
     return mapping
+
+
+def _is_option(value: Any) -> bool:
+    """Say whether argparse could take a value for an option; a mapping may come from afar."""
+    text = str(value)
+    return text.startswith("--") or bool(_SHORT_OPTION.match(text))
 
 
 def _word(value: Any) -> str:

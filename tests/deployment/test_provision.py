@@ -17,6 +17,8 @@ from fedfora.deployment.kit import (
     write_description,
     write_file,
 )
+from fedfora.federated.common_settings import at_site
+from fedfora.federated.settings import from_run_config
 from fedfora.federated.site_identity import open_identity, read_site_keys
 
 THIRD = {"cardiology": {}, "dermatology": {}, "surgery": {"device": "cpu"}}
@@ -51,8 +53,21 @@ def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
     promised = {"secure_aggregation": True, "privacy_unit": "record", "target_epsilon": 3.0}
     done = provisioned(settings={**promised, "aggregation": "fedavg-factors", "num_rounds": 3})
     kit = read_site_kit(done.place / "sites" / "cardiology")
-    assert kit.settings == {**promised, "train_file": "/data/notes.json"}
+    parts = {"secagg_threshold": 0.66, "target_delta": 1e-5, "clipping_norm": 1.0}  # defaults
+    assert kit.settings == {**promised, **parts, "train_file": "/data/notes.json"}
     assert kit.planned == {"aggregation": "fedavg-factors", "num_rounds": 3}
+
+
+def test_a_coordinator_cannot_take_back_what_was_promised(provisioned):
+    promised = {"privacy_unit": "record", "target_epsilon": 3.0, "clipping_norm": 0.5}
+    done = provisioned(settings={**promised, "num_rounds": 3})
+    own = read_site_kit(done.place / "sites" / "cardiology").settings
+    sent = {"privacy_unit": "none", "target_epsilon": 100.0, "target_delta": 0.9}
+    settings = from_run_config(at_site({**sent, "clipping_norm": 9.0}, own))
+    assert settings.privacy.privacy_unit == "record"
+    assert settings.privacy.target_epsilon == 3.0
+    assert settings.privacy.target_delta == 1e-5
+    assert settings.privacy.clipping_norm == 0.5
 
 
 def test_only_the_owner_reads_a_kit(provisioned):

@@ -5,8 +5,9 @@ from typing import get_origin
 
 import pytest
 
+from fedfora.config import ConfigError
 from fedfora.federated.common_settings import ADJUSTABLE, OWN, agreed_part, at_site, common_part
-from fedfora.federated.settings import SECTIONS
+from fedfora.federated.settings import SECTIONS, from_run_config
 
 # Flags that take any text and travel all the same: none of them is ever opened as a file.
 TEXTS = {
@@ -60,3 +61,37 @@ def test_sites_with_other_files_and_columns_agree_on_the_rest():
     ours = {"num_rounds": 3, "train_file": "/a", "prompt_column": "x"}
     theirs = {"num_rounds": 3, "train_file": "/b", "prompt_column": "y"}
     assert agreed_part(ours) == agreed_part(theirs) == {"num_rounds": 3}
+
+
+ALIASES = {
+    alias.removeprefix("--"): name
+    for name in OWN
+    for alias in FIELDS[name].metadata.get("aliases", [])
+}
+
+
+@pytest.mark.parametrize("alias", sorted(ALIASES))
+def test_a_coordinator_cannot_set_it_by_another_name_either(alias):
+    from_run_config({alias: "clinic"})  # which a command line knows
+    with pytest.raises(ValueError, match=alias):
+        at_site({alias: "/etc/passwd"}, {ALIASES[alias]: "/own"})
+
+
+@pytest.mark.parametrize("carrier", ["target_modules", "site_ranks", "source_prefix"])
+@pytest.mark.parametrize("option", ["--privacy_dir=/tmp", "--model=/x", "--cache-dir=/x", "-h"])
+def test_a_coordinator_cannot_hide_an_option_in_a_value(carrier, option):
+    """A list travels as one text, and is taken apart at the site."""
+    text = f"1 {option}" if carrier != "source_prefix" else option
+    with pytest.raises(ConfigError, match="is no value, but an option"):
+        from_run_config(at_site({carrier: text}, {"privacy_dir": "/own"}))
+
+
+def test_a_coordinator_cannot_hide_an_option_in_a_name():
+    for name in ("lora_rank=4 --cache_dir", "lora_rank=4", "-h", "lora_rank --cache_dir=/x"):
+        with pytest.raises(ValueError, match="may not set"):
+            at_site({name: "4"}, {})
+
+
+def test_what_begins_with_a_dash_and_is_a_value_stays_one():
+    for name, text in (("source_prefix", "- a list: "), ("source_prefix", "-3 degrees")):
+        assert getattr(from_run_config({name: text}).data, name) == text

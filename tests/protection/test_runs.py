@@ -1,10 +1,13 @@
 """A machine with keys: what its runs leave on the disk, and what it will not load."""
 
+import shutil
+
 import pytest
 import torch
 
 from fedfora.adapter.state import fold
 from fedfora.cli.main import main
+from fedfora.data.clinic import clinic_rows
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
 from fedfora.models.saving import read_adapter
@@ -134,3 +137,28 @@ def test_a_base_that_is_not_quantized_is_no_quantized_base(tiny_dir, tmp_path, c
     words = f"export --format quantized-base --output_dir {tmp_path}/q --quantization none"
     assert main([*words.split(), "--model_name_or_path", tiny_dir]) == 2
     assert "needs --quantization" in capsys.readouterr().err
+
+
+def test_a_training_under_keys_is_the_same_training_and_leaves_no_state_in_plain(
+    tiny_dir, rows_file, tmp_path, with_keys
+):
+    """Stopped after step 2 and gone on with, the best step kept: to the bit as without keys."""
+    rows = rows_file(clinic_rows()[:8])
+    words = (
+        f"train --model_name_or_path {tiny_dir} --quantization none --train_file {rows} "
+        "--lora_rank 2 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 "
+        f"--learning_rate 1e-2 --max_steps 4 --save_steps 2 --validation_file {rows} "
+        "--load_best_model_at_end --output_dir"
+    ).split()
+    assert main([*words, str(tmp_path / "plain")]) == 0
+    expected = read_adapter(tmp_path / "plain")
+    with_keys()
+    out = tmp_path / "sealed"
+    assert main([*words, str(out)]) == 0
+    shutil.rmtree(out / "checkpoint-4")
+    assert main([*words, str(out), "--resume_from_checkpoint", str(out / "checkpoint-2")]) == 0
+    found = read_adapter(out)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    names = {path.name for path in out.rglob("*") if path.is_file()}
+    assert {"optimizer.pt.sealed", "scheduler.pt.sealed"} <= names
+    assert not {"optimizer.pt", "scheduler.pt", "adapter_model.safetensors"} & names

@@ -6,15 +6,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fedfora.config import ConfigParser, flag
-from fedfora.data.settings import DataArguments
 from fedfora.deployment.document import Document, Keys
+from fedfora.federated.common_settings import ADJUSTABLE, OWN
 from fedfora.federated.settings import SECTIONS, FederationSettings
 
-DATA_OF_ALL = {"max_source_length", "max_target_length", "template"}  # the prompts are shared
 # What a site is promised stands in its own kit too, and holds whatever the coordinator sends.
 PROTECTION = frozenset(
     {
         "secure_aggregation",
+        "secagg_threshold",
         "privacy_unit",
         "target_epsilon",
         "target_delta",
@@ -22,12 +22,11 @@ PROTECTION = frozenset(
         "clipping_norm",
     }
 )
-SITE_FLAGS = frozenset(
-    {field.name for field in fields(DataArguments)} - DATA_OF_ALL
-    | {"model_name_or_path", "hub", "cache_dir", "device"}
-    | {"gradient_checkpointing", "privacy_dir"}
-    | PROTECTION
-)
+# Which belong to a promise even where nobody named them: their defaults are written down with it.
+PARTS = {
+    "secure_aggregation": {"secagg_threshold"},
+    "privacy_unit": {"target_delta", "clipping_norm"},
+}
 NOT_OF_FEDERATION = {
     "engine": "the engine is the deployment itself",
     "partition": "a real site trains on all rows of its files",
@@ -36,6 +35,7 @@ NOT_OF_FEDERATION = {
     "output_dir": "the results lie in the coordinator's kit, under state",
     "overwrite_output_dir": "the results lie in the coordinator's kit, under state",
 }
+SITE_FLAGS = (OWN | ADJUSTABLE | PROTECTION) - NOT_OF_FEDERATION.keys()
 
 
 @dataclass
@@ -72,8 +72,17 @@ def settings_of(mapping: Mapping[str, Any]) -> FederationSettings:
 
 def own_flags(federation: Mapping[str, Any], site: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flags for a site's kit: its own, and what all sites are told of the same kind."""
-    told = {name: value for name, value in federation.items() if name in SITE_FLAGS}
-    return {**told, **site}
+    kept = SITE_FLAGS - ADJUSTABLE  # what is left to the site travels as a default
+    told = {name: value for name, value in federation.items() if name in kept}
+    own = {**told, **site}
+    parts = set().union(*(PARTS[name] for name in PARTS if own.get(name) not in (None, False)))
+    promised = {
+        field.name: field.default
+        for section in SECTIONS.values()
+        for field in fields(section)
+        if field.name in parts
+    }
+    return {**promised, **own}
 
 
 def check_federation_flags(document: Document, keys: Keys) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -14,6 +15,7 @@ from fedfora.federated.site_identity import read_part
 from fedfora.federated.strategy import SiteInfo
 from fedfora.federated.transport import Layout
 
+SITE_TABLE = "sites.json"  # in the run directory: who has what
 OnAbsent = Callable[[str, str], None]
 
 
@@ -209,3 +211,24 @@ def _by_value(described: dict[int, ConfigRecord], what: str) -> str:
     for site in described.values():
         names.setdefault(str(site[what]), []).append(str(site["name"]))
     return "; ".join(f"{value}: {', '.join(sites[:5])}" for value, sites in names.items())
+
+
+def check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -> None:
+    """Raise unless base model and rows are those of the run that is gone on with.
+
+    Raises:
+        ValueError: Naming what changed.
+    """
+    environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+    if environment["base_fingerprint"] != agreement.base_fingerprint:
+        raise ValueError(
+            f"--resume {directory}: the run began on base model {environment['base_fingerprint']}, "
+            f"this is {agreement.base_fingerprint}"
+        )
+    table = json.loads((directory / SITE_TABLE).read_text(encoding="utf-8"))
+    known = {site["index"]: site for site in table}
+    for site in agreement.site_table():
+        if may_grow and site["index"] not in known:
+            continue
+        if known.get(site["index"]) != site:
+            raise ValueError(f"--resume {directory}: the rows of {site['name']} have changed")

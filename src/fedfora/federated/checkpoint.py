@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedfora.federated.aggregation import Update
 from fedfora.federated.selection import Selection
+from fedfora.federated.site import SITES
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors
 
@@ -179,3 +180,10 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def forget_earlier_run(directory: Path) -> None:
+    """Remove what an overwritten run left; its configuration went first, so it cannot come back."""
+    for path in [*find_checkpoints(directory).values(), directory / BEST]:
+        remove(path)
+    shutil.rmtree(directory / SITES, ignore_errors=True)

@@ -7,9 +7,11 @@ site refuses a run config that holds one.
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from fedfora.config import Scalar
+from fedfora.federated.settings import SECTIONS
 
 OWN = frozenset(
     {
@@ -65,9 +67,11 @@ def at_site(received: Mapping[str, Scalar], own: Mapping[str, Scalar]) -> dict[s
     """Return a site's settings: what the coordinator sent, and over it what the site says itself.
 
     Raises:
-        ValueError: If the coordinator sent a setting that is the site's own.
+        ValueError: If the coordinator sent a setting that is the site's own, by its name or by
+            another name that a command line has for it.
     """
-    if wrong := sorted(name for name in received if _plain(name) in OWN):
+    known = {field.name for section in SECTIONS.values() for field in fields(section)}
+    if wrong := sorted(name for name in received if _plain(name) not in known - OWN):
         raise ValueError(f"the coordinator may not set {', '.join(wrong)} at a site")
     return {_plain(name): value for name, value in [*received.items(), *own.items()]}
 

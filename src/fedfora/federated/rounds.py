@@ -6,8 +6,6 @@ where the checkpoint says and repeats what came after; since every draw derives 
 the round, it comes to the same numbers.
 """
 
-import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,24 +18,20 @@ from safetensors import SafetensorError
 
 from fedfora.adapter.state import unfold
 from fedfora.config import Scalar
-from fedfora.data.loading import load_examples
-from fedfora.evaluation.evaluate import evaluate
-from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.aggregation import Update
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.aggregator import Aggregator
-from fedfora.federated.agreement import Agreement, agree, newcomers
+from fedfora.federated.agreement import SITE_TABLE, Agreement, agree, check_same_world, newcomers
 from fedfora.federated.checkpoint import (
-    BEST,
     Progress,
-    find_checkpoints,
+    forget_earlier_run,
     forget_halves,
     load_checkpoint,
     prune,
     publish_best,
-    remove,
     save_checkpoint,
 )
+from fedfora.federated.judging import Judge
 from fedfora.federated.membership import Membership
 from fedfora.federated.quorum import Ledger
 from fedfora.federated.receiving import receive
@@ -46,9 +40,7 @@ from fedfora.federated.screening import Limits
 from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.secure_aggregation.server import WrongShares
 from fedfora.federated.secure_rounds import SecureRounds
-from fedfora.federated.selection import Selection, judging_score
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.site import SITES, open_workplace
 from fedfora.federated.site_privacy import record_event, site_privacy_of
 from fedfora.federated.strategy import AdapterStrategy
 from fedfora.federated.transport import from_record, to_record, unpack
@@ -57,7 +49,6 @@ from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord
 from fedfora.training.privacy_plan import open_ledger
 
-SITE_TABLE = "sites.json"
 ASK_AGAIN_ROUNDS = 5  # a site that could not be taken in is asked again after so many
 
 
@@ -87,7 +78,7 @@ def run_rounds(
         record = RunRecord.reopened(directory, progress.metrics_bytes if progress else 0)
     else:
         record = RunRecord(directory, overwrite=settings.run.overwrite_output_dir)
-        _forget_earlier_run(directory)
+        forget_earlier_run(directory)
         record.write_config({name: asdict(getattr(settings, name)) for name in asdict(settings)})
 
     def absent(site: str, reason: str) -> None:
@@ -104,7 +95,7 @@ def run_rounds(
         record.write_json(SITE_TABLE, agreement.site_table())
         progress = Progress(0, unpack(agreement.first, agreement.layout))
     else:
-        _check_same_world(directory, agreement, may_grow=members.grows)
+        check_same_world(directory, agreement, may_grow=members.grows)
         record.log("resumed", after_round=progress.round_number)
         view.resumed(progress.round_number)
     _Rounds(grid, run_config, settings, record, agreement, view, members).run(progress)
@@ -165,6 +156,7 @@ class _Rounds:
             watcher=self.ledger,
             secure=self._secure_rounds(),
         )
+        self.judge = Judge(grid, run_config, settings, self.strategy, view, record.directory)
 
     def run(self, progress: Progress) -> None:
         """Run the rounds after `progress`, and leave the last adapter in the run directory."""
@@ -223,7 +215,9 @@ class _Rounds:
         if self.site_privacy is not None:
             self.site_privacy.ledger.finish()
         adapter = self._finite(number, aggregated)
-        selection, validation, scores = self._judge(before.selection, number, aggregated, metrics)
+        selection, validation, scores = self.judge.judged(
+            before.selection, number, aggregated, metrics
+        )
         loss = self._told({"loss": float(metrics["loss"])}).get("loss")
         self.record.log(
             "round",
@@ -309,59 +303,6 @@ class _Rounds:
         line = {name: value for name, value in secure.line.items() if name not in untold}
         return {"secure_aggregation": line}
 
-    def _judge(
-        self, selection: Selection, number: int, arrays: ArrayRecord, metrics: MetricRecord
-    ) -> tuple[Selection, dict[str, Any], dict[str, Any]]:
-        """Judge the rounds that can be judged now; return the selection, and what to record.
-
-        Sites judge the adapter they receive, so the loss that comes with a round is that of the
-        round before; after the last round they are asked once more.
-        """
-        federation = self.settings.federation
-        last = number == federation.num_rounds
-        scores = self._score(arrays) if number % federation.eval_rounds == 0 or last else {}
-        validation: dict[str, Any] = {}
-        received = metrics.get("validation-loss")
-        if received is not None:
-            validation["received_validation_loss"] = received
-            if number > 1:
-                selection = selection.judged(number - 1, float(received), lower_is_better=True)
-            if last and (loss := self._ask_for_validation(number, arrays)) is not None:
-                validation["validation_loss"] = loss
-                selection = selection.judged(number, loss, lower_is_better=True)
-        elif (score := judging_score(scores)) is not None:
-            selection = selection.judged(number, score, lower_is_better=False)
-        return selection, validation, scores
-
-    def _ask_for_validation(self, number: int, arrays: ArrayRecord) -> float | None:
-        questions = self.strategy.configure_evaluate(number, arrays, ConfigRecord(), self.grid)
-        deadline_s = self.settings.rounds.round_deadline
-        metrics = self.strategy.aggregate_evaluate(
-            number, receive(self.grid, questions, deadline_s=deadline_s)
-        )
-        return None if metrics is None else float(metrics["validation-loss"])
-
-    def _score(self, arrays: ArrayRecord) -> dict[str, Any]:
-        """Return the scores on the common test rows; none where there are no such rows."""
-        settings = self.settings
-        if settings.data.test_file is None:
-            return {}
-        examples = load_examples(settings.data.test_file, settings.data)
-        workplace = open_workplace(self.run_config)
-        workplace.load(from_record(arrays))
-        examples = examples[: settings.evaluation.max_eval_samples]
-        result = evaluate(
-            workplace.model,
-            workplace.base.tokenizer,
-            examples,
-            workplace.prompts,
-            batch_size=settings.evaluation.per_device_eval_batch_size,
-            max_new_tokens=settings.evaluation.max_new_tokens,
-            on_batch=self.view.evaluated,
-        )
-        result.write(self.record.directory / PREDICTIONS, examples)
-        return result.scores
-
     def _keep(self, progress: Progress) -> Progress:
         """Write the checkpoint; then let the rest of the directory follow it."""
         save = partial(self._save_adapter, progress.adapter)
@@ -430,31 +371,3 @@ def _aggregation_errors(metrics: MetricRecord) -> dict[str, float]:
     """Return what the error meter showed, as metrics.jsonl names it; nothing where it slept."""
     names = ("aggregation-error", "aggregation-error-of-step", "attainable-error")
     return {name.replace("-", "_"): float(metrics[name]) for name in names if name in metrics}
-
-
-def _forget_earlier_run(directory: Path) -> None:
-    """Remove what an overwritten run left; its configuration went first, so it cannot come back."""
-    for path in [*find_checkpoints(directory).values(), directory / BEST]:
-        remove(path)
-    shutil.rmtree(directory / SITES, ignore_errors=True)
-
-
-def _check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -> None:
-    """Raise unless base model and rows are those of the run that is gone on with.
-
-    Raises:
-        ValueError: Naming what changed.
-    """
-    environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
-    if environment["base_fingerprint"] != agreement.base_fingerprint:
-        raise ValueError(
-            f"--resume {directory}: the run began on base model {environment['base_fingerprint']}, "
-            f"this is {agreement.base_fingerprint}"
-        )
-    table = json.loads((directory / SITE_TABLE).read_text(encoding="utf-8"))
-    known = {site["index"]: site for site in table}
-    for site in agreement.site_table():
-        if may_grow and site["index"] not in known:
-            continue
-        if known.get(site["index"]) != site:
-            raise ValueError(f"--resume {directory}: the rows of {site['name']} have changed")

@@ -15,10 +15,17 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.trainer_utils import rotate_checkpoints
 
-from fedfora.adapter.state import State
-from fedfora.models.saving import read_adapter
+from fedfora.adapter.state import State, write_state
+from fedfora.models.saving import WEIGHTS, read_adapter
+from fedfora.protection.keys import ENCRYPTION_FILE, encryption_key
+from fedfora.protection.sealing import is_sealed
 from fedfora.training.checkpoints import write_progress
 from fedfora.training.gathering import gathered_state
+from fedfora.training.sealed_state import (
+    has_sealed_state,
+    load_sealed_state,
+    save_sealed_state,
+)
 from fedfora.training.trainer import AdapterTrainer, Progress
 
 SaveAdapter = Callable[[Path, State], None]
@@ -49,6 +56,12 @@ class LongTrainer(AdapterTrainer):
         self.identity = identity
         self.metrics_bytes = metrics_bytes
         self.started = time.perf_counter()
+        self.seals = encryption_key() is not None
+        if self.seals and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError(
+                f"DeepSpeed and FSDP write their states in plain, and {ENCRYPTION_FILE} asks for "
+                "encryption: train without them, or without the key"
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter, gathered from all processes, and read it back.
@@ -96,6 +109,31 @@ class LongTrainer(AdapterTrainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.seals:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            save_sealed_state(output_dir, self.optimizer, self.lr_scheduler)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and has_sealed_state(checkpoint):
+            load_sealed_state(checkpoint, self.optimizer, self.lr_scheduler)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if is_sealed(Path(resume_from_checkpoint) / WEIGHTS):
+            write_state(self.model, read_adapter(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None and is_sealed(Path(best) / WEIGHTS):
+            write_state(self.model, read_adapter(best))
+        else:
+            super()._load_best_model()
 
     def progress_now(self) -> Progress:
         """Return the progress with the time and the record until now."""

@@ -9,10 +9,13 @@ mode: client              all parties at one broker; or replication, one broker 
 route_table: {"10000": {host: ..., port: ...}}   with replication: the others' brokers by party
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from fedfora.integrations.fate.settings import Party
 
 MODES = ("client", "replication")
 REQUIRED = ("host", "port", "mng_port", "base_user", "base_password")
@@ -56,3 +59,31 @@ def read_broker(path: str) -> dict[str, Any]:
         raise ValueError(f"--rabbitmq {path}: mode replication needs a route_table")
     place = "federation.rabbitmq"
     return {place: options, f"{place}.host": options["host"], f"{place}.port": options["port"]}
+
+
+def open_vhosts(federation: Any, party: Party, parties: list[Party], *, timeout_s: float) -> None:
+    """Make the virtual hosts of a party and wait until queues can be made in them.
+
+    FATE makes them when the first message comes by and does not look whether it could: right after
+    another party has made the same one the broker refuses queues in it for a moment.
+
+    Raises:
+        ValueError: If the broker refuses for longer than `timeout_s`.
+    """
+    from fate.arch.federation.message_queue import Party as FateParty
+
+    manager = federation._rabbit_manager
+    for role, party_id in parties:
+        if (role, party_id) == party:
+            continue
+        vhost = federation._get_vhost(FateParty(role, party_id))
+        manager.create_vhost(vhost)
+        manager.add_user_to_vhost(federation.session_id, vhost)
+        give_up = time.monotonic() + timeout_s
+        while not manager.create_queue(vhost, "fedfora-opened"):
+            if time.monotonic() > give_up:
+                raise ValueError(
+                    f"--rabbitmq: the broker at {manager.endpoint} makes no queue in {vhost}: are "
+                    "base_user and base_password an administrator's there?"
+                )
+            time.sleep(0.2)

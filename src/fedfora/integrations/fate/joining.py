@@ -6,7 +6,7 @@ from typing import Any
 from fate.arch.context import Context, create_context
 from fate.arch.federation import FederationEngine
 
-from fedfora.integrations.fate.broker import read_broker
+from fedfora.integrations.fate.broker import open_vhosts, read_broker
 from fedfora.integrations.fate.deadline import DeadlineFederation
 from fedfora.integrations.fate.settings import FateArguments, Party
 
@@ -39,6 +39,8 @@ def join(fate: FateArguments, party: Party) -> tuple[Any, DeadlineFederation]:
     )
     if fate.rabbitmq is None:
         _open_mailboxes(ctx.federation, party, fate.all_parties())
+    else:
+        open_vhosts(ctx.federation, party, fate.all_parties(), timeout_s=fate.timeout_s)
     federation = DeadlineFederation(ctx.federation, timeout_s=fate.timeout_s)
     return Context(computing=ctx.computing, federation=federation), federation
 
