@@ -4,11 +4,14 @@ import os
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from fedfora.deployment.certificates import make_node_key, make_server
 from real_federation import assert_same, needs_nginx
+
+BAD_COORDINATOR = Path(__file__).parents[1] / "bad_coordinator.py"
 
 pytestmark = [needs_nginx, pytest.mark.deploy]
 
@@ -57,6 +60,21 @@ def test_a_site_with_another_base_stops_the_run_with_a_reason(federation):
     assert real.wait() == 2
     said = (real.place / "logs" / "coordinator.log").read_text()
     assert "the sites differ in their base-fingerprint" in said
+
+
+def test_code_that_comes_with_a_run_is_not_run_at_a_site(federation):
+    """At the coordinator it is, and leaves its trace there."""
+    real = federation(1, num_rounds=1)
+    traces = real.place / "traces"
+    traces.mkdir()
+    words = [str(BAD_COORDINATOR), str(real.kit.directory), str(traces)]
+    real.start("coordinator", *words)
+    real.join(*real.names)
+    assert real.wait() == 0, real.logs()
+    assert len(real.events("round")) == 1
+    assert sorted(path.name for path in traces.iterdir()) == ["__init__.py", "server.py"]
+    for path in real.site_kit(real.names[0]).rglob("*.py"):
+        assert "was here" not in path.read_text()
 
 
 def test_a_coordinator_whose_certificate_is_over_says_so_and_goes_on_with_a_new_one(federation):
