@@ -24,9 +24,11 @@ def quiet() -> None:
     """Show warnings of fedfora and errors of everybody else; no bars but our own."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(Once())
+    handler = logging.StreamHandler()
+    handler.addFilter(Once())
+    logging.basicConfig(
+        level=logging.ERROR, format="%(levelname)s: %(message)s", handlers=[handler]
+    )
     logging.getLogger("fedfora").setLevel(logging.WARNING)
     for name in ("flwr", "bitsandbytes", "bitsandbytes.backends.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
