@@ -44,6 +44,18 @@ def test_real_sites_give_the_embedded_engines_adapter_to_the_bit(federation, emb
 
 
 @pytest.mark.deploy
+def test_real_sites_add_up_under_the_keys_of_their_kits(federation, embedded):
+    """Masks cancel to the bit, so the keys do not show in the adapter."""
+    real = federation(3, quorum=3, secure_aggregation=True, num_rounds=1)
+    real.coordinate()
+    real.join(*real.names)
+    assert real.wait(500) == 0, real.logs()
+    (last,) = real.events("round")
+    assert len(last["sites"]) == 3
+    assert_same(real.run_directory, embedded(3, secure_aggregation=True, num_rounds=1))
+
+
+@pytest.mark.deploy
 def test_a_site_that_misbehaves_round_after_round_is_left_out_and_nothing_of_it_leaves(federation):
     """NaN, shape, weight, exception, old reply, a killed trainer; then it is itself again."""
     real = federation(2, num_rounds=8, round_deadline=60.0)
