@@ -36,7 +36,7 @@ class AuditArguments:
     max_rows: int = flag(500, "rows of either kind that the membership attack looks at")
     batch_size: int = flag(16, "rows per forward pass")
     canary_alternatives: int = flag(255, "other codes that each planted canary is ranked among")
-    inversion_rows: int = flag(4, "rows whose answers are read from one update; 0 for none")
+    inversion_rows: int = flag(2, "rows whose answers are read from one update; 0 for none")
     inversion_tokens: int = flag(4, "tokens of each answer that are hidden from the attacker")
     inversion_choices: int = flag(64, "tokens that the attacker chooses from in each place")
     inversion_noise: float = flag(1.0, "noise multiplier of the updates with noise")

@@ -131,6 +131,28 @@ def test_who_hands_out_wrong_shares_is_named():
     assert not seen.secure_round.liars
 
 
+@pytest.mark.parametrize("unreadable", [1, 4])
+def test_who_seals_shares_that_nobody_can_read_throws_nobody_else_out(unreadable):
+    """Up to one neighbor short of the threshold costs nothing; beyond, the site is named."""
+    world = World(6)  # of five neighbors four are needed
+    vectors = random_vectors(world.sites, 5)
+    seen = world.shared(world.terms(), 5)
+    for u, delivery in seen.deliveries.items():
+        if u != 4 and u < unreadable:
+            broken = {**delivery.sealed, 4: bytes(len(delivery.sealed[4]))}
+            delivery = dataclasses.replace(delivery, sealed=broken)
+        vector = vectors[u].copy()
+        world.sites[u].mask(vector, delivery, task=TASK)
+        seen.secure_round.receive_vector(u, vector)
+    for u in (survivors := seen.secure_round.survivors()):
+        seen.secure_round.receive_reveal(u, world.sites[u].reveal(survivors))
+    if unreadable == 1:
+        assert np.array_equal(seen.secure_round.total(), plain_sum(vectors, survivors))
+        return
+    with pytest.raises(WrongShares, match="seed of site 4"):
+        seen.secure_round.total()
+
+
 def test_a_wrong_share_with_none_to_spare_is_laid_at_nobodys_door():
     world = World(5)
     seen = world.masked(world.terms(), random_vectors(world.sites, 5))

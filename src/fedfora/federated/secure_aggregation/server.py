@@ -175,6 +175,9 @@ class SecureRound:
             and len(revealed.get(neighbor, {}).get(site, b"")) == SEED_BYTES
         }
         spare = len(shares) - self.terms.threshold
+        answered = self._reveals.keys() & set(self.terms.graph[site])
+        if spare < 0 and len(answered - self.liars) >= self.terms.threshold:
+            raise WrongShares(site, what)  # enough have answered, and they hold none of it
         if spare < 0:
             raise RoundLost(
                 f"a secret of site {site} cannot be put together: {len(shares)} shares, but "
