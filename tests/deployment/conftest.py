@@ -112,3 +112,11 @@ def embedded(tmp_path, tiny_dir, rows):
         return load_file(output_dir / "adapter_model.safetensors")
 
     return run
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Let `-m "not slow"` leave out the real federations, too."""
+    for item in items:
+        if item.get_closest_marker("deploy"):
+            item.add_marker(pytest.mark.slow)
