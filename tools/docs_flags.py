@@ -37,7 +37,6 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     from fedfora.cli.watch import WatchArguments
     from fedfora.deployment.settings import CheckKitArguments, ProvisionArguments
     from fedfora.evaluation.audit import AuditArguments
-    from fedfora.evaluation.audit import AuditArguments
     from fedfora.evaluation.settings import SECTIONS as PREDICT
     from fedfora.export.settings import SECTIONS as EXPORT
     from fedfora.federated.settings import SECTIONS as SIMULATE
@@ -51,7 +50,6 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
         "predict": PREDICT.values(),
         "evaluate": [EvaluateArguments],
         "export": EXPORT.values(),
-        "audit": [AuditArguments],
         "chat": [ChatArguments, ModelArguments],
         "demo": [DemoArguments],
         "check data": CHECK_DATA,
