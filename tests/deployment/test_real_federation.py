@@ -3,8 +3,13 @@
 Most of these take minutes and are run by `make test-deploy`.
 """
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +18,8 @@ pytest.importorskip("cryptography", reason='needs pip install "fedfora[privacy]"
 from safetensors.torch import load_file
 
 from bad_site import PATIENT
-from real_federation import assert_same, needs_nginx
+from fedfora.deployment.flower_app import write_app
+from real_federation import FLAGS, assert_same, needs_nginx
 
 pytestmark = needs_nginx
 
@@ -161,3 +167,26 @@ def test_a_reply_of_600_megabytes_is_refused_and_the_run_goes_on(federation):
     assert 2 in real.reasons(rogue)
     assert len(real.events("round")) == 3
     assert_finite(real.run_directory)
+
+
+@pytest.mark.deploy
+def test_flowers_own_command_starts_a_run_and_code_that_it_sends_is_not_run_at_a_site(federation):
+    real = federation(2, quorum=2)
+    kit = ["--kit", str(real.kit.directory)]
+    real.start("coordinator", "-m", "fedfora", "coordinator", *kit)
+    real.join(*real.names)
+    app, marker = real.place / "app", real.place / "it-ran"
+    shared = {name: value for name, value in FLAGS.items() if name != "start_deadline"}
+    write_app(app, {**shared, "start_deadline": 200.0})
+    client = app / "fedfora_app" / "client.py"
+    client.write_text(f"open({str(marker)!r}, 'w').close()\n" + client.read_text())
+    log = real.place / "logs" / "coordinator.log"
+    real.until(lambda: log.read_text().count("is let in") == 2)
+    home = {"FLWR_HOME": str(real.kit.state / "flower"), "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    flwr = Path(sys.executable).with_name("flwr")
+    subprocess.run([flwr, "run", app, "fedfora"], env={**os.environ, **home}, check=True)
+    outcome = real.kit.state / "outcome.json"
+    real.until(outcome.is_file, 400)
+    assert json.loads(outcome.read_text())["status"] == "finished", real.logs()
+    assert len(list((real.kit.state / "runs").glob("flwr-*/adapter_model.safetensors"))) == 1
+    assert not marker.exists()

@@ -21,7 +21,7 @@ from fedfora.reporting.follow import Follower
 from fedfora.reporting.history import Event
 
 MOST_IN_VAIN = 4  # starts without a further round, then a person must look
-BEGIN_S = 120.0  # Flower starts a run's process within so long, or its SuperLink is started anew
+BEGIN_S = 300.0  # Flower starts a run's process within so long, or its SuperLink is started anew
 
 Say = Callable[[str], None]
 

@@ -21,7 +21,8 @@ from fedfora.config import Scalar
 from fedfora.federated.aggregation import Update
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.aggregator import Aggregator
-from fedfora.federated.agreement import SITE_TABLE, Agreement, agree, check_same_world, newcomers
+from fedfora.federated.agreement import SITE_TABLE, Agreement, agree, check_same_world
+from fedfora.federated.arrivals import Arrivals
 from fedfora.federated.checkpoint import (
     Progress,
     forget_earlier_run,
@@ -48,8 +49,6 @@ from fedfora.models.saving import config_at_rank, save_adapter
 from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord
 from fedfora.training.privacy_plan import open_ledger
-
-ASK_AGAIN_ROUNDS = 5  # a site that could not be taken in is asked again after so many
 
 
 def run_rounds(
@@ -98,7 +97,8 @@ def run_rounds(
         check_same_world(directory, agreement, may_grow=members.grows)
         record.log("resumed", after_round=progress.round_number)
         view.resumed(progress.round_number)
-    _Rounds(grid, run_config, settings, record, agreement, view, members).run(progress)
+    arrivals = Arrivals(grid, members, deadline_s, absent)
+    _Rounds(grid, run_config, settings, record, agreement, view, arrivals).run(progress)
 
 
 def limits_of(settings: FederationSettings) -> Limits:
@@ -128,7 +128,7 @@ class _Rounds:
         record: RunRecord,
         agreement: Agreement,
         view: RoundView,
-        members: Membership,
+        arrivals: Arrivals,
     ) -> None:
         self.grid = grid
         self.run_config = run_config
@@ -136,8 +136,7 @@ class _Rounds:
         self.record = record
         self.agreement = agreement
         self.view = view
-        self.members = members
-        self.asked_in: dict[int, int] = {}  # node that could not be taken in, to the round
+        self.arrivals = arrivals
         self.ledger = Ledger(record, view, settings.rounds)
         self.site_privacy = site_privacy_of(
             settings.privacy,
@@ -193,8 +192,7 @@ class _Rounds:
     def _play(self, before: Progress) -> Progress:
         """Train, fold and judge one round."""
         number = before.round_number + 1
-        if self.members.grows:
-            self._let_in(number)
+        self._let_in(number)
         arrays = to_record(before.adapter)
         drawn = [site.name for site in self.strategy.sample(number)]
         if self.site_privacy is not None:
@@ -241,32 +239,12 @@ class _Rounds:
         )
 
     def _let_in(self, number: int) -> None:
-        """Take in sites that came, or came back as another node, since the last round."""
-        lately = {
-            node for node, asked in self.asked_in.items() if number - asked < ASK_AGAIN_ROUNDS
-        }
-        known = lately | set(self.strategy.sites)
-        strangers = sorted(node for node in self.grid.get_node_ids() if node not in known)
-        if not strangers:
-            return
-
-        def absent(site: str, reason: str) -> None:
-            self.record.log("absent", site=site, reason=reason)
-            self.view.absent(site, reason)
-
-        for site in newcomers(
-            self.grid,
-            strangers,
-            self.agreement,
-            deadline_s=self.settings.rounds.start_deadline,
-            on_absent=absent,
-            members=self.members,
-        ):
+        """Take in who may join before this round."""
+        for site in self.arrivals.before(number, self.strategy.sites, self.agreement):
             self.strategy.admit(site)
             self.record.log("joined", round=number, site=site.name)
-        self.asked_in |= dict.fromkeys(set(strangers) - set(self.strategy.sites), number)
-        self.agreement = replace(self.agreement, sites=list(self.strategy.sites.values()))
-        self.record.write_json(SITE_TABLE, self.agreement.site_table())
+            self.agreement = replace(self.agreement, sites=list(self.strategy.sites.values()))
+            self.record.write_json(SITE_TABLE, self.agreement.site_table())
 
     def _secure_rounds(self) -> SecureRounds | None:
         settings = self.settings
