@@ -1,6 +1,6 @@
 """What a real federation costs beyond its training: time, bytes and memory, on loopback.
 
-Two sites with an adapter of 20 MB on the bundled model, behind the gate, with TLS and keys. A
+Two sites with an adapter of 19 MB on the bundled model, behind the gate, with TLS and keys. A
 round's overhead is its wall time less that of its slowest site's training. Bytes are what the gate
 counted, heartbeats and polling included. A trainer is cold when its process starts, warm when base
 and rows are loaded; the figure is the time to the answer of a message, less the training in it.
@@ -32,7 +32,7 @@ from fedfora.deployment.sites_file import read_sites_file
 from fedfora.deployment.supervisor import Supervisor
 from record import write
 
-RANK = 268  # 5.0 million numbers, 20 MB, on the bundled model
+RANK = 268  # 4.8 million numbers, 19 MB, on the bundled model
 SITES = ("cardiology", "dermatology")
 PROCESSES = {  # name to a part of its command line
     "trainer": "fedfora.deployment.trainer",
@@ -41,7 +41,6 @@ PROCESSES = {  # name to a part of its command line
     "client process, of one message": "flower_processes clientapp",
     "SuperLink": "flower-superlink",
     "ServerApp": "flwr-serverapp",
-    "gate": "nginx: worker",
     "fedfora site": "-m fedfora site",
     "fedfora coordinator": "-m fedfora coordinator",
 }

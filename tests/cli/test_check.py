@@ -38,6 +38,9 @@ def test_everything_wrong_is_counted_and_placed(rows_file, capsys):
         f"too: 1\n  {path}, line 3 is {test}, line 1",
     ):
         assert line in out
+    status, out, error = check(capsys, path, "--skip_bad_rows")
+    assert (status, error) == (0, "")
+    assert "broken rows: 2" in out
 
 
 def test_with_a_model_lengths_a_row_and_memory_are_shown(rows_file, tiny_dir, capsys):
