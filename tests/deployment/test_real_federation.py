@@ -156,6 +156,7 @@ def test_a_site_that_is_killed_comes_back_and_the_round_goes_on_without_it(feder
 
 @pytest.mark.deploy
 def test_a_reply_of_600_megabytes_is_refused_and_the_run_goes_on(federation):
+    """All zeros: trainer, client and ServerApp hold all of it, but equal pieces are sent once."""
     real = federation(2, num_rounds=3, round_deadline=90.0)
     good, rogue = real.names
     real.coordinate()
