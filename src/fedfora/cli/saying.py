@@ -3,6 +3,11 @@
 from datetime import UTC, datetime
 
 
+def stamped(text: str) -> str:
+    """Return a line with the time of day before it."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}"
+
+
 def say(text: str) -> None:
     """Print a line."""
-    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}", flush=True)
+    print(stamped(text), flush=True)
