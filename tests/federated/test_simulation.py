@@ -10,8 +10,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from fedfora.federated import site as site_module
+from fedfora.federated.sharing import site_names
 from fedfora.federated.simulation import SimulationView, read_rounds, simulate
-from fedfora.federated.site import open_site, open_workplace, site_names
+from fedfora.federated.site import open_site, open_workplace
 from fedfora.reporting.current_round import read_round
 from fedfora.reporting.view import View
 

@@ -88,7 +88,7 @@ def test_the_newest_run_is_shown_on_a_terminal_below_the_lines(write_run, tmp_pa
     assert "site [north] is let in" in text
     frame = text[text.rindex("002") :]
     assert "001" not in text
-    for words in ("waits", "sent 8.0 KiB", "round 2", " left", "F1 0.200"):
+    for words in ("waits", "sent 8.0 KiB", "round 3", " left", "F1 0.200"):
         assert words in frame
 
 

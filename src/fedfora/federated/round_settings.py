@@ -1,5 +1,6 @@
 """What the user says about a round: who may be missing, what is refused, what is kept."""
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,3 +62,13 @@ class RoundArguments:
             )
         if self.max_norm_ratio != 0 and not self.max_norm_ratio >= 1:
             raise ValueError(f"--max_norm_ratio must be 0 or at least 1, got {self.max_norm_ratio}")
+
+
+def check_ray() -> None:
+    """Raise if ray is not installed.
+
+    Raises:
+        ValueError: With the command that installs it.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError('--engine ray needs: pip install "fedfora[simulation]"')

@@ -132,7 +132,8 @@ def render(board: Board) -> RenderableType:
             table.add_row(f"and {len(sites) - SITES_SHOWN} more", "", "", "", "")
         parts.append(table)
     if board.said():
-        parts.append(Text("   ".join(board.said()), style="cyan"))
+        said = "   ".join(board.said())
+        parts.append(Text(said, style="cyan", no_wrap=False, overflow="fold"))
     return Group(*parts)
 
 

@@ -64,7 +64,10 @@ class Standing:
         """Return the board with the run's name, bar and age of the last line."""
         bar = progress_bar()
         task = bar.add_task(
-            f"{self.axis} {self.place}", total=self.total, completed=self.place, numbers=""
+            f"{self.axis} {max(self.place, self.board.drawn_round)}",
+            total=self.total,
+            completed=self.place,
+            numbers="",
         )
         bar.columns = bar.columns[:3]  # its clock knows only this process
         bar.update(task, numbers=self._clock())
