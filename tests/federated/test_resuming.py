@@ -90,9 +90,7 @@ def test_killed_at_random_points_and_resumed_is_uninterrupted(tiny_dir, few_rows
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives of the run are forked processes")
 def test_on_a_base_in_4_bits_resumed_is_uninterrupted_too(tiny_dir, few_rows, tmp_path):
-    told = killed_runs(
-        tiny_dir, few_rows, tmp_path, seed=2, points=3, timers=3, quantization="nf4"
-    )
+    told = killed_runs(tiny_dir, few_rows, tmp_path, seed=2, points=3, timers=3, quantization="nf4")
     assert told["deaths"] >= 3
     whole, *others = told["runs"]
     for other in others:
