@@ -9,7 +9,7 @@ import torch
 
 from fedfora.federated.aggregation import NAMES, rules_of
 from fedfora.federated.aggregation.means import mean_of_factors
-from fedfora.federated.engines.by_name import embedded
+from fedfora.federated.engines import embedded
 from fedfora.federated.secure_aggregation.client import SecureSite
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
