@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
     settings = resolve(argv, parser)
     quiet()
     about_to(_plan(settings, check_simulation(settings)))
-    from fedfora.federated.outcome import outcome_lines, resume_hint
+    from fedfora.federated.coordinator.outcome import outcome_lines, resume_hint
     from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View
 

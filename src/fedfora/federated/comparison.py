@@ -21,7 +21,7 @@ from fedfora.federated.planning import num_test_rows, work_of
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.sharing import site_names
 from fedfora.federated.simulation import simulate
-from fedfora.federated.site import Workplace, open_site, open_workplace
+from fedfora.federated.workplace import Workplace, open_site, open_workplace
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.finish import write_results
 from fedfora.reporting.memory import peak_memory_bytes, reset_peak_memory

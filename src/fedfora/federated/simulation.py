@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfora.federated.client_app import make_client_app
-from fedfora.federated.engines import ENGINES
+from fedfora.federated.coordinator.round_view import RoundView
+from fedfora.federated.coordinator.server_app import make_server_app
+from fedfora.federated.coordinator.strategy import Contribution
+from fedfora.federated.engines.by_name import ENGINES
 from fedfora.federated.planning import check_simulation
-from fedfora.federated.round_view import RoundView
-from fedfora.federated.server_app import make_server_app
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.site import open_workplace
-from fedfora.federated.strategy import Contribution
+from fedfora.federated.site.client_app import make_client_app
+from fedfora.federated.workplace import open_workplace
 from fedfora.reporting.follow import Follower
 from fedfora.reporting.view import EVALUATED_ROW, View
 from fedfora.training.trainer import StepReport
