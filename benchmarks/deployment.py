@@ -35,13 +35,13 @@ from record import write
 RANK = 268  # 4.8 million numbers, 19 MB, on the bundled model
 SITES = ("cardiology", "dermatology")
 PROCESSES = {  # name to a part of its command line
-    "trainer": "fedfora.deployment.trainer",
+    "trainer": "fedfora.deployment.trainer_process",
     "SuperNode": "flower_processes supernode",
     "SuperExec": "flower-superexec",
     "client process, of one message": "flower_processes clientapp",
     "SuperLink": "flower-superlink",
     "ServerApp": "flwr-serverapp",
-    "fedfora site": "-m fedfora site",
+    "fedfora site": "fedfora.cli.site_daemon",
     "fedfora coordinator": "-m fedfora coordinator",
 }
 

@@ -1,5 +1,7 @@
 """fedfora site: what one site of a real federation runs."""
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +16,16 @@ class SiteArguments:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run the site's processes until told to stop."""
+    """Check the kit, and become the daemon that runs the site's processes until told to stop.
+
+    To check the flags takes libraries of models; the daemon does without, so it is another program.
+    """
     parser = ConfigParser([SiteArguments], prog="fedfora site", description=__doc__)
     (arguments,) = parser.parse(argv)
     from fedfora.cli.saying import say
     from fedfora.deployment.kit import read_site_kit
-    from fedfora.deployment.site import run_site
 
     kit = read_site_kit(arguments.kit)
     say(f"site {kit.name} of {kit.federation}, for {kit.host}:{kit.port}; logs: {kit.state}/logs")
-    run_site(kit, say)
-    say("stopped")
+    words = [sys.executable, "-m", "fedfora.cli.site_daemon", str(kit.directory)]
+    os.execv(sys.executable, words)
