@@ -27,11 +27,10 @@ from fedfora.adapter.state import fold, unfold
 from fedfora.cli.quiet import quiet
 from fedfora.data.loading import load_examples
 from fedfora.evaluation.evaluate import evaluate
-from fedfora.federated import local_round
 from fedfora.federated.comparison import compare
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
-from fedfora.federated.site import open_workplace
+from fedfora.federated.site import local_round, open_workplace
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.view import View
 from record import write

@@ -26,7 +26,7 @@ from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.keys import Identity
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
 from fedfora.federated.secure_aggregation.server import SecureRound, roster_of
-from fedfora.federated.secure_records import (
+from fedfora.federated.wire.secure_records import (
     write_delivery,
     write_keys,
     write_reveal,

@@ -22,7 +22,7 @@ from transformers import DataCollatorForSeq2Seq
 from fedfora.cli.quiet import quiet
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.simulation import simulate
-from fedfora.federated.site import open_site, open_workplace
+from fedfora.federated.workplace import open_site, open_workplace
 from fedfora.reporting.memory import peak_memory_bytes
 from fedfora.reporting.view import View
 from record import ratio_of_pairs, write

@@ -19,7 +19,7 @@ from fedfora.deployment.kit import (
 )
 from fedfora.federated.common_settings import at_site
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.site_identity import open_identity, read_site_keys
+from fedfora.federated.site.identity import open_identity, read_site_keys
 
 THIRD = {"cardiology": {}, "dermatology": {}, "surgery": {"device": "cpu"}}
 

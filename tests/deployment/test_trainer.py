@@ -16,7 +16,7 @@ from fedfora.deployment import codes, trainer, wire
 from fedfora.deployment.client_app import SOCKET, TrainerGoneError, ask
 from fedfora.deployment.run_state import RUN_NAME
 from fedfora.deployment.trainer import BaseError, SettingsError, Trainer, serve, word_for
-from fedfora.federated.exchange import FrozenFactorsMissingError
+from fedfora.federated.wire.exchange import FrozenFactorsMissingError
 from fedfora.privacy.accounting import BudgetSpent
 
 SETTINGS = {
@@ -72,7 +72,9 @@ def test_it_says_who_it_is_and_keeps_its_rows_to_itself(site):
 
 def test_it_trains_and_the_base_stays_loaded(site, monkeypatch):
     _, described = told(site, "describe", **QUESTION)
-    monkeypatch.setattr("fedfora.federated.site.load_base", None)  # it would be an error to call it
+    monkeypatch.setattr(
+        "fedfora.federated.workplace.load_base", None
+    )  # it would be an error to call it
     config = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""}
     question = {"arrays": described["fresh"], "config": ConfigRecord(config)}
     head, content = told(site, "train", **question)

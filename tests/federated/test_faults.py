@@ -228,7 +228,7 @@ def test_a_site_that_never_answers_is_left_out_after_the_deadline(run, monkeypat
 
 def test_a_site_that_stops_in_the_middle_of_a_step_leaves_no_trace(run, monkeypatch):
     """Interrupted in a forward pass, the shared model is the next site's all the same."""
-    from fedfora.federated.site import open_workplace
+    from fedfora.federated.workplace import open_workplace
 
     def hang(honest, message, context):
         model = open_workplace(context.run_config).model

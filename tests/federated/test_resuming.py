@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedfora.config import ConfigError, ConfigParser
-from fedfora.federated import checkpoint, rounds
+from fedfora.federated.coordinator import checkpoint, rounds
 from fedfora.federated.resumption import resolve
 from fedfora.federated.settings import SECTIONS
 from fedfora.federated.simulation import read_rounds, simulate

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedfora.federated import client_app as client_app_module
-from fedfora.federated import embedded, local_round, secure_site
 from fedfora.federated.aggregation import NAMES, rules_of
 from fedfora.federated.aggregation.means import mean_of_factors
+from fedfora.federated.engines import embedded
 from fedfora.federated.secure_aggregation.client import SecureSite
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
+from fedfora.federated.site import client_app, local_round, secure_answers
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.view import View
 
@@ -114,13 +114,13 @@ class Wire:
 
 def test_no_message_of_a_site_tells_its_update_its_counts_or_its_loss(run, monkeypatch):
     wire = Wire(monkeypatch)
-    updates, original = [], secure_site.contribution
+    updates, original = [], secure_answers.contribution
 
     def spy(update_N, **rest):
         updates.append(update_N.copy())
         return original(update_N, **rest)
 
-    monkeypatch.setattr(secure_site, "contribution", spy)
+    monkeypatch.setattr(secure_answers, "contribution", spy)
     rounds, _ = run()
     assert {kind for kind, _ in wire.answered} == {
         *("query", "query.introduce", "query.share", "train", "query.reveal")
@@ -193,14 +193,14 @@ def test_with_too_few_sites_the_run_stops_with_the_reasons(run, monkeypatch):
 
 def test_a_restarted_site_is_asked_for_a_new_key_and_takes_part_again(run, monkeypatch):
     wire = Wire(monkeypatch)
-    original = client_app_module.carry_out
+    original = client_app.carry_out
 
     def forgetful(workplace, site, assignment, state, **rest):
         if site.name == "neurology" and assignment.round_index == 0:
-            state.pop(secure_site.STATE)
+            state.pop(secure_answers.STATE)
         return original(workplace, site, assignment, state, **rest)
 
-    monkeypatch.setattr(client_app_module, "carry_out", forgetful)
+    monkeypatch.setattr(client_app, "carry_out", forgetful)
     rounds, _ = run(num_rounds=3)
     assert ["neurology" in [s["site"] for s in line["sites"]] for line in rounds] == [
         *(False, False, True)
@@ -271,17 +271,17 @@ def test_a_real_site_sends_no_update_in_the_clear(flags, tmp_path):
 
     context = Context(1, 1, {"partition-id": 0, "site-keys": "keys.json"}, RecordDict(), {})
     with pytest.raises(ValueError, match="sends no update without --secure_aggregation"):
-        secure_site.check_in_clear(context)
+        secure_answers.check_in_clear(context)
     context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
-    secure_site.check_in_clear(context)
+    secure_answers.check_in_clear(context)
 
 
 def _failing(monkeypatch, when, name, rounds):
     """Let a site raise at one point of some rounds."""
     module, what = {
-        "share": (secure_site, "share"),
-        "train": (client_app_module, "carry_out"),
-        "reveal": (secure_site, "reveal"),
+        "share": (secure_answers, "share"),
+        "train": (client_app, "carry_out"),
+        "reveal": (secure_answers, "reveal"),
     }[when]
     original, seen = getattr(module, what), {"count": 0}
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedfora.federated import secure_site
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.federated.secure_aggregation.vector import contribution_with_noise, read_sum
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.shared_noise import SharedNoise
 from fedfora.federated.simulation import read_rounds, simulate
+from fedfora.federated.site import secure_answers
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.accounting import Release, epsilon_of
 from fedfora.reporting.view import View
@@ -159,9 +159,9 @@ def test_no_noise_is_the_plain_mean_of_clipped_updates(run):
 
 def test_a_site_whose_budget_is_spent_sends_nothing(run, monkeypatch):
     sent = []
-    original = secure_site.contribution_with_noise
+    original = secure_answers.contribution_with_noise
     monkeypatch.setattr(
-        secure_site,
+        secure_answers,
         "contribution_with_noise",
         lambda *args, **kwargs: sent.append(1) or original(*args, **kwargs),
     )

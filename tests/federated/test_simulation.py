@@ -9,9 +9,9 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from fedfora.federated import site as site_module
+from fedfora.federated import workplace
 from fedfora.federated.simulation import read_rounds, simulate
-from fedfora.federated.site import open_site, open_workplace, site_names
+from fedfora.federated.workplace import open_site, open_workplace, site_names
 from fedfora.reporting.view import View
 
 
@@ -74,15 +74,15 @@ def test_sampling_is_seeded_varies_and_reaches_everybody(settings):
 
 def test_all_sites_share_one_base_model(settings, monkeypatch):
     loaded = []
-    original = site_module.load_base
-    site_module._workplace.cache_clear()
-    monkeypatch.setattr(site_module, "load_base", lambda s: loaded.append(1) or original(s))
+    original = workplace.load_base
+    workplace._workplace.cache_clear()
+    monkeypatch.setattr(workplace, "load_base", lambda s: loaded.append(1) or original(s))
     simulate(settings(partition="iid", num_clients=5), View(1))
     assert len(loaded) == 1
 
 
 def test_the_round_goes_on_without_a_site_that_fails(settings, monkeypatch):
-    from fedfora.federated import local_round
+    from fedfora.federated.site import local_round
 
     original = local_round.train_round
 
@@ -104,7 +104,7 @@ def test_the_round_goes_on_without_a_site_that_fails(settings, monkeypatch):
 
 
 def test_a_round_without_any_reply_stops_the_run_with_a_reason(settings, monkeypatch):
-    from fedfora.federated import local_round
+    from fedfora.federated.site import local_round
 
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory")

@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS.values(), prog="fedfora simulate", description=__doc__)
     settings = resolve(argv, parser)
     quiet()
-    from fedfora.federated.outcome import outcome_lines, resume_hint
+    from fedfora.federated.coordinator.outcome import outcome_lines, resume_hint
     from fedfora.federated.simulation import check_simulation, simulate, work_of
     from fedfora.reporting.view import View
 

@@ -15,7 +15,7 @@ from fedfora.deployment.finding import Finding, check_disk, check_modes, check_v
 from fedfora.deployment.gate import gate_command
 from fedfora.deployment.kit import DIRECTORY, CoordinatorKit
 from fedfora.deployment.settings import settings_of
-from fedfora.federated.site_identity import read_site_keys
+from fedfora.federated.site.identity import read_site_keys
 
 RENEW = "fedfora provision SITES.yaml --renew"
 RUN_BYTES = 2**30  # checkpoints, messages, logs

@@ -24,7 +24,7 @@ from fedfora.deployment.finding import (
 from fedfora.deployment.kit import DESCRIPTION, SiteKit
 from fedfora.deployment.settings import settings_of
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.site_identity import read_site_keys
+from fedfora.federated.site.identity import read_site_keys
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base, load_tokenizer
 from fedfora.models.memory import MemoryEstimate, estimate_memory

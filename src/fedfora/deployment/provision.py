@@ -33,7 +33,7 @@ from fedfora.deployment.kit import (
 from fedfora.deployment.papers import readme, start_script
 from fedfora.deployment.settings import SITE_FLAGS, own_flags
 from fedfora.deployment.sites_file import SitesFile
-from fedfora.federated.site_identity import Pinned, read_site_keys
+from fedfora.federated.site.identity import Pinned, read_site_keys
 from fedfora.protection.keys import make_signing_key, read_signing_key
 from fedfora.reporting.record import environment
 

@@ -15,8 +15,8 @@ from fedfora.deployment.flower_command import FlowerCommandError
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.run_settings import settings_for
 from fedfora.deployment.run_state import FINISHED, RUN_NAME, RUNS, STOPPED, PlannedRun
-from fedfora.federated.checkpoint import find_checkpoints
 from fedfora.federated.common_settings import common_part
+from fedfora.federated.coordinator.checkpoint import find_checkpoints
 from fedfora.reporting.follow import Follower
 from fedfora.reporting.history import Event
 

@@ -29,9 +29,9 @@ from fedfora.deployment.run_state import (
     write_begun,
     write_outcome,
 )
-from fedfora.federated.membership import Membership
-from fedfora.federated.round_view import RoundView
-from fedfora.federated.rounds import run_rounds
+from fedfora.federated.coordinator.membership import Membership
+from fedfora.federated.coordinator.round_view import RoundView
+from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.settings import from_run_config
 
 POLL_S = 1.0

@@ -30,13 +30,13 @@ from fedfora.deployment.client_app import ANSWER_S, SOCKET
 from fedfora.deployment.pulse import PULSE, Pulse
 from fedfora.deployment.run_state import RUN_NAME
 from fedfora.deployment.supervisor import only_one
-from fedfora.federated.client_app import make_client_app
 from fedfora.federated.common_settings import at_site
-from fedfora.federated.embedded import introduce_this_process
-from fedfora.federated.exchange import FrozenFactorsMissingError
+from fedfora.federated.engines.embedded import introduce_this_process
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.site import SITE_NAME, Workplace, open_workplace, site_of
-from fedfora.federated.site_identity import SIGNING_KEY, SITE_KEYS
+from fedfora.federated.site.client_app import make_client_app
+from fedfora.federated.site.identity import SIGNING_KEY, SITE_KEYS
+from fedfora.federated.wire.exchange import FrozenFactorsMissingError
+from fedfora.federated.workplace import SITE_NAME, Workplace, open_workplace, site_of
 from fedfora.privacy.accounting import BudgetSpent
 from fedfora.reporting.memory import peak_memory_bytes
 from fedfora.reporting.record import write_text

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from fedfora.config import flag
 from fedfora.federated.aggregation import GAUGES, NAMES, ROBUST
-from fedfora.federated.formats import FORMATS
-from fedfora.federated.server_optimizer import NAMES as SERVER_OPTIMIZERS
+from fedfora.federated.aggregation.server_optimizer import NAMES as SERVER_OPTIMIZERS
+from fedfora.federated.wire.formats import FORMATS
 
 WEIGHTINGS = ("tokens", "rows", "equal")
 

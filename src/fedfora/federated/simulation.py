@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.data.loading import load_examples
-from fedfora.federated.client_app import make_client_app
-from fedfora.federated.engines import ENGINES
-from fedfora.federated.ray_engine import check_ray
-from fedfora.federated.round_view import RoundView
+from fedfora.federated.coordinator.round_view import RoundView
+from fedfora.federated.coordinator.server_app import make_server_app
+from fedfora.federated.coordinator.strategy import Contribution
+from fedfora.federated.engines.by_name import ENGINES
+from fedfora.federated.engines.ray import check_ray
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
-from fedfora.federated.server_app import make_server_app
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.site import open_workplace, site_names
-from fedfora.federated.strategy import Contribution
+from fedfora.federated.site.client_app import make_client_app
+from fedfora.federated.workplace import open_workplace, site_names
 from fedfora.reporting.follow import Follower
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import EVALUATED_ROW, View

@@ -1,0 +1,273 @@
+"""Before the first round: who takes part, and does everybody mean the same model?"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedfora.federated.coordinator.membership import Membership
+from fedfora.federated.coordinator.receiving import receive
+from fedfora.federated.coordinator.strategy import SiteInfo
+from fedfora.federated.wire.taking_part import read_part
+from fedfora.federated.wire.transport import Layout
+
+SITE_TABLE = "sites.json"  # in the run directory: who has what
+SAME = ("base-fingerprint", "layout-digest")  # of a site's answer: must be everybody's
+OnAbsent = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the coordinator and the sites agreed on.
+
+    Args:
+        sites: Who takes part.
+        base_fingerprint: Of everybody's base model.
+        layout: Of the adapter that travels.
+        first: The fresh adapter.
+        adapter_config: Its configuration, as PEFT writes it.
+        record: The prompt format, as it is saved beside an adapter.
+    """
+
+    sites: list[SiteInfo]
+    base_fingerprint: str
+    layout: Layout
+    first: ArrayRecord
+    adapter_config: dict[str, Any]
+    record: dict[str, Any]
+
+    def site_table(self) -> list[dict[str, Any]]:
+        """Return who has what, for the run's record."""
+        return [
+            {key: value for key, value in asdict(site).items() if key != "node_id"}
+            for site in sorted(self.sites, key=lambda site: site.index)
+        ]
+
+
+def agree(
+    grid: Grid,
+    *,
+    deadline_s: float | None = None,
+    on_absent: OnAbsent = lambda site, reason: None,
+    members: Membership | None = None,
+    base_fingerprint: str | None = None,
+) -> Agreement:
+    """Ask every site what it has, and one of them for the fresh adapter.
+
+    A site that does not answer, or cannot start, takes no part; nor does one that holds another
+    base, or means another adapter, than more than half of those that answer.
+
+    Args:
+        grid: The engine.
+        deadline_s: Longest time to wait, in seconds; None waits for ever.
+        on_absent: Called with a site that takes no part, and the reason.
+        members: Who may take part; None for everybody.
+        base_fingerprint: Of the base that counts, where a run goes on; None leaves it to the sites.
+
+    Raises:
+        ValueError: If no site can start, or no more than half of them agree on base and adapter.
+    """
+    answered: dict[int, RecordDict] = {}
+    reasons: list[str] = []
+
+    def absent(site: str, reason: str) -> None:
+        reasons.append(reason)
+        on_absent(site, reason)
+
+    questions = _questions(sorted(grid.get_node_ids()), deadline_s)
+    answers = _answers(grid, questions, deadline_s, absent, members or Membership())
+    for node_id, content in answers:
+        answered[node_id] = content
+    if not answered:
+        raise ValueError(f"no site could start: {'; '.join(dict.fromkeys(reasons)) or 'no sites'}")
+    described = {node_id: content["site"] for node_id, content in answered.items()}
+    described = _of_one_mind(described, base_fingerprint, absent)
+    forms = [answered[node_id] for node_id in described if "form" in answered[node_id]]
+    form = forms[0] if forms else _form(grid, next(iter(described)), deadline_s)
+    return Agreement(
+        sites=[_info(node_id, site) for node_id, site in described.items()],
+        base_fingerprint=str(next(iter(described.values()))["base-fingerprint"]),
+        layout=Layout.from_json(form["form"]["layout"]),
+        first=form["fresh"],
+        adapter_config=json.loads(form["form"]["adapter-config"]),
+        record=json.loads(form["form"]["record"]),
+    )
+
+
+def _of_one_mind(
+    described: dict[int, ConfigRecord], base_fingerprint: str | None, on_absent: OnAbsent
+) -> dict[int, ConfigRecord]:
+    """Leave out the sites that hold another base, or mean another adapter, than most.
+
+    Where a run goes on, its base counts, whatever most sites hold by now.
+
+    Raises:
+        ValueError: If there is no such majority.
+    """
+    held = {node_id: tuple(str(site[what]) for what in SAME) for node_id, site in described.items()}
+    began = [each for each in held.values() if each[0] == base_fingerprint]
+    candidates = began or list(held.values())
+    ((most, count),) = Counter(candidates).most_common(1)
+    if 2 * count <= len(candidates):
+        what = next(name for i, name in enumerate(SAME) if len({e[i] for e in candidates}) > 1)
+        raise ValueError(
+            f"the sites differ in their {what}, and no more than half of them agree: "
+            f"{_by_value(described, what)}"
+        )
+    for site in described.values():
+        if reason := _difference(site, dict(zip(SAME, most, strict=True))):
+            on_absent(str(site["name"]), reason)
+    return {node_id: site for node_id, site in described.items() if held[node_id] == most}
+
+
+def _difference(site: ConfigRecord, expected: Mapping[str, str]) -> str | None:
+    """Return in what a site differs from what is expected of it; None where it does not."""
+    for what, value in expected.items():
+        if site[what] != value:
+            return f"its {what} is {site[what]}, not {value}"
+    return None
+
+
+def newcomers(
+    grid: Grid,
+    node_ids: Iterable[int],
+    agreement: Agreement,
+    *,
+    deadline_s: float | None,
+    on_absent: OnAbsent,
+    members: Membership,
+) -> list[SiteInfo]:
+    """Return those nodes that may join a federation that is under way, as the sites they are.
+
+    Args:
+        grid: The engine.
+        node_ids: Nodes that take no part yet.
+        agreement: What they must agree to.
+        deadline_s: Longest time to wait, in seconds; None waits for ever.
+        on_absent: Called with a site that may not join, or does not answer, and the reason.
+        members: Who may take part.
+    """
+    expected = {
+        "base-fingerprint": agreement.base_fingerprint,
+        "layout-digest": agreement.layout.digest,
+    }
+    joined = []
+    questions = [_question(node_id, deadline_s, adapter=False) for node_id in node_ids]
+    for node_id, content in _answers(grid, questions, deadline_s, on_absent, members):
+        site = content["site"]
+        if reason := _difference(site, expected):
+            on_absent(str(site["name"]), reason)
+        else:
+            joined.append(_info(node_id, site))
+    return joined
+
+
+def _answers(
+    grid: Grid,
+    questions: list[Message],
+    deadline_s: float | None,
+    on_absent: OnAbsent,
+    members: Membership,
+) -> Iterator[tuple[int, RecordDict]]:
+    """Yield node and content of what comes back from sites that may take part."""
+    for reply in receive(grid, questions, deadline_s=deadline_s):
+        node_id = reply.metadata.src_node_id
+        if reply.has_error():
+            on_absent(f"node {node_id}", reply.error.reason)
+            continue
+        site = reply.content["site"]
+        objection = members.objection(node_id, int(site["index"]), str(site["name"]))
+        objection = objection or _false_part(site)
+        if objection is None:
+            yield node_id, reply.content
+        else:
+            on_absent(f"node {node_id}", objection)
+
+
+def _questions(node_ids: list[int], ttl: float | None) -> list[Message]:
+    """Ask all sites what they have, and the first one for the adapter too."""
+    return [_question(node_id, ttl, adapter=node_id == node_ids[0]) for node_id in node_ids]
+
+
+def _question(node_id: int, ttl: float | None, *, adapter: bool) -> Message:
+    content = RecordDict({"ask": ConfigRecord({"adapter": adapter})})
+    return Message(content, node_id, MessageType.QUERY, ttl=ttl)
+
+
+def _form(grid: Grid, node_id: int, deadline_s: float | None) -> RecordDict:
+    """Ask another site for the adapter, where the first one did not answer."""
+    (reply,) = receive(grid, [_question(node_id, deadline_s, adapter=True)], deadline_s=deadline_s)
+    if reply.has_error():
+        raise ValueError(f"no site sent the fresh adapter: {reply.error.reason}")
+    return reply.content
+
+
+def _info(node_id: int, site: ConfigRecord) -> SiteInfo:
+    return SiteInfo(
+        node_id,
+        int(site["index"]),
+        str(site["name"]),
+        int(site["rows"]),
+        int(site["rank"]),
+        str(site["data-digest"]),
+        _key_id(site),
+    )
+
+
+def _key_id(site: ConfigRecord) -> str:
+    """Return the id of the key with which a site signed that it takes part; "" where it has none.
+
+    Raises:
+        ValueError: If the signature is not that key's.
+    """
+    if "public-key" not in site:
+        return ""
+    public, signature = bytes(site["public-key"]), bytes(site["signature"])
+    return read_part(public, signature, int(site["index"]), str(site["base-fingerprint"]))
+
+
+def _false_part(site: ConfigRecord) -> str | None:
+    """Return what is wrong with a site's signature; None where nothing is."""
+    try:
+        _key_id(site)
+    except (KeyError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _by_value(described: dict[int, ConfigRecord], what: str) -> str:
+    names: dict[str, list[str]] = {}
+    for site in described.values():
+        names.setdefault(str(site[what]), []).append(str(site["name"]))
+    return "; ".join(f"{value}: {', '.join(sites[:5])}" for value, sites in names.items())
+
+
+def base_of(directory: Path) -> str:
+    """Return the fingerprint of the base model that a run began on."""
+    environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+    return str(environment["base_fingerprint"])
+
+
+def check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -> None:
+    """Raise unless base model and rows are those of the run that is gone on with.
+
+    Raises:
+        ValueError: Naming what changed.
+    """
+    if (base := base_of(directory)) != agreement.base_fingerprint:
+        raise ValueError(
+            f"--resume {directory}: the run began on base model {base}, "
+            f"this is {agreement.base_fingerprint}"
+        )
+    table = json.loads((directory / SITE_TABLE).read_text(encoding="utf-8"))
+    known = {site["index"]: site for site in table}
+    for site in agreement.site_table():
+        if may_grow and site["index"] not in known:
+            continue
+        if known.get(site["index"]) != site:
+            raise ValueError(f"--resume {directory}: the rows of {site['name']} have changed")

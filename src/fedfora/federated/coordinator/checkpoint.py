@@ -1,0 +1,189 @@
+"""Checkpoints: all that a federation needs to go on after any round, whole or not there.
+
+A checkpoint is a directory `round-NNN` in the run directory. It is written under another name,
+brought to the disk, and renamed, so whoever kills the run at whatever point leaves either this
+round or the one before. It holds the global adapter as PEFT writes it, to be used as it is, and
+
+- `state.safetensors`: `adapter.<layer>.<factor>`, the folded adapter to the bit, and
+  `server.<name>`, whatever tensors the server's optimizer keeps from round to round;
+- `state.json`: the round, the selection so far, and how long metrics.jsonl was.
+
+No random state is kept because there is none to keep: every draw derives from the run's seed and
+the round (and site) it is for. What a site keeps from round to round is the site's own
+(`fedfora.federated.site.memory`).
+
+`best` is a copy of the best round's adapter, whole or not there. A kill between the renames that
+put it in its place loses nothing: its checkpoint is kept, and resuming copies it again.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from fedfora.federated.aggregation import Update
+from fedfora.federated.coordinator.selection import Selection
+from fedfora.federated.workplace import SITES
+from fedfora.protection.provenance import sign_directory, verify_directory
+from fedfora.protection.sealing import load_tensors, save_tensors
+
+BEST = "best"
+_NAME = re.compile(r"round-(\d{3,})")
+_STATE, _TENSORS = "state.json", "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a federation stands.
+
+    Args:
+        round_number: The last finished round; 0 before the first.
+        adapter: The global adapter, folded.
+        server: Tensors of the server's optimizer by name; empty where it keeps none.
+        selection: The best round so far.
+        metrics_bytes: Length of metrics.jsonl after that round.
+    """
+
+    round_number: int
+    adapter: Update
+    server: dict[str, Tensor] = field(default_factory=dict)
+    selection: Selection = field(default_factory=Selection)
+    metrics_bytes: int = 0
+
+
+def save_checkpoint(
+    run_directory: Path, progress: Progress, save_adapter_to: Callable[[Path], None]
+) -> Path:
+    """Write the checkpoint of a round, and return its directory.
+
+    Args:
+        run_directory: Where the run leaves its results.
+        progress: What to keep.
+        save_adapter_to: Writes the adapter as PEFT reads it into a directory.
+    """
+    directory = run_directory / f"round-{progress.round_number:03d}"
+    beside = directory.with_name(f".{directory.name}.tmp")
+    remove(beside)
+    save_adapter_to(beside)
+    tensors = {f"adapter.{name}": value for name, value in progress.adapter.items()}
+    tensors |= {f"server.{name}": value for name, value in progress.server.items()}
+    save_tensors(beside / _TENSORS, tensors)
+    state = {
+        "round_number": progress.round_number,
+        "selection": asdict(progress.selection),
+        "metrics_bytes": progress.metrics_bytes,
+    }
+    (beside / _STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    sign_directory(beside)
+    _to_disk(beside)
+    remove(directory)
+    beside.rename(directory)
+    _sync(run_directory)
+    return directory
+
+
+def load_checkpoint(run_directory: Path) -> Progress | None:
+    """Return the newest checkpoint; None where there is none.
+
+    Raises:
+        ValueError: If its provenance does not hold, or it is encrypted and the key is not here.
+    """
+    checkpoints = find_checkpoints(run_directory)
+    if not checkpoints:
+        return None
+    directory = checkpoints[max(checkpoints)]
+    verify_directory(directory)
+    state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+    tensors = load_tensors(directory / _TENSORS)
+    return Progress(
+        round_number=state["round_number"],
+        adapter=_under("adapter.", tensors),
+        server=_under("server.", tensors),
+        selection=Selection(**state["selection"]),
+        metrics_bytes=state["metrics_bytes"],
+    )
+
+
+def find_checkpoints(run_directory: Path) -> dict[int, Path]:
+    """Return the directories of all whole checkpoints by round."""
+    return {
+        int(match[1]): path
+        for path in run_directory.iterdir()
+        if (match := _NAME.fullmatch(path.name)) and (path / _STATE).is_file()
+    }
+
+
+def publish_best(run_directory: Path, best_round: int) -> None:
+    """Make `best` a copy of the best round's adapter, unless it is that already."""
+    place = run_directory / BEST
+    said = place / "round.json"
+    if said.is_file() and json.loads(said.read_text(encoding="utf-8"))["round"] == best_round:
+        return
+    beside, old = run_directory / f".{BEST}.tmp", run_directory / f".{BEST}.old"
+    remove(beside)
+    remove(old)
+    source = find_checkpoints(run_directory)[best_round]
+    shutil.copytree(source, beside, ignore=shutil.ignore_patterns(_STATE, f"{_TENSORS}*"))
+    sign_directory(beside)
+    (beside / "round.json").write_text(json.dumps({"round": best_round}) + "\n", encoding="utf-8")
+    _to_disk(beside)
+    if place.exists():
+        place.rename(old)
+    beside.rename(place)
+    remove(old)
+
+
+def prune(run_directory: Path, *, keep: int, best_round: int) -> None:
+    """Remove all checkpoints but the newest ones and the best round's."""
+    checkpoints = find_checkpoints(run_directory)
+    for number in sorted(checkpoints)[:-keep]:
+        if number != best_round:
+            remove(checkpoints[number])
+
+
+def forget_halves(run_directory: Path) -> None:
+    """Remove what a killed run left half done."""
+    for pattern in (".round-*.tmp", f".{BEST}.*"):
+        for path in run_directory.glob(pattern):
+            remove(path)
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory, if it is there, so that it never looks whole while it goes."""
+    if directory.exists():
+        (directory / _STATE).unlink(missing_ok=True)
+        shutil.rmtree(directory)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _to_disk(directory: Path) -> None:
+    for path in directory.iterdir():
+        _sync(path)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def forget_earlier_run(directory: Path) -> None:
+    """Remove what an overwritten run left; its configuration went first, so it cannot come back."""
+    for path in [*find_checkpoints(directory).values(), directory / BEST]:
+        remove(path)
+    shutil.rmtree(directory / SITES, ignore_errors=True)

@@ -1,0 +1,364 @@
+"""The rounds of a federation: train, screen, fold, judge, record, keep; from any checkpoint on.
+
+The order within a round decides what a kill can do. The round's lines go to metrics.jsonl, then
+the checkpoint appears, then `best` and old checkpoints follow it. A resumed run cuts metrics.jsonl
+where the checkpoint says and repeats what came after; since every draw derives from the seed and
+the round, it comes to the same numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from safetensors import SafetensorError
+
+from fedfora.adapter.state import unfold
+from fedfora.config import Scalar
+from fedfora.federated.aggregation import Update
+from fedfora.federated.aggregation.update import rank_of
+from fedfora.federated.coordinator.aggregator import Aggregator
+from fedfora.federated.coordinator.agreement import (
+    SITE_TABLE,
+    Agreement,
+    agree,
+    base_of,
+    check_same_world,
+)
+from fedfora.federated.coordinator.arrivals import Arrivals
+from fedfora.federated.coordinator.checkpoint import (
+    Progress,
+    forget_earlier_run,
+    forget_halves,
+    load_checkpoint,
+    prune,
+    publish_best,
+    save_checkpoint,
+)
+from fedfora.federated.coordinator.judging import Judge
+from fedfora.federated.coordinator.membership import Membership
+from fedfora.federated.coordinator.quorum import Ledger
+from fedfora.federated.coordinator.receiving import receive
+from fedfora.federated.coordinator.round_view import RoundView
+from fedfora.federated.coordinator.screening import Limits
+from fedfora.federated.coordinator.secure_rounds import SecureRounds
+from fedfora.federated.coordinator.site_privacy import record_event, site_privacy_of
+from fedfora.federated.coordinator.strategy import AdapterStrategy
+from fedfora.federated.secure_aggregation.messages import fewest_survivors
+from fedfora.federated.secure_aggregation.server import WrongShares
+from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.federated.wire.transport import from_record, to_record, unpack
+from fedfora.models.saving import config_at_rank, save_adapter
+from fedfora.reporting.finish import finish_run
+from fedfora.reporting.record import RunRecord
+from fedfora.training.privacy_plan import open_ledger
+
+
+def run_rounds(
+    grid: Grid,
+    run_config: Mapping[str, Scalar],
+    view: RoundView,
+    members: Membership | None = None,
+) -> None:
+    """Agree with the sites, then run all rounds that are still to be run.
+
+    Args:
+        grid: The engine.
+        run_config: All settings.
+        view: Whoever watches.
+        members: Who may take part; None for everybody who is there at the beginning.
+
+    Raises:
+        ValueError: If most sites hold no common base model, a round has no quorum, or the run
+            directory cannot be written; what is finished is kept, and can be gone on from.
+    """
+    settings = from_run_config(run_config)
+    directory = Path(settings.run.output_dir)
+    resuming = settings.rounds.resume is not None
+    progress = load_checkpoint(directory) if resuming else None
+    if resuming:
+        record = RunRecord.reopened(directory, progress.metrics_bytes if progress else 0)
+    else:
+        record = RunRecord(directory, overwrite=settings.run.overwrite_output_dir)
+        forget_earlier_run(directory)
+        record.write_config({name: asdict(getattr(settings, name)) for name in asdict(settings)})
+
+    def absent(site: str, reason: str) -> None:
+        record.log("absent", site=site, reason=reason)
+        view.absent(site, reason)
+
+    members = members or Membership()
+    deadline_s = settings.rounds.start_deadline
+    agreement = agree(
+        grid,
+        deadline_s=deadline_s,
+        on_absent=absent,
+        members=members,
+        base_fingerprint=base_of(directory) if progress else None,
+    )
+    if progress is None:
+        record.write_environment(
+            seed=settings.train.seed, base_fingerprint=agreement.base_fingerprint
+        )
+        record.write_json(SITE_TABLE, agreement.site_table())
+        progress = Progress(0, unpack(agreement.first, agreement.layout))
+    else:
+        check_same_world(directory, agreement, may_grow=members.grows)
+        record.log("resumed", after_round=progress.round_number)
+        view.resumed(progress.round_number)
+    arrivals = Arrivals(grid, members, deadline_s, absent)
+    _Rounds(grid, run_config, settings, record, agreement, view, arrivals).run(progress)
+
+
+def limits_of(settings: FederationSettings) -> Limits:
+    """Return what is refused: by default no weight that a site's steps cannot have earned."""
+    rounds = settings.rounds
+    infinity = float("inf")
+    return Limits(
+        max_weight=rounds.max_weight or settings.most_tokens,
+        max_update_norm=rounds.max_update_norm or infinity,
+        # A median of the others would let one site decide whether another one counts.
+        max_norm_ratio=(
+            infinity
+            if settings.privacy.privacy_unit == "site"
+            else rounds.max_norm_ratio or infinity
+        ),
+        min_median_cosine=rounds.min_median_cosine,
+    )
+
+
+class _Rounds:
+    """The rounds of one run."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        run_config: Mapping[str, Scalar],
+        settings: FederationSettings,
+        record: RunRecord,
+        agreement: Agreement,
+        view: RoundView,
+        arrivals: Arrivals,
+    ) -> None:
+        self.grid = grid
+        self.run_config = run_config
+        self.settings = settings
+        self.record = record
+        self.agreement = agreement
+        self.view = view
+        self.arrivals = arrivals
+        self.ledger = Ledger(record, view, settings.rounds)
+        self.site_privacy = site_privacy_of(
+            settings.privacy,
+            open_ledger(settings.privacy, settings.run.output_dir, "sites"),
+            num_sites=settings.federation.clients_per_round or len(agreement.sites),
+            num_rounds=settings.federation.num_rounds,
+            fewest=self._fewest(),
+        )
+        self.strategy = AdapterStrategy(
+            # Where the noise is shared the sites have clipped, and the sum is noisy.
+            Aggregator(settings, None if self._fewest() else self.site_privacy),
+            agreement.sites,
+            agreement.layout,
+            base_fingerprint=agreement.base_fingerprint,
+            limits=limits_of(settings),
+            watcher=self.ledger,
+            secure=self._secure_rounds(),
+        )
+        self.judge = Judge(grid, run_config, settings, self.strategy, view, record.directory)
+
+    def run(self, progress: Progress) -> None:
+        """Run the rounds after `progress`, and leave the last adapter in the run directory."""
+        self.strategy.restore(progress.server)
+        forget_halves(self.record.directory)
+        self._follow(progress)
+        patience = self.settings.rounds.early_stopping_patience
+        while progress.round_number < self.settings.federation.num_rounds:
+            if progress.selection.is_over(patience):
+                self.record.log("stopped_early", best_round=progress.selection.best_round)
+                self.view.stopped_early(progress.selection.best_round)
+                break
+            try:
+                progress = self._keep(self._play_or_lose(progress))
+            except (OSError, SafetensorError) as error:
+                raise self._cannot_write(progress.round_number, error) from error
+        self._save_adapter(progress.adapter, self.record.directory)
+        finish_run(self.record)
+
+    def _play_or_lose(self, before: Progress) -> Progress:
+        """Play a round; where a site's secret shares are wrong nobody learns its sum.
+
+        It is not played again: the same sites would send the same updates without that one, and
+        the difference would be its own. The next round goes on without it.
+        """
+        try:
+            return self._play(before)
+        except WrongShares as error:
+            number = before.round_number + 1
+            self.record.log("lost", round=number, reason=str(error))
+            self.view.lost(number, str(error))
+            return replace(before, round_number=number, metrics_bytes=self.record.metrics_bytes())
+
+    def _play(self, before: Progress) -> Progress:
+        """Train, fold and judge one round."""
+        number = before.round_number + 1
+        self._let_in(number)
+        arrays = to_record(before.adapter)
+        drawn = [site.name for site in self.strategy.sample(number)]
+        if self.site_privacy is not None:
+            self.site_privacy.begin(number)
+        self.ledger.open(number, drawn)
+        self.view.round_started(number, self.settings.federation.num_rounds, drawn)
+        aggregated, metrics = self.strategy.aggregate_train(
+            number,
+            receive(
+                self.grid,
+                self.strategy.configure_train(number, arrays, ConfigRecord(), self.grid),
+                deadline_s=self.settings.rounds.round_deadline,
+            ),
+        )
+        self.ledger.check_quorum()
+        assert aggregated is not None
+        assert metrics is not None  # there is a quorum, so there is something
+        if self.site_privacy is not None:
+            self.site_privacy.ledger.finish()
+        adapter = self._finite(number, aggregated)
+        selection, validation, scores = self.judge.judged(
+            before.selection, number, aggregated, metrics
+        )
+        loss = self._told({"loss": float(metrics["loss"])}).get("loss")
+        self.record.log(
+            "round",
+            round=number,
+            rule=self.settings.rule_of_round(number - 1).name,
+            **({} if loss is None else {"loss": loss}),
+            **_aggregation_errors(metrics),
+            sites=[self._told(contribution.to_line()) for contribution in self.ledger.used],
+            rejected=self.ledger.refused,
+            **self._secure_line(),
+            **self._privacy_line(),
+            uplink_bytes=sum(contribution.uplink_bytes for contribution in self.ledger.used),
+            downlink_bytes=sum(contribution.downlink_bytes for contribution in self.ledger.used),
+            **validation,
+            scores=scores,
+        )
+        error = _aggregation_errors(metrics).get("aggregation_error")
+        self.view.round_finished(number, loss, validation.get("validation_loss"), scores, error)
+        return Progress(
+            number, adapter, self.strategy.state(), selection, self.record.metrics_bytes()
+        )
+
+    def _let_in(self, number: int) -> None:
+        """Take in who may join before this round."""
+        for site in self.arrivals.before(number, self.strategy.sites, self.agreement):
+            self.strategy.admit(site)
+            self.record.log("joined", round=number, site=site.name)
+            self.agreement = replace(self.agreement, sites=list(self.strategy.sites.values()))
+            self.record.write_json(SITE_TABLE, self.agreement.site_table())
+
+    def _secure_rounds(self) -> SecureRounds | None:
+        settings = self.settings
+        if not settings.secure.secure_aggregation:
+            return None
+        return SecureRounds(
+            {site.node_id: site.index for site in self.agreement.sites},
+            threshold=settings.secure.secagg_threshold,
+            value_range=settings.secure.secagg_range,
+            max_weight=settings.largest_weight,
+            deadline_s=settings.rounds.round_deadline,
+            on_rejected=lambda node, reason: self.ledger.rejected(
+                self.strategy.sites[node].name, reason
+            ),
+        )
+
+    def _told(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Leave out a loss that no site has told, as it would betray records."""
+        hidden = self.settings.privacy.privacy_unit == "record" or self._fewest()
+        return {name: value for name, value in numbers.items() if name != "loss" or not hidden}
+
+    def _fewest(self) -> int:
+        """Return how many sites share the noise of a sum, at least; 0 where none is shared."""
+        settings = self.settings
+        if settings.privacy.privacy_unit != "site" or not settings.secure.secure_aggregation:
+            return 0
+        drawn = settings.federation.clients_per_round or len(self.agreement.sites)
+        return fewest_survivors(drawn, settings.secure.secagg_threshold)
+
+    def _secure_line(self) -> dict[str, Any]:
+        if (secure := self.strategy.secure) is None:
+            return {}
+        untold = {"clipped_numbers", "shortened_updates"} if self._fewest() else set()
+        line = {name: value for name, value in secure.line.items() if name not in untold}
+        return {"secure_aggregation": line}
+
+    def _keep(self, progress: Progress) -> Progress:
+        """Write the checkpoint; then let the rest of the directory follow it."""
+        save = partial(self._save_adapter, progress.adapter)
+        save_checkpoint(self.record.directory, progress, save)
+        self._follow(progress)
+        return progress
+
+    def _follow(self, progress: Progress) -> None:
+        """Let `best` and the older checkpoints be what the newest checkpoint says."""
+        directory, best_round = self.record.directory, progress.selection.best_round
+        if best_round:
+            publish_best(directory, best_round)
+        prune(directory, keep=self.settings.rounds.save_total_limit, best_round=best_round)
+
+    def _save_adapter(self, adapter: Update, directory: Path) -> None:
+        state, seed = adapter, self.settings.train.seed
+        if self.settings.rule_of_round(0).folds:
+            state = unfold(adapter, seed=seed, inner_dim=self.settings.adapter.inner_dim)
+        config = config_at_rank(self.agreement.adapter_config, rank_of(adapter))
+        record = {**self.agreement.record, **self._facts()}
+        save_adapter(directory, state, config, record)
+
+    def _facts(self) -> dict[str, Any]:
+        """Return how the adapter came about, as its signed record has it."""
+        settings, privacy = self.settings, self._privacy_line()
+        facts = {
+            "aggregation": settings.aggregation.aggregation,
+            "num_rounds": settings.federation.num_rounds,
+            "sites": [site.name for site in self.agreement.sites],
+            "data_digests": [site.data_digest for site in self.agreement.sites],
+            "site_keys": [site.key_id for site in self.agreement.sites],
+        }
+        return facts | ({"privacy": privacy["privacy_statement"]} if privacy else {})
+
+    def _privacy_line(self) -> dict[str, Any]:
+        """Return what has been spent of the privacy budget, and the guarantee in words."""
+        settings = self.settings
+        if self.site_privacy is not None:
+            return self.site_privacy.event()
+        if settings.privacy.privacy_unit == "none":
+            return {}
+        train, federation = settings.train, settings.federation
+        return record_event(
+            settings.privacy,
+            (site.rows for site in self.agreement.sites),
+            rows_per_step=train.per_device_train_batch_size * train.gradient_accumulation_steps,
+            total_steps=federation.num_rounds * federation.local_steps,
+        )
+
+    def _finite(self, number: int, aggregated: ArrayRecord) -> Update:
+        adapter = from_record(aggregated)
+        if all(bool(value.isfinite().all()) for value in adapter.values()):
+            return adapter
+        names = ", ".join(contribution.site for contribution in self.ledger.used[:10])
+        raise ValueError(f"round {number}: the updates of {names} come to numbers that are none")
+
+    def _cannot_write(self, last_round: int, error: Exception) -> ValueError:
+        directory = self.record.directory
+        return ValueError(
+            f"round {last_round + 1}: the run directory cannot be written: {error}. "
+            f"Rounds up to {last_round} are kept: make room and go on with --resume {directory}"
+        )
+
+
+def _aggregation_errors(metrics: MetricRecord) -> dict[str, float]:
+    """Return what the error meter showed, as metrics.jsonl names it; nothing where it slept."""
+    names = ("aggregation-error", "aggregation-error-of-step", "attainable-error")
+    return {name.replace("-", "_"): float(metrics[name]) for name in names if name in metrics}

@@ -1,0 +1,272 @@
+"""Screening: which replies of a round may touch the model, and why the others may not.
+
+Checks go from cheap to dear and end at the first that fails: what the reply says of itself, then
+the headers of its arrays, then the numbers, and last the other updates of the round (`peers`). For
+these the first replies are held back until there are `WINDOW` of them (or no more come), so there
+is a median from the start, in bounded memory.
+
+What is refused is left out of the round and named; nothing is repaired.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+
+from fedfora.federated.aggregation import Update
+from fedfora.federated.coordinator.peers import Peers
+from fedfora.federated.wire.reply import (
+    ARRAYS,
+    METRIC_NAMES,
+    METRICS,
+    ORIGIN,
+    RECORDS,
+    VALIDATION_NAMES,
+    Expected,
+    Origin,
+    Report,
+)
+from fedfora.federated.wire.transport import unpack_from
+
+WINDOW = 16
+
+Sender = TypeVar("Sender")
+
+
+class RejectedError(ValueError):
+    """A reply that is not used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a site may claim and change.
+
+    Args:
+        max_weight: Largest number of answer tokens.
+        max_update_norm: Longest update; infinity for no limit.
+        max_norm_ratio: Longest update as a multiple of the median; infinity for no limit.
+        min_median_cosine: Least cosine to the median update; None where directions do not count.
+    """
+
+    max_weight: float
+    max_update_norm: float = math.inf
+    max_norm_ratio: float = math.inf
+    min_median_cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Accepted(Generic[Sender]):
+    """A reply that passed.
+
+    Args:
+        sender: Who sent it.
+        update: The factors that came.
+        report: What the site says of its training.
+        sent: What it trained from.
+        norm: Length of what it changed, ||update - sent||_2 over all factors.
+        cosine: Of what it changed to the round's median; None where directions do not count.
+    """
+
+    sender: Sender
+    update: Update
+    report: Report
+    sent: Update
+    norm: float
+    cosine: float | None = None
+
+
+def screen(
+    replies: Iterable[tuple[Sender, Message]],
+    expected: Callable[[Sender], Expected],
+    limits: Limits,
+    on_rejected: Callable[[Sender, str], None],
+) -> Iterator[Accepted[Sender]]:
+    """Yield what may be used, in the order in which it came.
+
+    Args:
+        replies: Every reply with who sent it.
+        expected: What an honest reply of a sender looks like.
+        limits: How much a site may claim and change.
+        on_rejected: Called with the sender of a refused reply, and the reason.
+    """
+    held: list[Accepted[Sender]] = []
+    peers = Peers(limits.max_norm_ratio, limits.min_median_cosine)
+    for sender, reply in replies:
+        try:
+            held.append(_inspect(sender, reply, expected(sender), limits))
+        except RejectedError as error:
+            on_rejected(sender, str(error))
+            continue
+        peers.count(held[-1].norm)
+        if peers.number >= WINDOW:
+            yield from _like_the_others(held, peers, on_rejected)
+            held.clear()
+    yield from _like_the_others(held, peers, on_rejected)
+
+
+def read_validation(reply: Message) -> tuple[float, int]:
+    """Return loss and answer tokens of a site's answer to an evaluation.
+
+    Raises:
+        RejectedError: If it is something else.
+    """
+    if reply.has_error():
+        raise RejectedError(f"error {reply.error.code}: {reply.error.reason}")
+    if set(reply.content) != {METRICS}:
+        raise RejectedError(f"records: expected {METRICS!r}, got {sorted(reply.content)[:10]}")
+    _check_metrics(reply.content, VALIDATION_NAMES)
+    metrics = reply.content[METRICS]
+    return float(metrics["validation-loss"]), int(metrics["validation-tokens"])
+
+
+def read_masked(reply: Message, origin: Origin) -> ArrayRecord:
+    """Return the arrays of an answer under secure aggregation.
+
+    What they hold is hidden from whoever screens it; only what the reply says of itself is checked.
+
+    Raises:
+        RejectedError: If it is something else, or starts from anything but `origin`.
+    """
+    if reply.has_error():
+        raise RejectedError(f"error {reply.error.code}: {reply.error.reason}")
+    content = reply.content
+    if set(content) != {ARRAYS, ORIGIN}:
+        expected = sorted([ARRAYS, ORIGIN])
+        raise RejectedError(f"records: expected {expected}, got {sorted(content)[:10]}")
+    _check_origin(content, origin)
+    if not isinstance(content[ARRAYS], ArrayRecord):
+        raise RejectedError(f"records: {ARRAYS!r} holds no arrays")
+    return content[ARRAYS]
+
+
+def check_arrays(record: ArrayRecord, example: ArrayRecord) -> None:
+    """Raise unless names, formats, shapes and sizes are those of the example.
+
+    Looks at headers and byte counts alone, so an oversized payload is never decoded.
+
+    Raises:
+        RejectedError: Naming the first difference.
+    """
+    if list(record) != list(example):
+        raise RejectedError(f"arrays: expected {list(example)}, got {list(record)[:10]}")
+    for name, array in example.items():
+        for what in ("dtype", "shape", "stype"):
+            wanted, got = getattr(array, what), getattr(record[name], what)
+            if got != wanted:
+                raise RejectedError(f"{what} of {name!r}: expected {wanted}, got {got}")
+        wanted, got = len(array.data), len(record[name].data)
+        if got != wanted:
+            raise RejectedError(f"size of {name!r}: expected {wanted} bytes, got {got}")
+
+
+def _inspect(
+    sender: Sender, reply: Message, expected: Expected, limits: Limits
+) -> Accepted[Sender]:
+    if reply.has_error():
+        raise RejectedError(f"error {reply.error.code}: {reply.error.reason}")
+    content = reply.content
+    if set(content) != RECORDS:
+        raise RejectedError(f"records: expected {sorted(RECORDS)}, got {sorted(content)[:10]}")
+    _check_origin(content, expected.origin)
+    report = _read_report(content, limits.max_weight)
+    if not isinstance(content[ARRAYS], ArrayRecord):
+        raise RejectedError(f"records: {ARRAYS!r} holds no arrays")
+    check_arrays(content[ARRAYS], expected.example)
+    for name, array in content[ARRAYS].items():
+        _check_payload(name, array)
+    try:
+        update = unpack_from(content[ARRAYS], expected.sent, expected.layout, expected.form)
+    except ValueError as error:
+        raise RejectedError(str(error)) from error
+    norm = distance(update, expected.sent)
+    if not norm <= limits.max_update_norm:
+        raise RejectedError(
+            f"norm: the update's length {norm:.3g} is above {limits.max_update_norm:.3g} "
+            "(--max_update_norm)"
+        )
+    return Accepted(sender, update, report, expected.sent, norm)
+
+
+def _check_origin(content: RecordDict, expected: Origin) -> None:
+    if content[ORIGIN] != (wanted := expected.to_record()):
+        got = dict(content[ORIGIN])
+        wrong = [f"{name} {got.get(name)!r}, not {wanted[name]!r}" for name in wanted]
+        wrong = [
+            text for text, name in zip(wrong, wanted, strict=True) if got.get(name) != wanted[name]
+        ]
+        raise RejectedError(f"origin: {'; '.join(wrong) or 'more than was asked for'}")
+
+
+def _read_report(content: RecordDict, max_weight: float) -> Report:
+    _check_metrics(content, METRIC_NAMES)
+    report = Report.from_record(content[METRICS])
+    if not 0 < report.answer_tokens <= max_weight:
+        raise RejectedError(
+            f"weight: {report.answer_tokens} answer tokens are not in (0, {max_weight:g}] "
+            "(--max_weight)"
+        )
+    return report
+
+
+def _check_metrics(content: RecordDict, names: set[str]) -> None:
+    record = content[METRICS]
+    if set(record) != names:
+        raise RejectedError(f"metrics: missing or unknown {sorted(set(record) ^ names)[:5]}")
+    for name, value in record.items():
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise RejectedError(f"metrics: {name} is {str(value)[:40]}, not a number from 0 on")
+
+
+def _check_payload(name: str, array: Array) -> None:
+    try:
+        payload = array.numpy()
+    except Exception as error:  # whatever numpy makes of bytes that somebody else wrote
+        raise RejectedError(f"payload of {name!r} cannot be read: {error}") from error
+    if str(payload.dtype) != array.dtype or payload.shape != tuple(array.shape):
+        raise RejectedError(
+            f"payload of {name!r} is {payload.dtype} {payload.shape}, "
+            f"its header says {array.dtype} {tuple(array.shape)}"
+        )
+    if payload.dtype.kind == "f" and not np.isfinite(payload).all():
+        raise RejectedError(f"payload of {name!r} holds numbers that are not finite")
+
+
+def _like_the_others(
+    candidates: list[Accepted[Sender]],
+    peers: Peers,
+    on_rejected: Callable[[Sender, str], None],
+) -> Iterator[Accepted[Sender]]:
+    directed, first = peers.min_median_cosine is not None, not peers.knows_direction
+    if directed:
+        peers.learn_direction([_change(candidate) for candidate in candidates])
+    for candidate in candidates:
+        cosine = None
+        if directed:
+            cosine = peers.cosine(_change(candidate), among_the_first=first)
+        reason = peers.objection(candidate.norm, cosine)
+        if reason is None:
+            yield replace(candidate, cosine=cosine)
+        else:
+            on_rejected(candidate.sender, reason)
+
+
+def _change(accepted: Accepted[Any]) -> Update:
+    return {name: value - accepted.sent[name] for name, value in accepted.update.items()}
+
+
+def distance(update: Update, sent: Update) -> float:
+    """Return ||update - sent||_2 over all factors, in float64.
+
+    A factor whose shape is not that of the one sent (a site with a rank of its own) counts whole.
+    """
+    total = 0.0
+    for name, value in update.items():
+        start = sent.get(name)
+        moved = value.double()
+        if start is not None and start.shape == value.shape:
+            moved = moved - start.double()
+        total += float(moved.square().sum())
+    return math.sqrt(total)

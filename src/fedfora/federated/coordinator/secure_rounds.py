@@ -1,0 +1,253 @@
+"""The coordinator's exchanges under secure aggregation: before the training, and after it.
+
+A round: `open` asks the drawn sites to share, and returns what their training message must bring;
+`take` adds a masked update to the sum; `close` asks the survivors to reveal, and reads the sum.
+Once a run, and whenever a site was restarted, `open` first asks for the sites' keys.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedfora.federated.coordinator.receiving import receive
+from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Words
+from fedfora.federated.secure_aggregation.keys import SignedKey
+from fedfora.federated.secure_aggregation.messages import Terms, digest_of
+from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, WrongShares
+from fedfora.federated.secure_aggregation.vector import Summed, read_sum, vector_size
+from fedfora.federated.wire.secure_records import (
+    DELIVERY,
+    INTRODUCE,
+    KEY,
+    REVEAL,
+    ROSTER,
+    SHARE,
+    SURVIVORS,
+    TERMS,
+    read_key,
+    read_reveal,
+    read_round_keys,
+    read_words,
+    write_delivery,
+    write_keys,
+    write_terms,
+)
+
+logger = logging.getLogger(__name__)
+
+OnRejected = Callable[[int, str], None]
+T = TypeVar("T")
+
+SHOWN = 8
+
+
+class SecureRounds:
+    """Secure aggregation, round after round; sites are known by node and by number.
+
+    Args:
+        numbers: The sites' numbers, by node; all sites of the run.
+        threshold: Share of a round's sites that must last.
+        value_range: Larger numbers are clipped by the sites.
+        max_weight: The largest weight that a site may have.
+        deadline_s: Longest time to wait for an answer, in seconds.
+        on_rejected: Called with the node whose answer is not used, and the reason.
+    """
+
+    def __init__(
+        self,
+        numbers: dict[int, int],
+        *,
+        threshold: float,
+        value_range: float,
+        max_weight: int,
+        deadline_s: float | None,
+        on_rejected: OnRejected,
+    ) -> None:
+        """Begin; no site has a key yet."""
+        self.numbers = numbers
+        self.nodes = {number: node for node, number in numbers.items()}
+        self.threshold = threshold
+        self.value_range = value_range
+        self.max_weight = max_weight
+        self.deadline_s = deadline_s
+        self.on_rejected = on_rejected
+        self._keys: dict[int, SignedKey] = {}
+        self._informed: set[int] = set()  # nodes that have the newest roster
+        self._code = FixedPoint(value_range, len(numbers), max_weight)
+        self._round: SecureRound | None = None
+        self._grid: Grid | None = None
+        self._uplink_bytes: dict[int, int] = {}
+        self._reasons: list[str] = []
+        self._excluded: set[int] = set()  # numbers of sites whose shares were wrong
+        self.line: dict[str, float] = {}
+
+    def admit(self, node: int, number: int) -> None:
+        """Take a site in from the next round on; it replaces a node with the same number."""
+        self.numbers = {known: n for known, n in self.numbers.items() if n != number}
+        self.numbers[node] = number
+        self.nodes[number] = node
+        self._keys.pop(number, None)
+
+    def open(
+        self, grid: Grid, round_number: int, nodes: list[int], num_numbers: int, task: bytes
+    ) -> dict[int, dict[str, ConfigRecord]]:
+        """Let the drawn sites share; return what each that did is to be told before it trains.
+
+        Args:
+            grid: The engine.
+            round_number: From 1.
+            nodes: The sites drawn for the round.
+            num_numbers: How many numbers an update has.
+            task: A digest of what all sites are asked to do.
+
+        Raises:
+            RoundLost: If too few sites share.
+            ValueError: If too few sites are drawn, or their sum does not fit into 32 bits.
+        """
+        self._grid, self._reasons, self._uplink_bytes = grid, [], {}
+        self._collect_keys(nodes if self._keys else self.numbers)
+        asked = {self.numbers[node] for node in nodes} - self._excluded
+        drawn = sorted(asked.intersection(self._keys))
+        terms = Terms(round_number, tuple(drawn), self.threshold, digest_of(self._keys))
+        self._code = FixedPoint(self.value_range, len(drawn), self.max_weight)
+        self._round = SecureRound(terms, vector_size(num_numbers), task)
+        for node, reply in self._ask(SHARE, self._invitations(terms)):
+            try:
+                answer = read_round_keys(reply.config_records)
+                self._round.receive_keys(self.numbers[node], answer)
+                self._informed.add(node)
+            except (KeyError, ValueError) as error:
+                self._reject(node, error)
+        return {
+            self.nodes[number]: {
+                f"{DELIVERY}{name}": record for name, record in write_delivery(delivery).items()
+            }
+            for number, delivery in self._or_lost(self._round.deliveries).items()
+        }
+
+    def take(self, node: int, arrays: ArrayRecord) -> None:
+        """Add a site's masked update to the sum.
+
+        Raises:
+            ValueError: If it is not what the site was asked for.
+        """
+        opened = self._opened()
+        opened.receive_vector(self.numbers[node], read_words(arrays, opened.size))
+
+    def close(self) -> Summed:
+        """Let the survivors reveal, and return what the sum says.
+
+        Raises:
+            WrongShares: If a site's shares do not give its secret back; it takes no part any more.
+            RoundLost: If too few sites lasted.
+        """
+        opened = self._opened()
+        survivors = self._or_lost(opened.survivors)
+        question = ConfigRecord({"sites": list(survivors)})
+        contents = {self.nodes[site]: RecordDict({SURVIVORS: question}) for site in survivors}
+        for node, reply in self._ask(REVEAL, contents):
+            try:
+                opened.receive_reveal(self.numbers[node], read_reveal(reply.config_records))
+            except (KeyError, ValueError) as error:
+                self._reject(node, error)
+        summed = self._or_lost(lambda: read_sum(self._total(opened), self._code))
+        self._round = None
+        self.line = {
+            "neighbors": opened.terms.degree,
+            "threshold": opened.terms.threshold,
+            "clipped_numbers": summed.clipped,
+            "shortened_updates": summed.shortened,
+            "weight": summed.weight,
+            "largest_error": self._code.max_error(summed.weight),
+        }
+        if summed.clipped:
+            logger.warning(
+                "round %d: %d numbers of the sites' updates were beyond --secagg_range %g and were "
+                "clipped",
+                opened.terms.round_number,
+                summed.clipped,
+                self.value_range,
+            )
+        return summed
+
+    def _total(self, opened: SecureRound) -> Words:
+        """Return the sum; sites whose shares were wrong are named, and asked no more."""
+        try:
+            return opened.total()
+        except WrongShares as error:
+            self._exclude(error.site, "the shares it handed out are wrong")
+            raise
+        finally:
+            for site in sorted(opened.liars):
+                self._exclude(site, "the shares it handed back are wrong")
+
+    def _exclude(self, site: int, reason: str) -> None:
+        self._excluded.add(site)
+        self._reject(self.nodes[site], f"{reason}: it takes no part in later rounds")
+
+    def uplink_bytes(self, node: int) -> int:
+        """Return what a site has sent for secure aggregation in this round, beside its words."""
+        return self._uplink_bytes.get(node, 0)
+
+    def _collect_keys(self, nodes: Iterable[int]) -> None:
+        """Ask sites without a key of this run for one; a new key makes a new roster."""
+        missing = [node for node in nodes if self.numbers[node] not in self._keys]
+        for node, reply in self._ask(INTRODUCE, {node: RecordDict() for node in missing}):
+            key = read_key(reply.config_records[KEY]) if KEY in reply.config_records else None
+            if key is None or key.site != self.numbers[node]:
+                self._reject(node, "it sent no key of its own")
+                continue
+            self._keys[key.site] = key
+            self._informed.clear()
+
+    def _invitations(self, terms: Terms) -> dict[int, RecordDict]:
+        contents = {}
+        for number in terms.participants:
+            node = self.nodes[number]
+            contents[node] = RecordDict({TERMS: write_terms(terms)})
+            if node not in self._informed:
+                contents[node][ROSTER] = write_keys(self._keys)
+        return contents
+
+    def _ask(self, what: str, contents: dict[int, RecordDict]) -> Iterable[tuple[int, RecordDict]]:
+        """Send messages; yield node and content of the answers that are none of errors."""
+        assert self._grid is not None
+        messages = [
+            Message(content, node, what, ttl=self.deadline_s) for node, content in contents.items()
+        ]
+        for reply in receive(self._grid, messages, deadline_s=self.deadline_s):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                self._forget(node)
+                self._reject(node, reply.error.reason)
+            else:
+                sent = sum(len(part.deflate()) for part in reply.content.config_records.values())
+                self._uplink_bytes[node] = self.uplink_bytes(node) + sent
+                yield node, reply.content
+
+    def _reject(self, node: int, reason: object) -> None:
+        self._reasons.append(f"site {self.numbers[node]}: {reason}")
+        self.on_rejected(node, f"secure aggregation: {reason}")
+
+    def _or_lost(self, step: Callable[[], T]) -> T:
+        """Take a step of the round; where too few sites are left for it, say which went and why."""
+        try:
+            return step()
+        except WrongShares:
+            raise
+        except ValueError as error:
+            number = self._opened().terms.round_number
+            why = "; ".join(["", *self._reasons[:SHOWN]])
+            raise RoundLost(f"round {number}: secure aggregation: {error}{why}") from error
+
+    def _forget(self, node: int) -> None:
+        """Take a site to have been restarted: it will be asked for a new key."""
+        self._keys.pop(self.numbers[node], None)
+
+    def _opened(self) -> SecureRound:
+        if self._round is None:
+            raise RoundLost("no round is open")
+        return self._round

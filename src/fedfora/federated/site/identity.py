@@ -1,0 +1,94 @@
+"""Who a site is, and whom it knows: its signing key, and the public keys of all sites.
+
+A real site's administrator names two files in the node's configuration, which the coordinator does
+not see: `signing-key`, the site's own (`fedfora keys` makes one), and `site-keys`, a JSON object
+from site number to public key in base64, handed out at provisioning.
+
+Simulated sites live in one process or on one machine, with nothing between them to defend against.
+Their keys come from the run's seed; the protocol runs in full, and hides nothing from whoever runs
+the simulation.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from fedfora.config import Scalar
+from fedfora.federated.secure_aggregation.keys import Identity
+from fedfora.federated.wire.taking_part import write_part
+from fedfora.protection.keys import read_signing_key
+
+SIGNING_KEY, SITE_KEYS = "signing-key", "site-keys"
+
+Pinned = dict[int, bytes]
+
+
+def open_identity(node_config: Mapping[str, Scalar], *, seed: int) -> tuple[Identity, Pinned]:
+    """Return a site's identity and the public identities of all sites by number.
+
+    Args:
+        node_config: The site's own configuration.
+        seed: The run's seed, for simulated sites.
+
+    Raises:
+        ValueError: If only one of the two files is named, or one cannot be read.
+    """
+    named = [name for name in (SIGNING_KEY, SITE_KEYS) if name in node_config]
+    if not named:
+        index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
+        return simulated_identity(seed, index), _simulated_pins(seed, count)
+    if len(named) == 1:
+        raise ValueError(f"the node's configuration names {named[0]} alone; both are needed")
+    private = read_signing_key(Path(str(node_config[SIGNING_KEY])))
+    return Identity(private.private_bytes_raw()), read_site_keys(Path(str(node_config[SITE_KEYS])))
+
+
+def sign_part(node_config: Mapping[str, Scalar], index: int, base: str) -> dict[str, bytes]:
+    """Return a site's public key and its word that it takes part; nothing where it has no key.
+
+    Args:
+        node_config: The site's own configuration.
+        index: Its number.
+        base: Fingerprint of the base that it trains on.
+
+    Raises:
+        ValueError: If the key cannot be read.
+    """
+    if SIGNING_KEY not in node_config:
+        return {}
+    private = read_signing_key(Path(str(node_config[SIGNING_KEY])))
+    return write_part(Identity(private.private_bytes_raw()), index, base)
+
+
+def read_site_keys(path: Path) -> Pinned:
+    """Return the public identities in a file, by site number.
+
+    Raises:
+        ValueError: If the file is not a JSON object of numbers and keys of 32 bytes in base64, or
+            two sites have the same key.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        keys = {int(site): base64.b64decode(key, validate=True) for site, key in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{SITE_KEYS} {path}: no object of site numbers and keys: {error}") from (
+            error
+        )
+    if wrong := [site for site, key in keys.items() if len(key) != 32]:
+        raise ValueError(f"{SITE_KEYS} {path}: the keys of sites {wrong} have not 32 bytes")
+    if len(set(keys.values())) < len(keys):
+        raise ValueError(f"{SITE_KEYS} {path}: two sites have the same key")
+    return keys
+
+
+def simulated_identity(seed: int, index: int) -> Identity:
+    """Return the identity of a simulated site."""
+    return Identity(hashlib.sha256(f"fedfora simulated site {seed} {index}".encode()).digest())
+
+
+@lru_cache(maxsize=1)
+def _simulated_pins(seed: int, num_sites: int) -> Pinned:
+    return {index: simulated_identity(seed, index).public_bytes for index in range(num_sites)}

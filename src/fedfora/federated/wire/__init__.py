@@ -1,0 +1,1 @@
+"""What travels between coordinator and sites, and how it becomes Flower's records and back."""

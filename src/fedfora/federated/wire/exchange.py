@@ -1,0 +1,175 @@
+"""What goes to a site in a round and comes back: both sides of the wire, for any aggregation rule.
+
+A message brings the factors that travel and, until the site has them, the frozen ones. A site keeps
+what it will need again in Flower's `Context.state`: the frozen factors, its personal factors, and
+what its travel format lost. All of it is arrays.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from fedfora.adapter.state import draw_fresh
+from fedfora.federated.aggregation import RULES, Rule, Update
+from fedfora.federated.aggregation.update import absorb, part, rank_of, truncate
+from fedfora.federated.wire.formats import Format
+from fedfora.federated.wire.reply import ARRAYS, Expected, Origin
+from fedfora.federated.wire.transport import (
+    Layout,
+    from_record,
+    pack,
+    payload_bytes,
+    to_record,
+    unpack,
+)
+
+FROZEN, CONFIG = "frozen", "config"
+
+
+class FrozenFactorsMissingError(RuntimeError):
+    """The coordinator took a site to have frozen factors that it does not have (any more)."""
+
+
+@dataclass
+class Exchange:
+    """The coordinator's side of one round.
+
+    Args:
+        rule: What the round follows.
+        adapter: The global adapter, all its factors.
+        form: Travel format of the answers.
+        seed: The run's seed.
+        round_index: Round, counted from 0.
+    """
+
+    rule: Rule
+    adapter: Update
+    form: Format
+    seed: int
+    round_index: int
+    _outgoing: dict[int, ArrayRecord] = field(default_factory=dict)
+    _expected: dict[int, Expected] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take the core into D where the rule does, and name what is frozen."""
+        if self.rule.absorbs:
+            self.adapter = absorb(self.adapter)
+        self.rank = rank_of(self.adapter)
+        frozen = part(self.adapter, self.rule.frozen)
+        self.frozen = pack(frozen, Layout.of(frozen))
+        self.digest = digest_of(frozen) if frozen else ""
+
+    @property
+    def current(self) -> Update:
+        """The factors that the sites' answers take the place of."""
+        return part(self.adapter, self.rule.sends)
+
+    def message(self, rank: int, *, has_frozen: bool) -> RecordDict:
+        """Return what a site of a rank receives.
+
+        Args:
+            rank: The site's own.
+            has_frozen: Whether it has the frozen factors from an earlier round.
+        """
+        sent = self.rank if self.rule.on_top else rank
+        if sent not in self._outgoing:
+            outgoing = truncate(part(self.adapter, self.rule.travels), sent)
+            self._outgoing[sent] = pack(outgoing, Layout.of(outgoing))
+        config = {
+            "round-index": self.round_index,
+            "rule": self.rule.name,
+            "rank": sent,
+            "frozen-digest": self.digest,
+        }
+        content = RecordDict({ARRAYS: self._outgoing[sent], CONFIG: ConfigRecord(config)})
+        if self.digest and not has_frozen:
+            content[FROZEN] = self.frozen
+        return content
+
+    def start(self, rank: int) -> Update:
+        """Return what a site of a rank trains from, as far as it sends it back."""
+        whole = self.adapter
+        if self.rule.on_top:
+            shapes = dict(Layout.of(whole).at_rank(rank).shapes)
+            whole = draw_fresh(shapes, seed=self.seed, round_index=self.round_index)
+        return truncate(part(whole, self.rule.sends), rank)
+
+    def expected(self, rank: int, origin: Origin) -> Expected:
+        """Return what an honest answer of a site of a rank looks like."""
+        if rank not in self._expected:
+            start, layout = self.start(rank), Layout.of(self.start(rank))
+            example = pack(start, layout, self.form)
+            self._expected[rank] = Expected(origin, layout, example, start, self.form)
+        return self._expected[rank]
+
+    def whole(self, update: Update) -> Update:
+        """Return a site's whole adapter: what it sent, with the frozen factors."""
+        frozen = part(self.adapter, self.rule.frozen)
+        return {**frozen, **update}
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Return the bytes of all arrays of a message."""
+    return sum(payload_bytes(record) for record in content.array_records.values())
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The site's side of one round.
+
+    Args:
+        rule: What the round follows.
+        round_index: Round, counted from 0.
+        adapter: The global adapter as it came, with the site's frozen and personal factors.
+    """
+
+    rule: Rule
+    round_index: int
+    adapter: Update
+
+
+def read_assignment(content: RecordDict, state: RecordDict, fresh: Update) -> Assignment:
+    """Return what a message asks for, and keep the frozen factors that it brings.
+
+    Args:
+        content: The message's.
+        state: The site's memory.
+        fresh: A fresh adapter; it tells names and shapes, and how personal factors start.
+
+    Raises:
+        ValueError: If the arrays do not fit the adapter.
+        FrozenFactorsMissingError: If the site does not have what the coordinator did not send.
+    """
+    config = content[CONFIG]
+    rule = RULES[str(config["rule"])]
+    layout = Layout.of(fresh).at_rank(int(config["rank"]))
+    received = unpack(content[ARRAYS], layout.only(rule.travels))
+    frozen = _frozen(content, state, layout.only(rule.frozen), str(config["frozen-digest"]))
+    personal = part(fresh, rule.personal)
+    if rule.personal and "personal" in state:
+        personal = from_record(state["personal"])
+    whole = {**received, **frozen, **personal}
+    return Assignment(rule, int(config["round-index"]), absorb(whole) if rule.absorbs else whole)
+
+
+def digest_of(update: Update) -> str:
+    """Return a short digest of names, shapes and numbers."""
+    layout = Layout.of(update)
+    digest = hashlib.sha256(layout.to_json().encode())
+    for name, _ in layout.shapes:
+        digest.update(update[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _frozen(content: RecordDict, state: RecordDict, layout: Layout, digest: str) -> Update:
+    if not digest:
+        return {}
+    if FROZEN in content:
+        frozen = unpack(content[FROZEN], layout)
+        state["frozen"] = to_record(frozen)
+        return frozen
+    frozen = from_record(state["frozen"]) if "frozen" in state else {}
+    if not frozen or digest_of(frozen) != digest:
+        raise FrozenFactorsMissingError(f"this site does not have the frozen factors {digest}")
+    return frozen

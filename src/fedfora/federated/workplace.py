@@ -1,0 +1,363 @@
+"""What a site does with an adapter: open its base and rows once, load, judge, train.
+
+All sites that are simulated in one process share one base model: a site is its rows and its name;
+before it trains, the received adapter is written into the shared model.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedfora._seeds import derive_seed
+from fedfora.adapter.state import (
+    State,
+    fold,
+    read_state,
+    set_trainable,
+    unfold,
+    write_state,
+)
+from fedfora.config import Scalar
+from fedfora.data.canaries import planted
+from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
+from fedfora.data.loading import Example, load_chosen
+from fedfora.data.partition import partition
+from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
+from fedfora.federated.aggregation.update import rank_of
+from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.federated.wire.transport import Layout
+from fedfora.models.fingerprint import describe, fingerprint
+from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base
+from fedfora.models.saving import adapter_config, adapter_record, save_adapter
+from fedfora.training.local import LocalResult, train_locally
+from fedfora.training.privacy_plan import pay_for_steps, public_part
+from fedfora.training.private_gradient import RecordPrivacy
+from fedfora.training.schedule import Stretch
+from fedfora.training.settings import TrainArguments
+from fedfora.training.trainer import StepReport
+
+BELOW = "below"  # name of the adapter that works under the one that is trained
+SITE_NAME = "site-name"  # in the configuration of a real site's node
+SITES = "sites"  # directory of a run in which each site keeps what is its own
+
+
+@dataclass(frozen=True, eq=False)
+class Workplace:
+    """What the sites of a process share: a base with an adapter on it, and the prompt format."""
+
+    settings: FederationSettings
+    base: Base
+    base_fingerprint: str
+    model: Any
+    prompts: PromptFormat
+    fresh: State
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Names and shapes of the adapter."""
+        return Layout.of(self.fresh)
+
+    def load(self, adapter: State) -> str:
+        """Write an adapter of any rank into the model, alone, and return its name there."""
+        rank = rank_of(adapter)
+        name = "default" if rank == self.settings.adapter.lora_rank else f"rank-{rank}"
+        if name not in self.model.peft_config:
+            add_adapter_of_rank(self.model, rank, name)
+        self._write(adapter, name)
+        self.model.set_adapter(name)
+        return name
+
+    def train(
+        self,
+        adapter: State,
+        encoded: Encoded,
+        train: TrainArguments,
+        *,
+        stretch: Stretch,
+        seed: int,
+        on_step: Callable[[StepReport], None],
+        factors: str = "ABCDE",
+        below: State | None = None,
+        proximal_mu: float = 0.0,
+        privacy: RecordPrivacy | None = None,
+    ) -> tuple[State, LocalResult]:
+        """Train an adapter on some rows.
+
+        Args:
+            adapter: Folded, or with all five factors.
+            encoded: The rows.
+            train: Batch, optimizer and learning rate.
+            stretch: Which steps of which schedule to take.
+            seed: Seed of the order of rows and of dropout.
+            on_step: Called after every optimizer step.
+            factors: Those that are trained; E stands for the core.
+            below: An adapter that works too and stays as it is.
+            proximal_mu: FedProx's pull towards the adapter as it came.
+            privacy: How single records are hidden, if they are.
+
+        Returns:
+            All five factors, and what the training did.
+        """
+        name = self.load(adapter)
+        if below is not None:
+            self._put_below(below, name)
+        set_trainable(self.model, factors, name)
+        result = train_locally(
+            self.model,
+            self.base.tokenizer,
+            encoded,
+            train,
+            stretch=stretch,
+            seed=seed,
+            on_step=on_step,
+            proximal_mu=proximal_mu,
+            privacy=privacy,
+        )
+        return read_state(self.model, name), result
+
+    def keep(self, site: "Site", adapter: State) -> None:
+        """Save a site's own adapter, which nobody else gets to see, in its place in the run."""
+        directory = Path(self.settings.run.output_dir) / SITES / str(site.index) / "adapter"
+        seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
+        config, record = self.form()
+        save_adapter(directory, unfold(adapter, seed=seed, inner_dim=inner_dim), config, record)
+
+    def _write(self, adapter: State, name: str) -> None:
+        if not any(key.endswith(".B") for key in adapter):
+            seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
+            adapter = unfold(adapter, seed=seed, inner_dim=inner_dim)
+        write_state(self.model, adapter, name)
+
+    def _put_below(self, adapter: State, name: str) -> None:
+        """Let a second adapter work under the one called `name`, frozen."""
+        rank = rank_of(adapter)
+        config = self.model.peft_config.get(BELOW)
+        if config is not None and config.r != rank:
+            self.model.delete_adapter(BELOW)
+            config = None
+        if config is None:
+            add_adapter_of_rank(self.model, rank, BELOW)
+        self._write(adapter, BELOW)
+        self.model.base_model.set_adapter([name, BELOW])
+        set_trainable(self.model, "", BELOW)
+
+    def form(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what is saved beside an adapter's weights: PEFT's configuration and our record."""
+        record = adapter_record(self.prompts, self.base_fingerprint, base=describe(self.base))
+        return adapter_config(self.model), record
+
+
+@dataclass(frozen=True)
+class Site:
+    """A participant: its place in the federation and its encoded rows.
+
+    Args:
+        index: Its number in the partition.
+        name: Its name there.
+        encoded: The rows that it trains on.
+        validation: The rows that it keeps back to judge a received adapter on.
+        rank: Of its adapter.
+    """
+
+    index: int
+    name: str
+    encoded: Encoded
+    validation: Encoded
+    rank: int
+
+    @property
+    def digest(self) -> str:
+        """A short digest of the rows, by which a resumed run knows them again."""
+        return hashlib.sha256(repr((self.encoded, self.validation)).encode()).hexdigest()[:16]
+
+
+def open_workplace(run_config: Mapping[str, Scalar]) -> Workplace:
+    """Load the base and put a fresh adapter on it; once per process for the same settings."""
+    return _workplace(tuple(sorted(run_config.items())))
+
+
+def open_site(workplace: Workplace, index: int) -> Site:
+    """Return site `index` of the partition, as every process of the run computes it."""
+    name, rows = _sites(workplace)[index]
+    return _site(workplace, index, name, rows)
+
+
+def site_of(workplace: Workplace, node_config: Mapping[str, Scalar]) -> Site:
+    """Return the site that a node's configuration describes.
+
+    A real site has a name there, and all rows of its files. A simulated one has its share of the
+    partition.
+
+    Args:
+        workplace: Base model and settings.
+        node_config: The node's own; `partition-id` is the site's number.
+    """
+    index = int(node_config["partition-id"])
+    if SITE_NAME not in node_config:
+        return open_site(workplace, index)
+    return _site(workplace, index, str(node_config[SITE_NAME]), _own_rows(workplace))
+
+
+def _site(workplace: Workplace, index: int, name: str, rows: Encoded) -> Site:
+    kept = _rows_kept_back(workplace.settings, index, len(rows))
+    return Site(
+        index,
+        name,
+        encoded=[row for i, row in enumerate(rows) if i not in kept] + _canaries(workplace, index),
+        validation=[rows[i] for i in sorted(kept)],
+        rank=site_rank(workplace.settings, index),
+    )
+
+
+def site_rank(settings: FederationSettings, index: int) -> int:
+    """Return the rank of a site's adapter; a short `site_ranks` starts again from its beginning."""
+    ranks = settings.aggregation.site_ranks
+    return ranks[index % len(ranks)] if ranks else settings.adapter.lora_rank
+
+
+def site_names(settings: FederationSettings) -> list[str]:
+    """Return the names of the sites that the partition makes.
+
+    Raises:
+        ValueError: If the rows cannot be read or shared out so, or more sites are to be drawn for a
+            round than there are.
+    """
+    _, parts = _partition(settings)
+    drawn = settings.federation.clients_per_round
+    if drawn is not None and drawn > len(parts):
+        raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
+    if settings.data.canaries and settings.data.canary_site >= len(parts):
+        raise ValueError(
+            f"--canary_site {settings.data.canary_site}: there are only {len(parts)} sites, "
+            "counted from 0"
+        )
+    return list(parts)
+
+
+def validate(workplace: Workplace, site: Site, adapter: State) -> tuple[float, int]:
+    """Return an adapter's loss per answer token on a site's rows kept back, and their tokens."""
+    if not site.validation:
+        return 0.0, 0
+    workplace.load(adapter)
+    likelihoods = answer_likelihoods(
+        workplace.model,
+        workplace.base.tokenizer,
+        site.validation,
+        batch_size=workplace.settings.evaluation.per_device_eval_batch_size,
+    )
+    return loss_scores(likelihoods)["loss"], sum(each.num_tokens for each in likelihoods)
+
+
+def train_round(
+    workplace: Workplace,
+    site: Site,
+    adapter: State,
+    *,
+    round_index: int,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    factors: str = "ABCDE",
+    below: State | None = None,
+) -> tuple[State, LocalResult]:
+    """Take a site's steps of one round (counted from 0) and return its adapter's five factors."""
+    federation, settings = workplace.settings.federation, workplace.settings
+    total_steps = federation.num_rounds * federation.local_steps
+    paid = pay_for_steps(
+        settings.privacy,
+        settings.train,
+        output_dir=settings.run.output_dir,
+        site=site.index,
+        num_rows=len(site.encoded),
+        num_steps=federation.local_steps,
+        total_steps=total_steps,
+        what=f"round {round_index}",
+    )
+    trained, result = workplace.train(
+        adapter,
+        site.encoded,
+        settings.train,
+        stretch=Stretch(
+            first_step=round_index * federation.local_steps,
+            num_steps=federation.local_steps,
+            total_steps=total_steps,
+        ),
+        seed=derive_seed(settings.train.seed, "train", round_index, site.index),
+        on_step=on_step,
+        factors=factors,
+        below=below,
+        proximal_mu=settings.aggregation.proximal_mu,
+        privacy=None if paid is None else paid.privacy,
+    )
+    if paid is not None:
+        paid.ledger.finish()
+        result = public_part(result, paid.privacy)
+    return trained, result
+
+
+@lru_cache(maxsize=1)
+def _workplace(items: tuple[tuple[str, Scalar], ...]) -> Workplace:
+    settings = from_run_config(dict(items))
+    base = load_base(settings.model)
+    base_fingerprint = fingerprint(base)
+    rule = settings.rule_of_round(0)
+    model = add_adapter(
+        base,
+        settings.adapter,
+        seed=settings.train.seed,
+        init_weights=True if rule.start == "zero" else "svd",
+    )
+    state = read_state(model)
+    return Workplace(
+        settings=settings,
+        base=base,
+        base_fingerprint=base_fingerprint,
+        model=model,
+        prompts=prompt_format(settings.data, base.tokenizer),
+        fresh=fold(state) if rule.folds else state,
+    )
+
+
+def _partition(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:
+    examples = load_chosen(settings.data.train_file, settings.data, flag="--train_file")
+    federation = settings.federation
+    parts = partition(
+        examples,
+        federation.partition,
+        num_clients=federation.num_clients,
+        seed=derive_seed(settings.train.seed, "partition"),
+    )
+    return examples, parts
+
+
+def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> set[int]:
+    """Draw the rows of a site that it does not train on; at least one is left to train on."""
+    share = settings.rounds.validation_fraction
+    if share == 0:
+        return set()
+    count = min(max(1, round(share * num_rows)), num_rows - 1)
+    rng = random.Random(derive_seed(settings.train.seed, "validation", index))
+    return set(rng.sample(range(num_rows), count))
+
+
+def _canaries(workplace: Workplace, index: int) -> Encoded:
+    """Return the planted rows of a site; none is kept back, so all of them are trained on."""
+    settings = workplace.settings
+    rows = planted(settings.data, site=index, seed=settings.train.seed)
+    return encode_examples(rows, workplace.base.tokenizer, workplace.prompts)
+
+
+@lru_cache(maxsize=1)
+def _own_rows(workplace: Workplace) -> Encoded:
+    data = workplace.settings.data
+    examples = load_chosen(data.train_file, data, flag="--train_file")
+    return encode_examples(examples, workplace.base.tokenizer, workplace.prompts)
+
+
+@lru_cache(maxsize=1)
+def _sites(workplace: Workplace) -> list[tuple[str, Encoded]]:
+    examples, parts = _partition(workplace.settings)
+    encoded = encode_examples(examples, workplace.base.tokenizer, workplace.prompts)
+    return [(name, [encoded[row] for row in rows]) for name, rows in parts.items()]

@@ -1,0 +1,210 @@
+"""Lengths against the median, in bounded memory; what the fault tests cannot show."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fedfora.federated.coordinator.peers import median_of_others, middle_values
+from fedfora.federated.coordinator.screening import (
+    WINDOW,
+    Limits,
+    RejectedError,
+    check_arrays,
+    distance,
+    screen,
+)
+from fedfora.federated.engines.embedded import EmbeddedGrid
+from fedfora.federated.wire.reply import ARRAYS, METRICS, ORIGIN, Expected, Origin, Report
+from fedfora.federated.wire.transport import Layout, pack
+
+SENT = {"q.A": torch.zeros(2, 3), "q.D": torch.zeros(3, 2), "q.E": torch.zeros(2, 2)}
+LAYOUT = Layout.of(SENT)
+ORIGINS = Origin(1, "base", LAYOUT.digest)
+EXPECTED = Expected(ORIGINS, LAYOUT, pack(SENT, LAYOUT), SENT)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_process_that_flower_knows():
+    EmbeddedGrid(None, [], {})
+
+
+def reply(length, tokens=10):
+    """An honest reply whose update has this length."""
+    update = {name: value.clone() for name, value in SENT.items()}
+    update["q.A"][0, 0] = length
+    report = Report(loss=1.0, answer_tokens=tokens, tokens=20, rows=5, steps=1, seconds=0.1)
+    content = RecordDict(
+        {
+            ARRAYS: pack(update, LAYOUT),
+            METRICS: report.to_record(),
+            ORIGIN: ORIGINS.to_record(),
+        }
+    )
+    return Message(content, 1, "train")
+
+
+def screened(replies, **limits):
+    refused = {}
+    accepted = [
+        item.sender
+        for item in screen(
+            replies,
+            lambda sender: EXPECTED,
+            Limits(**{"max_weight": 100, **limits}),
+            lambda sender, reason: refused.__setitem__(sender, reason),
+        )
+    ]
+    return accepted, refused
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_an_update_far_from_the_median_is_refused_wherever_it_comes(place):
+    lengths = [1.0, 1.5, 2.0, 1.2, 0.8, 1.1]
+    lengths.insert(place, 50.0)
+    accepted, refused = screened(
+        ((i, reply(n)) for i, n in enumerate(lengths)), max_norm_ratio=10.0
+    )
+    assert list(refused) == [place]
+    assert accepted == [i for i in range(7) if i != place]  # in the order in which they came
+
+
+def test_fewer_than_half_cannot_move_the_limit():
+    lengths = [1e6, 1.0, 1e6, 1.0, 1.0]
+    _, refused = screened(((i, reply(n)) for i, n in enumerate(lengths)), max_norm_ratio=10.0)
+    assert sorted(refused) == [0, 2]
+
+
+def test_of_two_that_differ_the_shorter_is_believed():
+    _, refused = screened([(0, reply(100.0)), (1, reply(1.0))], max_norm_ratio=10.0)
+    assert list(refused) == [0]
+
+
+def test_updates_of_length_zero_say_nothing_about_others():
+    lengths = [0.0, 0.0, 1.0]
+    accepted, _ = screened(((i, reply(n)) for i, n in enumerate(lengths)), max_norm_ratio=10.0)
+    assert accepted == [0, 1, 2]
+
+
+def test_no_more_than_the_window_is_held_back():
+    """The law of flat memory: after so many replies, each is passed on before the next is read."""
+    read = itertools.count(1)
+    taken = 0
+
+    def stream():
+        nonlocal taken
+        for sender in range(200):
+            taken = next(read)
+            yield sender, reply(1.0 + sender % 3)
+
+    limits = Limits(max_weight=100, max_norm_ratio=10.0)
+    lags = [
+        taken - given
+        for given, _ in enumerate(screen(stream(), lambda s: EXPECTED, limits, print), start=1)
+    ]
+    assert max(lags) == WINDOW - 1
+    assert set(lags[WINDOW:]) == {0}
+
+
+def test_limits_are_inclusive():
+    assert screened([(0, reply(5.0))], max_update_norm=5.0)[0] == [0]
+    assert screened([(0, reply(5.1))], max_update_norm=5.0)[0] == []
+    assert screened([(0, reply(1.0, tokens=100))])[0] == [0]
+    assert screened([(0, reply(1.0, tokens=101))])[0] == []
+
+
+def test_an_error_is_named_with_its_reason():
+    asked = Message(RecordDict(), 1, "train")
+    _, refused = screened([(7, Message(Error(2, "out of memory"), reply_to=asked))])
+    assert refused == {7: "error 2: out of memory"}
+
+
+def test_distance_by_hand():
+    moved = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0, 1.0])}
+    start = {"a": torch.tensor([0.0]), "b": torch.tensor([0.0, 1.0])}
+    assert distance(moved, start) == 5.0
+    assert distance({"a": torch.ones(2, 2)}, start) == 2.0  # another rank counts whole
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(15, np.float32), "shape"),
+        (np.zeros((16, 1), np.float32), "shape"),
+        (np.zeros(16, np.float16), "dtype"),
+    ],
+)
+def test_headers_are_compared_without_reading_the_payload(array, message):
+    (name,) = EXPECTED.example
+    with pytest.raises(RejectedError, match=message):
+        check_arrays(ArrayRecord({name: Array(array)}), EXPECTED.example)
+
+
+def pointing(direction, length=1.0):
+    """An honest reply whose update points there: three numbers of A."""
+    content = reply(0.0).content
+    update = {name: value.clone() for name, value in SENT.items()}
+    update["q.A"][0] = length * torch.tensor(direction)
+    content["arrays"] = pack(update, LAYOUT)
+    return Message(content, 1, "train")
+
+
+ALIKE = [(1.0, 0.1, 0.0), (1.0, 0.0, 0.2), (0.9, -0.1, 0.1), (1.0, 0.2, -0.1)]
+
+
+@pytest.mark.parametrize("length", [1.0, 5.0])
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_an_update_that_points_the_other_way_is_refused_wherever_it_comes(place, length):
+    replies = [pointing(direction) for direction in ALIKE]
+    replies.insert(place, pointing((-1.0, 0.0, 0.0), length))
+    accepted, refused = screened(enumerate(replies), min_median_cosine=0.0)
+    assert list(refused) == [place]
+    assert "(--min_median_cosine)" in refused[place]
+    assert accepted == [i for i in range(5) if i != place]
+
+
+def test_of_three_sites_no_two_can_be_told_from_one():
+    replies = [pointing((1.0, 0.0, 0.0)), pointing((-1.0, 0.0, 0.0)), pointing((1.0, 0.0, 0.0))]
+    accepted, _ = screened(enumerate(replies), min_median_cosine=0.0)
+    assert accepted == [0, 1, 2]
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_the_cosine_is_that_to_the_median_of_the_others(number):
+    directions = np.array([*ALIKE, (0.0, 1.0, 0.0)])[-number:]
+    limits = Limits(max_weight=100, min_median_cosine=-1.0)
+    replies = enumerate(pointing(tuple(direction)) for direction in directions)
+    found = [item.cosine for item in screen(replies, lambda s: EXPECTED, limits, print)]
+    medians = [np.median(np.delete(directions, i, axis=0), axis=0) for i in range(number)]
+    expected = [
+        float(np.dot(d, m) / np.linalg.norm(d) / np.linalg.norm(m))
+        for d, m in zip(directions, medians, strict=True)
+    ]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(3, 9), st.integers(1, 5)),
+        elements=st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0]),
+    )
+)
+def test_the_median_of_the_others_is_found_without_sorting_them_again(rows):
+    middles = middle_values(torch.tensor(rows))
+    for i, own in enumerate(rows):
+        others = np.median(np.delete(rows, i, axis=0), axis=0)
+        assert np.array_equal(median_of_others(middles, torch.tensor(own)).numpy(), others)
+
+
+def test_later_replies_are_judged_by_the_first_ones():
+    """Memory stays flat: the median is that of the first window, and no later update is kept."""
+    replies = [pointing((1.0, 0.0, 0.0)) for _ in range(WINDOW + 3)]
+    replies[WINDOW + 1] = pointing((-1.0, 0.0, 0.0))
+    _, refused = screened(enumerate(replies), min_median_cosine=0.0)
+    assert list(refused) == [WINDOW + 1]

@@ -1,0 +1,75 @@
+"""Which round was best, when to stop, and who judges."""
+
+import json
+
+import pytest
+
+from fedfora.federated.coordinator.selection import Selection, judging_score
+from fedfora.federated.simulation import read_rounds, simulate
+from fedfora.reporting.view import View
+
+
+def judge(values, *, lower_is_better=True):
+    selection = Selection()
+    for number, value in enumerate(values, start=1):
+        selection = selection.judged(number, value, lower_is_better=lower_is_better)
+    return selection
+
+
+@pytest.mark.parametrize(
+    ("values", "lower", "best", "waited"),
+    [
+        ([3.0, 2.0, 2.5, 2.5], True, 2, 2),
+        ([0.1, 0.9, 0.9], False, 2, 1),  # equal is not better
+        ([5.0], True, 1, 0),
+        ([1.0, 2.0, 0.5], True, 3, 0),
+    ],
+)
+def test_the_best_round_and_the_wait_by_hand(values, lower, best, waited):
+    selection = judge(values, lower_is_better=lower)
+    assert (selection.best_round, selection.waited) == (best, waited)
+    assert selection.is_over(waited + 1) is False
+    assert selection.is_over(waited) is True
+    assert selection.is_over(None) is False
+
+
+def test_f1_judges_before_exact_match():
+    assert judging_score({"f1": 0.5, "exact_match": 0.1}) == 0.5
+    assert judging_score({"exact_match": 0.1}) == 0.1
+    assert judging_score({}) is None
+
+
+def test_sites_judge_each_round_and_the_best_is_kept(settings, tmp_path):
+    rounds = simulate(settings(num_rounds=4, validation_fraction=0.2, learning_rate=1e-2), View(1))
+    losses = [r["received_validation_loss"] for r in rounds[1:]] + [rounds[-1]["validation_loss"]]
+    best = min(range(4), key=losses.__getitem__) + 1
+    said = json.loads((tmp_path / "out" / "best" / "round.json").read_text())
+    assert said == {"round": best}
+    assert all(site["validation_tokens"] > 0 for r in rounds for site in r["sites"])
+    assert all(site["rows"] == 8 for r in rounds for site in r["sites"])  # of 10, 2 are kept back
+
+
+def test_a_run_that_gets_no_better_stops_and_keeps_its_best(settings, tmp_path):
+    """With learning rate 0 every round is as good as the first: two more, and it is over."""
+    flags = {"num_rounds": 9, "validation_fraction": 0.2, "early_stopping_patience": 2}
+    rounds = simulate(settings(**flags, learning_rate=0.0), View(1))
+    assert len(rounds) == 4  # rounds 1 to 3 are judged in rounds 2 to 4
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert "stopped_early" in [json.loads(line)["event"] for line in lines]
+    assert json.loads((tmp_path / "out" / "best" / "round.json").read_text()) == {"round": 1}
+
+
+def test_judging_changes_nothing_but_the_rows_trained_on(settings, tmp_path):
+    """The same rows, judged by test rows or not at all: the same adapter."""
+    import torch
+
+    from fedfora.models.saving import read_adapter
+
+    simulate(settings(output_dir=str(tmp_path / "plain")), View(1))
+    flags = {"test_file": "clinic:test", "max_eval_samples": 4, "max_new_tokens": 3}
+    simulate(settings(**flags, output_dir=str(tmp_path / "judged")), View(1))
+    one, other = read_adapter(tmp_path / "plain"), read_adapter(tmp_path / "judged")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (tmp_path / "judged" / "best").is_dir()
+    assert not (tmp_path / "plain" / "best").exists()
+    assert read_rounds(tmp_path / "plain")[0]["scores"] == {}

@@ -1,0 +1,141 @@
+"""Site-level privacy: what a site can move, what the noise is, and when the rounds end."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedfora.federated.coordinator.site_privacy import SitePrivacy, record_event, site_privacy_of
+from fedfora.federated.settings import from_run_config
+from fedfora.federated.simulation import read_rounds, simulate
+from fedfora.models.saving import read_adapter
+from fedfora.privacy.accounting import Ledger, Release, epsilon_of
+from fedfora.privacy.noise import SecretNoise
+from fedfora.privacy.settings import PrivacyArguments
+from fedfora.reporting.view import View
+
+INFINITE = float("inf")
+
+
+def adapters(seed, count, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"q.A": (2, 5), "q.D": (6, 2), "q.E": (2, 2)}
+    return [
+        {name: scale * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        for _ in range(count)
+    ]
+
+
+def released(privacy, current, updates):
+    """What the mechanism releases with the plain mean as its rule."""
+    clipped = [update for update, _ in privacy.clipped(current, [(u, 7.0) for u in updates])]
+    mean = {name: torch.stack([u[name] for u in clipped]).mean(0) for name in current}
+    return privacy.noisy(current, mean)
+
+
+def mechanism(noise_multiplier, clipping_norm, num_sites, **more):
+    return SitePrivacy(noise_multiplier, clipping_norm, num_sites, Ledger(1e-5), **more)
+
+
+def test_no_noise_and_no_clip_are_the_mean():
+    current, *updates = adapters(1, 5)
+    found = released(mechanism(0.0, INFINITE, 4), current, updates)
+    for name in current:
+        expected = torch.stack([update[name] for update in updates]).mean(0)
+        torch.testing.assert_close(found[name], expected)
+
+
+@given(st.integers(0, 500), st.integers(2, 6), st.floats(0.01, 100), st.floats(0.01, 10))
+def test_one_site_moves_the_adapter_by_its_share_of_the_clipping_norm(seed, n, scale, norm):
+    current, *updates = adapters(seed, n + 1, scale)
+    privacy = mechanism(0.0, norm, n)
+    whole, without = (released(privacy, current, u) for u in (updates, updates[:-1]))
+    moved = torch.cat([(whole[name] - without[name]).double().flatten() for name in whole]).norm()
+    assert float(moved) <= norm / n * (1 + 1e-3) + 1e-5 * scale
+
+
+def test_noise_is_that_of_the_sum_over_the_number_asked():
+    zeros = {"q.A": torch.zeros(200, 100)}
+    privacy = mechanism(3.0, 0.5, 4, noise=SecretNoise(bytes(32)))
+    found = released(privacy, zeros, [zeros, zeros])
+    assert float(found["q.A"].std()) == pytest.approx(3.0 * 0.5 / 4, rel=0.03)
+
+
+def test_the_budget_lasts_for_the_planned_rounds_and_no_more():
+    arguments = PrivacyArguments(privacy_unit="site", target_epsilon=4.0)
+    ledger = Ledger(arguments.target_delta, arguments.target_epsilon)
+    privacy = site_privacy_of(arguments, ledger, num_sites=8, num_rounds=5)
+    for number in range(5):
+        privacy.begin(number)
+        ledger.finish()
+    assert 3.9 < ledger.epsilon <= 4
+    with pytest.raises(ValueError, match="privacy budget does not allow"):
+        privacy.begin(5)
+    assert "8 sites" in privacy.event()["privacy_statement"]
+
+
+def test_a_round_that_was_broken_off_is_paid_for_once():
+    ledger = Ledger(1e-5, None)
+    privacy = SitePrivacy(5.0, 1.0, 3, ledger)
+    privacy.begin(1)
+    privacy.begin(1)
+    ledger.finish()
+    privacy.begin(2)
+    assert [release.count for release in ledger.releases] == [2]
+
+
+def test_the_coordinator_states_the_weakest_sites_guarantee():
+    arguments = PrivacyArguments(privacy_unit="record", noise_multiplier=1.0)
+    event = record_event(arguments, [100, 400], rows_per_step=10, total_steps=20)
+    assert event["epsilon"] == epsilon_of([Release(0.1, 1.0, 20)], 1e-5)
+    assert f"({event['epsilon']:.2f}, 1e-05)" in event["privacy_statement"]
+    untold = record_event(arguments, [0, 0], rows_per_step=10, total_steps=20)
+    assert untold["epsilon"] is None
+    assert "only the sites know" in untold["privacy_statement"]
+
+
+def settings_of(tiny_dir, out, **flags):
+    return from_run_config(
+        {
+            "model_name_or_path": tiny_dir,
+            "quantization": "none",
+            "train_file": "clinic",
+            "output_dir": str(out),
+            "lora_rank": 2,
+            "num_clients": 3,
+            "num_rounds": 2,
+            "local_steps": 1,
+            **flags,
+        }
+    )
+
+
+def test_a_federation_with_site_privacy_says_what_it_spent(tiny_dir, tmp_path):
+    private = {"privacy_unit": "site", "target_epsilon": 5.0}
+    simulate(settings_of(tiny_dir, tmp_path, **private), View(1))
+    rounds = read_rounds(tmp_path)
+    assert 0 < rounds[0]["epsilon"] < rounds[1]["epsilon"] <= 5
+    spent = json.loads((tmp_path / "privacy" / "sites.json").read_text())
+    assert spent["releases"][0]["count"] == 2
+    assert rounds[1]["privacy_statement"] in (tmp_path / "README.md").read_text()
+    assert all(bool(value.isfinite().all()) for value in read_adapter(tmp_path).values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"aggregation": "refactor"}, "no mean of clipped changes"),
+        ({"secure_aggregation": True}, "--weighting tokens tells"),
+        (
+            {"secure_aggregation": True, "weighting": "equal", "max_update_norm": 1.0},
+            "--clipping_norm that shortens",
+        ),
+        ({"validation_fraction": 0.1}, "a loss without noise"),
+        ({"robust": "median"}, "only the mean"),
+    ],
+)
+def test_what_would_break_the_bound_is_refused(tiny_dir, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        settings_of(tiny_dir, tmp_path, privacy_unit="site", noise_multiplier=1.0, **flags)
