@@ -27,7 +27,9 @@ def test_training_and_its_report_need_no_flower(tmp_path):
 
 
 def test_a_federation_without_flower_names_the_extra(tmp_path):
-    done = without_flower("simulate --num_clients 2", tmp_path)
+    done = without_flower(
+        "simulate --model_name_or_path clinic-base --train_file clinic --num_clients 2", tmp_path
+    )
     assert done.returncode == 2
     remedy = 'flwr is not installed: pip install "fedfora[federated]"'
     assert done.stderr.strip() == f"fedfora simulate: error: {remedy}"

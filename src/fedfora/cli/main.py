@@ -27,9 +27,6 @@ COMMANDS = {
     "info": "versions and hardware",
 }
 
-# Take seconds to load before they can say anything of the run.
-LOADS_MODELS = {"demo", "train", "simulate", "predict", "chat", "export", "audit", "fate"}
-
 # Packages that only some commands need, and the extra that brings them.
 EXTRAS = {"flwr": "federated", "flwr_datasets": "federated", "cryptography": "privacy"}
 
@@ -46,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"fedfora: error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         return 2
-    _say_that_it_starts(command, rest)
     try:
         import_module(f"fedfora.cli.{command}").run(rest)
     except ModuleNotFoundError as error:
@@ -65,13 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nfedfora {command}: {' '.join(words)}", file=sys.stderr)
         return 130
     return 0
-
-
-def _say_that_it_starts(command: str, words: Sequence[str]) -> None:
-    """Fill the seconds in which PyTorch and its libraries load, for who looks at a terminal."""
-    asks = {"-h", "--help"} & set(words)
-    if command in LOADS_MODELS and not asks and sys.stderr.isatty():
-        print(f"fedfora {command}: loading PyTorch and its libraries ...", file=sys.stderr)
 
 
 def _command_first(words: list[str]) -> list[str]:

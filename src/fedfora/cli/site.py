@@ -5,7 +5,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import say
 from fedfora.config import ConfigParser, flag
+from fedfora.deployment.kit import read_site_kit
 
 
 @dataclass
@@ -22,9 +25,7 @@ def run(argv: Sequence[str]) -> None:
     """
     parser = ConfigParser([SiteArguments], prog="fedfora site", description=__doc__)
     (arguments,) = parser.parse(argv)
-    from fedfora.cli.saying import say
-    from fedfora.deployment.kit import read_site_kit
-
+    quiet()
     kit = read_site_kit(arguments.kit)
     say(f"site {kit.name} of {kit.federation}, for {kit.host}:{kit.port}; logs: {kit.state}/logs")
     words = [sys.executable, "-m", "fedfora.cli.site_daemon", str(kit.directory)]

@@ -1,5 +1,6 @@
 """What the user says about a round: who may be missing, what is refused, what is kept."""
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,3 +71,13 @@ class RoundArguments:
             raise ValueError(
                 f"--min_median_cosine must be in [-1, 1), got {self.min_median_cosine}"
             )
+
+
+def check_ray() -> None:
+    """Raise if ray is not installed.
+
+    Raises:
+        ValueError: With the command that installs it.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError('--engine ray needs: pip install "fedfora[simulation]"')

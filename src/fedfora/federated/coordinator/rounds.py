@@ -52,6 +52,7 @@ from fedfora.federated.secure_aggregation.server import WrongShares
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.wire.transport import from_record, to_record, unpack
 from fedfora.models.saving import config_at_rank, save_adapter
+from fedfora.reporting.current_round import no_round
 from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord
 from fedfora.training.privacy_plan import open_ledger
@@ -186,6 +187,7 @@ class _Rounds:
             except (OSError, SafetensorError) as error:
                 raise self._cannot_write(progress.round_number, error) from error
         self._save_adapter(progress.adapter, self.record.directory)
+        no_round(self.record.directory)
         finish_run(self.record)
 
     def _play_or_lose(self, before: Progress) -> Progress:
