@@ -41,7 +41,7 @@ PROCESSES = {  # name to a part of its command line
     "client process, of one message": "flower_processes clientapp",
     "SuperLink": "flower-superlink",
     "ServerApp": "flwr-serverapp",
-    "fedfora site": "fedfora.cli.site_daemon",
+    "fedfora site": "-m fedfora site",
     "fedfora coordinator": "-m fedfora coordinator",
 }
 
@@ -62,6 +62,7 @@ def plan(place: Path, num_rounds: int, rank: int) -> Path:
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 1,
             "quantization": "none",
+            "warmup_ratio": 0.0,  # a step of rate 0 changes nothing: equal updates are sent once
         },
         "sites": dict.fromkeys(SITES, own),
     }

@@ -10,9 +10,13 @@ import pytest
 from fedfora.deployment.spare_imports import absent
 
 MODELS = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "trl")
-FLOWER = ("flwr", "grpc", "cryptography")
+FLOWER = ("flwr", "grpc")
 SPARE = ("datasets", "pandas", "pyarrow", "scipy", "sklearn", "trl")
-DAEMON = "import fedfora.cli.site_daemon"
+DAEMON = """
+import fedfora.cli.site, fedfora.deployment.site
+from fedfora.deployment.kit import read_site_kit
+read_site_kit(KIT)
+"""
 SUPERNODE = (
     "import fedfora.deployment.flower_processes, fedfora.deployment.client_app\n"
     "import flwr.supernode.cli.flower_supernode, flwr.supernode.runtime.run_clientapp"
@@ -27,9 +31,10 @@ assert "fedfora.deployment.trainer" in __import__("sys").modules
 """
 
 
-def loaded(program):
+def loaded(program, kit):
     """Names of all modules that a program loads."""
-    code = f"{program}\nimport sys, json; print(json.dumps([m for m in sys.modules]))"
+    told = "import sys, json; print(json.dumps(list(sys.modules)))"
+    code = f"KIT = {str(kit)!r}\n{program}\n{told}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -37,14 +42,15 @@ def loaded(program):
 @pytest.mark.parametrize(
     ("program", "forbidden", "most"),
     [
-        (DAEMON, (*MODELS, *FLOWER, "numpy"), 350),
+        (DAEMON, (*MODELS, *FLOWER), 550),
         (SUPERNODE, MODELS, 2000),
         (TRAINER, SPARE, 4500),
     ],
     ids=["daemon", "SuperNode", "trainer"],
 )
-def test_a_process_loads_no_library_that_it_can_do_without(program, forbidden, most):
-    modules = loaded(program)
+def test_a_process_loads_no_library_that_it_can_do_without(provisioned, program, forbidden, most):
+    kit = provisioned().place / "sites" / "cardiology"
+    modules = loaded(program, kit)
     assert not [name for name in forbidden if name in modules]
     assert len(modules) <= most
 

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from fedfora.deployment.document import Document
-from fedfora.deployment.entries import (
+from fedfora.deployment.settings import check_federation_flags, check_site_flags
+from fedfora.deployment.sites_file import (
     check_name,
     read_address,
     read_fingerprint,
@@ -233,12 +234,8 @@ def write_description(kit: SiteKit | CoordinatorKit) -> None:
     write_file(kit.directory / DESCRIPTION, text.encode(), PUBLIC)
 
 
-def read_kit(directory: str | Path, *, flags: bool = True) -> SiteKit | CoordinatorKit:
+def read_kit(directory: str | Path) -> SiteKit | CoordinatorKit:
     """Read a kit, and check that its files are there.
-
-    Args:
-        directory: Of the kit.
-        flags: Whether to check a site's flags, too; that loads the libraries that they are for.
 
     Raises:
         ValueError: If a file is missing, or kit.yaml is wrong; with file, line and key.
@@ -250,24 +247,20 @@ def read_kit(directory: str | Path, *, flags: bool = True) -> SiteKit | Coordina
     role = document.text(("role",))
     if role not in (SITE, COORDINATOR):
         raise document.error(("role",), f"expected {SITE} or {COORDINATOR}, got {role!r}")
-    kit = _site(document, place, flags) if role == SITE else _coordinator(document, place)
+    kit = _site(document, place) if role == SITE else _coordinator(document, place)
     for path in kit.files:
         if not path.is_file():
             raise ValueError(f"--kit {directory}: {path.relative_to(place)} is missing")
     return kit
 
 
-def read_site_kit(directory: str | Path, *, flags: bool = True) -> SiteKit:
+def read_site_kit(directory: str | Path) -> SiteKit:
     """Read the kit of a site.
-
-    Args:
-        directory: Of the kit.
-        flags: Whether to check its flags, too; see `read_kit`.
 
     Raises:
         ValueError: If it is wrong, or the coordinator's.
     """
-    kit = read_kit(directory, flags=flags)
+    kit = read_kit(directory)
     if not isinstance(kit, SiteKit):
         raise ValueError(f"--kit {directory} is the coordinator's; a site's is needed")
     return kit
@@ -300,7 +293,7 @@ def write_file(path: Path, content: bytes, mode: int) -> None:
     beside.replace(path)
 
 
-def _site(document: Document, place: Path, flags: bool) -> SiteKit:
+def _site(document: Document, place: Path) -> SiteKit:
     needed = ("role", "federation", "name", "index", "coordinator")
     document.check_keys(
         (), needed=needed, allowed=("base_fingerprint", "settings", "planned", "made_with")
@@ -313,22 +306,14 @@ def _site(document: Document, place: Path, flags: bool) -> SiteKit:
         index=document.integer(("index",), 0, MAX_SITES),
         host=host,
         port=port,
-        settings=_site_flags(document) if flags else document.mapping(("settings",), empty=True),
+        settings=check_site_flags(document, ("settings",), None),
         planned=document.mapping(("planned",), empty=True),
         base_fingerprint=read_fingerprint(document),
         made_with=document.mapping(("made_with",), empty=True),
     )
 
 
-def _site_flags(document: Document) -> dict[str, Any]:
-    from fedfora.deployment.settings import check_site_flags
-
-    return check_site_flags(document, ("settings",), None)
-
-
 def _coordinator(document: Document, place: Path) -> CoordinatorKit:
-    from fedfora.deployment.settings import check_federation_flags
-
     optional = ("quorum", "base_fingerprint", "settings", "revoked", "made_with")
     needed = ("role", "federation", "coordinator", "sites")
     document.check_keys((), needed=needed, allowed=optional)
