@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 SHIM = "flwr-clientapp"
+TRAINER = "trainer-directory"  # in the node's configuration: where the trainer's socket lies
 
 
 def environment(home: Path) -> dict[str, str]:
