@@ -1,7 +1,7 @@
 """How long a command takes to say its first line, to refuse a mistake, and to explain itself.
 
     python benchmarks/startup.py
-    python benchmarks/startup.py --before ../older/src
+    python benchmarks/startup.py --runs 1 --before ../older/src
 
 Wall time, and processor time of the command's own process, which others at work on the machine
 hardly change. Standard output is a pipe. With --before the same is measured, in turns, for another
@@ -21,7 +21,6 @@ import yaml
 
 from record import write
 
-RUNS = 3
 OUT = "--overwrite_output_dir --output_dir {d}/out "
 TRAIN = f"train --model_name_or_path clinic-base {OUT}"
 SIMULATE = f"simulate --model_name_or_path clinic-base --num_clients 2 {OUT}"
@@ -59,14 +58,16 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", help="source tree to compare with")
-    before = parser.parse_args().before
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    before, runs = arguments.before, arguments.runs
     trees = {"now": None} if before is None else {"before": before, "now": None}
-    figures: dict[str, object] = {"runs": RUNS, "bare_python": bare_python()}
+    figures: dict[str, object] = {"runs": runs, "bare_python": bare_python(runs)}
     with tempfile.TemporaryDirectory() as directory:
         prepare(Path(directory))
         for case, words in CASES.items():
             measured: dict[str, list[tuple[float, float]]] = {tree: [] for tree in trees}
-            for _ in range(RUNS):
+            for _ in range(runs):
                 for tree, source in trees.items():
                     measured[tree].append(first_words(words.format(d=directory).split(), source))
             figures[case] = {
@@ -120,10 +121,10 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * TICKS_S
 
 
-def bare_python() -> dict[str, float]:
+def bare_python(runs: int) -> dict[str, float]:
     """Return what an empty Python takes, for comparison."""
     times = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         started = time.perf_counter()
         subprocess.run([sys.executable, "-c", ""], check=True)
         times.append(time.perf_counter() - started)

@@ -131,6 +131,17 @@ def test_mistakes_are_named(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_no_time_is_left_where_nothing_has_been_done(monkeypatch):
+    monkeypatch.setattr("fedfora.reporting.view.PLAIN_INTERVAL_S", -1.0)
+    out = StringIO()
+    with View(10, Console(file=out, width=100)) as view:
+        view.advance(0, "starting")
+        view.advance(1, "step 1/10", loss=1.5)
+    first, second = out.getvalue().splitlines()
+    assert first == "starting"
+    assert second == "step 1/10  loss 1.500  0:00 left"
+
+
 def test_a_view_on_a_terminal_draws_the_board_and_elsewhere_prints_lines():
     def frames(*, terminal):
         out = StringIO()

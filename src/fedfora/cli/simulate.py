@@ -36,10 +36,10 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _plan(settings: FederationSettings, names: list[str]) -> str:
-    """Return in a line who is going to train what."""
+    """Return in two lines who is going to train, and what."""
     more = " ..." if len(names) > 8 else ""
     model, federation = settings.model, settings.federation
     return (
-        f"{len(names)} sites: {', '.join(names[:8])}{more}; {federation.num_rounds} rounds of "
+        f"{len(names)} sites: {', '.join(names[:8])}{more}\n{federation.num_rounds} rounds of "
         f"{settings.aggregation.aggregation} for {model.model_name_or_path} ({model.quantization})"
     )
