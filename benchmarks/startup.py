@@ -63,7 +63,7 @@ def main() -> None:
     before, runs = arguments.before, arguments.runs
     trees = {"now": None} if before is None else {"before": before, "now": None}
     figures: dict[str, object] = {"runs": runs, "bare_python": bare_python(runs)}
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         prepare(Path(directory))
         for case, words in CASES.items():
             measured: dict[str, list[tuple[float, float]]] = {tree: [] for tree in trees}
@@ -112,7 +112,11 @@ def first_words(words: list[str], source: str | None) -> tuple[float, float]:
         return processor_seconds(process.pid), time.perf_counter() - started
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        try:
+            process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()  # what it has started ends with it
+            process.communicate()
 
 
 def processor_seconds(pid: int) -> float:

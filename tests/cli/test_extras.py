@@ -35,6 +35,18 @@ def test_a_federation_without_flower_names_the_extra(tmp_path):
     assert done.stderr.strip() == f"fedfora simulate: error: {remedy}"
 
 
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [("simulate", "federated"), ("site", "federated"), ("keys --signing_key k", "privacy")],
+)
+def test_who_lacks_cryptography_is_told_the_extra_that_brings_all_the_rest(words, extra, tmp_path):
+    code = f"import sys; sys.modules['cryptography'] = None; {WITHOUT_FLOWER}"
+    command = [sys.executable, "-c", code, *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert f'pip install "fedfora[{extra}]"' in done.stderr
+
+
 def test_another_missing_module_is_no_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     monkeypatch.delitem(sys.modules, "fedfora.config", raising=False)

@@ -30,6 +30,9 @@ COMMANDS = {
 # Packages that only some commands need, and the extra that brings them.
 EXTRAS = {"flwr": "federated", "flwr_datasets": "federated", "cryptography": "privacy"}
 
+# Whose extra brings all that they need, whichever package was missed first.
+FEDERATIONS = {"demo", "simulate", "provision", "site", "coordinator", "rehearse"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 2 after a user's mistake."""
@@ -49,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:
             raise
-        remedy = f'pip install "fedfora[{EXTRAS[package]}]"'
+        extra = "federated" if command in FEDERATIONS else EXTRAS[package]
+        remedy = f'pip install "fedfora[{extra}]"'
         print(f"fedfora {command}: error: {package} is not installed: {remedy}", file=sys.stderr)
         return 2
     except ValueError as error:
