@@ -35,7 +35,7 @@ from record import write
 RANK = 268  # 4.8 million numbers, 19 MB, on the bundled model
 SITES = ("cardiology", "dermatology")
 PROCESSES = {  # name to a part of its command line
-    "trainer": "fedfora.deployment.trainer",
+    "trainer": "fedfora.deployment.trainer_process",
     "SuperNode": "flower_processes supernode",
     "SuperExec": "flower-superexec",
     "client process, of one message": "flower_processes clientapp",
@@ -62,6 +62,7 @@ def plan(place: Path, num_rounds: int, rank: int) -> Path:
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 1,
             "quantization": "none",
+            "warmup_ratio": 0.0,  # a step of rate 0 changes nothing: equal updates are sent once
         },
         "sites": dict.fromkeys(SITES, own),
     }

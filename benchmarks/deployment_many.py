@@ -12,6 +12,7 @@ import json
 import signal
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -25,8 +26,10 @@ from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.provision import Provisioned, provision
 from fedfora.deployment.rehearse import processes
 from fedfora.deployment.sites_file import read_sites_file
-from fedfora.models.loading import model_path
+from fedfora.models.place import model_path
 from record import write
+
+LOOK_S = 5.0  # between two looks at the memory
 
 
 def tiny_base(directory: Path) -> str:
@@ -75,9 +78,32 @@ def plan(place: Path, options: argparse.Namespace) -> Path:
     return path
 
 
-def run(done: Provisioned, timeout: float) -> tuple[int | None, list[str]]:
+@dataclass
+class Peak:
+    """Largest memory of all processes at one time, in MiB; shared pages are counted once."""
+
+    mib: float = 0.0
+    processes: int = 0
+
+    def look(self, place: Path) -> None:
+        """Look at the processes that were started from a place."""
+        sizes = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                started_from = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
+                if str(place).encode() in started_from:
+                    rollup = (path / "smaps_rollup").read_text()
+                    sizes.append(int(rollup.split("Pss:")[1].split()[0]) / 1024)
+            except (OSError, IndexError):
+                continue  # it has just ended
+        if sum(sizes) > self.mib:
+            self.mib, self.processes = sum(sizes), len(sizes)
+
+
+def run(done: Provisioned, timeout: float, peak: Peak) -> tuple[int | None, list[str]]:
     """Run the federation, kill a site in each round; return its exit status and the killed."""
     killed: list[str] = []
+    looked = 0.0
     with processes(done, lambda text: None) as supervisor:
         coordinator, *sites = supervisor.children
         give_up = time.monotonic() + timeout
@@ -89,6 +115,9 @@ def run(done: Provisioned, timeout: float) -> tuple[int | None, list[str]]:
             for site in sites:
                 if not site.is_alive:
                     site.start()
+            if time.monotonic() - looked > LOOK_S:
+                peak.look(done.place)
+                looked = time.monotonic()
             time.sleep(0.5)
         assert coordinator.process is not None
         return coordinator.process.poll(), killed
@@ -117,7 +146,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fedfora-many-") as name:
         done = provision(read_sites_file(plan(Path(name), options)), Path(name) / "kits")
-        status, killed = run(done, options.timeout)
+        peak = Peak()
+        status, killed = run(done, options.timeout, peak)
         rounds = rounds_of(done)
         marks = [event["seconds"] for event in rounds]
         seconds = [after - before for before, after in pairwise(marks)]
@@ -130,6 +160,8 @@ def main() -> None:
             "sites_in_each_round": [len(event["sites"]) for event in rounds],
             "seconds_per_round": median(seconds) if seconds else None,
             "round_deadline_s": options.deadline,
+            "peak_memory_mib": round(peak.mib),
+            "processes_then": peak.processes,
         }
     write("deployment_many", figures)
 

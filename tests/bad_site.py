@@ -7,6 +7,7 @@ All else is what `fedfora site` runs.
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+SILENCE_S = 10.0  # so that no test waits a minute for a trainer that hangs
 PATIENT = "Jane Roe, born 1961"
 _first = []
 
@@ -41,7 +43,8 @@ def weight(content):
 
 
 def big(content):
-    content["arrays"] = ArrayRecord({"float32": Array(np.zeros(150_000_000, np.float32))})
+    numbers = np.random.default_rng(0).random(150_000_000, np.float32)  # Flower packs equal ones
+    content["arrays"] = ArrayRecord({"float32": Array(numbers)})
 
 
 def exception(content):
@@ -57,13 +60,17 @@ def silence(content):
     time.sleep(10_000)
 
 
+def stop(content):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def die(content):
     os._exit(1)
 
 
 FAULTS = {
     name: globals()[name]
-    for name in ("nan", "shape", "weight", "big", "exception", "replay", "silence", "die")
+    for name in ("nan", "shape", "weight", "big", "exception", "replay", "silence", "stop", "die")
 }
 
 
@@ -93,13 +100,16 @@ def site(kit, faults):
     from fedfora.cli.saying import say
     from fedfora.deployment import site
     from fedfora.deployment.kit import read_site_kit
+    from fedfora.deployment.pulse import PULSE, PulseWatch
 
     honest_children = site.children
 
     def children(read):
         trainer, *others = honest_children(read)
         words = [sys.executable, __file__, "trainer", kit, faults]
-        return [replace(trainer, command=lambda: words), *others]
+        watch = PulseWatch(read.state / PULSE, silence_s=SILENCE_S)
+        own = {"after_start": watch.begin, "trouble": watch.trouble}
+        return [replace(trainer, command=lambda: words, **own), *others]
 
     site.children = children
     site.run_site(read_site_kit(kit), say)
@@ -107,11 +117,11 @@ def site(kit, faults):
 
 def trainer(kit, faults):
     """Run the trainer."""
-    from fedfora.deployment import trainer
+    from fedfora.deployment import trainer, trainer_process
 
     make = trainer.make_client_app
     trainer.make_client_app = lambda: bad(make(), json.loads(faults))
-    trainer.main(kit)
+    trainer_process.main(kit)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 Shape suffixes: O x S and S x I are a product's factors, R is the rank asked for.
 """
 
-import torch
-from torch import Tensor
+from fedfora._torch import Tensor, torch
 
 FRESH_ROW_NORM = 3**-0.5  # expected norm of a row of a fresh A (kaiming uniform, a = sqrt(5))
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import yaml
-from transformers.hf_argparser import HfArgumentParser
 
+from fedfora._hf_parser import HfArgumentParser
 from fedfora._option_help import OptionHelp
 
 Scalar = str | int | float | bool

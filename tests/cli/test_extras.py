@@ -27,10 +27,24 @@ def test_training_and_its_report_need_no_flower(tmp_path):
 
 
 def test_a_federation_without_flower_names_the_extra(tmp_path):
-    done = without_flower("simulate --num_clients 2", tmp_path)
+    done = without_flower(
+        "simulate --model_name_or_path clinic-base --train_file clinic --num_clients 2", tmp_path
+    )
     assert done.returncode == 2
     remedy = 'flwr is not installed: pip install "fedfora[federated]"'
     assert done.stderr.strip() == f"fedfora simulate: error: {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [("simulate", "federated"), ("site", "federated"), ("keys --signing_key k", "privacy")],
+)
+def test_who_lacks_cryptography_is_told_the_extra_that_brings_all_the_rest(words, extra, tmp_path):
+    code = f"import sys; sys.modules['cryptography'] = None; {WITHOUT_FLOWER}"
+    command = [sys.executable, "-c", code, *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert f'pip install "fedfora[{extra}]"' in done.stderr
 
 
 def test_another_missing_module_is_no_extra(monkeypatch):

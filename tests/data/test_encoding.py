@@ -13,7 +13,7 @@ from fedfora.data.encoding import (
 )
 from fedfora.data.loading import Example
 from fedfora.data.settings import DataArguments
-from fedfora.models.loading import model_path
+from fedfora.models.place import model_path
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"

@@ -1,7 +1,7 @@
 """Kits: what is written is read; keys stay; who is revoked is nowhere; nothing is half done."""
 
 import stat
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,11 @@ from fedfora.deployment.kit import (
     write_description,
     write_file,
 )
+from fedfora.deployment.settings import PROTECTION
 from fedfora.federated.common_settings import at_site
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.site.identity import open_identity, read_site_keys
+from fedfora.privacy.settings import PrivacyArguments
 
 THIRD = {"cardiology": {}, "dermatology": {}, "surgery": {"device": "cpu"}}
 
@@ -56,6 +58,12 @@ def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
     parts = {"secagg_threshold": 0.66, "target_delta": 1e-5, "clipping_norm": 1.0}  # defaults
     assert kit.settings == {**promised, **parts, "train_file": "/data/notes.json"}
     assert kit.planned == {"aggregation": "fedavg-factors", "num_rounds": 3}
+
+
+def test_every_flag_of_privacy_is_a_promise():
+    """But where the site's own ledger lies, which is nobody else's business."""
+    flags = {field.name for field in fields(PrivacyArguments)}
+    assert flags - {"privacy_dir"} <= PROTECTION
 
 
 def test_a_coordinator_cannot_take_back_what_was_promised(provisioned):

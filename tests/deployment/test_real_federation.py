@@ -95,16 +95,23 @@ def assert_said_only_at(real, site, text):
 
 
 @pytest.mark.deploy
-def test_a_site_that_never_answers_costs_a_round_its_deadline_and_no_more(federation):
-    real = federation(2, num_rounds=2, round_deadline=40.0)
+@pytest.mark.parametrize("fault", ["silence", "stop"])
+def test_a_site_that_never_answers_costs_a_round_its_deadline_and_is_soon_back(federation, fault):
+    """Its training sleeps, or all of its trainer is stopped; the site's daemon starts another."""
+    real = federation(2, num_rounds=6, round_deadline=20.0)
     good, silent = real.names
     real.coordinate()
     real.join(good)
-    real.join_badly(silent, round_1="silence")
-    assert real.wait() == 0, real.logs()
-    assert set(real.reasons(silent)) == {1, 2}
+    real.join_badly(silent, round_2=fault)
+    assert real.wait(400) == 0, real.logs()
     rounds = real.events("round")
-    assert rounds[1]["seconds"] - rounds[0]["seconds"] < 40 + 30
+    assert len(rounds) == 6
+    assert 2 in real.reasons(silent)
+    assert rounds[1]["seconds"] - rounds[0]["seconds"] < 20 + 30
+    assert [site["site"] for site in rounds[-1]["sites"]] == real.names
+    said = (real.place / "logs" / f"{silent}.log").read_text()
+    assert said.count("trainer hangs: no sign of life") == 1, said
+    assert "train, for 20 s at most" in said
     assert_finite(real.run_directory)
 
 
@@ -156,7 +163,7 @@ def test_a_site_that_is_killed_comes_back_and_the_round_goes_on_without_it(feder
 
 @pytest.mark.deploy
 def test_a_reply_of_600_megabytes_is_refused_and_the_run_goes_on(federation):
-    """All zeros: trainer, client and ServerApp hold all of it, but equal pieces are sent once."""
+    """Random bytes: of equal pieces Flower sends one."""
     real = federation(2, num_rounds=3, round_deadline=90.0)
     good, rogue = real.names
     real.coordinate()

@@ -16,7 +16,7 @@ from fedfora.cli.main import main
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation import journal as journal_module
-from fedfora.models.loading import model_path
+from fedfora.models.place import model_path
 
 FILES = {
     *("config.yaml", "environment.json", "metrics.jsonl", "card.json", "report.html"),

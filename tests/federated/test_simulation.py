@@ -10,8 +10,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from fedfora.federated import workplace
-from fedfora.federated.simulation import read_rounds, simulate
-from fedfora.federated.workplace import open_site, open_workplace, site_names
+from fedfora.federated.sharing import site_names
+from fedfora.federated.simulation import SimulationView, read_rounds, simulate
+from fedfora.federated.workplace import open_site, open_workplace
+from fedfora.reporting.current_round import read_round
 from fedfora.reporting.view import View
 
 
@@ -101,6 +103,20 @@ def test_the_round_goes_on_without_a_site_that_fails(settings, monkeypatch):
     assert rounds[0]["rejected"] == [
         {"site": "neurology", "reason": "error 2: RuntimeError: disk full"}
     ]
+
+
+def test_while_a_round_is_on_its_sites_can_be_seen_from_outside(settings, tmp_path, monkeypatch):
+    seen = []
+
+    def look(view, contribution):
+        seen.append(read_round(tmp_path / "out"))
+
+    monkeypatch.setattr(SimulationView, "contributed", look)
+    simulate(settings(num_rounds=2, clients_per_round=2), View(1))
+    assert [current.number for current in seen] == [1, 1, 2, 2]
+    assert [len(current.sent) for current in seen] == [1, 2, 1, 2]
+    assert sorted(seen[1].sent) == sorted(seen[1].drawn)
+    assert read_round(tmp_path / "out") is None
 
 
 def test_a_round_without_any_reply_stops_the_run_with_a_reason(settings, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 
 import pytest
 from scipy.optimize import brentq
@@ -33,6 +34,24 @@ def test_whole_batches_have_the_gaussian_mechanisms_epsilon(sigma, count):
     """`count` releases at sigma are one at sigma / sqrt(count)."""
     found = epsilon_of([Release(1.0, sigma, count)], DELTA)
     assert found == pytest.approx(gaussian_epsilon(sigma / math.sqrt(count), DELTA), rel=2e-3)
+
+
+@dataclass(frozen=True)
+class OtherRelease(Release):
+    """Of another mechanism, whose parameters have the same numbers."""
+
+    mechanism: str = "other"
+
+
+def test_releases_of_two_mechanisms_are_never_counted_as_one():
+    ledger = Ledger(DELTA)
+    for release in (Release, OtherRelease, OtherRelease, Release):
+        ledger.spend(release(1.0, 2.0, 3))
+    assert ledger.releases == [
+        Release(1.0, 2.0, 3),
+        OtherRelease(1.0, 2.0, 6),
+        Release(1.0, 2.0, 3),
+    ]
 
 
 def test_sampled_batches_have_dp_accountings_epsilon():

@@ -49,6 +49,20 @@ def test_a_record_that_was_cut_is_read_anew(tmp_path):
     assert follower.new() == [{"event": "resumed"}]
 
 
+@given(st.integers(0, 6), st.integers(0, 6))
+def test_of_a_record_that_was_cut_and_goes_on_only_what_is_new_comes(tmp_path_factory, kept, more):
+    """However much is cut, and also where it has grown beyond its old length since."""
+    directory = tmp_path_factory.mktemp("cut")
+    path, follower = directory / "metrics.jsonl", Follower(directory)
+    before = [{"round": number} for number in range(6)]
+    after = [{"after": number} for number in range(more)]
+    path.write_text("".join(json.dumps(event) + "\n" for event in before))
+    assert follower.new() == before
+    path.write_text("".join(json.dumps(event) + "\n" for event in before[:kept] + after))
+    assert follower.new() == after
+    assert follower.new() == []
+
+
 def test_the_board_says_sites_losses_bytes_error_and_epsilon():
     board = Board()
     board.draw(["north", "south", "west"])
@@ -115,6 +129,17 @@ def test_once_shows_where_a_run_stands(write_run, capsys):
 def test_mistakes_are_named(words, message, capsys):
     assert main(["watch", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_no_time_is_left_where_nothing_has_been_done(monkeypatch):
+    monkeypatch.setattr("fedfora.reporting.view.PLAIN_INTERVAL_S", -1.0)
+    out = StringIO()
+    with View(10, Console(file=out, width=100)) as view:
+        view.advance(0, "starting")
+        view.advance(1, "step 1/10", loss=1.5)
+    first, second = out.getvalue().splitlines()
+    assert first == "starting"
+    assert second == "step 1/10  loss 1.500  0:00 left"
 
 
 def test_a_view_on_a_terminal_draws_the_board_and_elsewhere_prints_lines():

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import loading
 from fedfora.config import ConfigParser
 
 
@@ -14,6 +15,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser([AuditArguments], prog="fedfora audit", description=__doc__)
     (arguments,) = parser.parse(argv)
     quiet()
+    loading("audit")
     found = audit(arguments)
     print("\n".join([*_membership(found), *_canaries(found), *_inversion(found)]))
 

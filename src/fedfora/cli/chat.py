@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import loading
 from fedfora.config import ConfigParser, flag
 from fedfora.models.settings import ModelArguments
 
@@ -34,6 +35,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser([ChatArguments, ModelArguments], prog="fedfora chat", description=__doc__)
     chat, model = parser.parse(argv)
     quiet()
+    loading("chat")
     from fedfora.data.encoding import prompt_format
     from fedfora.data.settings import DataArguments
     from fedfora.evaluation.chat import Conversation

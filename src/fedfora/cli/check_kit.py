@@ -24,13 +24,17 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
     from fedfora.deployment.kit import read_coordinator_kit, read_site_kit
 
     if kind == "site":
+        kit = read_site_kit(arguments.kit)
+        print(f"site {kit.name} of {kit.federation}", flush=True)
         from fedfora.deployment.check_site import check_site
 
-        findings = check_site(read_site_kit(arguments.kit))
+        findings = check_site(kit)
     else:
+        coordinator = read_coordinator_kit(arguments.kit)
+        print(f"coordinator of {coordinator.federation}", flush=True)
         from fedfora.deployment.check_federation import check_federation
 
-        findings = check_federation(read_coordinator_kit(arguments.kit))
+        findings = check_federation(coordinator)
     seen = []
     for finding in findings:
         print(finding.line(), flush=True)

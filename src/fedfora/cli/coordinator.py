@@ -2,12 +2,21 @@
 
 `fedfora coordinator --kit DIR` keeps SuperLink and gate running; with the word `run` before the
 flags, it does so for as long as one run takes, and goes on with the run that was on.
+
+On a terminal, a board below the lines shows the run that is on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import stamped
 from fedfora.config import ConfigParser, flag
+from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
+from fedfora.deployment.run_state import RUNS
+from fedfora.deployment.supervisor import stoppable
+from fedfora.reporting.runs_board import RunsBoard
 
 
 @dataclass
@@ -31,12 +40,13 @@ def run(argv: Sequence[str]) -> None:
         return
     parser = ConfigParser([CoordinatorArguments], prog="fedfora coordinator", description=__doc__)
     (arguments,) = parser.parse(argv)
-    from fedfora.cli.saying import say
-    from fedfora.deployment.coordinator import run_coordinator
-    from fedfora.deployment.kit import read_coordinator_kit
+    quiet()
+    kit = read_coordinator_kit(arguments.kit)
+    with _told(kit) as say:
+        from fedfora.deployment.coordinator import run_coordinator
 
-    run_coordinator(read_coordinator_kit(arguments.kit), say)
-    say("stopped")
+        run_coordinator(kit, say)
+        say("stopped")
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -44,14 +54,23 @@ def _run(argv: Sequence[str]) -> None:
         [CoordinatorArguments, RunChoice], prog="fedfora coordinator run", description=__doc__
     )
     arguments, choice = parser.parse(argv)
-    from fedfora.cli.saying import say
-    from fedfora.deployment.kit import read_coordinator_kit
-    from fedfora.deployment.run import run_to_the_end
-    from fedfora.deployment.supervisor import stoppable
-
+    quiet()
     kit = read_coordinator_kit(arguments.kit)
     with stoppable():
-        directory = run_to_the_end(kit, say, new=choice.new)
+        with _told(kit) as say:
+            from fedfora.deployment.run import run_to_the_end
+
+            directory = run_to_the_end(kit, say, new=choice.new)
         print(f"adapter, metrics, report.html: {directory}")
-        return
-    say("stopped; the same command goes on")
+
+
+@contextmanager
+def _told(kit: CoordinatorKit) -> Iterator[Callable[[str], None]]:
+    """Return how to say a line, above the board of the run that is on; say the first one."""
+    with RunsBoard(kit.state / RUNS) as board:
+
+        def say(text: str) -> None:
+            board.line(stamped(text))
+
+        say(f"coordinator of {kit.federation}, at {kit.host}:{kit.port}; logs: {kit.state}/logs")
+        yield say

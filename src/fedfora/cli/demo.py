@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import about_to
 from fedfora.config import ConfigParser, flag
 
 if TYPE_CHECKING:
@@ -49,11 +50,8 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser([DemoArguments], prog="fedfora demo", description=__doc__)
     (arguments,) = parser.parse(argv)
     quiet()
-    from fedfora.federated.comparison import compare, work_of_comparison
+    from fedfora.federated.planning import check_simulation
     from fedfora.federated.settings import from_run_config
-    from fedfora.federated.simulation import check_simulation
-    from fedfora.reporting.record import write_text
-    from fedfora.reporting.view import View
 
     settings = from_run_config(
         SETTINGS
@@ -64,10 +62,12 @@ def run(argv: Sequence[str]) -> None:
         }
     )
     names = check_simulation(settings)
+    about_to(f"Four clinics: {', '.join(names)}. Their notes stay where they are; adapters travel")
+    from fedfora.federated.comparison import compare, work_of_comparison
+    from fedfora.reporting.record import write_text
+    from fedfora.reporting.view import View
+
     with View(work_of_comparison(settings)) as view:
-        view.line(
-            f"Four clinics: {', '.join(names)}. Their notes stay where they are; adapters travel."
-        )
         comparison = compare(settings, view)
     summary = summarize(comparison)
     write_text(Path(arguments.output_dir) / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -7,6 +7,7 @@ fedfora export --model_dir out/adapter --format merged --output_dir out/merged
 from collections.abc import Sequence
 
 from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import loading
 from fedfora.config import ConfigParser
 from fedfora.export.settings import SECTIONS, ExportSettings
 
@@ -16,6 +17,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS.values(), prog="fedfora export", description=__doc__)
     settings = ExportSettings(*parser.parse(argv))
     quiet()
+    loading("export")
     from fedfora.export.run import export
 
     for line in export(settings):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import loading
 from fedfora.config import ConfigParser
 from fedfora.integrations.fate.settings import SECTIONS, FateSettings
 
@@ -12,6 +13,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS.values(), prog="fedfora fate", description=__doc__)
     settings = FateSettings(*parser.parse(argv))
     quiet()
+    loading("fate")
     from fedfora.integrations.fate.party import check_party, run_party
     from fedfora.reporting.view import View
 

@@ -27,11 +27,11 @@ COMMANDS = {
     "info": "versions and hardware",
 }
 
-# Take seconds to load before they can say anything of the run.
-LOADS_MODELS = {"demo", "train", "simulate", "predict", "chat", "export", "audit", "fate"}
-
 # Packages that only some commands need, and the extra that brings them.
 EXTRAS = {"flwr": "federated", "flwr_datasets": "federated", "cryptography": "privacy"}
+
+# Whose extra brings all that they need, whichever package was missed first.
+FEDERATIONS = {"demo", "simulate", "provision", "site", "coordinator", "rehearse"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"fedfora: error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         return 2
-    _say_that_it_starts(command, rest)
     try:
         import_module(f"fedfora.cli.{command}").run(rest)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:
             raise
-        remedy = f'pip install "fedfora[{EXTRAS[package]}]"'
+        extra = "federated" if command in FEDERATIONS else EXTRAS[package]
+        remedy = f'pip install "fedfora[{extra}]"'
         print(f"fedfora {command}: error: {package} is not installed: {remedy}", file=sys.stderr)
         return 2
     except ValueError as error:
@@ -65,13 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nfedfora {command}: {' '.join(words)}", file=sys.stderr)
         return 130
     return 0
-
-
-def _say_that_it_starts(command: str, words: Sequence[str]) -> None:
-    """Fill the seconds in which PyTorch and its libraries load, for who looks at a terminal."""
-    asks = {"-h", "--help"} & set(words)
-    if command in LOADS_MODELS and not asks and sys.stderr.isatty():
-        print(f"fedfora {command}: loading PyTorch and its libraries ...", file=sys.stderr)
 
 
 def _command_first(words: list[str]) -> list[str]:

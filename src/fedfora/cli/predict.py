@@ -9,6 +9,7 @@ answers without an adapter.
 from collections.abc import Sequence
 
 from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import loading
 from fedfora.config import ConfigParser
 from fedfora.evaluation.settings import SECTIONS, PredictSettings
 
@@ -18,6 +19,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS.values(), prog="fedfora predict", description=__doc__)
     settings = PredictSettings(parser.given(argv), *parser.parse(argv))
     quiet()
+    loading("predict")
     from fedfora.evaluation.predict import predict
     from fedfora.reporting.table import score_lines
     from fedfora.reporting.view import View

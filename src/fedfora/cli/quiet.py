@@ -3,6 +3,9 @@
 import logging
 import os
 import warnings
+from typing import Any
+
+from wrapt import register_post_import_hook
 
 
 class Once(logging.Filter):
@@ -21,7 +24,10 @@ class Once(logging.Filter):
 
 
 def quiet() -> None:
-    """Show warnings of fedfora and errors of everybody else; no bars but our own."""
+    """Show warnings of fedfora and errors of everybody else; no bars but our own.
+
+    Loads none of those libraries: they are quiet as soon as somebody does.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     handler = logging.StreamHandler()
@@ -33,7 +39,9 @@ def quiet() -> None:
     for name in ("flwr", "bitsandbytes", "bitsandbytes.backends.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    import transformers
+    register_post_import_hook(_quiet_transformers, "transformers")
 
+
+def _quiet_transformers(transformers: Any) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import say
 from fedfora.config import ConfigParser, flag
+from fedfora.deployment.sites_file import read_sites_file
+from fedfora.deployment.supervisor import stoppable
 
 
 @dataclass
@@ -38,14 +42,13 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser([RehearsalArguments], prog="fedfora rehearse SITES.yaml")
     parser.description = __doc__
     (arguments,) = parser.parse(words)
-    from fedfora.cli.saying import say
-    from fedfora.deployment.rehearse import rehearse
-    from fedfora.deployment.sites_file import read_sites_file
-    from fedfora.deployment.supervisor import stoppable
-
     if arguments.sites_file is None:
         raise ValueError("which federation? fedfora rehearse SITES.yaml")
+    quiet()
     plan = read_sites_file(arguments.sites_file)
+    say(f"rehearsal of {plan.federation} with {len(plan.sites)} sites, all on this machine")
+    from fedfora.deployment.rehearse import rehearse
+
     kept = arguments.keep is not None
     place = Path(arguments.keep or tempfile.mkdtemp(prefix="fedfora-rehearsal-"))
     result = None

@@ -9,9 +9,11 @@ It leaves an adapter as `fedfora train` does. --resume DIRECTORY goes on with a 
 from collections.abc import Sequence
 
 from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import about_to
 from fedfora.config import ConfigParser
+from fedfora.federated.planning import check_simulation, work_of
 from fedfora.federated.resumption import resolve
-from fedfora.federated.settings import SECTIONS
+from fedfora.federated.settings import SECTIONS, FederationSettings
 
 
 def run(argv: Sequence[str]) -> None:
@@ -19,17 +21,25 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS.values(), prog="fedfora simulate", description=__doc__)
     settings = resolve(argv, parser)
     quiet()
+    about_to(_plan(settings, check_simulation(settings)))
     from fedfora.federated.coordinator.outcome import outcome_lines, resume_hint
-    from fedfora.federated.simulation import check_simulation, simulate, work_of
+    from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View
 
-    names = check_simulation(settings)
     try:
         with View(work_of(settings)) as view:
-            more = " ..." if len(names) > 8 else ""
-            view.line(f"{len(names)} sites: {', '.join(names[:8])}{more}")
             simulate(settings, view)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(resume_hint(settings.run.output_dir)) from stop
     for line in outcome_lines(settings.run.output_dir):
         print(line)
+
+
+def _plan(settings: FederationSettings, names: list[str]) -> str:
+    """Return in two lines who is going to train, and what."""
+    more = " ..." if len(names) > 8 else ""
+    model, federation = settings.model, settings.federation
+    return (
+        f"{len(names)} sites: {', '.join(names[:8])}{more}\n{federation.num_rounds} rounds of "
+        f"{settings.aggregation.aggregation} for {model.model_name_or_path} ({model.quantization})"
+    )

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import say
 from fedfora.config import ConfigParser, flag
+from fedfora.deployment.kit import read_site_kit
 
 
 @dataclass
@@ -17,11 +20,10 @@ def run(argv: Sequence[str]) -> None:
     """Run the site's processes until told to stop."""
     parser = ConfigParser([SiteArguments], prog="fedfora site", description=__doc__)
     (arguments,) = parser.parse(argv)
-    from fedfora.cli.saying import say
-    from fedfora.deployment.kit import read_site_kit
-    from fedfora.deployment.site import run_site
-
+    quiet()
     kit = read_site_kit(arguments.kit)
     say(f"site {kit.name} of {kit.federation}, for {kit.host}:{kit.port}; logs: {kit.state}/logs")
+    from fedfora.deployment.site import run_site
+
     run_site(kit, say)
     say("stopped")

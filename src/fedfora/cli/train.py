@@ -10,7 +10,9 @@ import os
 from collections.abc import Sequence
 
 from fedfora.cli.quiet import quiet
+from fedfora.cli.saying import about_to
 from fedfora.config import ConfigParser
+from fedfora.training.ahead import Rows, look_ahead
 from fedfora.training.settings import SECTIONS, TrainSettings
 
 
@@ -19,15 +21,28 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS.values(), prog="fedfora train", description=__doc__)
     settings = TrainSettings(*parser.parse(argv))
     quiet()
+    rows = look_ahead(settings)
+    is_first = os.environ.get("RANK", "0") == "0"  # launchers start many processes; one talks
+    if is_first:
+        about_to(_plan(settings, rows))
     from fedfora.reporting.view import View, clock
     from fedfora.training.run import train
 
     with View(1) as view:
-        result = train(settings, view)
-    if os.environ.get("RANK", "0") != "0":
-        return  # launchers start many processes; the first one talks
+        result = train(settings, view, rows)
+    if not is_first:
+        return
     directory = settings.run.output_dir
     print(f"mean loss {result.loss:.3f}, {result.tokens:,} tokens in {clock(result.seconds)}")
     print(f"adapter: {directory}   report: {directory}/report.html")
     print(f"try it: fedfora chat --adapter {directory}")
     print(f"measure it: fedfora predict --model_dir {directory} --test_file TEST.json")
+
+
+def _plan(settings: TrainSettings, rows: Rows) -> str:
+    """Return in a line what is going to be trained, on what, and where it goes."""
+    data, model = settings.data, settings.model
+    return (
+        f"{len(rows.examples):,} rows of {data.train_file or data.dataset} for "
+        f"{model.model_name_or_path} ({model.quantization}), to {settings.run.output_dir}"
+    )

@@ -61,6 +61,7 @@ def _iid(num_rows: int, num_clients: int, seed: int) -> dict[str, list[int]]:
 def _dirichlet(
     examples: list[Example], column: str, alpha: float, num_clients: int, seed: int
 ) -> dict[str, list[int]]:
+    values = _values(examples, column)  # its mistakes show before seconds of imports
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner
 
@@ -71,7 +72,6 @@ def _dirichlet(
         min_partition_size=1,
         seed=seed,
     )
-    values = _values(examples, column)
     partitioner.dataset = Dataset.from_dict({column: values, "row": list(range(len(values)))})
     return {
         _name(i, num_clients): sorted(partitioner.load_partition(i)["row"])

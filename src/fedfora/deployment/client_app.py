@@ -16,9 +16,10 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedfora.deployment import codes, wire
+from fedfora.deployment.flower_processes import TRAINER
 
-TRAINER = "trainer-directory"  # in the node's configuration: where the trainer's socket lies
 SOCKET = "trainer.sock"
+ANSWER_S = "answer-s"  # in a message's head: for so many seconds somebody waits for the answer
 CONNECT_S = 60.0  # a trainer that is being restarted may take so long to listen again
 RETRY_S = 0.2
 RAISED = 2  # Flower's error code for an exception in a ClientApp
@@ -69,6 +70,7 @@ def forward(operation: str, message: Message, context: Context) -> Message:
             "operation": operation,
             "run": context.run_id,
             "settings": dict(context.run_config),
+            ANSWER_S: message.metadata.ttl,
         }
         head, content = ask(directory, head, message.content, answer_s=message.metadata.ttl)
         if codes.CODE not in head:

@@ -11,9 +11,13 @@ under its own name in a directory of the kit's state, first on the PATH.
 import os
 import socket
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 SHIM = "flwr-clientapp"
+KNOWN_TO_WORK = "1.41.0"  # of Flower: the tests on real processes ran with it
+TRAINER = "trainer-directory"  # in the node's configuration: where the trainer's socket lies
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -80,15 +84,22 @@ def clientapp() -> None:
 
     from fedfora.deployment.client_app import app
 
-    replaced = {
+    replacements = {
         "install_from_fab": lambda *args, **kwargs: None,
         "get_project_dir": lambda *args, **kwargs: Path.cwd(),
         "get_load_client_app_fn": lambda **kwargs: lambda *args: app,
     }
-    for name, replacement in replaced.items():
-        if not hasattr(run_clientapp, name):
-            raise RuntimeError(f"this version of Flower has no {name}; no code of a run is started")
+    if missing := [name for name in replacements if not hasattr(run_clientapp, name)]:
+        raise RuntimeError(
+            f"flwr {version('flwr')} has no {', '.join(missing)} in {run_clientapp.__name__}; "
+            f"no code of a run is started. Known to work: pip install flwr=={KNOWN_TO_WORK}"
+        )
+    for name, replacement in replacements.items():
         setattr(run_clientapp, name, replacement)
+    # Flower loads its SuperNode beside its client: half of the seconds that a message would wait.
+    beside = "flwr.supernode.cli.flower_supernode"
+    sys.modules[beside] = ModuleType(beside)
+    sys.modules[beside].flower_supernode = None  # type: ignore[attr-defined]
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 
     flwr_clientapp()

@@ -1,16 +1,25 @@
-"""A site's daemon: the resident trainer and Flower's SuperNode, supervised."""
+"""A site's daemon: the resident trainer and Flower's SuperNode, supervised.
+
+It runs for months beside them, so it loads neither Flower nor any library of models.
+"""
 
 import json
 import sys
 import time
 from collections.abc import Callable
 
-from fedfora.deployment.client_app import TRAINER
-from fedfora.deployment.flower_processes import environment, free_port, with_own_client
+from fedfora.deployment.flower_processes import (
+    TRAINER,
+    environment,
+    free_port,
+    with_own_client,
+)
 from fedfora.deployment.kit import SiteKit
+from fedfora.deployment.pulse import PULSE, PulseWatch
 from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
 
 CHECK_S = 0.5
+TRAINER_PROCESS = "fedfora.deployment.trainer_process"  # a module: named here, loaded only there
 
 
 def run_site(kit: SiteKit, say: Callable[[str], None]) -> None:
@@ -34,12 +43,15 @@ def _keep_running(supervisor: Supervisor) -> None:
 def children(kit: SiteKit) -> list[Child]:
     """Return the processes of a site."""
     logs = kit.state / "logs"
+    watch = PulseWatch(kit.state / PULSE)
     flower = with_own_client(environment(kit.state / "flower"), kit.state / "bin")
     return [
         Child(
             "trainer",
-            lambda: [sys.executable, "-m", "fedfora.deployment.trainer", str(kit.directory)],
+            lambda: [sys.executable, "-m", TRAINER_PROCESS, str(kit.directory)],
             logs / "trainer.log",
+            after_start=watch.begin,
+            trouble=watch.trouble,
         ),
         Child("SuperNode", lambda: supernode_command(kit), logs / "supernode.log", flower),
     ]

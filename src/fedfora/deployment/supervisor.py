@@ -1,4 +1,4 @@
-"""Keeps processes running: starts them, restarts what ends, says so, and leaves nothing behind.
+"""Keeps processes running: starts them, restarts what ends or hangs, leaves nothing behind.
 
 A process that ends is started again after a pause that doubles each time, and is short again once
 it has lasted. Each process leads a group of its own, which is stopped as a whole; should the
@@ -41,6 +41,7 @@ class Child:
         log: File that its output is added to.
         environment: Variables beside those of this process.
         after_start: Called after every start.
+        trouble: Returns, once, in what way it hangs; None while it does not. It is ended then.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Child:
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     after_start: Callable[[], None] = lambda: None
+    trouble: Callable[[], str | None] = lambda: None
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     pause_s: float = FIRST_PAUSE_S
@@ -108,10 +110,13 @@ class Supervisor:
             self.stop()
 
     def check(self) -> None:
-        """Start again what has ended, if its pause is over."""
+        """End what hangs, and start again what has ended, if its pause is over."""
         now = time.monotonic()
         for child in self.children:
             if child.is_alive:
+                if trouble := child.trouble():
+                    self.say(f"{child.name} hangs: {trouble}; it is ended")
+                    child.signal(signal.SIGKILL)
                 continue
             if child.process is not None:
                 self._note_end(child, now)

@@ -13,9 +13,9 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import socket
-import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,16 +26,17 @@ from flwr.app import Context, Message, RecordDict
 from fedfora.config import Scalar
 from fedfora.data.loading import DataError
 from fedfora.deployment import codes, wire
-from fedfora.deployment.client_app import SOCKET
+from fedfora.deployment.client_app import ANSWER_S, SOCKET
+from fedfora.deployment.pulse import PULSE, Pulse
 from fedfora.deployment.run_state import RUN_NAME
 from fedfora.deployment.supervisor import only_one
-from fedfora.federated.common_settings import as_scalar, at_site
+from fedfora.federated.common_settings import at_site
 from fedfora.federated.engines.embedded import introduce_this_process
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site.identity import SIGNING_KEY, SITE_KEYS
 from fedfora.federated.wire.exchange import FrozenFactorsMissingError
-from fedfora.federated.workplace import SITE_NAME, open_workplace
+from fedfora.federated.workplace import SITE_NAME, Workplace, open_workplace, site_of
 from fedfora.privacy.accounting import BudgetSpent
 from fedfora.reporting.memory import peak_memory_bytes
 from fedfora.reporting.record import write_text
@@ -83,10 +84,12 @@ class Trainer:
     keys: tuple[Path, Path] | None = None
     base_fingerprint: str | None = None
     answered: int = 0
+    pulse: Pulse = field(init=False)
     _contexts: dict[int, Context] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         introduce_this_process()
+        self.pulse = Pulse(self.state / PULSE)
         self._app = make_client_app()
 
     def answer(self, head: wire.Head, content: RecordDict) -> tuple[wire.Head, RecordDict]:
@@ -128,10 +131,11 @@ class Trainer:
     def _do(self, operation: str, head: wire.Head, content: RecordDict) -> RecordDict:
         run_config = self._settings(head["settings"], str(head["run"]))
         context = self._context(int(head["run"]), run_config)
-        self._open(run_config)
+        site_of(self._open(run_config), context.node_config)  # opened once, in what time it takes
         message = Message(content, dst_node_id=1, message_type=OPERATIONS[operation])
         message.metadata.__dict__["_message_id"] = "1"  # as Flower's own grids do
-        return self._app(message, context).content
+        with self.pulse.during(operation, float(head.get(ANSWER_S, math.inf))):
+            return self._app(message, context).content
 
     def _settings(self, received: dict[str, Scalar], run_id: str) -> dict[str, Scalar]:
         """Return the settings of a run here; where it keeps things is decided here alone."""
@@ -149,18 +153,20 @@ class Trainer:
             raise SettingsError(str(error)) from error
         return run_config
 
-    def _open(self, run_config: dict[str, Scalar]) -> None:
+    def _open(self, run_config: dict[str, Scalar]) -> Workplace:
         """Open the base; it stays open until a run has other settings."""
         try:
-            found = open_workplace(run_config).base_fingerprint
+            workplace = open_workplace(run_config)
         except (ValueError, OSError) as error:
             raise BaseError(str(error)) from error
+        found = workplace.base_fingerprint
         if self.base_fingerprint not in (None, found):
             raise BaseError(f"the base is {found}, the kit asks for {self.base_fingerprint}")
         text = json.dumps(run_config, indent=1)
         path = self.state / LAST_RUN
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
+        return workplace
 
     def _context(self, run_id: int, run_config: dict[str, Scalar]) -> Context:
         """Return Flower's context of a run; keys of secure aggregation live in it, and only here.
@@ -204,6 +210,7 @@ def serve(trainer: Trainer, *, max_bytes: int = wire.MAX_BYTES) -> None:
         ValueError: If another trainer works there.
     """
     with only_one(trainer.state, "trainer.lock"), _listening(trainer.state) as listener:
+        trainer.pulse.start()
         trainer.warm_up()
         logger.info("%s listens", trainer.name)
         while True:
@@ -240,19 +247,3 @@ def _listening(directory: Path) -> socket.socket:
         os.umask(before)
     listener.listen()
     return listener
-
-
-def main(directory: str) -> None:
-    """Serve the site whose kit lies in a directory."""
-    from fedfora.deployment.kit import read_site_kit
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    kit = read_site_kit(directory)
-    os.chdir(kit.directory)  # a relative path in kit.yaml is one from there
-    own = {name: as_scalar(value) for name, value in kit.settings.items()}
-    keys = (kit.signing_key, kit.site_keys)
-    serve(Trainer(kit.name, kit.index, own, kit.state, keys, kit.base_fingerprint))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

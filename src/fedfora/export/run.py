@@ -25,8 +25,8 @@ from fedfora.models.loading import (
     load_adapter,
     load_base,
     merge_adapter,
-    model_path,
 )
+from fedfora.models.place import model_path
 from fedfora.models.saving import read_prompt_format
 from fedfora.models.settings import ModelArguments
 from fedfora.reporting.record import write_text

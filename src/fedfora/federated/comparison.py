@@ -17,9 +17,11 @@ from fedfora.adapter.state import fold
 from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
 from fedfora.evaluation.evaluate import evaluate
+from fedfora.federated.planning import num_test_rows, work_of
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.simulation import num_test_rows, simulate, work_of
-from fedfora.federated.workplace import Workplace, open_site, open_workplace, site_names
+from fedfora.federated.sharing import site_names
+from fedfora.federated.simulation import simulate
+from fedfora.federated.workplace import Workplace, open_site, open_workplace
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.finish import write_results
 from fedfora.reporting.memory import peak_memory_bytes, reset_peak_memory

@@ -1,5 +1,6 @@
 """What the user says about a round: who may be missing, what is refused, what is kept."""
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +11,10 @@ from fedfora.config import flag
 class RoundArguments:
     """Engine, deadline, quorum, limits of what a site may send, validation, checkpoints."""
 
-    engine: Literal["embedded", "ray"] = flag(
-        "embedded", "embedded: one process, one base; ray: Flower's simulation, several processes"
+    engine: Literal["embedded", "ray", "deploy"] = flag(
+        "embedded",
+        "embedded: one process, one base; ray: Flower's simulation, several processes; deploy: "
+        "real sites, which other commands run",
     )
     round_deadline: float | None = flag(
         None, "seconds a site has for a round; who is later is left out of it"
@@ -48,6 +51,12 @@ class RoundArguments:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, naming the flag."""
+        if self.engine == "deploy":
+            raise ValueError(
+                "--engine deploy: real sites need kits. `fedfora provision sites.yaml` makes them; "
+                "then `fedfora site` at each site, and `fedfora coordinator run` (or `flwr run`). "
+                "`fedfora rehearse sites.yaml` does all of it on this machine"
+            )
         for name in ("min_clients", "early_stopping_patience", "save_total_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -70,3 +79,13 @@ class RoundArguments:
             raise ValueError(
                 f"--min_median_cosine must be in [-1, 1), got {self.min_median_cosine}"
             )
+
+
+def check_ray() -> None:
+    """Raise if ray is not installed.
+
+    Raises:
+        ValueError: With the command that installs it.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError('--engine ray needs: pip install "fedfora[simulation]"')

@@ -7,18 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfora.data.loading import load_examples
 from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.server_app import make_server_app
 from fedfora.federated.coordinator.strategy import Contribution
 from fedfora.federated.engines.by_name import ENGINES
-from fedfora.federated.engines.ray import check_ray
-from fedfora.federated.secure_aggregation.messages import MIN_SITES
+from fedfora.federated.planning import check_simulation
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site.client_app import make_client_app
-from fedfora.federated.workplace import open_workplace, site_names
+from fedfora.federated.workplace import open_workplace
 from fedfora.reporting.follow import Follower
-from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import EVALUATED_ROW, View
 from fedfora.training.trainer import StepReport
 
@@ -46,57 +43,6 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
         gc.freeze()  # what is loaded stays; looking through it again after every site is slow
     ENGINES[settings.rounds.engine](make_server_app(watcher), client_app, len(names), run_config)
     return read_rounds(settings.run.output_dir)
-
-
-def check_simulation(settings: FederationSettings) -> list[str]:
-    """Return the sites' names, once everything that needs no model has been checked."""
-    if settings.rounds.resume is None:
-        run = settings.run
-        check_output_dir(
-            run.output_dir,
-            overwrite=run.overwrite_output_dir,
-            to_resume=f"--resume {run.output_dir}",
-        )
-    if settings.rounds.engine == "ray":
-        check_ray()
-    names = site_names(settings)
-    _check_rounds(settings, len(names))
-    if settings.data.test_file is not None:
-        load_examples(settings.data.test_file, settings.data)
-    return names
-
-
-def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
-    """Raise where no round could have a quorum, or nothing says when to stop early."""
-    rounds = settings.rounds
-    drawn = settings.federation.clients_per_round or num_sites
-    if settings.secure.secure_aggregation and drawn < MIN_SITES:
-        raise ValueError(
-            f"--secure_aggregation: a round has only {drawn} sites, at least {MIN_SITES} are needed"
-        )
-    if rounds.min_clients > drawn:
-        raise ValueError(f"--min_clients {rounds.min_clients}: a round has only {drawn} sites")
-    judged = rounds.validation_fraction > 0 or settings.data.test_file is not None
-    if rounds.early_stopping_patience is not None and not judged:
-        raise ValueError("--early_stopping_patience needs --validation_fraction or --test_file")
-
-
-def work_of(settings: FederationSettings) -> float:
-    """Return the work of a simulation, in optimizer steps, for the view's total."""
-    federation = settings.federation
-    sites = federation.clients_per_round or len(site_names(settings))
-    rounds = federation.num_rounds
-    evaluations = -(-rounds // federation.eval_rounds)
-    rows = num_test_rows(settings)
-    return rounds * sites * federation.local_steps + evaluations * rows * EVALUATED_ROW
-
-
-def num_test_rows(settings: FederationSettings) -> int:
-    """Return how many rows an evaluation answers."""
-    if settings.data.test_file is None:
-        return 0
-    rows = load_examples(settings.data.test_file, settings.data)
-    return len(rows[: settings.evaluation.max_eval_samples])
 
 
 def read_rounds(output_dir: str | Path) -> list[dict[str, Any]]:

@@ -24,11 +24,11 @@ from fedfora.adapter.state import (
 from fedfora.config import Scalar
 from fedfora.data.canaries import planted
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
-from fedfora.data.loading import Example, load_chosen
-from fedfora.data.partition import partition
+from fedfora.data.loading import load_chosen
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.federated.sharing import SITES, share_out
 from fedfora.federated.wire.transport import Layout
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base
@@ -42,7 +42,6 @@ from fedfora.training.trainer import StepReport
 
 BELOW = "below"  # name of the adapter that works under the one that is trained
 SITE_NAME = "site-name"  # in the configuration of a real site's node
-SITES = "sites"  # directory of a run in which each site keeps what is its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,25 +218,6 @@ def site_rank(settings: FederationSettings, index: int) -> int:
     return ranks[index % len(ranks)] if ranks else settings.adapter.lora_rank
 
 
-def site_names(settings: FederationSettings) -> list[str]:
-    """Return the names of the sites that the partition makes.
-
-    Raises:
-        ValueError: If the rows cannot be read or shared out so, or more sites are to be drawn for a
-            round than there are.
-    """
-    _, parts = _partition(settings)
-    drawn = settings.federation.clients_per_round
-    if drawn is not None and drawn > len(parts):
-        raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
-    if settings.data.canaries and settings.data.canary_site >= len(parts):
-        raise ValueError(
-            f"--canary_site {settings.data.canary_site}: there are only {len(parts)} sites, "
-            "counted from 0"
-        )
-    return list(parts)
-
-
 def validate(workplace: Workplace, site: Site, adapter: State) -> tuple[float, int]:
     """Return an adapter's loss per answer token on a site's rows kept back, and their tokens."""
     if not site.validation:
@@ -320,18 +300,6 @@ def _workplace(items: tuple[tuple[str, Scalar], ...]) -> Workplace:
     )
 
 
-def _partition(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:
-    examples = load_chosen(settings.data.train_file, settings.data, flag="--train_file")
-    federation = settings.federation
-    parts = partition(
-        examples,
-        federation.partition,
-        num_clients=federation.num_clients,
-        seed=derive_seed(settings.train.seed, "partition"),
-    )
-    return examples, parts
-
-
 def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> set[int]:
     """Draw the rows of a site that it does not train on; at least one is left to train on."""
     share = settings.rounds.validation_fraction
@@ -358,6 +326,6 @@ def _own_rows(workplace: Workplace) -> Encoded:
 
 @lru_cache(maxsize=1)
 def _sites(workplace: Workplace) -> list[tuple[str, Encoded]]:
-    examples, parts = _partition(workplace.settings)
+    examples, parts = share_out(workplace.settings)
     encoded = encode_examples(examples, workplace.base.tokenizer, workplace.prompts)
     return [(name, [encoded[row] for row in rows]) for name, rows in parts.items()]

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 from dataclasses import dataclass, replace
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,15 +17,13 @@ from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import draw_inner_factors
-from fedfora.models.hub import local_path
+from fedfora.models.place import path_of
 from fedfora.models.saving import WEIGHTS
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.protection.provenance import verify_directory
 from fedfora.protection.sealing import is_sealed, load_tensors
 
 logger = logging.getLogger(__name__)
-
-BUNDLED = {"clinic-base": "clinic_base"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def load_base(settings: ModelArguments) -> Base:
     Raises:
         ValueError: If no model is named, or the directory holds none, or no tokenizer.
     """
-    path, name = _path_of(settings), str(settings.model_name_or_path)
+    path, name = path_of(settings), str(settings.model_name_or_path)
     tokenizer = _tokenizer_at(path, settings)
     sharded = is_deepspeed_zero3_enabled()
     if sharded and settings.quantization != "none":
@@ -77,7 +74,7 @@ def load_tokenizer(settings: ModelArguments) -> Any:
     Raises:
         ValueError: If no model is named, or it has no tokenizer.
     """
-    return _tokenizer_at(_path_of(settings), settings)
+    return _tokenizer_at(path_of(settings), settings)
 
 
 def _tokenizer_at(path: str, settings: ModelArguments) -> Any:
@@ -103,34 +100,11 @@ def context_length(settings: ModelArguments) -> int | None:
     Raises:
         ValueError: If the model has no configuration that transformers can read.
     """
-    text = _config_at(_path_of(settings), settings).get_text_config()
+    text = _config_at(path_of(settings), settings).get_text_config()
     for key in ("max_position_embeddings", "model_max_length", "n_positions", "seq_length"):
         if isinstance(length := getattr(text, key, None), int):
             return length
     return None
-
-
-def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = None) -> str:
-    """Return the directory of a bundled or a ModelScope model, or the name as it is.
-
-    Raises:
-        ValueError: If the name is a directory without a model, or ModelScope cannot provide it.
-    """
-    if name in BUNDLED:
-        with as_file(files("fedfora.models") / BUNDLED[name]) as path:
-            return str(path)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise ValueError(
-            f"--model_name_or_path {name}: "
-            + (
-                "that is an adapter, not a base model (an adapter: --model_dir)"
-                if (Path(name) / "adapter_config.json").is_file()
-                else "the directory holds no config.json"
-            )
-        )
-    if not Path(name).is_dir() and _looks_like_a_path(name):
-        raise ValueError(f"--model_name_or_path {name}: no model there: no such directory")
-    return local_path(name, hub, cache_dir)
 
 
 def add_adapter(
@@ -254,17 +228,6 @@ def _keep_training_kernels(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def _path_of(settings: ModelArguments) -> str:
-    if not settings.model_name_or_path:
-        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
-    return model_path(settings.model_name_or_path, hub=settings.hub, cache_dir=settings.cache_dir)
-
-
-def _looks_like_a_path(name: str) -> bool:
-    """Whether a name can be no id on a hub, which is `name` or `owner/name`."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def _config_at(path: str, settings: ModelArguments) -> Any:

@@ -9,7 +9,7 @@ Two data sets are neighbors if one has one record (or site) more than the other.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -138,13 +138,8 @@ class Ledger:
         """
         self.check(release)
         last = self.releases[-1] if self.releases else None
-        same = last is not None and (last.sampling_rate, last.noise_multiplier) == (
-            release.sampling_rate,
-            release.noise_multiplier,
-        )
-        if last is not None and same:
-            count = last.count + release.count
-            self.releases[-1] = Release(last.sampling_rate, last.noise_multiplier, count)
+        if last is not None and last == replace(release, count=last.count):
+            self.releases[-1] = replace(last, count=last.count + release.count)
         else:
             self.releases.append(release)
         self._write()
@@ -154,8 +149,8 @@ class Ledger:
         fits, too_many = 0, release.count
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
-            one = Release(release.sampling_rate, release.noise_multiplier, middle)
-            within = epsilon_of([*self.releases, one], self.delta) <= (self.target_epsilon or 0)
+            some = replace(release, count=middle)
+            within = epsilon_of([*self.releases, some], self.delta) <= (self.target_epsilon or 0)
             fits, too_many = (middle, too_many) if within else (fits, middle)
         return fits
 

@@ -10,9 +10,7 @@ Shape suffixes: B examples, `...` the shape of a parameter.
 import math
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
+from fedfora._torch import Tensor, torch
 from fedfora.privacy.noise import SecretNoise
 
 Tensors = dict[str, Tensor]

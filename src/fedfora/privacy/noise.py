@@ -11,10 +11,8 @@ Not covered: the lowest bits of a float betray a little about the value under th
 
 import secrets
 
-import torch
-from torch import Tensor
-
 from fedfora._extras import need
+from fedfora._torch import Tensor, torch
 
 KEY_BYTES, NONCE_BYTES = 32, 16
 
@@ -44,7 +42,7 @@ class SecretNoise:
         # The highest 53 bits; the half keeps 0 and 1 out, where the normal quantile is infinite.
         return (((bits >> 11) & (2**53 - 1)).double() + 0.5) * 2.0**-53
 
-    def normal(self, shape: torch.Size | tuple[int, ...], std: float) -> Tensor:
+    def normal(self, shape: tuple[int, ...], std: float) -> Tensor:
         """Return float32 numbers of a centered normal distribution, by its quantile function.
 
         Args:

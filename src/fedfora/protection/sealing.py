@@ -9,10 +9,8 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load, save
-from torch import Tensor
-
 from fedfora._extras import need
+from fedfora._torch import Tensor
 from fedfora.protection.keys import ENCRYPTION, ENCRYPTION_FILE, encryption_key
 
 SUFFIX = ".sealed"
@@ -56,6 +54,8 @@ def save_tensors(
         tensors: By name.
         metadata: The header's metadata.
     """
+    from safetensors.torch import save
+
     content = save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata)
     return write_bytes(path, content)
 
@@ -66,6 +66,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: If there is no file, or it is sealed and this machine's key does not open it.
     """
+    from safetensors.torch import load
+
     return dict(load(read_bytes(path)))
 
 

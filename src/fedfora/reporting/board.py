@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedfora.reporting.current_round import CurrentRound
 from fedfora.reporting.history import Event
 from fedfora.reporting.series import sites_of
 from fedfora.reporting.wording import data_size, label, number
@@ -48,6 +49,7 @@ class Board:
     numbers: dict[str, float] = field(default_factory=dict)
     sent_bytes: int = 0
     round_number: int = 0
+    drawn_round: int = 0
 
     def site(self, name: str) -> Site:
         """Return a site's entry, new if it is not known yet."""
@@ -60,6 +62,17 @@ class Board:
         for name in names:
             self.site(name).state = "waits"
 
+    def look_at(self, current: CurrentRound) -> None:
+        """Take in how far a round has come that has no line in the record yet."""
+        if current.number <= self.round_number:
+            return  # it is over
+        if current.number != self.drawn_round:
+            self.drawn_round = current.number
+            self.draw(current.drawn)
+        for name in current.sent:
+            if self.site(name).state == "waits":
+                self.site(name).state = "sent"
+
     def take(self, event: Event) -> None:
         """Take in a line of the record."""
         kind = event.get("event")
@@ -68,14 +81,17 @@ class Board:
             site.state = "absent" if kind == "absent" else "left out"
             site.note = str(event.get("reason", ""))
         elif kind in ("round", "step"):
+            again = event.get("round", self.round_number + 1) <= self.round_number
             self.round_number = event.get("round", self.round_number)
             self._take_numbers(event)
             for line in sites_of(event):
                 site = self.site(str(line["site"]))
                 site.state, site.note = "in", ""
                 site.loss = line.get("loss", site.loss)
-                site.sent_bytes += line.get("uplink_bytes", 0)
-                self.sent_bytes += line.get("uplink_bytes", 0)
+                # A round that was repeated after a stop is counted once, as the report does.
+                sent = 0 if again else line.get("uplink_bytes", 0)
+                site.sent_bytes += sent
+                self.sent_bytes += sent
 
     def said(self) -> list[str]:
         """Return the numbers in the order in which one asks for them."""
@@ -116,7 +132,8 @@ def render(board: Board) -> RenderableType:
             table.add_row(f"and {len(sites) - SITES_SHOWN} more", "", "", "", "")
         parts.append(table)
     if board.said():
-        parts.append(Text("   ".join(board.said()), style="cyan"))
+        said = "   ".join(board.said())
+        parts.append(Text(said, style="cyan", no_wrap=False, overflow="fold"))
     return Group(*parts)
 
 

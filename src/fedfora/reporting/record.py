@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from fedfora.reporting.current_round import no_round
+
 PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
 
 # What is written at the end; what an earlier run left would pass for this run's.
@@ -40,6 +42,7 @@ class RunRecord:
             self.directory.mkdir(parents=True, exist_ok=True)
             for name in ("config.yaml", *RESULTS):  # an earlier run ends here
                 (self.directory / name).unlink(missing_ok=True)
+            no_round(self.directory)
             (self.directory / "metrics.jsonl").write_text("")
         except OSError as error:
             raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error

@@ -81,14 +81,15 @@ class View:
         )
         if self._live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
             self._last_line = time.monotonic()
-            self.line(f"{what}  {numbers}  {clock(self._seconds_left())} left")
+            left = [f"{clock(self._seconds_left())} left"] if self.done else []
+            self.line("  ".join([what, *filter(None, [numbers]), *left]))
 
     def _render(self) -> RenderableType:
         return Group(render(self.board), self._bar)
 
     def _seconds_left(self) -> float:
         elapsed = time.monotonic() - self._started
-        return elapsed * max(0.0, self.total / max(self.done, 1e-9) - 1)
+        return elapsed * max(0.0, self.total / self.done - 1)
 
 
 def progress_bar() -> Progress:

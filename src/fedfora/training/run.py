@@ -11,7 +11,6 @@ from fedfora.adapter.state import State
 from fedfora.data.cache import encode_cached
 from fedfora.data.canaries import planted
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
-from fedfora.data.loading import load_chosen, load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, add_adapter, load_base
@@ -19,6 +18,7 @@ from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord, check_disk_space, check_output_dir
 from fedfora.reporting.view import View
+from fedfora.training.ahead import Rows, read_rows
 from fedfora.training.checkpoints import (
     checkpoint_to_resume,
     identity_of,
@@ -52,11 +52,16 @@ class Prepared:
     steps: int
 
 
-def train(settings: TrainSettings, view: View) -> LocalResult:
+def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> LocalResult:
     """Train an adapter and write the run directory.
 
     A training is what site 0 of a federation does in its first round, to the bit. Started by
     torchrun, accelerate or deepspeed, all processes share the rows, and the first one writes.
+
+    Args:
+        settings: What to train, on what.
+        view: Where to show it.
+        rows: The rows, where they have been read already.
 
     Raises:
         ValueError: If rows, model or settings do not work; the message names the flag.
@@ -65,7 +70,7 @@ def train(settings: TrainSettings, view: View) -> LocalResult:
     run, processes = settings.run, start_processes(settings)
     resume_from, goes_on_here = _place_of(settings)
     report_to = reports(settings.launch.report_to)
-    prepared = prepare(settings, processes)
+    prepared = prepare(settings, processes, rows or read_rows(settings))
     identity = identity_of(
         {name: asdict(getattr(settings, name)) for name in _IDENTIFYING},
         base_fingerprint=prepared.base_fingerprint,
@@ -128,15 +133,12 @@ def _place_of(settings: TrainSettings) -> tuple[Path | None, bool]:
     return resume_from, goes_on_here
 
 
-def prepare(settings: TrainSettings, processes: Processes) -> Prepared:
-    """Read the rows, load the base, put the adapter on it; check all of it."""
+def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepared:
+    """Load the base, put the adapter on it, encode the rows; check all of it."""
     data, seed = settings.data, settings.train.seed
     if data.canaries and data.canary_site:
         raise ValueError(f"--canary_site {data.canary_site}: train is site 0 and there is no other")
-    examples = load_chosen(data.train_file, data, flag="--train_file")
-    examples = [*examples, *planted(data, site=0, seed=seed)]
-    validation_file = settings.validation.validation_file
-    held_out = None if validation_file is None else load_examples(validation_file, data)
+    examples, held_out = [*rows.examples, *planted(data, site=0, seed=seed)], rows.held_out
     base = load_base(settings.model)
     check_device(settings.train, base.model.device.type)
     base_fingerprint = fingerprint(base)

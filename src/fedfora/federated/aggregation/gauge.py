@@ -8,11 +8,9 @@ Shape suffixes: I = inputs, O = outputs, R = rank.
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
 from fedfora._lowrank import FRESH_ROW_NORM, best_factors
 from fedfora._registry import Registry
+from fedfora._torch import Tensor, torch
 from fedfora.federated.aggregation.update import Update, layers_of, product
 
 Gauge = Callable[[Update, Update], Update]

@@ -8,9 +8,7 @@ Shape suffixes: K = sites, N = all numbers that travel.
 
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor
-
+from fedfora._torch import Tensor, torch
 from fedfora.federated.aggregation.rule import RULES, Combine, Rule, check_weight
 from fedfora.federated.aggregation.update import Update, Weighted
 

@@ -8,9 +8,8 @@ Squares are subtracted, so errors below about 1e-7 are rounding.
 
 from dataclasses import dataclass, field
 
-import torch
-
 from fedfora._lowrank import best_factors
+from fedfora._torch import torch
 from fedfora.federated.aggregation.products import ProductSum, squared_norm
 from fedfora.federated.aggregation.update import Product, Update, layers_of, product
 

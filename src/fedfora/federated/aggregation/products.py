@@ -9,10 +9,8 @@ N = all coefficients of an update.
 
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor
-
 from fedfora._lowrank import best_factors
+from fedfora._torch import Tensor, torch
 from fedfora.federated.aggregation.means import NOBODY
 from fedfora.federated.aggregation.rule import RULES, Combine, Rule, check_weight
 from fedfora.federated.aggregation.update import (

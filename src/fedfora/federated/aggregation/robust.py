@@ -10,10 +10,8 @@ Shape suffixes: K = sites, N = numbers of a change; f = sites that may be malici
 import logging
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
 from fedfora._registry import Registry
+from fedfora._torch import Tensor, torch
 from fedfora.federated.aggregation.rule import Combine
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 from fedfora._registry import Registry
+from fedfora._torch import Tensor
 from fedfora.federated.aggregation.update import Update, Weighted
 
 __all__ = ["RULES", "Aggregate", "Combine", "Rule", "Update", "Weighted", "check_weight"]

@@ -10,10 +10,8 @@ aggregate itself, to the bit. Moments are held in float64.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
 from fedfora._registry import Registry
+from fedfora._torch import Tensor, torch
 from fedfora.federated.aggregation.update import Update
 
 

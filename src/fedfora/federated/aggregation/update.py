@@ -6,8 +6,7 @@ K = I + E + C B where the inner factors are there; `fold` of `fedfora.adapter` t
 Shape suffixes: I = inputs, O = outputs, R = rank.
 """
 
-import torch
-from torch import Tensor
+from fedfora._torch import Tensor, torch
 
 Update = dict[str, Tensor]
 Weighted = tuple[Update, float]

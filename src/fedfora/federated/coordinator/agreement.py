@@ -1,7 +1,8 @@
 """Before the first round: who takes part, and does everybody mean the same model?"""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fedfora.federated.wire.taking_part import read_part
 from fedfora.federated.wire.transport import Layout
 
 SITE_TABLE = "sites.json"  # in the run directory: who has what
+SAME = ("base-fingerprint", "layout-digest")  # of a site's answer: must be everybody's
 OnAbsent = Callable[[str, str], None]
 
 
@@ -53,22 +55,24 @@ def agree(
     deadline_s: float | None = None,
     on_absent: OnAbsent = lambda site, reason: None,
     members: Membership | None = None,
+    base_fingerprint: str | None = None,
 ) -> Agreement:
     """Ask every site what it has, and one of them for the fresh adapter.
 
-    A site that does not answer, or cannot start, takes no part.
+    A site that does not answer, or cannot start, takes no part; nor does one that holds another
+    base, or means another adapter, than more than half of those that answer.
 
     Args:
         grid: The engine.
         deadline_s: Longest time to wait, in seconds; None waits for ever.
         on_absent: Called with a site that takes no part, and the reason.
         members: Who may take part; None for everybody.
+        base_fingerprint: Of the base that counts, where a run goes on; None leaves it to the sites.
 
     Raises:
-        ValueError: If no site can start, or two differ in base model or adapter.
+        ValueError: If no site can start, or no more than half of them agree on base and adapter.
     """
-    described: dict[int, ConfigRecord] = {}
-    form: RecordDict | None = None
+    answered: dict[int, RecordDict] = {}
     reasons: list[str] = []
 
     def absent(site: str, reason: str) -> None:
@@ -78,15 +82,13 @@ def agree(
     questions = _questions(sorted(grid.get_node_ids()), deadline_s)
     answers = _answers(grid, questions, deadline_s, absent, members or Membership())
     for node_id, content in answers:
-        described[node_id] = content["site"]
-        form = form or (content if "form" in content else None)
-    if not described:
+        answered[node_id] = content
+    if not answered:
         raise ValueError(f"no site could start: {'; '.join(dict.fromkeys(reasons)) or 'no sites'}")
-    for what in ("base-fingerprint", "layout-digest"):
-        if len({site[what] for site in described.values()}) > 1:
-            raise ValueError(f"the sites differ in their {what}: {_by_value(described, what)}")
-    if form is None:
-        form = _form(grid, next(iter(described)), deadline_s)
+    described = {node_id: content["site"] for node_id, content in answered.items()}
+    described = _of_one_mind(described, base_fingerprint, absent)
+    forms = [answered[node_id] for node_id in described if "form" in answered[node_id]]
+    form = forms[0] if forms else _form(grid, next(iter(described)), deadline_s)
     return Agreement(
         sites=[_info(node_id, site) for node_id, site in described.items()],
         base_fingerprint=str(next(iter(described.values()))["base-fingerprint"]),
@@ -95,6 +97,40 @@ def agree(
         adapter_config=json.loads(form["form"]["adapter-config"]),
         record=json.loads(form["form"]["record"]),
     )
+
+
+def _of_one_mind(
+    described: dict[int, ConfigRecord], base_fingerprint: str | None, on_absent: OnAbsent
+) -> dict[int, ConfigRecord]:
+    """Leave out the sites that hold another base, or mean another adapter, than most.
+
+    Where a run goes on, its base counts, whatever most sites hold by now.
+
+    Raises:
+        ValueError: If there is no such majority.
+    """
+    held = {node_id: tuple(str(site[what]) for what in SAME) for node_id, site in described.items()}
+    began = [each for each in held.values() if each[0] == base_fingerprint]
+    candidates = began or list(held.values())
+    ((most, count),) = Counter(candidates).most_common(1)
+    if 2 * count <= len(candidates):
+        what = next(name for i, name in enumerate(SAME) if len({e[i] for e in candidates}) > 1)
+        raise ValueError(
+            f"the sites differ in their {what}, and no more than half of them agree: "
+            f"{_by_value(described, what)}"
+        )
+    for site in described.values():
+        if reason := _difference(site, dict(zip(SAME, most, strict=True))):
+            on_absent(str(site["name"]), reason)
+    return {node_id: site for node_id, site in described.items() if held[node_id] == most}
+
+
+def _difference(site: ConfigRecord, expected: Mapping[str, str]) -> str | None:
+    """Return in what a site differs from what is expected of it; None where it does not."""
+    for what, value in expected.items():
+        if site[what] != value:
+            return f"its {what} is {site[what]}, not {value}"
+    return None
 
 
 def newcomers(
@@ -124,9 +160,7 @@ def newcomers(
     questions = [_question(node_id, deadline_s, adapter=False) for node_id in node_ids]
     for node_id, content in _answers(grid, questions, deadline_s, on_absent, members):
         site = content["site"]
-        differs = [what for what in expected if site[what] != expected[what]]
-        if differs:
-            reason = f"its {differs[0]} is {site[differs[0]]}, not {expected[differs[0]]}"
+        if reason := _difference(site, expected):
             on_absent(str(site["name"]), reason)
         else:
             joined.append(_info(node_id, site))
@@ -213,16 +247,21 @@ def _by_value(described: dict[int, ConfigRecord], what: str) -> str:
     return "; ".join(f"{value}: {', '.join(sites[:5])}" for value, sites in names.items())
 
 
+def base_of(directory: Path) -> str:
+    """Return the fingerprint of the base model that a run began on."""
+    environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+    return str(environment["base_fingerprint"])
+
+
 def check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -> None:
     """Raise unless base model and rows are those of the run that is gone on with.
 
     Raises:
         ValueError: Naming what changed.
     """
-    environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
-    if environment["base_fingerprint"] != agreement.base_fingerprint:
+    if (base := base_of(directory)) != agreement.base_fingerprint:
         raise ValueError(
-            f"--resume {directory}: the run began on base model {environment['base_fingerprint']}, "
+            f"--resume {directory}: the run began on base model {base}, "
             f"this is {agreement.base_fingerprint}"
         )
     table = json.loads((directory / SITE_TABLE).read_text(encoding="utf-8"))

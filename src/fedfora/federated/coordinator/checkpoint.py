@@ -24,11 +24,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
+from fedfora._torch import Tensor
 from fedfora.federated.aggregation import Update
 from fedfora.federated.coordinator.selection import Selection
-from fedfora.federated.workplace import SITES
+from fedfora.federated.sharing import SITES
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors
 

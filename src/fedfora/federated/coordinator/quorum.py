@@ -6,6 +6,7 @@ from typing import Any
 from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.strategy import Contribution, RoundWatcher
 from fedfora.federated.round_settings import RoundArguments
+from fedfora.reporting.current_round import begin_round, note_sent
 from fedfora.reporting.record import RunRecord
 
 SHOWN = 8
@@ -27,10 +28,12 @@ class Ledger(RoundWatcher):
         """Begin a round with these sites."""
         self.round_number, self.drawn = round_number, drawn
         self.used, self.refused = [], []
+        begin_round(self.record.directory, round_number, drawn)
 
     def contributed(self, contribution: Contribution) -> None:
         """Note an update that was taken in."""
         self.used.append(contribution)
+        note_sent(self.record.directory, contribution.site)
         self.view.contributed(contribution)
 
     def rejected(self, site: str, reason: str) -> None:

@@ -21,7 +21,13 @@ from fedfora.config import Scalar
 from fedfora.federated.aggregation import Update
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.coordinator.aggregator import Aggregator
-from fedfora.federated.coordinator.agreement import SITE_TABLE, Agreement, agree, check_same_world
+from fedfora.federated.coordinator.agreement import (
+    SITE_TABLE,
+    Agreement,
+    agree,
+    base_of,
+    check_same_world,
+)
 from fedfora.federated.coordinator.arrivals import Arrivals
 from fedfora.federated.coordinator.checkpoint import (
     Progress,
@@ -46,6 +52,7 @@ from fedfora.federated.secure_aggregation.server import WrongShares
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.wire.transport import from_record, to_record, unpack
 from fedfora.models.saving import config_at_rank, save_adapter
+from fedfora.reporting.current_round import no_round
 from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord
 from fedfora.training.privacy_plan import open_ledger
@@ -66,7 +73,7 @@ def run_rounds(
         members: Who may take part; None for everybody who is there at the beginning.
 
     Raises:
-        ValueError: If the sites hold different base models, a round has no quorum, or the run
+        ValueError: If most sites hold no common base model, a round has no quorum, or the run
             directory cannot be written; what is finished is kept, and can be gone on from.
     """
     settings = from_run_config(run_config)
@@ -86,7 +93,13 @@ def run_rounds(
 
     members = members or Membership()
     deadline_s = settings.rounds.start_deadline
-    agreement = agree(grid, deadline_s=deadline_s, on_absent=absent, members=members)
+    agreement = agree(
+        grid,
+        deadline_s=deadline_s,
+        on_absent=absent,
+        members=members,
+        base_fingerprint=base_of(directory) if progress else None,
+    )
     if progress is None:
         record.write_environment(
             seed=settings.train.seed, base_fingerprint=agreement.base_fingerprint
@@ -174,6 +187,7 @@ class _Rounds:
             except (OSError, SafetensorError) as error:
                 raise self._cannot_write(progress.round_number, error) from error
         self._save_adapter(progress.adapter, self.record.directory)
+        no_round(self.record.directory)
         finish_run(self.record)
 
     def _play_or_lose(self, before: Progress) -> Progress:

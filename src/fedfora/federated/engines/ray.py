@@ -8,7 +8,6 @@ the sites were asked, with waiting for a free process.
 Numbers depend on how many threads add them up, so every actor takes as many as this process has.
 """
 
-import importlib.util
 import logging
 import os
 import time
@@ -21,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedfora.config import Scalar
 from fedfora.federated.coordinator.receiving import POLL_INTERVAL_S
+from fedfora.federated.round_settings import check_ray
 
 START_S = 600.0  # longest wait for Flower to register all sites
 
@@ -52,16 +52,6 @@ def run_ray(
             "client_resources": {"num_cpus": threads, "num_gpus": _share_of_gpus(threads)},
         },
     )
-
-
-def check_ray() -> None:
-    """Raise if ray is not installed.
-
-    Raises:
-        ValueError: With the command that installs it.
-    """
-    if importlib.util.find_spec("ray") is None:
-        raise ValueError('--engine ray needs: pip install "fedfora[simulation]"')
 
 
 def _share_of_gpus(threads: int) -> float:

@@ -19,7 +19,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from safetensors.numpy import load, save
 
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.workplace import SITES
+from fedfora.federated.sharing import SITES
 from fedfora.protection.sealing import read_bytes, remove, write_bytes
 
 SEPARATOR = "//"  # between a record's name and an array's

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 from fedfora.data.encoding import encode_examples, prompt_format
 from fedfora.data.loading import load_chosen
 from fedfora.data.settings import DataArguments
-from fedfora.models.loading import model_path
+from fedfora.models.place import model_path
 
 
 class AnswerRows(Dataset):  # type: ignore[misc]  # FATE's interface

@@ -15,7 +15,8 @@ from fedfora.adapter import ForaConfig
 from fedfora.adapter.state import draw_inner_factors
 from fedfora.integrations.fate.round_sum import train_core_alone
 from fedfora.models.fingerprint import fingerprint
-from fedfora.models.loading import Base, load_base, model_path
+from fedfora.models.loading import Base, load_base
+from fedfora.models.place import model_path
 from fedfora.models.settings import ModelArguments
 
 peft.ForaConfig = ForaConfig

@@ -1,0 +1,96 @@
+"""Signs of life: the trainer gives one every other second, its daemon ends it where none comes.
+
+None is given once an operation has lasted longer than whoever asked waits for it. So a trainer that
+hangs, in an operation or altogether, costs its site a round or two, not all that are left. To open
+the base and the rows is no such operation: it takes the time it takes, and would take it again.
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PULSE = "trainer.pulse"  # in the kit's state; when it was touched last is the sign
+BEAT_S = 2.0
+SILENCE_S = 60.0  # a machine that is very busy may keep a thread waiting for long
+
+
+class Pulse:
+    """The trainer's side.
+
+    Args:
+        path: The file that is touched; what it holds says what is being done.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._until = math.inf
+
+    def start(self) -> None:
+        """Give signs, in a thread of their own, until this process ends."""
+        self._note("waiting")
+        threading.Thread(target=self._give_signs, name="pulse", daemon=True).start()
+
+    @contextmanager
+    def during(self, operation: str, limit_s: float) -> Iterator[None]:
+        """Give no more signs where the block runs longer than its limit.
+
+        Args:
+            operation: What the block does.
+            limit_s: In seconds.
+        """
+        self._note(f"{operation}, for {limit_s:g} s at most")
+        self._until = time.monotonic() + limit_s
+        try:
+            yield
+        finally:
+            self._until = math.inf
+            self._note("waiting")
+
+    def _give_signs(self) -> None:
+        while True:
+            if time.monotonic() < self._until:
+                with suppress(OSError):
+                    os.utime(self.path)
+            time.sleep(BEAT_S)
+
+    def _note(self, doing: str) -> None:
+        with suppress(OSError):  # a full disk must not stop a training
+            self.path.write_text(doing, encoding="utf-8")
+
+
+class PulseWatch:
+    """The daemon's side.
+
+    Args:
+        path: The file that is touched.
+        silence_s: A process that gives no sign for so long hangs. This process's own clock counts,
+            so a machine that slept does no harm.
+    """
+
+    def __init__(self, path: Path, silence_s: float = SILENCE_S) -> None:
+        self.path = path
+        self.silence_s = silence_s
+        self._last_sign = 0
+        self._seen_at = 0.0
+
+    def begin(self) -> None:
+        """Begin anew: a process has been started, and gives its first sign when it is ready."""
+        self.path.unlink(missing_ok=True)
+
+    def trouble(self) -> str | None:
+        """Return, once, in what way the process hangs; None while it gives signs."""
+        try:
+            sign, doing = self.path.stat().st_mtime_ns, self.path.read_text(encoding="utf-8")
+        except OSError:
+            return None
+        now = time.monotonic()
+        if sign != self._last_sign:
+            self._last_sign, self._seen_at = sign, now
+        if now - self._seen_at < self.silence_s:
+            return None
+        self.begin()
+        return f"no sign of life for {self.silence_s:g} s ({doing})"

@@ -1,0 +1,72 @@
+"""What the user named as a base model to where it is; nothing heavy is loaded to find out."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from fedfora.models.hub import local_path
+from fedfora.models.settings import ModelArguments
+
+BUNDLED = {"clinic-base": "clinic_base"}
+
+
+def named_model(settings: ModelArguments) -> str:
+    """Return what the user named, if it can be a model at all.
+
+    Raises:
+        ValueError: If nothing was named, or a directory without a model.
+    """
+    name = settings.model_name_or_path
+    if not name:
+        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
+    check_model_name(name)
+    return name
+
+
+def path_of(settings: ModelArguments) -> str:
+    """Return the directory of the model that the user named, or its id on Hugging Face.
+
+    Raises:
+        ValueError: If nothing was named, or there is no model.
+    """
+    name = named_model(settings)
+    return model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
+
+
+def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = None) -> str:
+    """Return the directory of a bundled or a ModelScope model, or the name as it is.
+
+    Raises:
+        ValueError: If the name is a directory without a model, or ModelScope cannot provide it.
+    """
+    if name in BUNDLED:
+        with as_file(files("fedfora.models") / BUNDLED[name]) as path:
+            return str(path)
+    check_model_name(name)
+    return local_path(name, hub, cache_dir)
+
+
+def check_model_name(name: str) -> None:
+    """Raise if a name can be no model: it is none that is bundled, no directory of one, no id.
+
+    Raises:
+        ValueError: Saying what is there instead.
+    """
+    if name in BUNDLED:
+        return
+    place = Path(name)
+    if place.is_dir() and not (place / "config.json").is_file():
+        raise ValueError(
+            f"--model_name_or_path {name}: "
+            + (
+                "that is an adapter, not a base model (an adapter: --model_dir)"
+                if (place / "adapter_config.json").is_file()
+                else "the directory holds no config.json"
+            )
+        )
+    if not place.is_dir() and _looks_like_a_path(name):
+        raise ValueError(f"--model_name_or_path {name}: no model there: no such directory")
+
+
+def _looks_like_a_path(name: str) -> bool:
+    """Whether a name can be no id on a hub, which is `name` or `owner/name`."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1

@@ -1,0 +1,53 @@
+"""What would keep a training from its work, as far as that can be known before anything is loaded.
+
+Rows, directories and names are looked at first: whoever made a mistake there learns of it at once.
+"""
+
+from dataclasses import dataclass
+
+from fedfora.data.loading import Example, load_chosen, load_examples
+from fedfora.models.place import named_model
+from fedfora.reporting.record import check_output_dir
+from fedfora.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a training, read.
+
+    Args:
+        examples: What is trained on.
+        held_out: What it is judged on; None where it is not.
+    """
+
+    examples: list[Example]
+    held_out: list[Example] | None
+
+
+def look_ahead(settings: TrainSettings) -> Rows:
+    """Return the rows, if they can be read and what else was named is there.
+
+    Raises:
+        ValueError: Naming the flag, or the file and the line.
+    """
+    if settings.checkpoint.resume_from_checkpoint is None:
+        check_output_dir(
+            settings.run.output_dir,
+            overwrite=settings.run.overwrite_output_dir,
+            to_resume="--resume_from_checkpoint last",
+        )
+    named_model(settings.model)
+    return read_rows(settings)
+
+
+def read_rows(settings: TrainSettings) -> Rows:
+    """Return the rows.
+
+    Raises:
+        ValueError: If no file was named, it cannot be read, or a row is broken.
+    """
+    data, validation_file = settings.data, settings.validation.validation_file
+    return Rows(
+        load_chosen(data.train_file, data, flag="--train_file"),
+        None if validation_file is None else load_examples(validation_file, data),
+    )

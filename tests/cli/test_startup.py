@@ -1,0 +1,97 @@
+"""What a command has loaded when it first speaks: nothing that takes seconds.
+
+Modules are counted, not seconds. One process tries all commands, the light ones: the first that
+loads a heavy package spoils those after it, so the earliest entry with one is to blame.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedfora.cli.main import main
+
+PROBE = Path(__file__).with_name("startup_probe.py")
+TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
+SIMULATE = "simulate --model_name_or_path clinic-base --output_dir {d}/out "
+
+MISTAKES = {
+    "train --nonsense": "unknown option --nonsense",
+    TRAIN + "--train_file {d}/no.json": "no such file",
+    TRAIN + "--train_file {d}/broken.json": "broken.json, line 2",
+    TRAIN + "--train_file {d}/no_answer.json": '"output" is missing',
+    TRAIN + "--train_file clinic --quantization nf5": "did you mean 'nf4'",
+    TRAIN + "--train_file clinic --validation_file {d}/no.json": "no such file",
+    "train --model_name_or_path {d}/no --train_file clinic --output_dir {d}/out": "no model there",
+    "train --model_name_or_path clinic-base --train_file clinic --output_dir {d}/no_answer.json": (
+        "is not a directory"
+    ),
+    SIMULATE + "--num_round 3": "did you mean --num_rounds",
+    SIMULATE + "--train_file clinic --aggregation fedavgg": "did you mean 'fedavg'",
+    SIMULATE + "--train_file {d}/broken.json --num_clients 1": "broken.json, line 2",
+    SIMULATE + "--train_file clinic --num_clients 5000": "there are only 2400 rows",
+    SIMULATE + "--train_file clinic --num_clients 2 --partition dirichlet:ward:1": "no column",
+    SIMULATE + "--train_file clinic --num_clients 2 --test_file {d}/no.json": "no such file",
+    SIMULATE + "--resume {d}/kits": "no run to go on with",
+    "simulate --train_file clinic --num_clients 2 --output_dir {d}/out": "_path is missing",
+    "demo --sed 3": "did you mean --seed",
+    "demo --output_dir {d}/broken.json": "is not a directory",
+    "coordinator --nonsense": "unknown option --nonsense",
+    "coordinator --kit {d}": "no kit there",
+    "coordinator run --kit {d}": "no kit there",
+    "site --kit {d}": "no kit there",
+    "rehearse {d}/no.yaml": "cannot be read",
+    "rehearse {d}/sites.yaml --rehearsal_rounds 0": "--rehearsal_rounds must be at least 1",
+    "check data {d}/no.json": "no such file",
+    "check data --trian_file x": "did you mean --train_file",
+    "check site --kit {d}": "no kit there",
+    "check federation --kit {d}": "no kit there",
+    "predict --nonsense": "unknown option --nonsense",
+    "export --nonsense": "unknown option --nonsense",
+}
+FIRST_LINES = {
+    TRAIN + "--train_file clinic": "2,400 rows of clinic for clinic-base (nf4)",
+    SIMULATE + "--train_file clinic --num_clients 2": "2 sites: ",
+    "demo --output_dir {d}/demo": "Four clinics: cardiology",
+    "coordinator --kit {d}/kits/coordinator": "coordinator of clinics, at 127.0.0.1:9092",
+    "coordinator run --kit {d}/kits/coordinator": "coordinator of clinics",
+    "site --kit {d}/kits/sites/north": "site north of clinics",
+    "rehearse {d}/sites.yaml": "rehearsal of clinics with 1 sites",
+    "check data {d}/no_answer.json": "no_answer.json: 1 rows",
+    "check site --kit {d}/kits/sites/north": "site north of clinics",
+    "check federation --kit {d}/kits/coordinator": "coordinator of clinics",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Rows with mistakes, and a federation's kits."""
+    place = tmp_path_factory.mktemp("startup")
+    (place / "broken.json").write_text('{"input": "x", "output": "y"}\n{"input": \n')
+    (place / "no_answer.json").write_text('{"instruction": "a", "input": "b"}\n')
+    plan = {
+        "federation": "clinics",
+        "coordinator": {"host": "127.0.0.1", "port": 9092},
+        "settings": {"model_name_or_path": "clinic-base"},
+        "sites": {"north": {"train_file": "clinic"}},
+    }
+    (place / "sites.yaml").write_text(yaml.safe_dump(plan))
+    assert main(["provision", str(place / "sites.yaml"), "--output_dir", str(place / "kits")]) == 0
+    return place
+
+
+@pytest.mark.parametrize("expected", [MISTAKES, FIRST_LINES], ids=["mistakes", "first lines"])
+def test_nothing_heavy_is_loaded_before_the_first_line(expected, place):
+    commands = [words.format(d=place).split() for words in expected]
+    done = subprocess.run(
+        [sys.executable, str(PROBE), json.dumps(commands)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for (words, message), (line, heavy) in zip(
+        expected.items(), json.loads(done.stdout), strict=True
+    ):
+        assert message in line, words
+        assert heavy == [], words
