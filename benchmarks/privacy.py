@@ -50,12 +50,12 @@ def main() -> None:
                 rows.append(one(arguments, mode, epsilon, seed))
                 print(json.dumps(rows[-1]), flush=True)
                 if arguments.write:
-                    write("privacy", found)
+                    write(arguments.results, found)
     if arguments.pairs:
         found["seconds_of_a_private_row_over_a_plain_one"] = cost_of_a_row(arguments)
         print(json.dumps(found["seconds_of_a_private_row_over_a_plain_one"]))
         if arguments.write:
-            write("privacy", found)
+            write(arguments.results, found)
 
 
 def parse() -> argparse.Namespace:
@@ -67,17 +67,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rows_per_step", type=int, default=240)
     parser.add_argument("--test_rows", type=int, default=60)
-    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--ranks", type=json.loads, default={"all": 8, "core": 8})
     parser.add_argument("--clipping_norm", type=float, default=1.0)
     parser.add_argument("--rates", type=json.loads, default={"all": 0.01, "core": 0.03})
     parser.add_argument("--pairs", type=int, default=3, help="of short trainings; 0 for none")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS}/privacy.json")
+    parser.add_argument("--results", default="privacy", help=f"name of the file in {RESULTS}")
+    parser.add_argument("--write", action="store_true", help="write that file")
     return parser.parse_args()
 
 
 def setting(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what all rows have in common."""
-    common = {name: value for name, value in vars(arguments).items() if name != "write"}
+    common = {
+        name: value for name, value in vars(arguments).items() if name not in ("write", "results")
+    }
     return {**common, "delta": 1e-5, "train_rows": 2400, "base": "clinic-base, float32"}
 
 
@@ -133,7 +136,7 @@ def start(arguments: argparse.Namespace, mode: str, seed: int) -> Any:
     base = load_base(ModelArguments(model_name_or_path="clinic-base", quantization="none"))
     torch.manual_seed(derive_seed(seed, "adapter"))
     core = {"trainable": "core", "init_weights": "svd"} if mode == "core" else {}
-    config = ForaConfig(task_type="CAUSAL_LM", r=arguments.rank, **core)
+    config = ForaConfig(task_type="CAUSAL_LM", r=arguments.ranks[mode], **core)
     prompts = prompt_format(DATA, base.tokenizer)
     encoded = encode_examples(load_examples("clinic", DATA), base.tokenizer, prompts)
     return base, get_peft_model(base.model, config), prompts, encoded
