@@ -140,6 +140,16 @@ for what, factor in (("x100", 100.0), ("flipped", -1.0)):
         )
         for how in ("none", "median", "trimmed-mean", "multi-krum", "krum", "norm-clipping")
     ]
+SUITES["directions"] = [
+    rule("fedavg", BY_SPECIALTY, "4 specialties", min_median_cosine=-1.0),
+    rule("fedavg", FIVE, "5 iid", min_median_cosine=-1.0),
+    Job(
+        "none, screened by direction, 1 of 5 flipped",
+        {"aggregation": "fedavg", "min_median_cosine": 0.0, **FIVE},
+        attack=-1.0,
+        attackers=1,
+    ),
+]
 SUITES["robustness-baselines"] = [
     Job("none, 5 honest", {"aggregation": "fedavg", **FIVE}),
     Job("none, screened by length, 1 of 5 x100", {**FIVE}, attack=100.0, attackers=1),
@@ -206,6 +216,11 @@ def figures_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "downlink_bytes": sum(line["downlink_bytes"] for line in lines),
         "rounds": len(lines),
         "rejected": sum(len(line["rejected"]) for line in lines),
+        "least_cosine_of_each_round": [
+            min(site["cosine"] for site in line["sites"])
+            for line in lines
+            if "cosine" in line["sites"][0]
+        ],
     }
 
 

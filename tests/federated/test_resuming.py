@@ -47,11 +47,11 @@ def resumed(directory, *words):
     return resolve(["--resume", str(directory), *words], ConfigParser(SECTIONS.values()))
 
 
-def killed_runs(tiny_dir, few_rows, tmp_path, *, seed, points, timers):
+def killed_runs(tiny_dir, few_rows, tmp_path, *, seed, points, timers, quantization="none"):
     """Everything that is kept takes part: sites' error feedback, the server's moments, the best."""
     settings = {
         "model_name_or_path": tiny_dir,
-        "quantization": "none",
+        "quantization": quantization,
         "train_file": few_rows,
         "partition": "iid",
         "num_clients": 3,
@@ -83,6 +83,15 @@ def killed_runs(tiny_dir, few_rows, tmp_path, *, seed, points, timers):
 def test_killed_at_random_points_and_resumed_is_uninterrupted(tiny_dir, few_rows, tmp_path):
     told = killed_runs(tiny_dir, few_rows, tmp_path, seed=0, points=8, timers=12)
     assert told["deaths"] >= 9
+    whole, *others = told["runs"]
+    for other in others:
+        assert_same_run(whole, other)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="lives of the run are forked processes")
+def test_on_a_base_in_4_bits_resumed_is_uninterrupted_too(tiny_dir, few_rows, tmp_path):
+    told = killed_runs(tiny_dir, few_rows, tmp_path, seed=2, points=3, timers=3, quantization="nf4")
+    assert told["deaths"] >= 3
     whole, *others = told["runs"]
     for other in others:
         assert_same_run(whole, other)

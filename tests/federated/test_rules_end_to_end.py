@@ -44,7 +44,8 @@ def run(tiny_dir, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_rule_runs_and_sends_only_what_it_needs(run, tiny_dir, name):
-    rounds, out = run(aggregation=name, warmup_rounds=1, validation_fraction=0.1)
+    flags = {"warmup_rounds": 1, "validation_fraction": 0.1, "min_median_cosine": -1.0}
+    rounds, out = run(aggregation=name, **flags)
     adapter = read_adapter(out)
     five = {f: sum(v.numel() for n, v in adapter.items() if n.endswith(f)) for f in "ABCDE"}
     for number, line in enumerate(rounds):

@@ -253,6 +253,7 @@ def test_every_site_shortens_its_own_update(run, tiny_dir):
         ({"update_dtype": "int8"}, "--update_dtype int8 needs"),
         ({"validation_fraction": 0.1}, "--validation_fraction"),
         ({"max_norm_ratio": 3.0}, "--max_norm_ratio compares single updates"),
+        ({"min_median_cosine": 0.0}, "--min_median_cosine compares single updates"),
         ({"weighting": "rows"}, "needs --max_weight"),
         ({"secagg_threshold": 0.5}, "--secagg_threshold must be above 0.5"),
         ({"secagg_range": 0.0}, "--secagg_range must be above 0"),

@@ -9,6 +9,7 @@ from fedfora.data.encoding import encode_examples, prompt_format
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.row_losses import row_losses
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.noise import SecretNoise
 from fedfora.training.local import train_locally
@@ -18,7 +19,6 @@ from fedfora.training.private_gradient import (
     check_gradients,
     collate_any,
     per_example_gradients,
-    row_losses,
     write_private_gradient,
 )
 from fedfora.training.schedule import Stretch

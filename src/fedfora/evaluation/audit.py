@@ -15,7 +15,7 @@ from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.exposure import UNSEEN, exposures
 from fedfora.evaluation.inversion import Inversion, Protection
-from fedfora.evaluation.membership import row_losses, separation
+from fedfora.evaluation.membership import mean_losses, separation
 from fedfora.models.loading import load_adapter, load_base
 from fedfora.models.saving import read_prompt_format
 from fedfora.models.settings import ModelArguments
@@ -107,7 +107,7 @@ def _membership(
 
     def attack() -> dict[str, Any]:
         inside, outside = (
-            row_losses(model, tokenizer, rows, batch_size=arguments.batch_size)
+            mean_losses(model, tokenizer, rows, batch_size=arguments.batch_size)
             for rows in (members, others)
         )
         means = {"loss_in": float(inside.mean()), "loss_out": float(outside.mean())}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedfora.data.canaries import alternatives, canaries
 from fedfora.data.encoding import IGNORED, PromptFormat, encode_examples
-from fedfora.evaluation.membership import row_losses
+from fedfora.evaluation.membership import mean_losses
 
 UNSEEN = 1 / math.log(2)  # mean exposure of a canary that was not trained on
 
@@ -45,7 +45,7 @@ def exposures(
         rows = [canary, *alternatives(number, num_alternatives, seed)]
         encoded = encode_examples(rows, tokenizer, prompts)
         tokens = torch.tensor([sum(t != IGNORED for t in row["labels"]) for row in encoded])
-        means = row_losses(model, tokenizer, encoded, batch_size=batch_size)
+        means = mean_losses(model, tokenizer, encoded, batch_size=batch_size)
         found.append(exposure(means * tokens))  # of the whole code: some have more tokens
     return found
 

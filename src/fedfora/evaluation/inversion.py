@@ -22,7 +22,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from fedfora.adapter.per_example import PerExampleGradients
 from fedfora.data.encoding import IGNORED, Encoded
-from fedfora.evaluation.membership import answer_losses
+from fedfora.models.row_losses import row_losses
 from fedfora.privacy.clipping import shrink_factor
 from fedfora.privacy.noise import SecretNoise
 
@@ -158,7 +158,7 @@ class Inversion:
             batch = self._collate([dict(row) for row in rows[first : first + self.batch_size]])
             batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
             with PerExampleGradients(self.model) as collector:
-                answer_losses(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
+                row_losses(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
                 gradients = collector.take()
             self.model.zero_grad()
             found.append(torch.cat([g.flatten(1).float().cpu() for g in gradients.values()], dim=1))

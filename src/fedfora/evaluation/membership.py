@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import DataCollatorForSeq2Seq
 
-from fedfora.data.encoding import IGNORED, Encoded
+from fedfora.data.encoding import Encoded
+from fedfora.evaluation.likelihood import answer_likelihoods
 
 
 @dataclass(frozen=True)
@@ -56,24 +55,7 @@ def separation(members: Tensor, others: Tensor) -> Separation:
     return Separation(auc, max(0.0, auc - margin), min(1.0, auc + margin), found)
 
 
-@torch.no_grad()
-def row_losses(model: Any, tokenizer: Any, encoded: Encoded, *, batch_size: int) -> Tensor:
+def mean_losses(model: Any, tokenizer: Any, encoded: Encoded, *, batch_size: int) -> Tensor:
     """Return the mean loss of each row's answer tokens, of shape `(rows,)`."""
-    collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
-    model.eval()
-    found = []
-    for first in range(0, len(encoded), batch_size):
-        batch = {k: v.to(model.device) for k, v in collate(encoded[first:][:batch_size]).items()}
-        found.append(answer_losses(model, batch))
-    return torch.cat(found).cpu()
-
-
-def answer_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Return the mean loss of each row's answer tokens in a padded batch, of shape `(B,)`."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    targets_BL = batch["labels"][:, 1:]
-    logits_BLV = model(**inputs, use_cache=False).logits[:, :-1].float()
-    loss_BL = cross_entropy(
-        logits_BLV.flatten(0, 1), targets_BL.flatten(), reduction="none"
-    ).view_as(targets_BL)
-    return loss_BL.sum(1) / (targets_BL != IGNORED).sum(1).clamp(min=1)
+    found = answer_likelihoods(model, tokenizer, encoded, batch_size=batch_size)
+    return torch.tensor([-row.log_probability / max(1, row.num_tokens) for row in found])

@@ -24,6 +24,11 @@ class RoundArguments:
     max_norm_ratio: float = flag(
         10.0, "refuse an update longer than so many times the round's median; 0 for no such limit"
     )
+    min_median_cosine: float | None = flag(
+        None,
+        "refuse an update whose cosine to the median of the round's updates is below this; "
+        "-1 only records the cosines",
+    )
     max_update_norm: float | None = flag(None, "refuse an update longer than this")
     max_weight: float | None = flag(
         None, "refuse a weight above this; default what a site's steps and row lengths allow"
@@ -61,3 +66,7 @@ class RoundArguments:
             )
         if self.max_norm_ratio != 0 and not self.max_norm_ratio >= 1:
             raise ValueError(f"--max_norm_ratio must be 0 or at least 1, got {self.max_norm_ratio}")
+        if self.min_median_cosine is not None and not -1 <= self.min_median_cosine < 1:
+            raise ValueError(
+                f"--min_median_cosine must be in [-1, 1), got {self.min_median_cosine}"
+            )

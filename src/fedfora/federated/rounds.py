@@ -114,6 +114,7 @@ def limits_of(settings: FederationSettings) -> Limits:
             if settings.privacy.privacy_unit == "site"
             else rounds.max_norm_ratio or infinity
         ),
+        min_median_cosine=rounds.min_median_cosine,
     )
 
 

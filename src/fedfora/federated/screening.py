@@ -1,25 +1,24 @@
 """Screening: which replies of a round may touch the model, and why the others may not.
 
 Checks go from cheap to dear and end at the first that fails: what the reply says of itself, then
-the headers of its arrays, then the numbers. An update's length, ||received - sent||_2 over all
-factors, is judged against the lower median of the round so far, so one site among three or more
-cannot move the limit at will. The first replies are held back until there are `WINDOW` of them (or
-no more come), so there is a median from the start, in bounded memory.
+the headers of its arrays, then the numbers, and last the other updates of the round (`peers`). For
+these the first replies are held back until there are `WINDOW` of them (or no more come), so there
+is a median from the start, in bounded memory.
 
 What is refused is left out of the round and named; nothing is repaired.
 """
 
 import math
-from bisect import insort
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedfora.federated.aggregation import Update
 from fedfora.federated.formats import Format
+from fedfora.federated.peers import Peers
 from fedfora.federated.reply import (
     ARRAYS,
     METRIC_NAMES,
@@ -49,11 +48,13 @@ class Limits:
         max_weight: Largest number of answer tokens.
         max_update_norm: Longest update; infinity for no limit.
         max_norm_ratio: Longest update as a multiple of the median; infinity for no limit.
+        min_median_cosine: Least cosine to the median update; None where directions do not count.
     """
 
     max_weight: float
     max_update_norm: float = math.inf
     max_norm_ratio: float = math.inf
+    min_median_cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,23 @@ class Expected:
 
 @dataclass(frozen=True)
 class Accepted(Generic[Sender]):
-    """A reply that passed: its update, what the site reports, and the update's length."""
+    """A reply that passed.
+
+    Args:
+        sender: Who sent it.
+        update: The factors that came.
+        report: What the site says of its training.
+        sent: What it trained from.
+        norm: Length of what it changed, ||update - sent||_2 over all factors.
+        cosine: Of what it changed to the round's median; None where directions do not count.
+    """
 
     sender: Sender
     update: Update
     report: Report
+    sent: Update
     norm: float
+    cosine: float | None = None
 
 
 def screen(
@@ -100,18 +112,18 @@ def screen(
         on_rejected: Called with the sender of a refused reply, and the reason.
     """
     held: list[Accepted[Sender]] = []
-    norms: list[float] = []
+    peers = Peers(limits.max_norm_ratio, limits.min_median_cosine)
     for sender, reply in replies:
         try:
             held.append(_inspect(sender, reply, expected(sender), limits))
         except RejectedError as error:
             on_rejected(sender, str(error))
             continue
-        insort(norms, held[-1].norm)
-        if len(norms) >= WINDOW:
-            yield from _not_too_long(held, norms, limits, on_rejected)
+        peers.count(held[-1].norm)
+        if peers.number >= WINDOW:
+            yield from _like_the_others(held, peers, on_rejected)
             held.clear()
-    yield from _not_too_long(held, norms, limits, on_rejected)
+    yield from _like_the_others(held, peers, on_rejected)
 
 
 def read_validation(reply: Message) -> tuple[float, int]:
@@ -194,7 +206,7 @@ def _inspect(
             f"norm: the update's length {norm:.3g} is above {limits.max_update_norm:.3g} "
             "(--max_update_norm)"
         )
-    return Accepted(sender, update, report, norm)
+    return Accepted(sender, update, report, expected.sent, norm)
 
 
 def _check_origin(content: RecordDict, expected: Origin) -> None:
@@ -241,23 +253,27 @@ def _check_payload(name: str, array: Array) -> None:
         raise RejectedError(f"payload of {name!r} holds numbers that are not finite")
 
 
-def _not_too_long(
+def _like_the_others(
     candidates: list[Accepted[Sender]],
-    norms: list[float],
-    limits: Limits,
+    peers: Peers,
     on_rejected: Callable[[Sender, str], None],
 ) -> Iterator[Accepted[Sender]]:
-    """Yield the candidates whose length fits the median; `norms` is sorted and not empty then."""
-    median = norms[(len(norms) - 1) // 2] if norms else 0.0
+    directed, first = peers.min_median_cosine is not None, not peers.knows_direction
+    if directed:
+        peers.learn_direction([_change(candidate) for candidate in candidates])
     for candidate in candidates:
-        if 0 < median * limits.max_norm_ratio < candidate.norm:
-            on_rejected(
-                candidate.sender,
-                f"norm: the update's length {candidate.norm:.3g} is more than "
-                f"{limits.max_norm_ratio:g} times the median {median:.3g} (--max_norm_ratio)",
-            )
+        cosine = None
+        if directed:
+            cosine = peers.cosine(_change(candidate), among_the_first=first)
+        reason = peers.objection(candidate.norm, cosine)
+        if reason is None:
+            yield replace(candidate, cosine=cosine)
         else:
-            yield candidate
+            on_rejected(candidate.sender, reason)
+
+
+def _change(accepted: Accepted[Any]) -> Update:
+    return {name: value - accepted.sent[name] for name, value in accepted.update.items()}
 
 
 def distance(update: Update, sent: Update) -> float:

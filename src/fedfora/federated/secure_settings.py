@@ -63,6 +63,8 @@ def check_secure(chosen: AggregationArguments, rounds: RoundArguments) -> None:
             f"--max_norm_ratio compares single updates: not {with_it}; --max_update_norm lets each "
             "site shorten its own"
         )
+    if rounds.min_median_cosine is not None:
+        raise ValueError(f"--min_median_cosine compares single updates: not {with_it}")
     if chosen.weighting == "rows" and rounds.max_weight is None:
         raise ValueError(f"--weighting rows {with_it} needs --max_weight: the most rows of a site")
 

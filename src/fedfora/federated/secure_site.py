@@ -17,7 +17,11 @@ from fedfora.config import Scalar
 from fedfora.federated.aggregation import Update
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Floats, Words
-from fedfora.federated.secure_aggregation.vector import contribution, contribution_with_noise
+from fedfora.federated.secure_aggregation.vector import (
+    Contribution,
+    contribution,
+    contribution_with_noise,
+)
 from fedfora.federated.secure_records import (
     read_delivery,
     read_keys,
@@ -133,21 +137,27 @@ def hide(
             made = contribution_with_noise(
                 update_N, noise_N, code=code, clipping_norm=clipping_norm
             )
-        if made.clipped:
-            logger.warning(
-                "round %d: %d numbers of the update are beyond --secagg_range %g and were clipped",
-                round_number,
-                made.clipped,
-                value_range,
-            )
-        if made.shortened:
-            logger.warning(
-                "round %d: the update is longer than --max_update_norm %g and was shortened",
-                round_number,
-                max_norm,
-            )
+        _say_what_was_cut(made, round_number, value_range=value_range, max_norm=max_norm)
         site.mask(made.words, read_delivery(_delivery_in(content)), task=task)
         return ArrayRecord({WORDS: Array(made.words)})
+
+
+def _say_what_was_cut(
+    made: Contribution, round_number: int, *, value_range: float, max_norm: float
+) -> None:
+    if made.clipped:
+        logger.warning(
+            "round %d: %d numbers of the update are beyond --secagg_range %g and were clipped",
+            round_number,
+            made.clipped,
+            value_range,
+        )
+    if made.shortened:
+        logger.warning(
+            "round %d: the update is longer than --max_update_norm %g and was shortened",
+            round_number,
+            max_norm,
+        )
 
 
 def reveal(content: RecordDict, context: Context, *, seed: int) -> RecordDict:

@@ -98,6 +98,8 @@ class FederationSettings:
                 "--validation_fraction lets every site send a loss without noise: not with "
                 f"--privacy_unit {self.privacy.privacy_unit}"
             )
+        if self.rounds.min_median_cosine is not None:
+            check_directions(self.aggregation, self.privacy)
         if self.privacy.privacy_unit == "site":
             check_site_privacy(self.aggregation)
             if self.secure.secure_aggregation:
@@ -161,6 +163,21 @@ def check_fit(
         raise ValueError("--site_ranks needs factors in order of size: leave out --gauge aligned")
     if train.loraplus_lr_ratio != 1 and any("D" in rule.frozen for rule in rules):
         raise ValueError(f"--aggregation {name} freezes the factor that --loraplus_lr_ratio speeds")
+
+
+def check_directions(chosen: AggregationArguments, privacy: PrivacyArguments) -> None:
+    """Raise where updates have no common directions, or one site may not decide on another.
+
+    Raises:
+        ValueError: Naming both flags.
+    """
+    if chosen.site_ranks:
+        raise ValueError("--min_median_cosine compares updates of one shape: not with --site_ranks")
+    if privacy.privacy_unit == "site":
+        raise ValueError(
+            "--min_median_cosine lets one site decide whether another one counts: not with "
+            "--privacy_unit site"
+        )
 
 
 def from_run_config(run_config: Mapping[str, Scalar]) -> FederationSettings:

@@ -56,7 +56,8 @@ class SiteInfo:
 class Contribution:
     """What one site did in one round: its report, the bytes that traveled, how far it moved.
 
-    Under secure aggregation nobody knows a site's report and how far it moved; both are None.
+    Under secure aggregation nobody knows a site's report and how far it moved; both are None. The
+    cosine to the round's median is known where directions count.
     """
 
     site: str
@@ -64,12 +65,14 @@ class Contribution:
     uplink_bytes: int
     downlink_bytes: int
     norm: float | None
+    cosine: float | None = None
 
     def to_line(self) -> dict[str, str | int | float]:
         """Return it flat, as metrics.jsonl holds it."""
         reported = {} if self.report is None else vars(self.report)
         traveled = {"uplink_bytes": self.uplink_bytes, "downlink_bytes": self.downlink_bytes}
-        moved = {} if self.norm is None else {"norm": self.norm}
+        moved = {"norm": self.norm, "cosine": self.cosine}
+        moved = {name: value for name, value in moved.items() if value is not None}
         return {"site": self.site, **reported, **traveled, **moved}
 
 
@@ -314,6 +317,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
                 uplink_bytes=payload_bytes(expected(site).example),
                 downlink_bytes=self._downlink_bytes[site.node_id],
                 norm=accepted.norm,
+                cosine=accepted.cosine,
             )
             used.append(contribution)
             self.watcher.contributed(contribution)

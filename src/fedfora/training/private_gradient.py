@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from fedfora.adapter.per_example import PerExampleGradients
+from fedfora.models.row_losses import row_losses
 from fedfora.privacy.clipping import add_noise, clipped_sum
 from fedfora.privacy.noise import SecretNoise
 
@@ -126,18 +126,6 @@ def per_example_gradients(
         loss_B.sum().backward()  # type: ignore[no-untyped-call]
         gradients = collector.take()
     return loss_B.detach(), gradients
-
-
-def row_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean loss of each row's answer tokens, of shape `(B,)`."""
-    labels_BL = batch["labels"]
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits_BLV = model(**inputs, use_cache=False).logits[:, :-1]
-    targets_BL = labels_BL[:, 1:]
-    loss_BL = cross_entropy(
-        logits_BLV.float().flatten(0, 1), targets_BL.flatten(), reduction="none"
-    ).view_as(targets_BL)
-    return loss_BL.sum(dim=1) / (targets_BL != -100).sum(dim=1).clamp(min=1)
 
 
 def check_gradients(model: nn.Module, batch: Batch) -> float:
