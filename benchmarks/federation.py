@@ -124,11 +124,13 @@ SUITES: dict[str, list[Job]] = {
         rule("fedavg", BY_SPECIALTY, "4 specialties", proximal_mu=0.1),
     ],
 }  # fmt: skip
+BESIDE = {"beside": rule("fedavg", BY_SPECIALTY, "4 specialties")}
 for suite, sites, where in (
     ("iid", FOUR, "4 iid"),
     ("twenty", TWENTY, "20 dirichlet 0.3, 5 a round"),
     ("twenty-iid", TWENTY_IID, "20 iid, 5 a round"),
 ):
+    BESIDE[f"beside-{suite}"] = rule("fedavg", sites, where)
     SUITES[suite] = [rule(name, sites, where, **flags) for name, flags in EVERY_RULE]
 for what, factor in (("x100", 100.0), ("flipped", -1.0)):
     SUITES[f"robustness-{what}"] = [
@@ -251,12 +253,12 @@ def own_scores(
     return scores
 
 
-def beside(rounds: int, seed: int) -> dict[str, Any]:
-    """Base, each clinic alone, federated (fedavg) and central, with as many steps."""
+def beside(job: Job, rounds: int, seed: int) -> dict[str, Any]:
+    """Base, each site alone, federated and central, with as many steps."""
     with tempfile.TemporaryDirectory() as out:
-        chosen = settings({"aggregation": "fedavg", "seed": seed, **BY_SPECIALTY}, rounds, out)
+        chosen = settings({"seed": seed, **job.flags}, rounds, out)
         rows = compare(chosen, SILENT)
-        figures = {"name": "fedavg, 4 specialties", "seed": seed, **figures_of(read_rounds(out))}
+        figures = {"name": job.name, "seed": seed, **figures_of(read_rounds(out))}
     return {
         "seed": seed,
         "base": rows.base.scores["f1"],
@@ -291,7 +293,7 @@ def bytes_of_8b(rank: int) -> dict[str, Any]:
 def main() -> None:
     """Run the suites asked for, and write the figures after every run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=[*SUITES, "beside"])
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=[*SUITES, *BESIDE])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--only", help="jobs whose name begins so")
@@ -307,8 +309,8 @@ def main() -> None:
     write(options.results, figures)
     for seed in options.seeds:
         for suite in options.suites:
-            if suite == "beside":
-                figures["beside"].append(beside(options.rounds, seed))
+            if suite in BESIDE:
+                figures["beside"].append(beside(BESIDE[suite], options.rounds, seed))
                 write(options.results, figures)
                 continue
             for job in SUITES[suite]:

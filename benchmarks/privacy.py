@@ -5,7 +5,7 @@ result is one training: all five factors, or the core alone between bases from t
 SVD; without privacy (neither noise nor clipping), or under a budget. Each line is written as soon
 as it is known. Last comes what a private row costs beside a plain one, in pairs of short trainings.
 
-    python benchmarks/privacy.py --epsilons inf 8 3 1 --modes all core --seeds 1
+    python benchmarks/privacy.py --epsilons inf 8 3 1 --modes all core --seeds 3 --write
 """
 
 import argparse
