@@ -30,7 +30,8 @@ from fedfora.evaluation.evaluate import evaluate
 from fedfora.federated.comparison import compare
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
-from fedfora.federated.site import local_round, open_workplace
+from fedfora.federated.site import local_round
+from fedfora.federated.workplace import open_workplace
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.view import View
 from record import write
@@ -54,6 +55,19 @@ BY_SPECIALTY = {"partition": "by-column:specialty"}
 FOUR = {"partition": "iid", "num_clients": 4}
 FIVE = {"partition": "iid", "num_clients": 5}
 TWENTY = {"partition": "dirichlet:specialty:0.3", "num_clients": 20, "clients_per_round": 5}
+TWENTY_IID = {"partition": "iid", "num_clients": 20, "clients_per_round": 5}
+EVERY_RULE: list[tuple[str, dict[str, Any]]] = [
+    ("fedavg", {}),
+    ("fedavg-factors", {}),
+    ("refactor", {}),
+    ("core", {}),
+    ("core", {"lora_rank": 32}),
+    ("warmup-core", {"warmup_rounds": 10, "refresh_rounds": 4}),
+    ("ffa", {}),
+    ("stack", {}),
+    ("share-a", {}),
+    ("personal-core", {"validation_fraction": 0.1}),
+]
 
 
 @dataclass(frozen=True)
@@ -109,12 +123,15 @@ SUITES: dict[str, list[Job]] = {
              server_learning_rate=0.01),
         rule("fedavg", BY_SPECIALTY, "4 specialties", proximal_mu=0.1),
     ],
-    "iid": [rule(name, FOUR, "4 iid") for name in ("fedavg", "refactor", "warmup-core")],
-    "twenty": [
-        rule(name, TWENTY, "20 dirichlet 0.3, 5 a round")
-        for name in ("fedavg", "refactor", "warmup-core")
-    ],
 }  # fmt: skip
+BESIDE = {"beside": rule("fedavg", BY_SPECIALTY, "4 specialties")}
+for suite, sites, where in (
+    ("iid", FOUR, "4 iid"),
+    ("twenty", TWENTY, "20 dirichlet 0.3, 5 a round"),
+    ("twenty-iid", TWENTY_IID, "20 iid, 5 a round"),
+):
+    BESIDE[f"beside-{suite}"] = rule("fedavg", sites, where)
+    SUITES[suite] = [rule(name, sites, where, **flags) for name, flags in EVERY_RULE]
 for what, factor in (("x100", 100.0), ("flipped", -1.0)):
     SUITES[f"robustness-{what}"] = [
         Job(
@@ -177,8 +194,13 @@ def run(job: Job, rounds: int, seed: int) -> dict[str, Any]:
         except ValueError as error:
             return {"name": job.name, "seed": seed, "failed": str(error)}
         figures = {"name": job.name, "seed": seed, **figures_of(read_rounds(out))}
-        if (Path(out) / "sites" / "0" / "adapter").is_dir():
-            figures["f1_of_each_site_on_its_own_test_rows"] = own_scores(chosen, Path(out))
+        own = sorted(
+            (Path(out) / "sites").glob("*/adapter"), key=lambda path: int(path.parent.name)
+        )
+        if own and job.flags["partition"] == BY_SPECIALTY["partition"]:
+            figures["f1_of_each_site_on_its_own_test_rows"] = own_scores(chosen, own, "specialty")
+        elif own:
+            figures["f1_of_four_sites_own_adapters"] = own_scores(chosen, own[:4])
         return figures | {"seconds": round(time.perf_counter() - started)}
 
 
@@ -204,17 +226,21 @@ def figures_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def own_scores(chosen: FederationSettings, out: Path) -> list[float]:
-    """F1 of each site's own adapter on the test rows of its own specialty."""
+def own_scores(
+    chosen: FederationSettings, adapters: list[Path], column: str | None = None
+) -> list[float]:
+    """F1 of sites' own adapters on all test rows, or each on the rows of its value of a column."""
     workplace = open_workplace(chosen.run_config())
     rows = load_examples("clinic:test", chosen.data)
-    names = list(
-        dict.fromkeys(row.columns["specialty"] for row in load_examples("clinic", chosen.data))
-    )
+    parts = [rows] * len(adapters)
+    if column is not None:
+        seen = (row.columns[column] for row in load_examples("clinic", chosen.data))
+        parts = [
+            [row for row in rows if row.columns[column] == name] for name in dict.fromkeys(seen)
+        ]
     scores = []
-    for index, name in enumerate(names):
-        workplace.load(fold(read_adapter(out / "sites" / str(index) / "adapter")))
-        own = [row for row in rows if row.columns["specialty"] == name]
+    for adapter, own in zip(adapters, parts, strict=True):
+        workplace.load(fold(read_adapter(adapter)))
         scored = evaluate(
             workplace.model,
             workplace.base.tokenizer,
@@ -227,12 +253,12 @@ def own_scores(chosen: FederationSettings, out: Path) -> list[float]:
     return scores
 
 
-def beside(rounds: int, seed: int) -> dict[str, Any]:
-    """Base, each clinic alone, federated (fedavg) and central, with as many steps."""
+def beside(job: Job, rounds: int, seed: int) -> dict[str, Any]:
+    """Base, each site alone, federated and central, with as many steps."""
     with tempfile.TemporaryDirectory() as out:
-        chosen = settings({"aggregation": "fedavg", "seed": seed, **BY_SPECIALTY}, rounds, out)
+        chosen = settings({"seed": seed, **job.flags}, rounds, out)
         rows = compare(chosen, SILENT)
-        figures = {"name": "fedavg, 4 specialties", "seed": seed, **figures_of(read_rounds(out))}
+        figures = {"name": job.name, "seed": seed, **figures_of(read_rounds(out))}
     return {
         "seed": seed,
         "base": rows.base.scores["f1"],
@@ -267,7 +293,7 @@ def bytes_of_8b(rank: int) -> dict[str, Any]:
 def main() -> None:
     """Run the suites asked for, and write the figures after every run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=[*SUITES, "beside"])
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=[*SUITES, *BESIDE])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--only", help="jobs whose name begins so")
@@ -283,8 +309,8 @@ def main() -> None:
     write(options.results, figures)
     for seed in options.seeds:
         for suite in options.suites:
-            if suite == "beside":
-                figures["beside"].append(beside(options.rounds, seed))
+            if suite in BESIDE:
+                figures["beside"].append(beside(BESIDE[suite], options.rounds, seed))
                 write(options.results, figures)
                 continue
             for job in SUITES[suite]:

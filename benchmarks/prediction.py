@@ -30,8 +30,8 @@ from fedfora.models.loading import (
     load_adapter,
     load_base,
     merge_adapter,
-    model_path,
 )
+from fedfora.models.place import model_path
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.reporting.view import View
 from fedfora.training.run import train

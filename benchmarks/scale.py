@@ -29,7 +29,7 @@ from fedfora.cli.quiet import quiet
 from fedfora.data.clinic import clinic_rows
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
-from fedfora.models.loading import model_path
+from fedfora.models.place import model_path
 from fedfora.reporting.memory import peak_memory_bytes
 from fedfora.reporting.view import View
 from record import write
