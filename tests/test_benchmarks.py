@@ -20,4 +20,3 @@ def test_every_name_that_it_takes_from_the_package_is_there(program):
         for alias in node.names:
             if not hasattr(module, alias.name):
                 importlib.import_module(f"{node.module}.{alias.name}")
-
