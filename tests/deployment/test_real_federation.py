@@ -139,7 +139,7 @@ def test_a_killed_command_goes_on_when_it_is_typed_again(federation, embedded):
     real.join(*real.names)
     real.until(lambda: real.round_reached(1))
     real.end("coordinator", signal.SIGKILL)
-    real.until(lambda: not real.pids(str(real.kit.directory)), 30)
+    real.until(lambda: not real.pids(str(real.kit.directory)), 120)
     real.coordinate()
     assert real.wait(400) == 0, real.logs()
     assert real.events("resumed")
