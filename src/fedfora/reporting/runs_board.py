@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from fedfora.reporting.history import read_run
+from fedfora.reporting.live import start_live
 from fedfora.reporting.standing import Standing
 
 LOOK_S = 0.5
@@ -36,14 +37,7 @@ class RunsBoard:
 
     def __enter__(self) -> "RunsBoard":
         """Show the board, where there is a terminal."""
-        if self.console.is_terminal:
-            self._live = Live(
-                get_renderable=self._render,
-                console=self.console,
-                refresh_per_second=4,
-                transient=True,
-            )
-            self._live.start()
+        self._live = start_live(self.console, self._render)
         return self
 
     def __exit__(

@@ -14,6 +14,7 @@ from rich.progress import (
 )
 
 from fedfora.reporting.board import Board, render
+from fedfora.reporting.live import start_live
 
 PLAIN_INTERVAL_S = 10.0
 EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
@@ -38,14 +39,7 @@ class View:
 
     def __enter__(self) -> "View":
         """Show the board, where there is a terminal."""
-        if self.console.is_terminal:
-            self._live = Live(
-                get_renderable=self._render,
-                console=self.console,
-                refresh_per_second=4,
-                transient=True,
-            )
-            self._live.start()
+        self._live = start_live(self.console, self._render)
         return self
 
     def __exit__(
