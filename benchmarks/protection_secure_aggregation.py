@@ -1,9 +1,10 @@
 """Secure aggregation: seconds and bytes of a round for each site, and the error of its mean.
 
-A whole round of the protocol on random updates, without training: every site shares, masks and
-reveals, some drop out after sharing, the coordinator takes the masks off. Seconds are processor
-time of one thread. Bytes are those of Flower's records; `uplink_ratio` is all that a site sends in
-a round over the same numbers in float32.
+A whole round of the protocol on random updates, without training: every site shares, masks,
+confirms and reveals, some drop out after sharing, the coordinator takes the masks off. Seconds are
+processor time of one thread. Bytes are those of Flower's records; `uplink_ratio` is all that a site
+sends in a round over the same numbers in float32. `consistency_round_of_a_site` is what the
+signatures under the list of survivors cost: to make one, and to check those of the others.
 
 A case SITESxNUMBERSxMASKED stops after so many sites have masked: their seconds are those of a
 whole round, but nothing is summed up, and the coordinator's last step is not measured.
@@ -31,6 +32,7 @@ from fedfora.federated.wire.secure_records import (
     write_keys,
     write_reveal,
     write_round_keys,
+    write_signatures,
     write_terms,
 )
 
@@ -120,16 +122,29 @@ def run(num_sites: int, numbers: int, num_masked: int | None = None) -> dict[str
         return figures | {"sites_masked": num_masked, "seconds_of_a_site": of_site}
     survivors = secure.survivors()
     for u in survivors:
-        reveal = clock("reveal", lambda u=u: sites[u].reveal(survivors))
-        up[u] += size(write_reveal(reveal))
+        signature = clock("confirm", lambda u=u: sites[u].confirm(survivors))
+        secure.receive_signature(u, signature)
+    signatures = secure.signatures()
+    signed = size({"signatures": write_signatures({u: signature})})
+    told = size({"survivors": ConfigRecord({"sites": list(survivors)})})
+    told += size({"signatures": write_signatures(signatures)})
+    for u in survivors:
+        reveal = clock("reveal", lambda u=u: sites[u].reveal(signatures))
+        up[u] += signed + size(write_reveal(reveal))
         secure.receive_reveal(u, reveal)
     total = clock("unmask", secure.total)
     assert int(total[-1]) == total_weight
     error = np.abs(code.decode(total[:-1], int(total[-1])) - exact / total_weight).max()
-    of_site = {what: clock.mean(what) for what in ("share", "encode", "mask", "reveal")}
+    of_site = {what: clock.mean(what) for what in ("share", "encode", "mask", "confirm", "reveal")}
+    figures["extra_downlink_bytes_of_a_site"] += told
     return figures | {
         "dropped_after_sharing": len(dropped),
         "seconds_of_a_site": of_site | {"round": sum(of_site.values())},
+        "consistency_round_of_a_site": {
+            "uplink_bytes": signed,
+            "downlink_bytes": told,
+            "seconds": of_site["confirm"] + of_site["reveal"],
+        },
         "seconds_of_a_site_once_a_run": clock.mean("roster"),
         "seconds_of_the_coordinator": {
             what: clock.sum(what) for what in ("take keys", "deliver", "add", "unmask")
@@ -143,7 +158,16 @@ def run(num_sites: int, numbers: int, num_masked: int | None = None) -> dict[str
 def main() -> None:
     """Play the rounds that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cases = ["5x65000", "50x65000", "500x65000", "5x5000000", "50x5000000", "500x5000000x10"]
+    cases = [
+        "5x65000",
+        "10x65000",
+        "50x65000",
+        "100x65000",
+        "500x65000",
+        "5x5000000",
+        "50x5000000",
+        "500x5000000x10",
+    ]
     parser.add_argument("--cases", nargs="+", default=cases, help="SITESxNUMBERS[xMASKED]")
     rows = []
     for case in parser.parse_args().cases:

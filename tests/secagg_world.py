@@ -21,6 +21,7 @@ class Seen:
     deliveries: dict = field(default_factory=dict)
     masked: dict = field(default_factory=dict)
     survivors: tuple = ()
+    signatures: dict = field(default_factory=dict)
     reveals: dict = field(default_factory=dict)
     total: np.ndarray | None = None
 
@@ -64,12 +65,24 @@ class World:
         seen.survivors = seen.secure_round.survivors()
         return seen
 
-    def play(self, terms, vectors, absent=(), silent=(), mute=()):
-        """Play a whole round; the mute ones do not answer the last question."""
+    def confirmed(self, terms, vectors, absent=(), silent=(), unsigned=()):
+        """Play the first three exchanges; the unsigned ones do not confirm the survivors."""
         seen = self.masked(terms, vectors, absent, silent)
-        for u in seen.survivors:
+        self.confirm(seen, unsigned)
+        return seen
+
+    def confirm(self, seen, unsigned=()):
+        """Play the third exchange."""
+        for u in set(seen.survivors).difference(unsigned):
+            seen.secure_round.receive_signature(u, self.sites[u].confirm(seen.survivors))
+        seen.signatures = seen.secure_round.signatures()
+
+    def play(self, terms, vectors, absent=(), silent=(), unsigned=(), mute=()):
+        """Play a whole round; the mute ones do not answer the last question."""
+        seen = self.confirmed(terms, vectors, absent, silent, unsigned)
+        for u in seen.signatures:
             if u not in mute:
-                seen.reveals[u] = self.sites[u].reveal(seen.survivors)
+                seen.reveals[u] = self.sites[u].reveal(seen.signatures)
                 seen.secure_round.receive_reveal(u, seen.reveals[u])
         seen.total = seen.secure_round.total()
         return seen

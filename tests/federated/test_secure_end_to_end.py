@@ -123,7 +123,7 @@ def test_no_message_of_a_site_tells_its_update_its_counts_or_its_loss(run, monke
     monkeypatch.setattr(secure_answers, "contribution", spy)
     rounds, _ = run()
     assert {kind for kind, _ in wire.answered} == {
-        *("query", "query.introduce", "query.share", "train", "query.reveal")
+        *("query", "query.introduce", "query.share", "train", "query.confirm", "query.reveal")
     }
     for reply in wire.of("query"):
         assert reply.content["site"]["rows"] == 0
@@ -140,13 +140,12 @@ def test_no_message_of_a_site_tells_its_update_its_counts_or_its_loss(run, monke
         )
 
 
-def test_two_exchanges_come_on_top_and_keys_are_asked_for_once(run, monkeypatch):
+def test_three_exchanges_come_on_top_and_keys_are_asked_for_once(run, monkeypatch):
     wire = Wire(monkeypatch)
     run(num_rounds=3)
     assert len(wire.of("query.introduce")) == 4
-    assert (
-        len(wire.of("query.share")) == len(wire.of("train")) == len(wire.of("query.reveal")) == 12
-    )
+    for kind in ("query.share", "train", "query.confirm", "query.reveal"):
+        assert len(wire.of(kind)) == 12
     rosters = [
         "roster" in m.content for m in wire.asked if m.metadata.message_type == "query.share"
     ]
@@ -166,13 +165,15 @@ def test_sampled_sites_share_with_those_of_their_round(run):
     assert len({tuple(site["site"] for site in line["sites"]) for line in rounds}) > 1
 
 
-@pytest.mark.parametrize("when", ["share", "train", "reveal"])
+@pytest.mark.parametrize("when", ["share", "train", "confirm", "reveal"])
 def test_the_round_goes_on_without_a_site_that_fails(run, monkeypatch, when, tmp_path):
     _failing(monkeypatch, when, "neurology", rounds={1})
     rounds, _ = run(num_rounds=3)
     left = [site for site in SITES if site != "neurology"]
     gone = rounds[0]
-    assert [site["site"] for site in gone["sites"]] == (SITES if when == "reveal" else left)
+    assert [site["site"] for site in gone["sites"]] == (
+        SITES if when in ("confirm", "reveal") else left
+    )
     assert [entry["site"] for entry in gone["rejected"]] == ["neurology"]
     assert [site["site"] for site in rounds[2]["sites"]] == SITES
 
@@ -281,6 +282,7 @@ def _failing(monkeypatch, when, name, rounds):
     module, what = {
         "share": (secure_answers, "share"),
         "train": (client_app, "carry_out"),
+        "confirm": (secure_answers, "confirm"),
         "reveal": (secure_answers, "reveal"),
     }[when]
     original, seen = getattr(module, what), {"count": 0}

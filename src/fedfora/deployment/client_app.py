@@ -55,6 +55,10 @@ def make_app() -> ClientApp:
     def share(message: Message, context: Context) -> Message:
         return forward("share", message, context)
 
+    @app.query("confirm")  # type: ignore[untyped-decorator]
+    def confirm(message: Message, context: Context) -> Message:
+        return forward("confirm", message, context)
+
     @app.query("reveal")  # type: ignore[untyped-decorator]
     def reveal(message: Message, context: Context) -> Message:
         return forward("reveal", message, context)

@@ -22,6 +22,7 @@ WORDS = {
     "EVALUATE": "the evaluation failed",
     "INTRODUCE": "secure aggregation: no key",
     "SHARE": "secure aggregation: no shares",
+    "CONFIRM": "secure aggregation: the list of survivors is not confirmed",
     "REVEAL": "secure aggregation: nothing revealed",
 }
 

@@ -47,6 +47,7 @@ OPERATIONS = {  # and the type of Flower's message for each
     "evaluate": "evaluate",
     "introduce": "query.introduce",
     "share": "query.share",
+    "confirm": "query.confirm",
     "reveal": "query.reveal",
 }
 INFO = "info"

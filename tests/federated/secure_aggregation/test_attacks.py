@@ -110,7 +110,7 @@ def test_a_late_vector_of_a_site_declared_gone_stays_hidden(updates):
     private = combine(shares, threshold=3)
     assert public_key(private) == seen.answers[4].key.public
     for v in range(4):
-        context = mask_context(seen.secure_round.terms, 4, v, TASK)
+        context = mask_context(seen.secure_round.terms, 4, v, TASK, range(5))
         pair = agree(private, seen.answers[v].key.public, context=context)
         (add_mask if v < 4 else subtract_mask)(late, pair)
     assert correlation(late, numbers[4]) < 0.08
@@ -144,7 +144,7 @@ def test_the_same_round_is_not_opened_a_second_time_without_one_site(updates):
     world.play(world.terms(), words)
     for u in range(4):
         with pytest.raises(ValueError, match="no open round"):
-            world.sites[u].reveal((0, 1, 2, 3))
+            world.sites[u].confirm((0, 1, 2, 3))
 
 
 def test_the_same_round_number_is_not_played_again_with_other_sites(updates):
@@ -166,19 +166,6 @@ def test_a_site_asked_to_introduce_itself_again_still_refuses_the_rounds_it_answ
         world.sites[0].share(world.terms(1, range(4)))
 
 
-def test_different_stories_to_different_sites_open_nothing(updates):
-    """Half of the sites are told that site 4 is there, half that it is gone: each of its secrets
-    then has two shares of the three it needs."""
-    _, words = updates
-    world = World(5)
-    seen = world.masked(world.terms(), words)
-    there = [world.sites[u].reveal((0, 1, 2, 3, 4)) for u in (0, 1)]
-    gone = [world.sites[u].reveal((0, 1, 2, 3)) for u in (2, 3)]
-    assert seen.secure_round.terms.threshold == 3
-    assert len([r for r in there if 4 in r.seeds]) == 2
-    assert len([r for r in gone if 4 in r.keys]) == 2
-
-
 @pytest.mark.parametrize(
     ("survivors", "message"),
     [
@@ -193,7 +180,7 @@ def test_a_question_for_the_sum_of_too_few_is_refused(updates, survivors, messag
     world = World(5)
     world.masked(world.terms(), words)
     with pytest.raises(ValueError, match=message):
-        world.sites[0].reveal(survivors)
+        world.sites[0].confirm(survivors)
 
 
 def test_groups_without_a_bridge_are_refused_by_everybody(monkeypatch):
@@ -216,14 +203,14 @@ def test_groups_without_a_bridge_are_refused_by_everybody(monkeypatch):
         world.sites[u].mask(np.zeros(5, np.uint32), delivery, task=TASK)
     monkeypatch.setattr(client, "is_connected", is_connected)
     with pytest.raises(ValueError, match="survivors fall apart into groups"):
-        world.sites[0].reveal(tuple(range(8)))
+        world.sites[0].confirm(tuple(range(8)))
 
 
 def test_nothing_is_revealed_before_the_vector_is_sent(updates):
     world = World(5)
     world.shared(world.terms(), 10)
     with pytest.raises(ValueError, match="has not sent a vector"):
-        world.sites[0].reveal((0, 1, 2, 3, 4))
+        world.sites[0].confirm((0, 1, 2, 3, 4))
 
 
 def test_a_vector_is_masked_once_in_a_round(updates):
@@ -248,8 +235,10 @@ def test_sites_that_were_given_another_task_than_one_victim_do_not_uncover_it(vi
             vector = words.copy() if u == victim else np.zeros(4000, np.uint32)
             world.sites[u].mask(vector, delivery, task=TASK if u == victim else others_task)
             seen.secure_round.receive_vector(u, vector)
+        seen.survivors = seen.secure_round.survivors()
+        world.confirm(seen)
         for u in world.sites:
-            seen.secure_round.receive_reveal(u, world.sites[u].reveal(tuple(range(5))))
+            seen.secure_round.receive_reveal(u, world.sites[u].reveal(seen.signatures))
         return seen.secure_round.total()
 
     assert np.array_equal(sum_of(1, TASK), words)  # it would, were the task the same
@@ -326,7 +315,10 @@ def test_sealed_shares_that_are_not_for_this_round_and_site_are_not_kept(forge):
     changed = dataclasses.replace(delivery, sealed={**delivery.sealed, 1: forged})
     world.sites[0].mask(np.zeros(5, np.uint32), changed, task=TASK)
     assert world.sites[0].memory.open_round.held.keys() == {2, 3, 4}
-    answer = world.sites[0].reveal(delivery.present)
+    for u in range(1, 5):
+        world.sites[u].mask(np.zeros(5, np.uint32), seen.deliveries[u], task=TASK)
+    signatures = {u: world.sites[u].confirm(delivery.present) for u in range(5)}
+    answer = world.sites[0].reveal(signatures)
     assert answer.seeds.keys() == {2, 3, 4}
     assert not answer.keys
 

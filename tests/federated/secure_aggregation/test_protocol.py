@@ -21,20 +21,20 @@ def test_the_sum_is_the_plain_sum_to_the_bit():
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_sites_may_drop_out_at_every_point_down_to_the_threshold(data):
-    """Absent: before sharing. Silent: the vector does not arrive. Mute: no last answer."""
+    """Absent: before sharing. Silent: no vector. Unsigned: no signature. Mute: no last answer."""
     count = data.draw(st.integers(4, 9))
     world = World(count)
     terms = world.terms()
     everybody = list(world.sites)
     may_go = count - max(terms.min_survivors, terms.threshold + 1)
     gone = data.draw(st.permutations(everybody))[: data.draw(st.integers(0, may_go))]
-    fate = [data.draw(st.sampled_from(["absent", "silent", "mute"])) for _ in gone]
-    absent, silent, mute = (
-        {u for u, f in zip(gone, fate, strict=True) if f == kind}
-        for kind in ("absent", "silent", "mute")
+    kinds = ("absent", "silent", "unsigned", "mute")
+    fate = [data.draw(st.sampled_from(kinds)) for _ in gone]
+    absent, silent, unsigned, mute = (
+        {u for u, f in zip(gone, fate, strict=True) if f == kind} for kind in kinds
     )
     vectors = random_vectors(everybody, 17)
-    seen = world.play(terms, vectors, absent, silent, mute)
+    seen = world.play(terms, vectors, absent, silent, unsigned, mute)
     survivors = set(everybody) - absent - silent
     assert set(seen.survivors) == survivors
     assert np.array_equal(seen.total, plain_sum(vectors, survivors))
@@ -88,6 +88,7 @@ def test_a_restarted_site_makes_a_new_key_and_takes_part_again():
     [
         ({"absent": {0, 1}}, "3 of 5 sites have shared"),
         ({"silent": {0, 1}}, "3 of 5 sites have sent a vector"),
+        ({"unsigned": {0, 1}}, "3 of 5 sites have confirmed whose vectors arrived; 4 must"),
         ({"mute": {0, 1}}, "cannot be put together: 2 shares, but 3 are needed"),
     ],
 )
@@ -101,9 +102,9 @@ def test_with_too_few_sites_the_round_is_lost_and_says_why(gone, message):
 def test_who_hands_back_wrong_shares_is_named_and_the_sum_is_right(liars, silent):
     world = World(7)
     vectors = random_vectors(world.sites, 5)
-    seen = world.masked(world.terms(), vectors, silent=silent)
+    seen = world.confirmed(world.terms(), vectors, silent=silent)
     for u in seen.survivors:
-        reveal = world.sites[u].reveal(seen.survivors)
+        reveal = world.sites[u].reveal(seen.signatures)
         if u in liars:
             for shares in (reveal.keys, reveal.seeds):
                 shares.update(dict.fromkeys(shares, bytes(32)))
@@ -123,8 +124,10 @@ def test_who_hands_out_wrong_shares_is_named():
         seen.secure_round.receive_vector(u, vector)
     answer = seen.answers[4]
     seen.secure_round.receive_keys(4, dataclasses.replace(answer, seed_digest=bytes(32)))
-    for u in (survivors := seen.secure_round.survivors()):
-        seen.secure_round.receive_reveal(u, world.sites[u].reveal(survivors))
+    seen.survivors = seen.secure_round.survivors()
+    world.confirm(seen)
+    for u in seen.survivors:
+        seen.secure_round.receive_reveal(u, world.sites[u].reveal(seen.signatures))
     with pytest.raises(WrongShares, match="seed of site 4") as caught:
         seen.secure_round.total()
     assert caught.value.site == 4
@@ -144,10 +147,12 @@ def test_who_seals_shares_that_nobody_can_read_throws_nobody_else_out(unreadable
         vector = vectors[u].copy()
         world.sites[u].mask(vector, delivery, task=TASK)
         seen.secure_round.receive_vector(u, vector)
-    for u in (survivors := seen.secure_round.survivors()):
-        seen.secure_round.receive_reveal(u, world.sites[u].reveal(survivors))
+    seen.survivors = seen.secure_round.survivors()
+    world.confirm(seen)
+    for u in seen.survivors:
+        seen.secure_round.receive_reveal(u, world.sites[u].reveal(seen.signatures))
     if unreadable == 1:
-        assert np.array_equal(seen.secure_round.total(), plain_sum(vectors, survivors))
+        assert np.array_equal(seen.secure_round.total(), plain_sum(vectors, seen.survivors))
         return
     with pytest.raises(WrongShares, match="seed of site 4"):
         seen.secure_round.total()
@@ -155,9 +160,9 @@ def test_who_seals_shares_that_nobody_can_read_throws_nobody_else_out(unreadable
 
 def test_a_wrong_share_with_none_to_spare_is_laid_at_nobodys_door():
     world = World(5)
-    seen = world.masked(world.terms(), random_vectors(world.sites, 5))
+    seen = world.confirmed(world.terms(), random_vectors(world.sites, 5))
     for u in (0, 1, 2, 4):
-        reveal = world.sites[u].reveal(seen.survivors)
+        reveal = world.sites[u].reveal(seen.signatures)
         if u == 1:
             reveal.seeds[0] = bytes(32)
         seen.secure_round.receive_reveal(u, reveal)

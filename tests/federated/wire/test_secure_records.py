@@ -11,12 +11,14 @@ from fedfora.federated.wire.secure_records import (
     read_memory,
     read_reveal,
     read_round_keys,
+    read_signatures,
     read_terms,
     write_delivery,
     write_keys,
     write_memory,
     write_reveal,
     write_round_keys,
+    write_signatures,
     write_terms,
 )
 from secagg_world import TASK, World, plain_sum, random_vectors
@@ -32,6 +34,7 @@ def test_every_message_of_a_round_survives():
         assert read_round_keys(write_round_keys(answer)) == answer
     for delivery in seen.deliveries.values():
         assert read_delivery(write_delivery(delivery)) == delivery
+    assert read_signatures(write_signatures(seen.signatures)) == seen.signatures
     for reveal in seen.reveals.values():
         assert read_reveal(write_reveal(reveal)) == reveal
 
@@ -55,8 +58,11 @@ def test_a_site_may_forget_everything_but_its_record_between_any_two_messages():
     plain = random_vectors(world.sites, 9)
     for u in range(4):
         seen.secure_round.receive_vector(u, vectors[u])
+    seen.survivors = seen.secure_round.survivors()
+    world.confirm(seen)
+    restart()
     for u in range(4):
-        seen.secure_round.receive_reveal(u, world.sites[u].reveal((0, 1, 2, 3)))
+        seen.secure_round.receive_reveal(u, world.sites[u].reveal(seen.signatures))
     assert np.array_equal(seen.secure_round.total(), plain_sum(plain, range(4)))
     restart()
     assert world.sites[0].memory.last_round == 1

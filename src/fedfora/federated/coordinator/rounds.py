@@ -47,7 +47,7 @@ from fedfora.federated.coordinator.screening import Limits
 from fedfora.federated.coordinator.secure_rounds import SecureRounds
 from fedfora.federated.coordinator.site_privacy import record_event, site_privacy_of
 from fedfora.federated.coordinator.strategy import AdapterStrategy
-from fedfora.federated.secure_aggregation.messages import fewest_survivors
+from fedfora.federated.secure_aggregation.graph import fewest_survivors
 from fedfora.federated.secure_aggregation.server import WrongShares
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.wire.transport import from_record, to_record, unpack

@@ -1,7 +1,8 @@
 """The coordinator's exchanges under secure aggregation: before the training, and after it.
 
 A round: `open` asks the drawn sites to share, and returns what their training message must bring;
-`take` adds a masked update to the sum; `close` asks the survivors to reveal, and reads the sum.
+`take` adds a masked update to the sum; `close` asks the survivors to confirm who they are, then to
+reveal, and reads the sum.
 Once a run, and whenever a site was restarted, `open` first asks for the sites' keys.
 """
 
@@ -19,20 +20,24 @@ from fedfora.federated.secure_aggregation.messages import Terms, digest_of
 from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, WrongShares
 from fedfora.federated.secure_aggregation.vector import Summed, read_sum, vector_size
 from fedfora.federated.wire.secure_records import (
+    CONFIRM,
     DELIVERY,
     INTRODUCE,
     KEY,
     REVEAL,
     ROSTER,
     SHARE,
+    SIGNATURES,
     SURVIVORS,
     TERMS,
     read_key,
     read_reveal,
     read_round_keys,
+    read_signatures,
     read_words,
     write_delivery,
     write_keys,
+    write_signatures,
     write_terms,
 )
 
@@ -138,7 +143,7 @@ class SecureRounds:
         opened.receive_vector(self.numbers[node], read_words(arrays, opened.size))
 
     def close(self) -> Summed:
-        """Let the survivors reveal, and return what the sum says.
+        """Let the survivors confirm and reveal, and return what the sum says.
 
         Raises:
             WrongShares: If a site's shares do not give its secret back; it takes no part any more.
@@ -148,7 +153,15 @@ class SecureRounds:
         survivors = self._or_lost(opened.survivors)
         question = ConfigRecord({"sites": list(survivors)})
         contents = {self.nodes[site]: RecordDict({SURVIVORS: question}) for site in survivors}
-        for node, reply in self._ask(REVEAL, contents):
+        for node, reply in self._ask(CONFIRM, contents):
+            try:
+                number = self.numbers[node]
+                opened.receive_signature(number, read_signatures(reply[SIGNATURES])[number])
+            except (KeyError, ValueError) as error:
+                self._reject(node, error)
+        signatures = self._or_lost(opened.signatures)
+        shown = RecordDict({SIGNATURES: write_signatures(signatures)})
+        for node, reply in self._ask(REVEAL, {self.nodes[site]: shown for site in signatures}):
             try:
                 opened.receive_reveal(self.numbers[node], read_reveal(reply.config_records))
             except (KeyError, ValueError) as error:

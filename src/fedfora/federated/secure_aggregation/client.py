@@ -1,4 +1,4 @@
-"""A site's side of the protocol: three answers a round, each given once, each after its checks.
+"""A site's side of the protocol: four answers a round, each given once, each after its checks.
 
 What the site must remember between two messages is a `Memory` of plain values, so that it can live
 wherever the engine keeps a site's state. The steps follow Bonawitz et al. 2017, Fig. 4
@@ -15,6 +15,7 @@ from fedfora.federated.secure_aggregation.keys import (
     Identity,
     SignedKey,
     agree,
+    is_signed,
     new_private_key,
     public_key,
     seal,
@@ -29,10 +30,12 @@ from fedfora.federated.secure_aggregation.messages import (
     RoundKeys,
     Terms,
     digest_of,
+    digest_of_sites,
     mask_context,
     pair_context,
     round_context,
     run_context,
+    survivors_context,
 )
 from fedfora.federated.secure_aggregation.shares import new_secret, split
 
@@ -46,6 +49,7 @@ class OpenRound:
         private_key: The key whose shares the neighbors hold.
         seed: The site's own seed, shared likewise.
         present: Who has shared; empty until the vector is masked.
+        survivors: The list that the site signed; empty until it has.
         held: For each present neighbor, its seed's share and its key's share, one after the other.
     """
 
@@ -53,6 +57,7 @@ class OpenRound:
     private_key: bytes
     seed: bytes
     present: tuple[int, ...] = ()
+    survivors: tuple[int, ...] = ()
     held: dict[int, bytes] = field(default_factory=dict)
 
 
@@ -162,30 +167,47 @@ class SecureSite:
         for neighbor in present:
             key = delivery.keys[neighbor]
             verify(key, self.pinned[neighbor], context=round_context(opened.terms))
-            context = mask_context(opened.terms, self.site, neighbor, task)
+            context = mask_context(opened.terms, self.site, neighbor, task, delivery.present)
             seed = agree(opened.private_key, key.public, context=context)
             (add_mask if self.site < neighbor else subtract_mask)(vector, seed)
         add_mask(vector, opened.seed)
         opened.present, opened.held = delivery.present, held
 
-    def reveal(self, survivors: tuple[int, ...]) -> Reveal:
-        """Third answer: for each neighbor, the share of its seed or of its key, never of both.
-
-        Of a survivor it is the seed's, of one whose vector did not arrive the key's. The round is
-        closed with it, so a second question with other survivors finds nothing.
+    def confirm(self, survivors: tuple[int, ...]) -> bytes:
+        """Third answer: sign the list of survivors; one list a round, so no other can be revealed.
 
         Args:
             survivors: All sites whose vectors are in the sum.
 
         Raises:
-            ValueError: If the question would open more than the sum of enough sites.
+            ValueError: If the sum would be one of too few sites, or another list was signed.
         """
         opened = self._open_round()
         self._check_survivors(opened, set(survivors))
+        if opened.survivors not in ((), survivors):
+            raise ValueError("this site has signed another list of survivors in the round")
+        opened.survivors = survivors
+        digest, context = digest_of_sites(survivors), survivors_context(opened.terms)
+        return self.identity.sign(self.site, digest, context=context).signature
+
+    def reveal(self, signatures: Mapping[int, bytes]) -> Reveal:
+        """Fourth answer: for each neighbor, the share of its seed or of its key, never of both.
+
+        Of a survivor it is the seed's, of one whose vector did not arrive the key's. The round is
+        closed with it, so a second question finds nothing.
+
+        Args:
+            signatures: Of the survivors under their list, by site.
+
+        Raises:
+            ValueError: If too few survivors have signed the list that this site signed.
+        """
+        opened = self._open_round()
+        self._check_signatures(opened, signatures)
         self.memory.open_round = None
         seeds, keys = {}, {}
         for neighbor, shares in opened.held.items():
-            if neighbor in survivors:
+            if neighbor in opened.survivors:
                 seeds[neighbor] = shares[:SEED_BYTES]
             else:
                 keys[neighbor] = shares[SEED_BYTES:]
@@ -229,6 +251,22 @@ class SecureSite:
         _require_enough(terms, "have sent a vector", len(survivors), len(near))
         if not is_connected(terms.graph, survivors):
             raise ValueError("the survivors fall apart into groups, whose sums would show")
+
+    def _check_signatures(self, opened: OpenRound, signatures: Mapping[int, bytes]) -> None:
+        """Count valid signatures; a wrong one counts nothing, and throws nobody out."""
+        if not opened.survivors:
+            raise ValueError("this site has signed no list of survivors in the round")
+        needed, digest = opened.terms.min_survivors, digest_of_sites(opened.survivors)
+        valid = 0
+        for site in sorted(set(opened.survivors).intersection(signatures)):
+            signed = SignedKey(site, digest, signatures[site])
+            valid += is_signed(signed, self.pinned[site], context=survivors_context(opened.terms))
+            if valid == needed:
+                return
+        raise ValueError(
+            f"{valid} sites have signed the list of survivors that this site signed; {needed} of "
+            f"{len(opened.terms.participants)} must: the others may have been told another one"
+        )
 
     def _unseal(self, terms: Terms, sender: int, sealed: bytes) -> bytes:
         """Return a neighbor's two shares; nothing if they are not for this site and this round.

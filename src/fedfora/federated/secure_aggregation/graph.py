@@ -60,14 +60,27 @@ def share_threshold(degree: int, fraction: float) -> int:
     return max(degree // 2 + 1, ceil(fraction * degree))
 
 
+def fewest_survivors(num_sites: int, fraction: float) -> int:
+    """Return q, how many of a round's n sites must last and sign; a sum of fewer is never opened.
+
+    Two lists with q signatures each have 2 q - n signers in common, and an honest site signs one
+    list. So q is more than (n + c) / 2, whatever the fraction: c colluders cannot bring signatures
+    for a second list together. c is a share of `COLLUDING`, one site at least.
+    """
+    colluding = ceil(COLLUDING * num_sites)
+    return max(ceil(fraction * num_sites), (num_sites + colluding) // 2 + 1)
+
+
 def choose_degree(num_sites: int, fraction: float) -> int:
     """Return the fewest neighbors that keep the promises with many sites.
 
-    With t of k shares, a coordinator that tells different stories to different neighbors can get
-    both of a site's secrets only with 2 t - k colluders among them. For a share of `COLLUDING`
-    sites in its hands that happens anywhere in a round with probability below 2^-40. With a share
-    of `DROPPED` sites gone, some site has too few neighbors left with probability below 2^-20
-    (union bounds over hypergeometric tails, as Bell et al. 2020, Sec. 4, do it).
+    With t of k shares, a coordinator that has the signatures for one list of survivors only (see
+    `fewest_survivors`) can still tell some sites that other neighbors are present. It gets a site's
+    seed and the keys of all that it masks with only with 2 t - k colluders among its neighbors. For
+    a share of `COLLUDING` sites in its hands that happens anywhere in a round with probability
+    below 2^-40. With a share of `DROPPED` sites gone, some site has too few neighbors left with
+    probability below 2^-20 (union bounds over hypergeometric tails, as in Bell et al. 2020, Sec.
+    4).
     """
     others = num_sites - 1
     if num_sites <= FEW:

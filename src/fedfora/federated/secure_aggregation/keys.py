@@ -44,8 +44,18 @@ class Identity:
         return self._private.public_key().public_bytes_raw()
 
     def sign(self, site: int, public: bytes, *, context: bytes) -> SignedKey:
-        """Sign a key for one purpose: `context` names the run, or the round, it is for."""
+        """Sign a key, or another content, for one purpose: `context` names it, and the round."""
         return SignedKey(site, public, self._private.sign(_statement(site, public, context)))
+
+
+def is_signed(key: SignedKey, identity: bytes, *, context: bytes) -> bool:
+    """Return whether the holder of `identity` signed this key for this very purpose."""
+    statement = _statement(key.site, key.public, context)
+    try:
+        Ed25519PublicKey.from_public_bytes(identity).verify(key.signature, statement)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def verify(key: SignedKey, identity: bytes, *, context: bytes) -> None:
@@ -54,15 +64,11 @@ def verify(key: SignedKey, identity: bytes, *, context: bytes) -> None:
     Raises:
         ValueError: If the signature does not fit.
     """
-    try:
-        Ed25519PublicKey.from_public_bytes(identity).verify(
-            key.signature, _statement(key.site, key.public, context)
-        )
-    except InvalidSignature:
+    if not is_signed(key, identity, context=context):
         raise ValueError(
             f"the key said to come from site {key.site} is not signed with that site's identity "
             "for this run and round: somebody in between changed or replayed it"
-        ) from None
+        )
 
 
 def new_private_key() -> bytes:
@@ -107,4 +113,5 @@ def unseal(key: bytes, sealed: bytes) -> bytes:
 
 
 def _statement(site: int, public: bytes, context: bytes) -> bytes:
-    return b"fedfora site key\0" + site.to_bytes(8, "big") + public + context
+    length = len(public).to_bytes(8, "big")  # so that no other split of the bytes is meant
+    return b"fedfora site key\0" + site.to_bytes(8, "big") + length + public + context

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import ceil
 
 from fedfora.federated.secure_aggregation.graph import (
     Graph,
     choose_degree,
     draw_graph,
+    fewest_survivors,
     share_threshold,
 )
 from fedfora.federated.secure_aggregation.keys import SignedKey
@@ -73,7 +73,7 @@ class Terms:
 
     @property
     def min_survivors(self) -> int:
-        """How many vectors must arrive."""
+        """How many vectors must arrive, and how many sites must sign that they did."""
         return fewest_survivors(len(self.participants), self.fraction)
 
     @cached_property
@@ -114,15 +114,10 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Reveal:
-    """Third exchange, from a site: one share for each neighbor, of its seed or of its key."""
+    """Fourth exchange, from a site: one share for each neighbor, of its seed or of its key."""
 
     seeds: dict[int, bytes]
     keys: dict[int, bytes]
-
-
-def fewest_survivors(num_sites: int, fraction: float) -> int:
-    """Return how many of a round's sites must last; a sum of fewer is never opened."""
-    return max(MIN_SITES, ceil(fraction * num_sites))
 
 
 def digest_of(roster: Mapping[int, SignedKey]) -> bytes:
@@ -137,9 +132,17 @@ def pair_context(terms: Terms, purpose: bytes, first: int, second: int) -> bytes
     return b"\0".join([purpose, terms.digest + pair])
 
 
-def mask_context(terms: Terms, one: int, other: int, task: bytes) -> bytes:
+def digest_of_sites(sites: Collection[int]) -> bytes:
+    """Return 32 bytes that differ for every other set of sites."""
+    return hashlib.sha256(json.dumps(sorted(sites)).encode()).digest()
+
+
+def mask_context(
+    terms: Terms, one: int, other: int, task: bytes, present: Collection[int]
+) -> bytes:
     """Return the context of the mask that two sites share; their order does not matter.
 
+    With the present sites in it, the masks of sites that were told different lists do not cancel.
     With the task in it, the masks of sites that were given different tasks do not cancel. Otherwise
     a coordinator could give all sites but one a model that they cannot change, and read that one's
     update from the sum (Pasquini et al. 2022, https://arxiv.org/abs/2111.07380).
@@ -149,8 +152,10 @@ def mask_context(terms: Terms, one: int, other: int, task: bytes) -> bytes:
         one: A site.
         other: Another.
         task: A digest of all that decides what a site's vector is, but for its records.
+        present: The sites that have shared.
     """
-    return pair_context(terms, b"mask", min(one, other), max(one, other)) + task
+    pair = pair_context(terms, b"mask", min(one, other), max(one, other))
+    return pair + digest_of_sites(present) + task
 
 
 def run_context(run: str) -> bytes:
@@ -161,6 +166,11 @@ def run_context(run: str) -> bytes:
 def round_context(terms: Terms) -> bytes:
     """Return the context in which a site signs its key of a round."""
     return b"round\0" + terms.digest
+
+
+def survivors_context(terms: Terms) -> bytes:
+    """Return the context in which a site signs the digest of a round's survivors."""
+    return b"survivors\0" + terms.digest
 
 
 @lru_cache(maxsize=16)

@@ -61,6 +61,7 @@ class SecureRound:
         self.size = size
         self._sum = np.zeros(size, dtype=np.uint32)
         self._survivors: list[int] = []
+        self._signatures: dict[int, bytes] = {}
         self._reveals: dict[int, Reveal] = {}
         self.liars: set[int] = set()
 
@@ -114,8 +115,31 @@ class SecureRound:
         self._require("have sent a vector", survivors)
         return survivors
 
+    def receive_signature(self, site: int, signature: bytes) -> None:
+        """Take a site's third answer; whether it is valid, the sites find out.
+
+        Raises:
+            ValueError: If the site's vector is not in the sum.
+        """
+        if site not in self._survivors:
+            raise ValueError(f"no signature is expected from site {site}")
+        self._signatures[site] = signature
+
+    def signatures(self) -> dict[int, bytes]:
+        """Close the third exchange and return what each site that signed is to be shown.
+
+        Raises:
+            RoundLost: If too few sites have signed the list of survivors.
+        """
+        if len(self._signatures) < self.terms.min_survivors:
+            raise RoundLost(
+                f"{len(self._signatures)} of {len(self.terms.participants)} sites have confirmed "
+                f"whose vectors arrived; {self.terms.min_survivors} must"
+            )
+        return self._signatures
+
     def receive_reveal(self, site: int, answer: Reveal) -> None:
-        """Take a site's third answer.
+        """Take a site's fourth answer.
 
         Raises:
             ValueError: If the site's vector is not in the sum.
@@ -152,7 +176,7 @@ class SecureRound:
         keys = {v: reveal.keys for v, reveal in self._reveals.items()}
         private = self._secret(dropped, "key", keys, is_right)
         for neighbor in neighbors:
-            context = mask_context(self.terms, dropped, neighbor, self.task)
+            context = mask_context(self.terms, dropped, neighbor, self.task, self.present)
             seed = agree(private, self._shared[neighbor].key.public, context=context)
             (subtract_mask if neighbor < dropped else add_mask)(self._sum, seed)
 

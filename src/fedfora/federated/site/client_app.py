@@ -50,6 +50,12 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
         content = secure_answers.share(message.content, context, seed=_seed(context))
         return Message(content, reply_to=message)
 
+    @app.query("confirm")  # type: ignore[untyped-decorator]
+    def confirm(message: Message, context: Context) -> Message:
+        """Answer with a signature under the list of sites whose vectors arrived."""
+        content = secure_answers.confirm(message.content, context, seed=_seed(context))
+        return Message(content, reply_to=message)
+
     @app.query("reveal")  # type: ignore[untyped-decorator]
     def reveal(message: Message, context: Context) -> Message:
         """Answer with what takes the masks off the round's sum."""

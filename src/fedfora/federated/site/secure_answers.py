@@ -1,4 +1,6 @@
-"""A site's answers under secure aggregation, as Flower's records: introduce, share, hide, reveal.
+"""A site's answers under secure aggregation, as Flower's records.
+
+In order: introduce, once a run; then share, hide, confirm and reveal, each once a round.
 
 What the site must remember from one message to the next lies in `Context.state`, in the site's own
 process: keys and seeds never touch a disk. A site that was restarted has lost them; it introduces
@@ -24,17 +26,20 @@ from fedfora.federated.wire.secure_records import (
     DELIVERY,
     KEY,
     ROSTER,
+    SIGNATURES,
     SURVIVORS,
     TERMS,
     WORDS,
     read_delivery,
     read_keys,
     read_memory,
+    read_signatures,
     read_terms,
     write_key,
     write_memory,
     write_reveal,
     write_round_keys,
+    write_signatures,
 )
 
 logger = logging.getLogger(__name__)
@@ -145,15 +150,27 @@ def _say_what_was_cut(
         )
 
 
+def confirm(content: RecordDict, context: Context, *, seed: int) -> RecordDict:
+    """Return the site's signature under the list of sites whose vectors arrived.
+
+    Raises:
+        ValueError: If the sum would be one of too few sites, or another list was signed.
+    """
+    with _secure_site(context, seed) as site:
+        survivors = tuple(int(index) for index in content[SURVIVORS]["sites"])
+        signatures = {site.site: site.confirm(survivors)}
+        return RecordDict({SIGNATURES: write_signatures(signatures)})
+
+
 def reveal(content: RecordDict, context: Context, *, seed: int) -> RecordDict:
     """Return what takes the masks off the sum.
 
     Raises:
-        ValueError: If the question would open more than a sum of enough sites.
+        ValueError: If too few sites have signed the list of survivors that this site signed.
     """
     with _secure_site(context, seed) as site:
-        survivors = tuple(int(index) for index in content[SURVIVORS]["sites"])
-        return RecordDict(dict(write_reveal(site.reveal(survivors))))
+        signatures = read_signatures(content[SIGNATURES])
+        return RecordDict(dict(write_reveal(site.reveal(signatures))))
 
 
 @contextmanager

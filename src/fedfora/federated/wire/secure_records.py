@@ -19,8 +19,10 @@ from fedfora.federated.secure_aggregation.keys import SignedKey
 from fedfora.federated.secure_aggregation.messages import Delivery, Reveal, RoundKeys, Terms
 from fedfora.federated.wire.transport import Layout, flatten
 
-INTRODUCE, SHARE, REVEAL = "query.introduce", "query.share", "query.reveal"
-TERMS, ROSTER, SURVIVORS, KEY, WORDS = "terms", "roster", "survivors", "key", "words"
+INTRODUCE, SHARE = "query.introduce", "query.share"
+CONFIRM, REVEAL = "query.confirm", "query.reveal"
+TERMS, ROSTER, KEY, WORDS = "terms", "roster", "key", "words"
+SURVIVORS, SIGNATURES = "survivors", "signatures"
 DELIVERY = "delivery."
 KEY_BYTES, SIGNATURE_BYTES = 32, 64
 
@@ -121,6 +123,20 @@ def read_delivery(records: Mapping[str, ConfigRecord]) -> Delivery:
     )
 
 
+def write_signatures(signatures: Mapping[int, bytes]) -> ConfigRecord:
+    """Return the sites' signatures under a list of survivors as they travel."""
+    return _write(signatures)
+
+
+def read_signatures(record: ConfigRecord) -> dict[int, bytes]:
+    """Return the inverse of `write_signatures`.
+
+    Raises:
+        ValueError: If the pieces are not signatures.
+    """
+    return _read(record, SIGNATURE_BYTES)
+
+
 def write_reveal(answer: Reveal) -> dict[str, ConfigRecord]:
     """Return a site's last answer as it travels."""
     return {"seeds": _write(answer.seeds), "keys": _write(answer.keys)}
@@ -142,6 +158,7 @@ def write_memory(memory: Memory) -> ConfigRecord:
         record["round-private-key"] = opened.private_key
         record["seed"] = opened.seed
         record["present"] = list(opened.present)
+        record["survivors"] = list(opened.survivors)
         _put(record, "held", _write(opened.held))
     return record
 
@@ -161,6 +178,7 @@ def read_memory(record: ConfigRecord) -> Memory:
             private_key=bytes(record["round-private-key"]),
             seed=bytes(record["seed"]),
             present=tuple(record["present"]),
+            survivors=tuple(record["survivors"]),
             held=_read(_take(record, "held")),
         )
     return memory
