@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedfora.adapter.state import fold, read_state
 from fedfora.data.encoding import IGNORED, encode_examples, prompt_format
@@ -10,7 +12,7 @@ from fedfora.data.settings import DataArguments
 from fedfora.models.loading import add_adapter, load_base
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.training.local import train_locally
-from fedfora.training.packing import check_no_leak, collate_packed, pack
+from fedfora.training.packing import check_no_leak, collate_packed, pack, passes_of
 from fedfora.training.sampling import GroupedByLength
 from fedfora.training.schedule import Stretch
 from fedfora.training.settings import TrainArguments
@@ -56,7 +58,13 @@ def padded(setup):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"packing": True, "packing_length": 200}, {"group_by_length": True}],
+    [
+        {"packing": True, "packing_length": 200},
+        {"group_by_length": True},
+        {"max_tokens_per_pass": 1},
+        {"max_tokens_per_pass": 150},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8},
+    ],
     ids=lambda settings: next(iter(settings)),
 )
 def test_full_batches_give_the_same_steps_however_they_are_laid_out(setup, padded, settings):
@@ -135,3 +143,46 @@ def test_what_a_cpu_cannot_do_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         check_device(TrainArguments(**settings), "cpu")
     check_device(TrainArguments(**settings), "cuda")
+
+
+def padded_batch(lengths):
+    """A batch whose tokens say which row and place they are of; 0 is padding."""
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = 1000 * (row + 1) + torch.arange(length)
+    return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": ids.clone()}
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=24),
+    st.one_of(st.none(), st.integers(1, 400)),
+    st.sampled_from(["cpu", "cuda"]),
+)
+def test_passes_hold_every_row_once_whole_and_within_the_limit(lengths, limit, device):
+    batch = padded_batch(lengths)
+    passes = passes_of(batch, limit, device=device)
+    rows = [row[row > 0].tolist() for each in passes for row in each["input_ids"]]
+    assert sorted(rows) == sorted(row[row > 0].tolist() for row in batch["input_ids"])
+    for each in passes:
+        assert each["input_ids"].shape == each["attention_mask"].shape == each["labels"].shape
+        assert (each["labels"] == each["input_ids"]).all()
+        assert each["attention_mask"][0].all()  # the longest row sets the width
+        if limit is not None and len(each["input_ids"]) > 1:
+            assert each["input_ids"].numel() <= limit
+
+
+def test_passes_of_unlike_rows_are_hardly_padded():
+    """Rows as long as those of real notes: at most a tenth of what is computed is padding."""
+    lengths = [474, 310, 251, 198, 160, 141, 133, 124, 118, 113, 108, 101, 95, 90, 84, 77, 70, 61]
+    passes = passes_of(padded_batch(lengths), None, device="cpu")
+    computed = sum(each["input_ids"].numel() for each in passes)
+    assert computed <= 1.1 * sum(lengths)
+    assert len(lengths) * max(lengths) > 2 * sum(lengths)  # what one padded batch computes
+    assert len(passes) < len(lengths)
+
+
+def test_a_federated_or_private_step_counts_tokens_once_whatever_the_passes(setup):
+    _, whole = trained(setup)
+    _, cut = trained(setup, max_tokens_per_pass=120)
+    assert (cut.tokens, cut.answer_tokens) == (whole.tokens, whole.answer_tokens)
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-5)

@@ -259,12 +259,19 @@ class ForaLinear(nn.Module, ForaLayer):
         return result.to(dtype)
 
     def _update(self, x_I: Tensor, name: str) -> Tensor:
-        """Return `s D K A dropout(x)`; the scaling rides on the core, the smallest factor."""
+        """Return `s D K A dropout(x)`; the scaling rides on the core, the smallest factor.
+
+        Under autocast the products with A and D are in its format and x needs no copy in the
+        factors' own; the product with the core is in the factors' dtype all the same.
+        """
         A, D = self.factor("A", name), self.factor("D", name)
-        x_I = self._cast_input_dtype(x_I, A.weight.dtype)
+        device = "cpu" if x_I.is_meta else x_I.device.type  # meta knows no autocast
+        if not torch.is_autocast_enabled(device):
+            x_I = self._cast_input_dtype(x_I, A.weight.dtype)
         h_R = A(self.fora_dropout[name](x_I))
-        core_RR = self.scaling[name] * self.core(name)
-        update_O: Tensor = D(h_R @ core_RR.to(h_R.dtype))
+        with torch.autocast(device, enabled=False):
+            u_R = h_R.to(A.weight.dtype) @ (self.scaling[name] * self.core(name))
+        update_O: Tensor = D(u_R)
         return update_O
 
     def _add_row_by_row(self, result: Tensor, x: Tensor, adapter_names: list[str]) -> Tensor:

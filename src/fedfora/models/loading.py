@@ -44,7 +44,7 @@ def load_base(settings: ModelArguments) -> Base:
     """
     path, name = path_of(settings), str(settings.model_name_or_path)
     tokenizer = _tokenizer_at(path, settings)
-    sharded = is_deepspeed_zero3_enabled()
+    dtype, sharded = _dtype(settings, path), is_deepspeed_zero3_enabled()
     if sharded and settings.quantization != "none":
         raise ValueError(
             f"--quantization {settings.quantization}: DeepSpeed ZeRO-3 shares out weights as they "
@@ -54,8 +54,8 @@ def load_base(settings: ModelArguments) -> Base:
         model = AutoModelForCausalLM.from_pretrained(
             path,
             cache_dir=settings.cache_dir,
-            dtype=_dtype(settings),
-            quantization_config=_quantization(settings),
+            dtype=dtype,
+            quantization_config=_quantization(settings, dtype),
             device_map=None if sharded else {"": _device(settings)},
         )
     except (OSError, SafetensorError) as error:
@@ -254,13 +254,28 @@ def _device(settings: ModelArguments) -> str:
     return gpu if settings.device == "cuda" else settings.device
 
 
-def _dtype(settings: ModelArguments) -> Any:
-    if settings.torch_dtype == "auto":
-        return torch.float32 if _device(settings) == "cpu" else "auto"
-    return getattr(torch, settings.torch_dtype)
+def _dtype(settings: ModelArguments, path: str) -> Any:
+    if settings.torch_dtype != "auto":
+        return getattr(torch, settings.torch_dtype)
+    if _device(settings) != "cpu":
+        return "auto"
+    # int8's kernels take float32.
+    fast = settings.quantization != "int8" and fast_in_bfloat16(_config_at(path, settings))
+    return torch.bfloat16 if fast else torch.float32
 
 
-def _quantization(settings: ModelArguments) -> BitsAndBytesConfig | None:
+def fast_in_bfloat16(config: Any) -> bool:
+    """Whether this processor multiplies bfloat16 natively and the model is wide enough to gain.
+
+    The products of layers narrower than 256 are no faster.
+    """
+    native = any(
+        getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile")
+    )
+    return native and getattr(config.get_text_config(), "hidden_size", 0) >= 256
+
+
+def _quantization(settings: ModelArguments, dtype: Any) -> BitsAndBytesConfig | None:
     if settings.quantization == "none":
         return None
     if settings.quantization == "int8":
@@ -269,7 +284,7 @@ def _quantization(settings: ModelArguments) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.float32 if on_cpu else torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype if on_cpu else torch.bfloat16,
         bnb_4bit_use_double_quant=_double_quantization(settings, on_cpu=on_cpu),
     )
 

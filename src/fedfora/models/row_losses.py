@@ -1,7 +1,15 @@
-"""What each row of a padded batch loses: one number a row that no other row has a part in."""
+"""What rows of a padded batch lose, with logits at no position but those that have a label.
 
+The output layer is the widest of a model, and only the answer's tokens have a loss. A hook hands it
+the hidden states of those positions alone, so that what models do before and after it (scaling, soft
+caps, Baichuan's normalized weights) is computed as it stands, on fewer positions: N instead of B L.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -17,10 +25,45 @@ def row_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
         model: A causal language model, with or without adapter.
         batch: `input_ids`, `attention_mask` and `labels`, each of shape `(B, L)`.
     """
+    loss_N, row_N = token_losses(model, batch)
+    num_rows = len(batch["labels"])
+    sums_B = loss_N.new_zeros(num_rows).index_add(0, row_N, loss_N)
+    counts_B = row_N.bincount(minlength=num_rows)
+    return sums_B / counts_B.clamp(min=1)
+
+
+def token_losses(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the loss of every answer token in float32, and the row it belongs to; both `(N,)`.
+
+    Args:
+        model: A causal language model, with or without adapter, maybe wrapped by a launcher.
+        batch: What the model takes, and `labels` of shape `(B, L)`.
+    """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    targets_BL = batch["labels"][:, 1:]
-    logits_BLV = model(**inputs, use_cache=False).logits[:, :-1].float()
-    loss_BL = cross_entropy(
-        logits_BLV.flatten(0, 1), targets_BL.flatten(), reduction="none", ignore_index=IGNORED
-    ).view_as(targets_BL)
-    return loss_BL.sum(dim=1) / (targets_BL != IGNORED).sum(dim=1).clamp(min=1)
+    targets_BL = torch.full_like(batch["labels"], IGNORED)
+    targets_BL[:, :-1] = batch["labels"][:, 1:]
+    labeled_BL = targets_BL != IGNORED
+    with _logits_only_at(model, labeled_BL):
+        logits = model(**inputs, use_cache=False).logits
+    logits_NV = logits[labeled_BL] if logits.shape[:2] == labeled_BL.shape else logits[0]
+    loss_N = cross_entropy(logits_NV.float(), targets_BL[labeled_BL], reduction="none")
+    return loss_N, labeled_BL.nonzero()[:, 0]
+
+
+@contextmanager
+def _logits_only_at(model: Any, labeled_BL: Tensor) -> Iterator[None]:
+    """Let the output layer see hidden states of shape `(1, N, I)` instead of `(B, L, I)`."""
+    head = getattr(model, "module", model).get_output_embeddings()
+    if head is None:
+        yield
+        return
+
+    def select(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden_BLI, *rest = args
+        return (hidden_BLI[labeled_BL][None], *rest)
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

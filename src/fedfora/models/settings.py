@@ -24,7 +24,8 @@ class ModelArguments:
     )
     torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = flag(
         "auto",
-        "number format of the unquantized parts; auto: the model's own on a GPU, float32 on a CPU",
+        "number format of the unquantized parts; auto: the model's own on a GPU; on a CPU bfloat16 "
+        "where the processor multiplies it natively and the model is wide enough, else float32",
         "--dtype",
     )
     bnb_4bit_use_double_quant: Literal["auto", "true", "false"] = flag(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback, TrainingArguments
 
 from fedfora.data.encoding import IGNORED, Encoded
@@ -82,6 +83,7 @@ def train_locally(
             stretch,
             seed=seed,
             device=model.device.type,
+            bf16=settings.bf16 or model.get_input_embeddings().weight.dtype == torch.bfloat16,
             **(where | (TRAINER_ARGUMENTS if privacy is not None else {})),
         )
         make = AdapterTrainer if long_run is None else long_run.make_trainer
@@ -128,6 +130,7 @@ def _make_trainer(
         stretch=stretch,
         warmup_ratio=settings.warmup_ratio,
         group_by_length=settings.group_by_length,
+        max_tokens_per_pass=settings.max_tokens_per_pass,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -1,6 +1,9 @@
-"""Several rows in one sequence, without padding and without one row seeing another.
+"""Rows to what goes through the model at once: little padding, bounded memory.
 
-Each row's positions start at 0; from that transformers' masks see where rows begin. `check_no_leak`
+A batch is cut into passes of rows of like length; the gradients of the passes add up to the batch's.
+
+With `--packing`, several rows stand in one sequence, without padding and without one row seeing
+another. Each row's positions start at 0; from that transformers' masks see where rows begin. `check_no_leak`
 makes sure that the model at hand does so, before anything is trained.
 """
 
@@ -11,6 +14,50 @@ import torch
 from fedfora.data.encoding import IGNORED, Encoded
 
 PackedRow = dict[str, list[int]]
+Batch = dict[str, torch.Tensor]
+
+# What a forward and backward pass costs whatever its size (launches, reading and dequantizing the
+# weights), as the number of tokens that cost as much.
+TOKENS_PER_PASS = {"cpu": 16, "cuda": 512}
+MAX_TOKENS = {"cpu": 2048, "cuda": 16384}  # beyond these a larger pass is no faster
+
+
+def passes_of(batch: Batch, max_tokens: int | None, *, device: str) -> list[Batch]:
+    """Cut a padded batch into passes of rows of like length, the longest rows first.
+
+    The cut is the one with the least work: padded tokens, and a fixed cost for each pass. Rows stay
+    whole: one that is longer than `max_tokens` has a pass of its own.
+
+    Args:
+        batch: `input_ids`, `attention_mask` and `labels`, padded on the right; without a mask it has
+            no padding and is not cut.
+        max_tokens: Padded tokens of a pass at most; None for what suits the device.
+        device: Type of the device.
+    """
+    if "attention_mask" not in batch:
+        return [batch]
+    limit = max_tokens or MAX_TOKENS.get(device, MAX_TOKENS["cuda"])
+    fixed = TOKENS_PER_PASS.get(device, TOKENS_PER_PASS["cuda"])
+    length_B = batch["attention_mask"].sum(dim=1)
+    order = length_B.argsort(descending=True, stable=True)
+    lengths = length_B[order].tolist()
+    least, cuts = [0.0], [0]  # for the first n rows: the least work, and where its last pass begins
+    for end in range(1, len(lengths) + 1):
+        work = {
+            start: least[start] + fixed + (end - start) * lengths[start]
+            for start in range(end)
+            if (end - start) * lengths[start] <= limit or end - start == 1
+        }
+        cuts.append(min(work, key=work.__getitem__))
+        least.append(work[cuts[-1]])
+    passes, end = [], len(lengths)
+    while end:
+        start = cuts[end]
+        passes.append(
+            {name: tensor[order[start:end], : lengths[start]] for name, tensor in batch.items()}
+        )
+        end = start
+    return passes[::-1]
 
 
 def pack(encoded: Encoded, length: int) -> list[PackedRow]:

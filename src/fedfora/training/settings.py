@@ -27,8 +27,13 @@ class TrainArguments:
     warmup_ratio: float = flag(0.1, "share of all steps spent on warm-up")
     num_train_epochs: float = flag(3.0, "passes over the training rows")
     max_steps: int = flag(-1, "optimizer steps; overrides the epochs when positive")
-    per_device_train_batch_size: int = flag(1, "rows per forward pass")
-    gradient_accumulation_steps: int = flag(4, "forward passes per optimizer step")
+    per_device_train_batch_size: int = flag(1, "rows of an optimizer step, for each device ...")
+    gradient_accumulation_steps: int = flag(4, "... times this number")
+    max_tokens_per_pass: int | None = flag(
+        None,
+        "tokens in memory at once: a step's rows go through the model in passes of like length; "
+        "default 2048 on a CPU, 16384 on a GPU",
+    )
     optim: Literal["adamw_torch", "sgd", "adamw_8bit", "paged_adamw_8bit"] = flag(
         "adamw_torch", "optimizer; the 8-bit ones need a GPU"
     )
@@ -50,6 +55,8 @@ class TrainArguments:
         """Refuse numbers that cannot work, naming the flag and its range."""
         _at_least("per_device_train_batch_size", self.per_device_train_batch_size, 1)
         _at_least("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
+        if self.max_tokens_per_pass is not None:
+            _at_least("max_tokens_per_pass", self.max_tokens_per_pass, 1)
         _at_least("logging_steps", self.logging_steps, 1)
         _at_least("packing_length", self.packing_length, 1)
         _at_least("learning_rate", self.learning_rate, 0)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
+from fedfora.models.row_losses import token_losses
+from fedfora.training.packing import passes_of
 from fedfora.training.private_steps import PrivateSteps
 from fedfora.training.sampling import GroupedByLength
 from fedfora.training.schedule import Stretch, scheduler_from
@@ -49,9 +51,13 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         stretch: Stretch,
         warmup_ratio: float,
         group_by_length: bool = False,
+        max_tokens_per_pass: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        # What the Trainer asks of a loss that is already a mean over all batches of a step.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        self.max_tokens_per_pass = max_tokens_per_pass
         self.group_by_length = group_by_length
         self._grouped: GroupedByLength | None = None
         self.stretch = stretch
@@ -78,21 +84,42 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         return self.private.dataloader(self) if self.private else super().get_train_dataloader()
 
     def training_step(
-        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Compute the gradients of a batch; with record privacy clipped and noisy ones."""
+        """Compute the gradients of a batch, in passes of rows of like length.
+
+        With record privacy they are clipped and noisy ones.
+        """
         if self.private:
             return self.private.step(self, model, inputs)
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        return loss
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they count the backward passes
+            return super().training_step(model, inputs, num_items_in_batch)
+        *passes, last = passes_of(inputs, self.max_tokens_per_pass, device=self.args.device.type)
+        loss = torch.zeros((), device=self.args.device)
+        with self.accelerator.no_sync(model):
+            for each in passes:
+                loss += super().training_step(model, each, num_items_in_batch)
+        return loss + super().training_step(model, last, num_items_in_batch)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Count the tokens on their way to the model, and add up the step's loss."""
-        if not model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        self.count(inputs, loss.detach())
-        return loss
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the batch's part of the mean loss over all answer tokens of the step.
+
+        Logits are computed where a token has a loss. In a validation it is the batch's own mean.
+        """
+        loss_N, _ = token_losses(model, inputs)
+        if num_items_in_batch is None:
+            loss = loss_N.mean()
+        else:  # the processes' gradients are averaged, and the count is that of all of them
+            loss = loss_N.sum() / num_items_in_batch * self.args.world_size
+        if model.training:
+            self.count(inputs, loss.detach())
+        return (loss, {}) if return_outputs else loss
 
     def count(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
         """Add a batch's tokens and its part of the step's loss."""

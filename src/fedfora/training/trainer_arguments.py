@@ -38,7 +38,6 @@ def trainer_arguments(
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "fp16": settings.fp16,
-        "bf16": settings.bf16,
         "logging_steps": settings.logging_steps,
         "seed": seed,
         "use_cpu": device == "cpu",
@@ -53,6 +52,10 @@ def trainer_arguments(
     if settings.gradient_checkpointing:
         options[_CHECKPOINTING] = True
     arguments = TrainingArguments(**(options | extra))
+    if arguments.world_size == 1 and not arguments.deepspeed and not settings.packing:
+        # All rows of a step come as one batch, which the trainer cuts into passes.
+        arguments.per_device_train_batch_size *= arguments.gradient_accumulation_steps
+        arguments.gradient_accumulation_steps = 1
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # a launcher starts one process for each GPU; no DataParallel
     return arguments

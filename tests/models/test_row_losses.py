@@ -1,0 +1,91 @@
+"""Logits where a label is: the same losses and gradients as with all logits, in less memory."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, LlamaConfig
+
+from fedfora.data.encoding import IGNORED
+from fedfora.models.baichuan.configuration import BaichuanConfig
+from fedfora.models.row_losses import row_losses, token_losses
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+CONFIGS = {
+    "llama": LlamaConfig(**GROUPED),
+    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
+    "gemma2, soft caps": Gemma2Config(**GROUPED, head_dim=8, final_logit_softcapping=2.0),
+    "cohere, scaled logits": CohereConfig(**GROUPED, logit_scale=0.3),
+    "baichuan, normalized head": BaichuanConfig(**SIZES, position_embedding="alibi"),
+}
+
+
+def a_model(name):
+    torch.manual_seed(3)
+    return AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+
+
+def a_batch():
+    """Three rows of 9, 5 and 7 tokens, padded on the right, with answers of 4, 1 and 3 tokens."""
+    torch.manual_seed(4)
+    lengths, answers = (9, 5, 7), (4, 1, 3)
+    ids = torch.randint(3, 97, (3, 9))
+    labels = ids.clone()
+    mask = torch.zeros_like(ids)
+    for row, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
+        mask[row, :length] = 1
+        labels[row, : length - answer] = IGNORED
+        labels[row, length:] = IGNORED
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_loss_and_gradient_are_those_of_all_logits(name):
+    model, batch = a_model(name), a_batch()
+    expected = model(**batch, use_cache=False).loss
+    loss_N, _ = token_losses(model, batch)
+    torch.testing.assert_close(loss_N.mean(), expected, rtol=1e-5, atol=1e-6)
+    all_logits = gradients(model, expected)
+    labeled = gradients(model, loss_N.mean())
+    assert labeled.keys() == all_logits.keys()
+    for key, grad in all_logits.items():
+        torch.testing.assert_close(labeled[key], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_output_layer_sees_labeled_positions_alone():
+    model, batch = a_model("llama"), a_batch()
+    seen = []
+    model.lm_head.register_forward_hook(lambda _, args, out: seen.append(out.shape))
+    loss_N, row_N = token_losses(model, batch)
+    assert seen == [(1, 4 + 1 + 3, 97)]
+    assert row_N.tolist() == [0] * 4 + [1] + [2] * 3
+    assert loss_N.shape == (8,)
+    assert model(input_ids=batch["input_ids"]).logits.shape == (3, 9, 97)  # the hook is gone
+
+
+def test_a_row_loses_alone_what_it_loses_in_a_batch_and_nothing_without_an_answer():
+    model, batch = a_model("llama"), a_batch()
+    together = row_losses(model, batch)
+    for row, length in enumerate((9, 5, 7)):
+        alone = {key: value[row : row + 1, :length] for key, value in batch.items()}
+        torch.testing.assert_close(row_losses(model, alone)[0], together[row])
+    batch["labels"][1] = IGNORED
+    without = row_losses(model, batch)
+    assert without[1] == 0
+    torch.testing.assert_close(without[[0, 2]], together[[0, 2]])
+    batch["labels"][:] = IGNORED
+    assert row_losses(model, batch).tolist() == [0, 0, 0]
