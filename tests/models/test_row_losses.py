@@ -21,7 +21,9 @@ SIZES = {
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 CONFIGS = {
     "llama": LlamaConfig(**GROUPED),
-    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
+    "gpt2": GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
+    ),
     "gemma2, soft caps": Gemma2Config(**GROUPED, head_dim=8, final_logit_softcapping=2.0),
     "cohere, scaled logits": CohereConfig(**GROUPED, logit_scale=0.3),
     "baichuan, normalized head": BaichuanConfig(**SIZES, position_embedding="alibi"),

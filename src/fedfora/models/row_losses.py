@@ -1,8 +1,8 @@
 """What rows of a padded batch lose, with logits at no position but those that have a label.
 
-The output layer is the widest of a model, and only the answer's tokens have a loss. A hook hands it
-the hidden states of those positions alone, so that what models do before and after it (scaling, soft
-caps, Baichuan's normalized weights) is computed as it stands, on fewer positions: N instead of B L.
+The output layer is a model's widest, and only the answer's tokens have a loss. A hook hands it the
+hidden states of those positions alone. What models do before and after it (scaling, soft caps,
+Baichuan's normalized weights) stays as it is, on fewer positions: N instead of B L.
 """
 
 from collections.abc import Iterator

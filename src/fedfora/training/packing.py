@@ -1,10 +1,10 @@
 """Rows to what goes through the model at once: little padding, bounded memory.
 
-A batch is cut into passes of rows of like length; the gradients of the passes add up to the batch's.
+A batch is cut into passes of rows of like length; their gradients add up to the batch's.
 
 With `--packing`, several rows stand in one sequence, without padding and without one row seeing
-another. Each row's positions start at 0; from that transformers' masks see where rows begin. `check_no_leak`
-makes sure that the model at hand does so, before anything is trained.
+another. Each row's positions start at 0; from that transformers' masks see where rows begin.
+`check_no_leak` makes sure that the model at hand does so, before anything is trained.
 """
 
 from typing import Any
@@ -29,8 +29,8 @@ def passes_of(batch: Batch, max_tokens: int | None, *, device: str) -> list[Batc
     whole: one that is longer than `max_tokens` has a pass of its own.
 
     Args:
-        batch: `input_ids`, `attention_mask` and `labels`, padded on the right; without a mask it has
-            no padding and is not cut.
+        batch: `input_ids`, `attention_mask` and `labels`, padded on the right; without a mask it
+            has no padding and is not cut.
         max_tokens: Padded tokens of a pass at most; None for what suits the device.
         device: Type of the device.
     """

@@ -85,7 +85,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
+    ) -> Any:
         """Compute the gradients of a batch, in passes of rows of like length.
 
         With record privacy they are clipped and noisy ones.

@@ -12,8 +12,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
 )
 
+from fedfora.models.baichuan import modeling
 from fedfora.models.baichuan.alibi import alibi_slopes
 from fedfora.models.baichuan.modeling import BaichuanForCausalLM
 
@@ -29,6 +31,10 @@ def load(checkpoint, attention="sdpa", **options):
 @torch.no_grad()
 def logits(model, ids, **inputs):
     return model(input_ids=ids, **inputs).logits
+
+
+def cache_of(output):
+    return output["cache"] if "cache" in output else output["past_key_values"]
 
 
 @pytest.fixture
@@ -106,13 +112,31 @@ def test_padding_on_either_side_changes_nothing(model, ids, left):
         torch.testing.assert_close(shifted[row, :length], backwards, rtol=0, atol=1e-5)
 
 
-def test_cached_is_uncached(model, ids):
+@pytest.fixture(params=modeling.NAMES_OF_CACHE)
+def spelling(request, monkeypatch):
+    """Lets transformers call the cache by one name, whatever the installed version calls it."""
+    own, name = modeling.CACHE, request.param
+    real_model, real_attention = LlamaModel.forward, modeling.BaichuanAttention.forward
+
+    def model_forward(self, *args, **kwargs):
+        return real_model(self, *args, **{own: kwargs.pop(name)}, **kwargs)
+
+    def attention_forward(self, *args, **kwargs):
+        return real_attention(self, *args, **{name: kwargs.pop(own)}, **kwargs)
+
+    monkeypatch.setattr(modeling, "CACHE", name)
+    monkeypatch.setattr(LlamaModel, "forward", model_forward)
+    monkeypatch.setattr(modeling.BaichuanAttention, "forward", attention_forward)
+    return name
+
+
+def test_cached_is_uncached_under_either_name_of_the_cache(model, ids, spelling):
     expected = logits(model, ids)
     with torch.no_grad():
-        first = model(ids[:, :13], use_cache=True)
-        chunk = model(ids[:, 13:18], past_key_values=first.past_key_values)
-        token = model(ids[:, 18:19], past_key_values=chunk.past_key_values)
-    got = torch.cat([first.logits, chunk.logits, token.logits], dim=1)
+        first = model.model(ids[:, :13], use_cache=True)
+        chunk = model.model(ids[:, 13:18], **{spelling: cache_of(first)})
+        token = model.model(ids[:, 18:19], **{spelling: cache_of(chunk)})
+        got = model.lm_head(torch.cat([o.last_hidden_state for o in (first, chunk, token)], dim=1))
     torch.testing.assert_close(got, expected[:, :19], rtol=0, atol=1e-5)
 
 

@@ -6,6 +6,7 @@ A Baichuan is a Llama with three differences: one fused projection `W_pack` for 
 Shape suffixes: B = rows of the batch, Q = queries, K = keys with the cached ones, H = heads.
 """
 
+import inspect
 from functools import wraps
 from typing import Any, ClassVar
 
@@ -37,6 +38,10 @@ from transformers.models.llama.modeling_llama import (
 from fedfora.models.baichuan.alibi import alibi_mask
 from fedfora.models.baichuan.configuration import BaichuanConfig
 from fedfora.models.baichuan.head import normalize_rows
+
+# What Llama's code calls the cache: transformers 5.24 renamed it, and promises no order.
+NAMES_OF_CACHE = ("cache", "past_key_values")
+CACHE = next(n for n in NAMES_OF_CACHE if n in inspect.signature(LlamaModel.forward).parameters)
 
 
 class BaichuanRotaryEmbedding(LlamaRotaryEmbedding):
@@ -71,17 +76,22 @@ class BaichuanAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the output `(B, Q, hidden)` and, with eager attention, the weights."""
+        """Return the output `(B, Q, hidden)` and, with eager attention, the weights.
+
+        transformers 5.24 and later pass the cache as `cache`, earlier ones as `past_key_values`.
+        """
+        cache = past_key_values if cache is None else cache
         rows, length, _ = hidden_states.shape
         packed = self.W_pack(hidden_states).view(rows, length, 3, -1, self.head_dim)
         query, key, value = packed.transpose(1, 3).unbind(2)
         if self.config.position_embedding == "rope":
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
             query, key = query.to(value.dtype), key.to(value.dtype)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -150,17 +160,18 @@ class BaichuanModel(BaichuanPreTrainedModel, LlamaModel):
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Like `LlamaModel.forward`, which passes a mask of four dimensions on as it is."""
+        cache = past_key_values if cache is None else cache
         if self.config.position_embedding == "alibi":
             if inputs_embeds is None and input_ids is not None:
                 inputs_embeds, input_ids = self.embed_tokens(input_ids), None
-            attention_mask = self._alibi_mask(
-                inputs_embeds, attention_mask, position_ids, past_key_values
-            )
+            attention_mask = self._alibi_mask(inputs_embeds, attention_mask, position_ids, cache)
+        kwargs[CACHE] = cache
         return super().forward(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs
+            input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs
         )
 
     def _alibi_mask(
