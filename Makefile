@@ -2,9 +2,10 @@
 PYTHON ?= python3
 PYTHON_FATE ?= python3.11
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup demo test test-deploy test-fate lint docs package bench clean
+.PHONY: help setup lock demo test test-deploy test-fate lint docs package bench clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything"
@@ -19,12 +20,19 @@ help:
 
 setup: .venv/ready
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml requirements.lock constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('fedfora needs Python 3.11 or newer, this is ' + sys.version.split()[0] if sys.version_info < (3, 11) else 0)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) --no-deps --require-hashes -r requirements.lock
+	$(PIP) -c constraints.txt torch
+	$(PIP) --no-deps -e .
+	$(BIN)/python -m pip check
 	touch .venv/ready
+
+# All versions that set-up installs, with hashes. Commit what this changes once the tests pass with it.
+lock: setup
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade \
+		-c constraints.txt pyproject.toml --extra dev -o requirements.lock
 
 demo: setup
 	$(BIN)/fedfora demo --output_dir out/demo --overwrite_output_dir
@@ -54,12 +62,8 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/codespell src tests tools benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md
 
-docs: setup .venv/docs-ready
+docs: setup
 	$(BIN)/python -m mkdocs build --strict --site-dir out/site
-
-.venv/docs-ready: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	touch .venv/docs-ready
 
 package: setup
 	tools/try_package.sh $(BIN)/python
