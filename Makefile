@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup lock demo test test-deploy test-fate lint docs package bench clean
+.PHONY: help setup lock demo test test-deploy test-fate test-lowest test-newest lint docs package bench clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything"
@@ -13,6 +13,8 @@ help:
 	@echo "make test    all tests that need no GPU"
 	@echo "make test-deploy   real federations on this machine, and what may go wrong: half an hour"
 	@echo "make test-fate   FATE beside fedfora, in .venv-fate, and three parties of a federation"
+	@echo "make test-lowest, make test-newest   the tests with the oldest versions, and the newest"
+	@echo "make lock    requirements.lock anew, from the newest versions within the ranges"
 	@echo "make lint    style, types, layers, spelling"
 	@echo "make docs    the documentation in out/site; a warning is an error"
 	@echo "make package wheel and sdist in dist, installed and tried in an empty environment"
@@ -55,6 +57,24 @@ test-fate: .venv-fate/ready
 	.venv-fate/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-fate.txt
 	touch .venv-fate/ready
 
+# The ends of the metadata's ranges. Lowest: all but PyTorch, whose oldest build is for GPUs alone;
+# newest: what the index has today, beyond the upper ends too (sentencepiece's is another's fault).
+test-lowest test-newest: test-%: .venv-%/ready
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal \
+		--deselect tests/test_lock.py
+
+.venv-lowest/ready: OPTIONS = --resolution lowest-direct -c constraints.txt
+.venv-newest/ready: OPTIONS = --upgrade -c constraints.txt
+.venv-newest/ready: ENDS = /sentencepiece/!s/,<[0-9.]+"/"/
+.venv-lowest/ready .venv-newest/ready: .venv-%/ready: setup
+	$(PYTHON) -m venv .venv-$*
+	sed -E '$(ENDS)' pyproject.toml > .venv-$*/pyproject.toml
+	$(BIN)/uv pip compile --quiet $(OPTIONS) .venv-$*/pyproject.toml --extra dev -o .venv-$*/lock
+	.venv-$*/bin/python -m pip install --quiet --no-deps --require-hashes -r .venv-$*/lock
+	.venv-$*/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-$*/bin/python -m pip install --quiet --no-deps -e .
+	touch .venv-$*/ready
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,4 +93,4 @@ bench: setup
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
-	rm -rf .venv .venv-fate out
+	rm -rf .venv .venv-fate .venv-lowest .venv-newest out

@@ -1,4 +1,4 @@
-"""The lock file: all that set-up installs, each with its hashes, within the ranges of the metadata."""
+"""The lock file: all that set-up installs, with hashes, within the ranges of the metadata."""
 
 import re
 import tomllib

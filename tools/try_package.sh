@@ -8,7 +8,8 @@ trap 'rm -rf "$scratch"' EXIT
 
 rm -rf dist
 "$python" -m build --outdir dist . > "$scratch/build.log" 2>&1 || { cat "$scratch/build.log"; exit 1; }
-constraints=$(realpath constraints.txt)
+constraints=$scratch/constraints.txt  # the lock's versions: a wheel just built has no hash in it
+sed -nE 's/^([a-z0-9][^\]*==[^\]*) \\$/\1/p' requirements.lock | cat - constraints.txt > "$constraints"
 
 "$python" -m venv "$scratch/venv"
 pip="$scratch/venv/bin/python -m pip install --quiet --disable-pip-version-check"
