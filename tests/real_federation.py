@@ -186,6 +186,13 @@ class RealFederation:
         return "\n".join(f"== {path}\n{path.read_text()[-1500:]}" for path in paths)
 
 
+def assert_close(directory, adapter, *, atol):
+    """The run's adapter has the same numbers."""
+    found = load_file(directory / "adapter_model.safetensors")
+    assert found.keys() == adapter.keys()
+    assert max((found[name] - adapter[name]).abs().max() for name in adapter) < atol
+
+
 def assert_same(directory, adapter):
     """The run's adapter has the same bits."""
     found = load_file(directory / "adapter_model.safetensors")

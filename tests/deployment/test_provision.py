@@ -17,7 +17,7 @@ from fedfora.deployment.kit import (
     write_description,
     write_file,
 )
-from fedfora.deployment.settings import PROTECTION
+from fedfora.deployment.settings import PROTECTION, own_flags
 from fedfora.federated.common_settings import at_site
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.site.identity import open_identity, read_site_keys
@@ -60,6 +60,27 @@ def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
     assert kit.planned == {"aggregation": "fedavg-factors", "num_rounds": 3}
 
 
+@pytest.mark.parametrize(
+    ("federation", "quorum", "fewest"),
+    [
+        ({}, None, None),  # the site then asks for the threshold's share of all sites
+        ({"clients_per_round": 10}, None, 7),
+        ({"clients_per_round": 10, "secagg_threshold": 0.9}, None, 9),
+        ({"clients_per_round": 10}, 4, 4),
+        ({}, 2, 3),
+        ({"secagg_min_sites": 5, "clients_per_round": 10}, 4, 5),
+    ],
+)
+def test_a_kit_names_the_fewest_sites_where_a_round_may_have_fewer_than_all(
+    federation, quorum, fewest
+):
+    own = own_flags({"secure_aggregation": True, **federation}, {}, quorum=quorum)
+    assert own.get("secagg_min_sites") == fewest
+    assert "secagg_min_sites" not in own_flags(
+        {"clients_per_round": 10}, {"train_file": "a"}, quorum=quorum
+    )
+
+
 def test_every_flag_of_privacy_is_a_promise():
     """But where the site's own ledger lies, which is nobody else's business."""
     flags = {field.name for field in fields(PrivacyArguments)}
@@ -92,7 +113,8 @@ def test_each_site_has_its_own_keys_and_everybody_knows_all_public_ones(provisio
     kits = [read_site_kit(done.place / "sites" / name) for name in done.kit.sites]
     pins = read_site_keys(done.kit.site_keys)
     for kit in kits:
-        node_config = {"signing-key": str(kit.signing_key), "site-keys": str(kit.site_keys)}
+        files = {"signing-key": kit.signing_key, "site-keys": kit.site_keys}
+        node_config = {name: str(path) for name, path in files.items()} | {"site-state": "state"}
         identity, known = open_identity(node_config, seed=0)
         assert known == pins
         assert pins[kit.index] == identity.public_bytes

@@ -257,6 +257,8 @@ def test_every_site_shortens_its_own_update(run, tiny_dir):
         ({"min_median_cosine": 0.0}, "--min_median_cosine compares single updates"),
         ({"weighting": "rows"}, "needs --max_weight"),
         ({"secagg_threshold": 0.5}, "--secagg_threshold must be above 0.5"),
+        ({"secagg_min_sites": 2}, "--secagg_min_sites must be at least 3, got 2"),
+        ({"secagg_min_sites": 5}, "--secagg_min_sites 5: a round has only 4 sites"),
         ({"secagg_range": 0.0}, "--secagg_range must be above 0"),
         ({"partition": "iid", "num_clients": 2}, "only 2 sites, at least 3"),
         ({"clients_per_round": 2}, "only 2 sites, at least 3"),

@@ -202,7 +202,7 @@ def _add(done: Provisioned, plan: SitesFile, name: str) -> None:
         index=done.kit.next_index,
         host=plan.host,
         port=plan.port,
-        settings=own_flags(plan.settings, plan.sites[name]),
+        settings=own_flags(plan.settings, plan.sites[name], quorum=plan.quorum),
         planned={name: value for name, value in plan.settings.items() if name not in SITE_FLAGS},
         base_fingerprint=plan.base_fingerprint,
         made_with=_versions(),
@@ -277,7 +277,9 @@ def _note_changes(done: Provisioned, plan: SitesFile, older: list[str]) -> None:
         directory = done.place / SITES / name
         if not (directory / DESCRIPTION).is_file() or name not in plan.sites:
             continue
-        if read_site_kit(directory).settings != own_flags(plan.settings, plan.sites[name]):
+        if read_site_kit(directory).settings != own_flags(
+            plan.settings, plan.sites[name], quorum=plan.quorum
+        ):
             done.notes.append(
                 f"{name}: its flags in {plan.path.name} are not those of its kit, which hold; "
                 f"change {directory / DESCRIPTION}"

@@ -8,6 +8,8 @@ from typing import Any
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.document import Document, Keys
 from fedfora.federated.common_settings import ADJUSTABLE, OWN
+from fedfora.federated.secure_aggregation.graph import MIN_SITES, fewest_survivors
+from fedfora.federated.secure_settings import SecureAggregationArguments
 from fedfora.federated.settings import SECTIONS, FederationSettings
 
 # What a site is promised stands in its own kit too, and holds whatever the coordinator sends.
@@ -15,6 +17,7 @@ PROTECTION = frozenset(
     {
         "secure_aggregation",
         "secagg_threshold",
+        "secagg_min_sites",
         "privacy_unit",
         "target_epsilon",
         "target_delta",
@@ -70,11 +73,25 @@ def settings_of(mapping: Mapping[str, Any]) -> FederationSettings:
     return FederationSettings(*ConfigParser(SECTIONS.values()).parse_mapping(mapping))
 
 
-def own_flags(federation: Mapping[str, Any], site: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags for a site's kit: its own, and what all sites are told of the same kind."""
-    kept = SITE_FLAGS - ADJUSTABLE  # what is left to the site travels as a default
+def own_flags(
+    federation: Mapping[str, Any], site: Mapping[str, Any], *, quorum: int | None = None
+) -> dict[str, Any]:
+    """Return the flags for a site's kit: its own, and what all sites are told of the same kind.
+
+    Args:
+        federation: The flags of all.
+        site: The site's own.
+        quorum: With how many updates a round is content.
+    """
+    kept = SITE_FLAGS - (ADJUSTABLE - PROTECTION)  # what is left to the site travels as a default
     told = {name: value for name, value in federation.items() if name in kept}
     own = {**told, **site}
+    threshold = own.get("secagg_threshold", SecureAggregationArguments.secagg_threshold)
+    sampled = federation.get("clients_per_round")
+    fewest = [fewest_survivors(sampled, threshold)] if sampled else []
+    fewest += [quorum] if quorum else []
+    if own.get("secure_aggregation") and fewest:
+        own.setdefault("secagg_min_sites", max(MIN_SITES, min(fewest)))
     parts = set().union(*(PARTS[name] for name in PARTS if own.get(name) not in (None, False)))
     promised = {
         field.name: field.default

@@ -34,7 +34,7 @@ from fedfora.federated.common_settings import at_site
 from fedfora.federated.engines.embedded import introduce_this_process
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.site.client_app import make_client_app
-from fedfora.federated.site.identity import SIGNING_KEY, SITE_KEYS
+from fedfora.federated.site.identity import SIGNING_KEY, SITE_KEYS, SITE_STATE
 from fedfora.federated.wire.exchange import FrozenFactorsMissingError
 from fedfora.federated.workplace import SITE_NAME, Workplace, open_workplace, site_of
 from fedfora.privacy.accounting import BudgetSpent
@@ -177,7 +177,8 @@ class Trainer:
         if run_id not in self._contexts:
             node_config: dict[str, Scalar] = {"partition-id": self.index, SITE_NAME: self.name}
             if self.keys and from_run_config(run_config).secure.secure_aggregation:
-                node_config |= dict(zip((SIGNING_KEY, SITE_KEYS), map(str, self.keys), strict=True))
+                files = map(str, (*self.keys, self.state))
+                node_config |= dict(zip((SIGNING_KEY, SITE_KEYS, SITE_STATE), files, strict=True))
             state = RecordDict()
             self._contexts = {run_id: Context(run_id, 1, node_config, state, run_config)}
         return self._contexts[run_id]

@@ -48,6 +48,7 @@ ADJUSTABLE = frozenset(
         "bnb_4bit_use_double_quant",
         "gradient_checkpointing",
         "per_device_eval_batch_size",
+        "secagg_min_sites",
     }
 )
 

@@ -5,7 +5,7 @@ Nothing heavy is loaded here, so that whoever made a mistake learns of it at onc
 
 from fedfora.data.loading import load_examples
 from fedfora.federated.round_settings import check_ray
-from fedfora.federated.secure_aggregation.messages import MIN_SITES
+from fedfora.federated.secure_aggregation.graph import MIN_SITES
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.sharing import site_names
 from fedfora.models.place import named_model
@@ -39,6 +39,10 @@ def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
     if settings.secure.secure_aggregation and drawn < MIN_SITES:
         raise ValueError(
             f"--secure_aggregation: a round has only {drawn} sites, at least {MIN_SITES} are needed"
+        )
+    if settings.secure.secure_aggregation and (settings.secure.secagg_min_sites or 0) > drawn:
+        raise ValueError(
+            f"--secagg_min_sites {settings.secure.secagg_min_sites}: a round has only {drawn} sites"
         )
     if rounds.min_clients > drawn:
         raise ValueError(f"--min_clients {rounds.min_clients}: a round has only {drawn} sites")

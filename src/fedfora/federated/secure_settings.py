@@ -7,6 +7,7 @@ from fedfora.federated.aggregation import RULES, rules_of
 from fedfora.federated.aggregation.means import mean_of_factors
 from fedfora.federated.aggregation_settings import AggregationArguments
 from fedfora.federated.round_settings import RoundArguments
+from fedfora.federated.secure_aggregation.graph import MIN_SITES
 
 
 @dataclass
@@ -19,6 +20,11 @@ class SecureAggregationArguments:
     secagg_threshold: float = flag(
         0.66, "share of a round's sites that must last to its end; above a half"
     )
+    secagg_min_sites: int | None = flag(
+        None,
+        "fewest sites of a round that a site takes part with; default: the threshold's share of "
+        "all sites",
+    )
     secagg_range: float = flag(1.0, "numbers of an update beyond this are clipped, and counted")
 
     def __post_init__(self) -> None:
@@ -26,6 +32,10 @@ class SecureAggregationArguments:
         if not 0.5 < self.secagg_threshold <= 1:
             raise ValueError(
                 f"--secagg_threshold must be above 0.5 and at most 1, got {self.secagg_threshold}"
+            )
+        if self.secagg_min_sites is not None and self.secagg_min_sites < MIN_SITES:
+            raise ValueError(
+                f"--secagg_min_sites must be at least {MIN_SITES}, got {self.secagg_min_sites}"
             )
         if not 0 < self.secagg_range < float("inf"):
             raise ValueError(f"--secagg_range must be above 0, got {self.secagg_range}")

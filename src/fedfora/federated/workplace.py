@@ -238,11 +238,23 @@ def train_round(
     adapter: State,
     *,
     round_index: int,
+    seed: int | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     factors: str = "ABCDE",
     below: State | None = None,
 ) -> tuple[State, LocalResult]:
-    """Take a site's steps of one round (counted from 0) and return its adapter's five factors."""
+    """Take a site's steps of one round (counted from 0) and return its adapter's five factors.
+
+    Args:
+        workplace: Base model and settings.
+        site: Whose rows.
+        adapter: Where to start.
+        round_index: Which round.
+        seed: What the order of rows and dropout are drawn from; None for the run's.
+        on_step: Called after every optimizer step.
+        factors: Those that are trained; E stands for the core.
+        below: An adapter that works too and stays as it is.
+    """
     federation, settings = workplace.settings.federation, workplace.settings
     total_steps = federation.num_rounds * federation.local_steps
     paid = pay_for_steps(
@@ -264,7 +276,9 @@ def train_round(
             num_steps=federation.local_steps,
             total_steps=total_steps,
         ),
-        seed=derive_seed(settings.train.seed, "train", round_index, site.index),
+        seed=derive_seed(
+            settings.train.seed if seed is None else seed, "train", round_index, site.index
+        ),
         on_step=on_step,
         factors=factors,
         below=below,

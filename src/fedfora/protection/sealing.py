@@ -5,6 +5,7 @@ the safetensors file under AES-256-GCM; the name is authenticated with it, so on
 stand in for another. Who has no key learns the size, nothing else; who changes a bit is noticed.
 """
 
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,18 +72,39 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return dict(load(read_bytes(path)))
 
 
-def write_bytes(path: Path, content: bytes) -> Path:
+def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
     """Write a file, sealed if this machine has a key, and return where it is.
 
     It appears whole or not at all; a file that was there in the other form goes.
+
+    Args:
+        path: Without `.sealed`.
+        content: Of the file.
+        durable: Return only when a power cut could not undo it; such a file is its owner's alone.
     """
     sealed_path, key = path.with_name(path.name + SUFFIX), encryption_key()
     place, other = (sealed_path, path) if key else (path, sealed_path)
     beside = place.with_name(f".{place.name}.tmp")
+    if durable:
+        beside.unlink(missing_ok=True)
+        beside.touch(mode=0o600)
     beside.write_bytes(seal(content, key, path.name) if key else content)
+    if durable:
+        sync(beside)
     beside.replace(place)
     other.unlink(missing_ok=True)
+    if durable:
+        sync(place.parent)
     return place
+
+
+def sync(path: Path) -> None:
+    """Return when what was written to a file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_bytes(path: Path) -> bytes:

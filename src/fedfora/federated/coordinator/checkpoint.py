@@ -17,7 +17,6 @@ put it in its place loses nothing: its checkpoint is kept, and resuming copies i
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from fedfora.federated.aggregation import Update
 from fedfora.federated.coordinator.selection import Selection
 from fedfora.federated.sharing import SITES
 from fedfora.protection.provenance import sign_directory, verify_directory
-from fedfora.protection.sealing import load_tensors, save_tensors
+from fedfora.protection.sealing import load_tensors, save_tensors, sync
 
 BEST = "best"
 _NAME = re.compile(r"round-(\d{3,})")
@@ -82,7 +81,7 @@ def save_checkpoint(
     _to_disk(beside)
     remove(directory)
     beside.rename(directory)
-    _sync(run_directory)
+    sync(run_directory)
     return directory
 
 
@@ -169,16 +168,8 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _to_disk(directory: Path) -> None:
     for path in directory.iterdir():
-        _sync(path)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(directory)
 
 
 def forget_earlier_run(directory: Path) -> None:

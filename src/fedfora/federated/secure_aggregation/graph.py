@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from math import ceil, comb
 
+MIN_SITES = 3  # of two, each knows the other's vector from the sum
 FEW = 32  # up to here everybody is everybody's neighbor
 COLLUDING = 0.05
 DROPPED = 0.1

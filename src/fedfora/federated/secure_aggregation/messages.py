@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from fedfora.federated.secure_aggregation.graph import (
+    MIN_SITES,
     Graph,
     choose_degree,
     draw_graph,
@@ -14,8 +15,6 @@ from fedfora.federated.secure_aggregation.graph import (
     share_threshold,
 )
 from fedfora.federated.secure_aggregation.keys import SignedKey
-
-MIN_SITES = 3  # of two, each knows the other's vector from the sum
 
 Roster = dict[int, SignedKey]
 

@@ -97,6 +97,7 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
         site,
         assignment,
         context.state,
+        seed=secure_answers.seed_of_order(context, assignment.round_index + 1),
         on_step=lambda report: on_step(site.name, report),
     )
     origin = Origin(assignment.round_index + 1, workplace.base_fingerprint, workplace.layout.digest)

@@ -1,8 +1,9 @@
 """Who a site is, and whom it knows: its signing key, and the public keys of all sites.
 
-A real site's administrator names two files in the node's configuration, which the coordinator does
-not see: `signing-key`, the site's own (`fedfora keys` makes one), and `site-keys`, a JSON object
-from site number to public key in base64, handed out at provisioning.
+A real site's administrator names two files and a directory in the node's configuration, which the
+coordinator does not see: `signing-key`, the site's own (`fedfora keys` makes one), `site-keys`, a
+JSON object from site number to public key in base64, handed out at provisioning, and `site-state`,
+where the site remembers which rounds it has answered (`site/memory.py`).
 
 Simulated sites live in one process or on one machine, with nothing between them to defend against.
 Their keys come from the run's seed; the protocol runs in full, and hides nothing from whoever runs
@@ -21,7 +22,7 @@ from fedfora.federated.secure_aggregation.keys import Identity
 from fedfora.federated.wire.taking_part import write_part
 from fedfora.protection.keys import read_signing_key
 
-SIGNING_KEY, SITE_KEYS = "signing-key", "site-keys"
+SIGNING_KEY, SITE_KEYS, SITE_STATE = "signing-key", "site-keys", "site-state"
 
 Pinned = dict[int, bytes]
 
@@ -34,14 +35,17 @@ def open_identity(node_config: Mapping[str, Scalar], *, seed: int) -> tuple[Iden
         seed: The run's seed, for simulated sites.
 
     Raises:
-        ValueError: If only one of the two files is named, or one cannot be read.
+        ValueError: If only some of the three are named, or a file cannot be read.
     """
-    named = [name for name in (SIGNING_KEY, SITE_KEYS) if name in node_config]
+    needed = (SIGNING_KEY, SITE_KEYS, SITE_STATE)
+    named = [name for name in needed if name in node_config]
     if not named:
         index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
         return simulated_identity(seed, index), _simulated_pins(seed, count)
-    if len(named) == 1:
-        raise ValueError(f"the node's configuration names {named[0]} alone; both are needed")
+    if missing := [name for name in needed if name not in named]:
+        raise ValueError(
+            f"the node's configuration names {' and '.join(named)}, but not {' and '.join(missing)}"
+        )
     private = read_signing_key(Path(str(node_config[SIGNING_KEY])))
     return Identity(private.private_bytes_raw()), read_site_keys(Path(str(node_config[SITE_KEYS])))
 

@@ -26,6 +26,8 @@ def carry_out(
     site: Site,
     assignment: Assignment,
     state: RecordDict,
+    *,
+    seed: int | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> tuple[ArrayRecord, LocalResult, float]:
     """Train for one round.
@@ -35,6 +37,7 @@ def carry_out(
         site: Whose rows.
         assignment: What to do.
         state: The site's memory; personal factors and what the travel format lost are kept there.
+        seed: What the order of rows and dropout are drawn from; None for the run's.
         on_step: Called after every optimizer step.
 
     Returns:
@@ -52,6 +55,7 @@ def carry_out(
         below=below,
         factors=rule.trains,
         round_index=assignment.round_index,
+        seed=seed,
         on_step=on_step,
     )
     adapter = fold(trained) if rule.folds else trained

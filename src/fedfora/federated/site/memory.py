@@ -7,20 +7,30 @@ starts from the newest state from before round n, so a federation that is killed
 round and resumed finds what it would have found.
 
 Other records of the state stay in memory, and never touch the disk: keys of secure aggregation.
+What a real site must not forget about secure aggregation, whatever run a coordinator names and
+however often the site is restarted, lies in a file of its own: `AnsweredRounds`.
 
 A site that keeps nothing writes nothing.
 """
 
+import fcntl
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from safetensors.numpy import load, save
 
+from fedfora._seeds import derive_seed
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.sharing import SITES
-from fedfora.protection.sealing import read_bytes, remove, write_bytes
+from fedfora.federated.site.identity import SITE_STATE
+from fedfora.protection.sealing import SUFFIX, read_bytes, remove, write_bytes
 
 SEPARATOR = "//"  # between a record's name and an array's
 
@@ -65,6 +75,83 @@ class SiteMemory:
 
     def _path(self, round_number: int) -> Path:
         return self.directory / f"after-{round_number:06d}.safetensors"
+
+
+class AnsweredRounds:
+    """Which rounds of secure aggregation a site has answered, and the secret of its order of rows.
+
+    A round of a run is shared for once. Under another run id a coordinator may ask for it again, as
+    a resumed run must. If this site's update had left before, its rows come in another order the
+    second time: the difference of two sums of one round is then no site's update. A round that was
+    interrupted before the update left is trained as it was.
+
+    Args:
+        directory: The site's state; one process at a time reads and writes there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "secure-aggregation.json"
+
+    def share(self, run_id: str, round_number: int) -> None:
+        """Note on the disk, before the answer leaves, that a round is shared for.
+
+        Raises:
+            ValueError: If this run's round, or a later one, was shared for before.
+        """
+        with self._open() as kept:
+            last = kept["last_round"].get(run_id, 0)
+            if round_number <= last:
+                raise ValueError(
+                    f"round {round_number} is asked for again; this site has answered round {last}"
+                )
+            kept["last_round"][run_id] = round_number
+
+    def seed(self, run: str, round_number: int) -> int:
+        """Return the seed of the round's order of rows and dropout; nobody else can know it."""
+        with self._open() as kept:
+            return derive_seed(int(kept["secret"], 16), run, _attempt(kept, run, round_number))
+
+    def leave(self, run: str, round_number: int) -> None:
+        """Note on the disk, before it happens, that the round's update leaves."""
+        with self._open() as kept:
+            kept["left"][run] = [round_number, _attempt(kept, run, round_number)]
+
+    @contextmanager
+    def _open(self) -> Iterator[dict[str, Any]]:
+        """Lend the content, locked; it is on the disk when the block ends without an error."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            kept = self._read()
+            before = json.dumps(kept)
+            yield kept
+            if (after := json.dumps(kept)) != before or not kept["last_round"]:
+                write_bytes(self.path, after.encode(), durable=True)
+
+    def _read(self) -> dict[str, Any]:
+        sealed = self.path.with_name(self.path.name + SUFFIX)
+        if not (self.path.exists() or sealed.exists()):
+            return {"secret": secrets.token_hex(32), "last_round": {}, "left": {}}
+        try:
+            kept: dict[str, Any] = json.loads(read_bytes(self.path))
+            int(kept["secret"], 16), kept["last_round"].items(), kept["left"].items()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{self.path} does not say which rounds were answered: {error}") from (
+                error
+            )
+        return kept
+
+
+def _attempt(kept: dict[str, Any], run: str, round_number: int) -> int:
+    """Return how often the run has gone back behind a round whose update had left."""
+    last_left, attempt = map(int, kept["left"].get(run, (0, 0)))
+    return attempt + (round_number <= last_left)
+
+
+def answered_rounds(context: Context) -> AnsweredRounds | None:
+    """Return the memory of a real site under secure aggregation; None for a simulated one."""
+    state = context.node_config.get(SITE_STATE)
+    return None if state is None else AnsweredRounds(Path(str(state)))
 
 
 def memory_of(context: Context) -> SiteMemory:

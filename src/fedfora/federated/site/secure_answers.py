@@ -4,24 +4,30 @@ In order: introduce, once a run; then share, hide, confirm and reveal, each once
 
 What the site must remember from one message to the next lies in `Context.state`, in the site's own
 process: keys and seeds never touch a disk. A site that was restarted has lost them; it introduces
-itself anew and takes part from the next round on.
+itself anew and takes part from the next round on. Which rounds a real site has answered, it knows
+from its disk.
 """
 
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Floats
+from fedfora.federated.secure_aggregation.graph import fewest_survivors
+from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.federated.secure_aggregation.vector import (
     Contribution,
     contribution,
     contribution_with_noise,
 )
+from fedfora.federated.settings import from_run_config
 from fedfora.federated.shared_noise import SharedNoise
-from fedfora.federated.site.identity import SITE_KEYS, open_identity
+from fedfora.federated.site.identity import SITE_KEYS, SITE_STATE, open_identity
+from fedfora.federated.site.memory import answered_rounds
 from fedfora.federated.wire.secure_records import (
     DELIVERY,
     KEY,
@@ -74,8 +80,49 @@ def share(content: RecordDict, context: Context, *, seed: int) -> RecordDict:
     with _secure_site(context, seed) as site:
         if ROSTER in content:
             site.accept_roster(read_keys(content[ROSTER]))
-        answer = site.share(read_terms(content[TERMS]))
+        terms = read_terms(content[TERMS])
+        _check_promise(terms, context, num_known=len(site.pinned))
+        answer = site.share(terms)
+        if (answered := answered_rounds(context)) is not None:
+            answered.share(str(context.run_id), terms.round_number)
         return RecordDict(dict(write_round_keys(answer)))
+
+
+def _check_promise(terms: Terms, context: Context, *, num_known: int) -> None:
+    """Raise where a round protects the site less than its own settings say.
+
+    Without --secagg_min_sites a round must hold the threshold's share of all sites that a real site
+    knows; a simulated one takes the run's word for how many are sampled.
+    """
+    settings = from_run_config(context.run_config)
+    secure, asked = settings.secure, len(terms.participants)
+    if terms.fraction < secure.secagg_threshold:
+        raise ValueError(
+            f"the round's threshold is {terms.fraction}; this site takes part from "
+            f"--secagg_threshold {secure.secagg_threshold} on"
+        )
+    sampled = None if SITE_STATE in context.node_config else settings.federation.clients_per_round
+    fewest = secure.secagg_min_sites or fewest_survivors(
+        sampled or num_known, secure.secagg_threshold
+    )
+    if asked < fewest:
+        raise ValueError(
+            f"{asked} sites take part in the round; this site takes part from {fewest} on "
+            "(--secagg_min_sites)"
+        )
+
+
+def seed_of_order(context: Context, round_number: int) -> int | None:
+    """Return the seed of a real site's order of rows under secure aggregation; else None."""
+    answered = answered_rounds(context)
+    if answered is None or not from_run_config(context.run_config).secure.secure_aggregation:
+        return None
+    return answered.seed(_run_of(context), round_number)
+
+
+def _run_of(context: Context) -> str:
+    """Return what names a run through all its resumptions: where the site keeps its state."""
+    return Path(str(context.run_config["output_dir"])).name
 
 
 def hide(
@@ -127,6 +174,8 @@ def hide(
             made = contribution_with_noise(
                 update_N, noise_N, code=code, clipping_norm=clipping_norm
             )
+        if (answered := answered_rounds(context)) is not None:
+            answered.leave(_run_of(context), round_number)
         _say_what_was_cut(made, round_number, value_range=value_range, max_norm=max_norm)
         site.mask(made.words, read_delivery(_delivery_in(content)), task=task)
         return ArrayRecord({WORDS: Array(made.words)})
