@@ -136,3 +136,79 @@ def test_columns_may_have_other_names(tmp_path):
     path = write(tmp_path / "med.json", '{"question": "q", "answer_icliniq": "a"}')
     (example,) = load(path, prompt_column="question", response_column="answer_icliniq")
     assert (example.prompt, example.output) == ("q", "a")
+
+
+def rows_in(path, **settings):
+    return [(example.input, example.output) for example in load(path, **settings)]
+
+
+@pytest.mark.parametrize("character", ["\f", "\v", "\x1c", "\x85", "\u2028", "\0", "\r", "\r\n"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_a_csv_cell_holds_any_character(tmp_path, character, line_end):
+    cell = f"war{character}farin"
+    quoted = f'"{cell}"' if character.strip("\r\n") == "" else cell
+    lines = ["input,output", f"{quoted},{quoted}"]
+    path = tmp_path / "rows.csv"
+    path.write_bytes((line_end.join([*lines, "next,row"]) + line_end).encode())
+    assert rows_in(path) == [(cell, cell), ("next", "row")]
+
+
+def test_a_csv_cell_may_be_long(tmp_path):
+    cell = "warfarin 40 mg. " * 20_000
+    assert rows_in(write(tmp_path / "rows.csv", f'input,output\n"{cell}",w\n')) == [(cell, "w")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("takes 40 mg, warfarin,drug", "line 3: 3 cells, the header has 2"),
+        ("takes 40 mg", "line 3: 1 cells, the header has 2"),
+    ],
+)
+def test_a_csv_row_of_another_width_is_broken(tmp_path, line, message):
+    path = write(tmp_path / "rows.csv", f"input,output\na,b\n{line}\nc,d\n")
+    with pytest.raises(DataError, match=message):
+        load(path)
+    assert rows_in(path, skip_bad_rows=True) == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('input,output\na,b\n"open,b\nc,d\n', r"line 3: broken CSV: unexpected end of data"),
+        ('input,output\n"a" b,c\n', "line 2: broken CSV"),
+        ("input,output,output\na,b,c\n", "line 1: two columns are named 'output'"),
+    ],
+)
+def test_a_csv_file_whose_rows_cannot_be_told_apart_is_refused(tmp_path, text, message):
+    path = write(tmp_path / "rows.csv", text)
+    for skip in (False, True):
+        with pytest.raises(DataError, match=message):
+            load(path, skip_bad_rows=skip)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ('{"input": "cut \\ud83d", "output": "x"}', r'"input" holds half a character \(U\+D83D\)'),
+        ('{"input": "x", "output": "cut \\ude00"}', r'"output" holds half a character \(U\+DE00\)'),
+        ('{"input": "x", "output": "y", "more": ' + "[" * 9_999 + "]" * 9_999 + "}", "too many"),
+        ('{"input": "x", "output": "y", "more": ' + "9" * 5_000 + "}", "more than 4,300 digits"),
+    ],
+    ids=["surrogate in prompt", "surrogate in answer", "nested", "huge number"],
+)
+def test_json_that_no_tokenizer_or_reader_takes_is_a_broken_row(tmp_path, broken, message):
+    good = '{"input": "a", "output": "b"}'
+    lines = write(tmp_path / "rows.jsonl", f"{good}\n{broken}\n{good}\n")
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line 2.*{message}"):
+        load(lines)
+    assert rows_in(lines, skip_bad_rows=True) == [("a", "b")] * 2
+    listed = write(tmp_path / "list.json", f"[{good},\n{broken},\n{good}]")
+    with pytest.raises(DataError, match=rf"list\.json, (line|row) 2.*{message}"):
+        load(listed)
+
+
+def test_half_a_character_in_a_history_is_named(tmp_path):
+    row = '{"input": "x", "output": "y", "h": [["q", "\\ud83d"]]}'
+    with pytest.raises(DataError, match='line 1: "h" holds half a character'):
+        load(write(tmp_path / "talk.json", row), history_column="h")

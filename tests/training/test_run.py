@@ -188,13 +188,29 @@ def test_a_directory_that_is_no_model_says_so(words, tmp_path, capsys, content):
     assert "odd: no model there" in capsys.readouterr().err
 
 
-def test_a_row_longer_than_the_context_is_named(words, tiny_dir, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["train", "simulate"])
+@pytest.mark.parametrize("role", ["train_file", "held out"])
+def test_a_row_longer_than_the_context_is_named_before_any_work(
+    command, role, tiny_dir, tmp_path, rows_file, capsys
+):
     small = tmp_path / "small"
     shutil.copytree(tiny_dir, small)
     config = json.loads((small / "config.json").read_text()) | {"max_position_embeddings": 40}
     (small / "config.json").write_text(json.dumps(config))
-    assert main(["train", *words, "--model_name_or_path", str(small)]) == 2
-    assert "context 40: lower --max_source_length" in capsys.readouterr().err
+    short = {"instruction": "Extract:", "input": "x", "output": "y"}
+    rows_file([short] * 3, "short.json")
+    rows_file([short, {**short, "input": "note " * 60}], "long.json")
+    held_out = {"train": "--validation_file", "simulate": "--test_file"}[command]
+    files = ["long.json", "short.json"] if role == "train_file" else ["short.json", "long.json"]
+    words = ["--model_name_or_path", str(small), "--quantization", "none", "--max_steps", "1"]
+    words += ["--train_file", str(tmp_path / files[0]), held_out, str(tmp_path / files[1])]
+    words += ["--num_clients", "2"] if command == "simulate" else []
+    words += ["--max_new_tokens", "4"] if command == "simulate" else []
+    assert main([command, *words, "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "long.json, row 2: " in error
+    assert "context 40: lower --max_source_length" in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

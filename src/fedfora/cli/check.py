@@ -90,7 +90,7 @@ def _print_findings(what: str, findings: list[str]) -> None:
 def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArguments) -> int:
     """Print percentiles and a row; return the tokens of the longest row as it would be trained."""
     from fedfora.data.checks import PERCENTILES, token_percentiles
-    from fedfora.data.encoding import encode_and_count, prompt_format
+    from fedfora.data.encoding import encode_and_count, prompt_format, spells_control_token
     from fedfora.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
@@ -100,6 +100,12 @@ def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArgume
     for name, values in token_percentiles(report.examples, tokenizer, layout).items():
         numbers = "".join(f"{values[p]:8d}" for p in PERCENTILES)
         print(f"  {name:14s}{numbers}{limits[name]:8d}")
+    spelled = [
+        place
+        for place, example in zip(report.places, report.examples, strict=True)
+        if spells_control_token(example, tokenizer)
+    ]
+    _print_findings("rows that spell a control token (it stays text)", spelled)
     encoded, cut = encode_and_count(report.examples, tokenizer, layout)
     print(f"rows that are cut: {cut} ({100 * cut / len(encoded):.1f} %)")
     _print_row(encoded[0], tokenizer, report.places[0], layout.template)

@@ -49,7 +49,7 @@ def encode_cached(
 
 
 def _digest(examples: list[Example], tokenizer: Any, layout: PromptFormat) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"2")  # the encoding's version: 2 keeps control tokens out of texts
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab()))).encode())
     digest.update(repr((tokenizer.chat_template, tokenizer.special_tokens_map, layout)).encode())

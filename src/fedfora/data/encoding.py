@@ -1,10 +1,16 @@
-"""Examples to token ids: the prompt as it will be at prediction, the loss on the answer only."""
+"""Examples to token ids: the prompt as it will be at prediction, the loss on the answer only.
+
+The text of a row stays text. Where it spells a control token (`<|im_end|>` in a note), it is
+encoded by its letters, so no row opens or closes a turn. Only the template, the prefix and the end
+of the answer give control tokens.
+"""
 
 import logging
 import math
+import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -38,8 +44,8 @@ def prompt_format(settings: DataArguments, tokenizer: Any) -> PromptFormat:
     """Resolve the template "auto" for a tokenizer.
 
     Raises:
-        ValueError: If a chat template is asked for and the tokenizer has none, or if the tokenizer
-            has no end-of-sequence token.
+        ValueError: If a chat template is asked for and the tokenizer has none, or one that fails or
+            leaves the question out, or if the tokenizer has no end-of-sequence token.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token")
@@ -52,6 +58,8 @@ def prompt_format(settings: DataArguments, tokenizer: Any) -> PromptFormat:
             f"--template chat: the tokenizer of {tokenizer.name_or_path} has no chat template "
             "(--template plain)"
         )
+    if template == "chat":
+        _check_template(tokenizer, with_history=settings.history_column is not None)
     return PromptFormat(
         template=template,
         source_prefix=settings.source_prefix,
@@ -113,13 +121,19 @@ def encode_and_count(
 
 def prompt_tokens(example: Example, tokenizer: Any, layout: PromptFormat) -> int:
     """Return the tokens of a prompt's text and history before anything is cut, without frame."""
-    said = [text for turn in example.history for text in turn]
-    return sum(len(_ids(tokenizer, t)) for t in (*said, layout.source_prefix + example.prompt))
+    said = sum(len(_text_ids(tokenizer, text)) for turn in example.history for text in turn)
+    return said + len(_text_ids(tokenizer, example.prompt, prefix=layout.source_prefix))
 
 
 def answer_tokens(example: Example, tokenizer: Any) -> int:
     """Return the tokens of an answer before it is cut, end-of-sequence included."""
-    return len(_ids(tokenizer, example.output or "")) + 1
+    return len(_text_ids(tokenizer, example.output or "")) + 1
+
+
+def spells_control_token(example: Example, tokenizer: Any) -> bool:
+    """Say whether a text of the row would give a control token if it were not encoded as text."""
+    texts = [example.prompt, example.output or "", *(t for turn in example.history for t in turn)]
+    return any(_spells(tokenizer, text) for text in texts)
 
 
 def warn_of_cut_rows(cut: int, num_rows: int, layout: PromptFormat) -> None:
@@ -133,12 +147,35 @@ def warn_of_cut_rows(cut: int, num_rows: int, layout: PromptFormat) -> None:
         )
 
 
+def check_context(config: Any, encoded: Encoded, data: DataArguments, what: str) -> None:
+    """Raise if a row does not fit into the model's context.
+
+    Args:
+        config: The model's.
+        encoded: The rows.
+        data: With the flags that cut rows.
+        what: The rows' source, for the message.
+
+    Raises:
+        ValueError: Naming the longest row, the context and the flags that cut rows.
+    """
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    lengths = [len(row["input_ids"]) for row in encoded]
+    longest = max(range(len(lengths)), key=lengths.__getitem__, default=0)
+    if context and lengths and lengths[longest] > context:
+        raise ValueError(
+            f"{what}, row {longest + 1}: {lengths[longest]} tokens with its frame, the model's "
+            f"context {context}: lower --max_source_length ({data.max_source_length}) or "
+            f"--max_target_length ({data.max_target_length})"
+        )
+
+
 def _encode(
     example: Example, tokenizer: Any, layout: PromptFormat
 ) -> tuple[dict[str, list[int]], bool]:
     """The encoded row, and whether anything of it had to be cut."""
     prompt_ids, prompt_cut = _prompt(example, tokenizer, layout)
-    whole_ids = _ids(tokenizer, example.output or "")
+    whole_ids = _text_ids(tokenizer, example.output or "")
     answer_ids = [*whole_ids[: layout.max_target_length - 1], tokenizer.eos_token_id]
     row = {
         "input_ids": prompt_ids + answer_ids,
@@ -149,8 +186,7 @@ def _encode(
 
 def _prompt(example: Example, tokenizer: Any, layout: PromptFormat) -> tuple[list[int], bool]:
     """The prompt's ids, and whether it was cut: oldest turns go first, then the text's end."""
-    text = layout.source_prefix + example.prompt
-    text_ids = _ids(tokenizer, text)
+    text_ids = _text_ids(tokenizer, example.prompt, prefix=layout.source_prefix)
     cut = len(text_ids) > layout.max_source_length
     text_ids = text_ids[: layout.max_source_length]
     turns = _turns_that_fit(
@@ -163,7 +199,7 @@ def _prompt(example: Example, tokenizer: Any, layout: PromptFormat) -> tuple[lis
             token
             for turn in turns
             for said in turn
-            for token in (*_ids(tokenizer, said), *line_end)
+            for token in (*_text_ids(tokenizer, said), *line_end)
         ]
         return [*_bos(tokenizer), *history_ids, *text_ids, *line_end], is_cut
     messages = [
@@ -171,8 +207,8 @@ def _prompt(example: Example, tokenizer: Any, layout: PromptFormat) -> tuple[lis
         for turn in turns
         for role, said in zip(("user", "assistant"), turn, strict=True)
     ]
-    messages.append({"role": "user", "content": tokenizer.decode(text_ids) if cut else text})
-    return _chat_ids(tokenizer, messages, add_generation_prompt=True), is_cut
+    text = tokenizer.decode(text_ids) if cut else layout.source_prefix + example.prompt
+    return _chat_ids(tokenizer, [*messages, {"role": "user", "content": text}]), is_cut
 
 
 def _turns_that_fit(
@@ -181,15 +217,51 @@ def _turns_that_fit(
     """The newest whole turns whose text takes at most `room` tokens."""
     turns: list[tuple[str, str]] = []
     for turn in reversed(history):
-        room -= sum(len(_ids(tokenizer, said)) for said in turn)
+        room -= sum(len(_text_ids(tokenizer, said)) for said in turn)
         if room < 0:
             break
         turns.insert(0, turn)
     return turns
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _ids(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+
+
+def _text_ids(tokenizer: Any, text: str, prefix: str = "") -> list[int]:
+    """The ids of a row's text behind a prefix of the user's; only the prefix gives control tokens.
+
+    Raises:
+        ValueError: If the tokenizer takes the text for a control token whatever it is told.
+    """
+    ids, control = _ids(tokenizer, prefix + text), _control_ids(tokenizer, len(tokenizer))
+    if control.isdisjoint(ids):
+        return ids
+    frame = [] if control.isdisjoint(_ids(tokenizer, prefix)) else _ids(tokenizer, prefix)
+    if frame and not _spells(tokenizer, text):
+        return ids
+    as_text = _ids(tokenizer, text if frame else prefix + text, split_special_tokens=True)
+    if left := control.intersection(as_text) - {tokenizer.unk_token_id}:
+        raise ValueError(
+            f"a row spells {tokenizer.decode(list(left)[:1])!r}, which this tokenizer always reads "
+            f"as a control token; the row begins {text[:40]!r}"
+        )
+    return frame + as_text
+
+
+def _spells(tokenizer: Any, text: str) -> bool:
+    """Whether a text gives a control token where nobody keeps it from that."""
+    ids = _ids(tokenizer, text)
+    if _control_ids(tokenizer, len(tokenizer)).isdisjoint(ids):
+        return False
+    return ids != _ids(tokenizer, text, split_special_tokens=True)  # a gap is one either way
+
+
+@lru_cache(maxsize=4)
+def _control_ids(tokenizer: Any, _size: int) -> frozenset[int]:
+    """The ids of all control tokens."""
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added | set(tokenizer.all_special_ids))
 
 
 def _bos(tokenizer: Any) -> list[int]:
@@ -198,6 +270,46 @@ def _bos(tokenizer: Any) -> list[int]:
     return [tokenizer.bos_token_id] if starts_with_bos else []
 
 
-def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    return _ids(tokenizer, text)
+def _chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The ids of a conversation; frame and texts one by one where a text spells a control token."""
+    texts = [message["content"] for message in messages]
+    if not any(_spells(tokenizer, text) for text in texts):
+        return _ids(tokenizer, _rendered(tokenizer, messages))
+    marked = [{**m, "content": f"\ue000{n}\ue001"} for n, m in enumerate(messages)]
+    pieces = re.split("\ue000([0-9]+)\ue001", _rendered(tokenizer, marked))
+    return [
+        token
+        for index, piece in enumerate(pieces)
+        for token in (
+            _text_ids(tokenizer, texts[int(piece)]) if index % 2 else _ids(tokenizer, piece)
+        )
+    ]
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """A conversation as the model's template writes it, up to where the answer begins.
+
+    Raises:
+        ValueError: If the template fails, whatever it raises.
+    """
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # templates are programs, and raise what they like
+        raise ValueError(
+            f"--template chat: the chat template of {tokenizer.name_or_path} fails: "
+            f"{type(error).__name__}: {error} (--template plain)"
+        ) from error
+    return str(text)
+
+
+def _check_template(tokenizer: Any, *, with_history: bool) -> None:
+    """Raise if the template fails, or leaves out what is asked."""
+    turns = [("user", "alpha"), ("assistant", "beta"), ("user", "gamma")][
+        0 if with_history else 2 :
+    ]
+    text = _rendered(tokenizer, [{"role": role, "content": said} for role, said in turns])
+    if missing := [said for _, said in turns if said not in text]:
+        raise ValueError(
+            f"--template chat: the chat template of {tokenizer.name_or_path} leaves out "
+            f"{len(missing)} of {len(turns)} messages (--template plain)"
+        )

@@ -104,9 +104,9 @@ def example_of(row: Any, where: str, settings: DataArguments, *, answers_needed:
     task = TASKS[settings.task]
     prompt_column = settings.prompt_column or task.prompt_column
     response_column = settings.response_column or task.response_column
-    instruction = _text(row, settings.instruction_column, where) or ""
-    prompt = _text(row, prompt_column, where) or ""
-    output = _text(row, response_column, where)
+    instruction = text_in(row, settings.instruction_column, where) or ""
+    prompt = text_in(row, prompt_column, where) or ""
+    output = text_in(row, response_column, where)
     if not instruction and not prompt:
         raise DataError(
             f'{where}: "{settings.instruction_column}" and "{prompt_column}" are both '
@@ -121,17 +121,65 @@ def example_of(row: Any, where: str, settings: DataArguments, *, answers_needed:
     return Example(instruction or task.instruction, prompt, output, row, history)
 
 
-def _text(row: dict[str, Any], column: str, where: str) -> str | None:
+def text_in(row: dict[str, Any], column: str, where: str) -> str | None:
+    """Return the text in a column; None where there is none.
+
+    Raises:
+        DataError: If something else stands there, or text that cannot be written.
+    """
     value = row.get(column)
-    if value is None or isinstance(value, str):
-        return value
-    raise DataError(f'{where}: "{column}" must be text, got {type(value).__name__}')
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise DataError(f'{where}: "{column}" must be text, got {type(value).__name__}')
+    return _whole(value, column, where)
+
+
+def options_of(found: Any, where: str, column: str) -> tuple[str, ...]:
+    """Return the options that a row's column holds; of letters with their texts, the letters.
+
+    Args:
+        found: The column's content; None for no options.
+        where: Of the row, for messages.
+        column: Its name.
+
+    Raises:
+        DataError: If there is something else than at least two texts.
+    """
+    if found is None:
+        return ()
+    options = list(found) if isinstance(found, dict) else found
+    texts = isinstance(options, list) and all(isinstance(option, str) for option in options)
+    if not texts or len(options) < 2:
+        raise DataError(
+            f'{where}: "{column}" must be a list of at least two texts, or an object of letters '
+            f"and texts, got {found!r} (--options_column)"
+        )
+    return tuple(_whole(option, column, where) for option in options)
+
+
+def _whole(text: str, column: str, where: str) -> str:
+    """Return a text, if it can be written: JSON may hold half of a character, as where one was cut.
+
+    Raises:
+        DataError: If it holds a lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise DataError(
+            f'{where}: "{column}" holds half a character ({half}) at position {error.start + 1}'
+        ) from error
+    return text
 
 
 def _history(row: dict[str, Any], column: str | None, where: str) -> tuple[tuple[str, str], ...]:
     """Earlier turns: a list of pairs of a question and its answer; nothing where there are none."""
-    turns = row.get(column) if column else None
-    for number, turn in enumerate(turns or (), start=1):
+    turns = (row.get(column) if column else None) or ()
+    if not isinstance(turns, list | tuple):
+        raise DataError(f'{where}: "{column}" must be a list of [question, answer] pairs')
+    for number, turn in enumerate(turns, start=1):
         if not (
             isinstance(turn, list | tuple)
             and len(turn) == 2
@@ -141,7 +189,10 @@ def _history(row: dict[str, Any], column: str | None, where: str) -> tuple[tuple
                 f'{where}: "{column}" must be a list of [question, answer] pairs; turn {number} is '
                 f"{turn!r} (--history_column)"
             )
-    return tuple((question, answer) for question, answer in turns or ())
+    return tuple(
+        (_whole(question, str(column), where), _whole(answer, str(column), where))
+        for question, answer in turns
+    )
 
 
 def _names(row: dict[str, Any]) -> str:

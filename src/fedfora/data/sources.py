@@ -1,6 +1,7 @@
 """A source of rows, a file, a bundled name or a data set on the Hub, to `(where, row)` pairs."""
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -47,16 +48,18 @@ def _file_rows(source: str, path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".parquet":
         yield from _parquet_rows(source)
         return
+    text = text_of(source, path)
+    yield from _csv_rows(source, text) if path.suffix == ".csv" else json_rows(source, text)
+
+
+def text_of(source: str, path: Path) -> str:
+    """Return a file's text to the letter: nothing is taken for a line end that is none."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: not UTF-8 at byte {error.start}") from error
-    if path.suffix == ".csv":
-        yield from _csv_rows(source, text)
-    elif text.lstrip().startswith("["):
-        yield from _json_list_rows(source, text)
-    else:
-        yield from _json_lines_rows(source, text)
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror}") from error
 
 
 def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
@@ -78,39 +81,89 @@ def _parquet_rows(source: str) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(source)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{source}: no Parquet file: {error}") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{source}, row {number}", row
-
-
-def _csv_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    for row in reader:
-        yield f"{source}, line {reader.line_num}", row
-
-
-def _json_list_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{source}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}"
-        ) from error
+        rows = pyarrow.parquet.read_table(source).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{source}: no Parquet file that can be read: {error}") from error
     for number, row in enumerate(rows, start=1):
         yield f"{source}, row {number}", row
 
 
-def _json_lines_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
+def _csv_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
+    """Yield rows with as many cells as the header; any other is a DataError.
+
+    Raises:
+        DataError: At a mistake in quoting: behind it nobody can say where a row begins.
+    """
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    while True:
+        where = f"{source}, line {reader.line_num + 1}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{where}: broken CSV: {error} (a quote in a cell is doubled)"
+            ) from error
+        if not cells:
+            continue
+        if not header:
+            header = cells
+            if doubles := [name for name in header if name and header.count(name) > 1]:
+                raise DataError(f"{where}: two columns are named {doubles[0]!r}")
+        elif len(cells) != len(header):
+            message = f"{len(cells)} cells, the header has {len(header)} (a comma needs quotes)"
+            yield where, DataError(f"{where}: {message}")
+        else:
+            yield where, dict(zip(header, cells, strict=True))
+
+
+def json_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
+    """Yield `(where, row)` for a JSON list or JSON lines; `row` is a DataError where one is broken.
+
+    Raises:
+        DataError: If a list cannot be read.
+    """
+    if text.lstrip().startswith("["):
+        for number, row in enumerate(_json_list(source, text), start=1):
+            yield f"{source}, row {number}", row
+        return
     # Not splitlines(): a JSON string may hold U+2028 and its like unescaped.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         if not line.strip():
             continue
+        where, row = f"{source}, line {number}", None
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            row = DataError(
-                f"{source}, line {number}, column {error.colno}: broken JSON: {error.msg}"
-            )
-        yield f"{source}, line {number}", row
+        except (ValueError, RecursionError) as error:
+            row = DataError(_json_mistake(where, error))
+        yield where, row
+
+
+def _json_list(source: str, text: str) -> list[Any]:
+    try:
+        rows: list[Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(_json_mistake(f"{source}, line {error.lineno}", error)) from error
+    except (ValueError, RecursionError) as error:
+        place = text.index("[") + 1
+        try:  # where is it? The rows before it can be read
+            while True:
+                place = re.compile(r"[\s,]*").match(text, place).end()  # type: ignore[union-attr]
+                place = json.JSONDecoder().raw_decode(text, place)[1]
+        except (ValueError, RecursionError):
+            line = text.count("\n", 0, place) + 1
+        raise DataError(_json_mistake(f"{source}, line {line}", error)) from error
+    return rows
+
+
+def _json_mistake(where: str, error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{where}, column {error.colno}: broken JSON: {error.msg}"
+    if isinstance(error, RecursionError):
+        return f"{where}: lists or objects within each other, too many to be read"
+    return (
+        f"{where}: a number of more than 4,300 digits"  # Python's limit: longer ones take minutes
+    )

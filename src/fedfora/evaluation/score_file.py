@@ -1,10 +1,10 @@
 """A file of predictions to scores: fedfora's own, or any JSON with two columns of text."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from fedfora.data.loading import Example
+from fedfora.data.loading import Example, options_of, text_in
+from fedfora.data.sources import json_rows, text_of
 from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.scores import check_packages, kind_of, score
 
@@ -35,7 +35,8 @@ def score_file(
     if not Path(path).is_file():
         raise ValueError(f"--predictions_file: no such file: {path}")
     answers = [
-        _answer(row, where, prediction_column, reference_column) for where, row in _rows(Path(path))
+        _answer(row, where, prediction_column, reference_column)
+        for where, row in json_rows(path, text_of(path, Path(path)))
     ]
     if not answers:
         raise ValueError(f"{path}: no rows")
@@ -45,28 +46,9 @@ def score_file(
     return score(answers, metrics, seed=seed).summary
 
 
-def _rows(path: Path) -> list[tuple[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
-    try:
-        if text.lstrip().startswith("["):
-            return [(f"{path}, row {n}", row) for n, row in enumerate(json.loads(text), start=1)]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from error
-    rows = []
-    # Not splitlines(): a JSON string may hold U+2028 and its like unescaped.
-    for number, line in enumerate(text.split("\n"), start=1):
-        where = f"{path}, line {number}"
-        try:
-            rows += [(where, json.loads(line))] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: broken JSON: {error.msg}") from error
-    return rows
-
-
 def _answer(row: Any, where: str, prediction_column: str, reference_column: str) -> Answer:
+    if isinstance(row, ValueError):
+        raise row
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object with columns, got {type(row).__name__}")
     for column, flag in (
@@ -76,13 +58,12 @@ def _answer(row: Any, where: str, prediction_column: str, reference_column: str)
         if row.get(column) is None:
             has = ", ".join(row)
             raise ValueError(f'{where}: no "{column}" to score; the row has: {has} ({flag})')
-        if not isinstance(row[column], str):
-            raise ValueError(f'{where}: "{column}" must be text, got {type(row[column]).__name__}')
-    prompt = Example(row.get("instruction") or "", row.get("input") or "", None, {}).prompt
+    columns = (prediction_column, reference_column, "instruction", "input")
+    prediction, reference, instruction, given = (text_in(row, c, where) or "" for c in columns)
     return Answer(
-        row[prediction_column],
-        row[reference_column],
-        prompt=prompt,
-        options=tuple(row.get("options") or ()),
+        prediction,
+        reference,
+        prompt=Example(instruction, given, None, {}).prompt,
+        options=options_of(row.get("options") or None, where, "options"),
         likeliest=row.get("likeliest"),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.data.encoding import PromptFormat, encode_prompts, prompt_format
-from fedfora.data.loading import DataError, Example, load_chosen
+from fedfora.data.loading import DataError, Example, load_chosen, options_of
 from fedfora.evaluation.choice import letters_of
 from fedfora.evaluation.output import check_output, identity_of
 from fedfora.evaluation.scores import check_packages, kind_of
@@ -134,7 +134,10 @@ def _kind(
 ) -> tuple[str | None, list[tuple[str, ...]]]:
     """Return the kind of task and each row's options."""
     column = settings.predict.options_column
-    options = [_options(example, column, n) for n, example in enumerate(examples, start=1)]
+    options = [
+        options_of(example.columns.get(column), f"row {number}", column)
+        for number, example in enumerate(examples, start=1)
+    ]
     references = [example.output for example in examples if example.output is not None]
     kind: str | None = settings.predict.metrics
     if kind == "auto":
@@ -148,20 +151,6 @@ def _kind(
         )
     everywhere = letters_of(references)
     return kind, [own or everywhere for own in options]
-
-
-def _options(example: Example, column: str, number: int) -> tuple[str, ...]:
-    found = example.columns.get(column)
-    if found is None:
-        return ()
-    if isinstance(found, dict):
-        found = list(found)  # letters with their texts: the letters are what is answered
-    if not isinstance(found, list) or len(found) < 2 or not all(isinstance(o, str) for o in found):
-        raise DataError(
-            f'row {number}: "{column}" must be a list of at least two texts, or an object of '
-            f"letters and texts, got {found!r} (--options_column)"
-        )
-    return tuple(found)
 
 
 def _check_context(settings: PredictSettings, prompts: list[list[int]]) -> None:

@@ -14,7 +14,7 @@ from fedfora.federated.engines.by_name import ENGINES
 from fedfora.federated.planning import check_simulation
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site.client_app import make_client_app
-from fedfora.federated.workplace import open_workplace
+from fedfora.federated.workplace import check_rows, open_workplace
 from fedfora.reporting.follow import Follower
 from fedfora.reporting.view import EVALUATED_ROW, View
 from fedfora.training.trainer import StepReport
@@ -38,7 +38,7 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
     client_app = make_client_app()
     if settings.rounds.engine == "embedded":
         client_app = make_client_app(watcher.site_step)
-        open_workplace(run_config)
+        check_rows(open_workplace(run_config))
         gc.collect()
         gc.freeze()  # what is loaded stays; looking through it again after every site is slow
     ENGINES[settings.rounds.engine](make_server_app(watcher), client_app, len(names), run_config)

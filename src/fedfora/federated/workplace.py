@@ -23,8 +23,15 @@ from fedfora.adapter.state import (
 )
 from fedfora.config import Scalar
 from fedfora.data.canaries import planted
-from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
-from fedfora.data.loading import load_chosen
+from fedfora.data.encoding import (
+    Encoded,
+    PromptFormat,
+    check_context,
+    encode_examples,
+    encode_prompts,
+    prompt_format,
+)
+from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.settings import FederationSettings, from_run_config
@@ -177,6 +184,23 @@ class Site:
 def open_workplace(run_config: Mapping[str, Scalar]) -> Workplace:
     """Load the base and put a fresh adapter on it; once per process for the same settings."""
     return _workplace(tuple(sorted(run_config.items())))
+
+
+def check_rows(workplace: Workplace) -> None:
+    """Encode the rows of all sites, and see that the model's context holds them and the test rows.
+
+    Raises:
+        ValueError: Naming the file and the longest row.
+    """
+    _sites(workplace)
+    settings, config = workplace.settings, workplace.base.model.config
+    data, evaluation = settings.data, settings.evaluation
+    if data.test_file is not None:
+        answer = [0] * (evaluation.max_new_tokens or data.max_target_length)
+        examples = load_examples(data.test_file, data)[: evaluation.max_eval_samples]
+        prompts = encode_prompts(examples, workplace.base.tokenizer, workplace.prompts)
+        rows = [{"input_ids": prompt + answer} for prompt in prompts]
+        check_context(config, rows, data, data.test_file)
 
 
 def open_site(workplace: Workplace, index: int) -> Site:
@@ -334,12 +358,23 @@ def _canaries(workplace: Workplace, index: int) -> Encoded:
 @lru_cache(maxsize=1)
 def _own_rows(workplace: Workplace) -> Encoded:
     data = workplace.settings.data
-    examples = load_chosen(data.train_file, data, flag="--train_file")
-    return encode_examples(examples, workplace.base.tokenizer, workplace.prompts)
+    return _encoded(workplace, load_chosen(data.train_file, data, flag="--train_file"))
 
 
 @lru_cache(maxsize=1)
 def _sites(workplace: Workplace) -> list[tuple[str, Encoded]]:
     examples, parts = share_out(workplace.settings)
-    encoded = encode_examples(examples, workplace.base.tokenizer, workplace.prompts)
+    encoded = _encoded(workplace, examples)
     return [(name, [encoded[row] for row in rows]) for name, rows in parts.items()]
+
+
+def _encoded(workplace: Workplace, examples: list[Example]) -> Encoded:
+    """Encode a site's rows.
+
+    Raises:
+        ValueError: If one is longer than the model's context.
+    """
+    data, base = workplace.settings.data, workplace.base
+    encoded = encode_examples(examples, base.tokenizer, workplace.prompts)
+    check_context(base.model.config, encoded, data, str(data.train_file or data.dataset))
+    return encoded

@@ -10,8 +10,13 @@ from fedfora._seeds import derive_seed
 from fedfora.adapter.state import State
 from fedfora.data.cache import encode_cached
 from fedfora.data.canaries import planted
-from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
-from fedfora.data.settings import DataArguments
+from fedfora.data.encoding import (
+    Encoded,
+    PromptFormat,
+    check_context,
+    encode_examples,
+    prompt_format,
+)
 from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
@@ -152,37 +157,23 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
         overwrite=data.overwrite_cache,
         num_workers=data.preprocessing_num_workers,
     )
-    check_context(base.model.config, encoded, data)
+    check_context(base.model.config, encoded, data, str(data.train_file or data.dataset))
+    validation = None
+    if held_out is not None:
+        validation = encode_examples(held_out, base.tokenizer, prompts)
+        file = str(settings.validation.validation_file)
+        check_context(base.model.config, validation, data, file)
     return Prepared(
         base=base,
         model=model,
         prompts=prompts,
         base_fingerprint=base_fingerprint,
         encoded=encoded,
-        validation=(
-            None if held_out is None else encode_examples(held_out, base.tokenizer, prompts)
-        ),
+        validation=validation,
         steps=steps_of(
             settings.train, len(training_rows(encoded, settings.train)), processes.number
         ),
     )
-
-
-def check_context(config: Any, encoded: Encoded, data: DataArguments) -> None:
-    """Raise if a row does not fit into the model's context.
-
-    Raises:
-        ValueError: Naming the longest row, the context and the flags that cut rows.
-    """
-    context = getattr(config, "max_position_embeddings", None)
-    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
-    tokens = len(encoded[longest]["input_ids"])
-    if context and tokens > context:
-        raise ValueError(
-            f"row {longest + 1} has {tokens} tokens with its frame, the model's context {context}: "
-            f"lower --max_source_length ({data.max_source_length}) or --max_target_length "
-            f"({data.max_target_length})"
-        )
 
 
 def steps_of(settings: TrainArguments, num_rows: int, num_processes: int = 1) -> int:
