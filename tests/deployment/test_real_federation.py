@@ -62,6 +62,19 @@ def test_real_sites_add_up_under_the_keys_of_their_kits(federation, embedded):
 
 
 @pytest.mark.deploy
+def test_a_run_whose_records_hide_losses_comes_to_its_end(federation):
+    """Under record privacy no loss leaves a site; the coordinator tells its rounds all the same."""
+    private = {"privacy_unit": "record", "noise_multiplier": 1.0, "target_delta": 1e-3}
+    real = federation(2, quorum=2, **private)
+    real.coordinate()
+    real.join(*real.names)
+    assert real.wait(400) == 0, real.logs()
+    rounds = real.events("round")
+    assert len(rounds) == 2
+    assert all("loss" not in line for line in rounds)
+
+
+@pytest.mark.deploy
 def test_a_site_that_misbehaves_round_after_round_is_left_out_and_nothing_of_it_leaves(federation):
     """NaN, shape, weight, exception, old reply, a killed trainer; then it is itself again."""
     real = federation(2, num_rounds=8, round_deadline=60.0)

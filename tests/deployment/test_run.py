@@ -8,9 +8,11 @@ import pytest
 
 from fedfora.deployment import run_state
 from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.run import line_of, plan_run
+from fedfora.deployment.run import plan_run, tell
 from fedfora.deployment.run_settings import settings_for
 from fedfora.deployment.run_state import FINISHED, STOPPED, Outcome, PlannedRun
+from fedfora.reporting.follow import Follower
+from fedfora.reporting.record import RunRecord
 
 RUN = PlannedRun("clinics/001", 3, {"num_rounds": 2, "output_dir": "x"})
 
@@ -78,22 +80,18 @@ def test_a_dead_process_that_nobody_waited_for_does_not_count_as_running(kit):
     assert not run_state.is_running(kit.state, RUN)
 
 
-@pytest.mark.parametrize(
-    ("event", "line"),
-    [
-        (
-            {"event": "rejected", "round": 2, "site": "a", "reason": "NaN"},
-            "round 2: without a: NaN",
-        ),
-        ({"event": "absent", "site": "a", "reason": "late"}, "a takes no part: late"),
-        ({"event": "joined", "round": 3, "site": "b"}, "round 3: b joins"),
-        ({"event": "resumed", "after_round": 4}, "goes on after round 4"),
-        (
-            {"event": "round", "round": 1, "sites": [1, 2], "loss": 2.0},
-            "round 1: 2 sites, loss 2.000",
-        ),
-        ({"event": "other"}, None),
-    ],
-)
-def test_what_there_is_to_say_of_an_event(event, line):
-    assert line_of(event) == line
+def test_every_event_of_a_run_is_told_and_a_loss_that_is_hidden_is_left_out(tmp_path):
+    """Under record privacy and shared noise the coordinator's record holds no loss."""
+    record = RunRecord(tmp_path, overwrite=False)
+    lines: list[str] = []
+    shown = Follower(tmp_path)
+    record.log("round", round=1, sites=[{"site": "a"}, {"site": "b"}], scores={}, epsilon=0.5)
+    record.log("round", round=2, sites=[{"site": "a"}], loss=2.0, scores={"f1": 0.25})
+    record.log("lost", round=3, reason="wrong shares of b")
+    record.log("finished")
+    tell(shown, lines.append)
+    assert lines == [
+        "round 1        2 sites   epsilon 0.500",
+        "round 2        1 sites   training loss 2.000   F1 0.250",
+        "round 3: lost: wrong shares of b",
+    ]

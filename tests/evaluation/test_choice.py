@@ -46,10 +46,20 @@ def test_letters(text, index):
         ("C", 2),
         ("aspirin or insulin", None),
         ("paracetamol", None),
+        ("Warfarin.", 1),
+        ("none, heparinoids perhaps", None),
     ],
 )
 def test_texts(text, index):
     assert parse_choice(text, TEXTS) == index
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [("No", 1), ("yes.", 0), ("NO!", 1), ("Maybe, they say", 2), ("nobody knows", None)],
+)
+def test_words_are_named_in_any_case_and_only_as_words(text, index):
+    assert parse_choice(text, ("yes", "no", "maybe")) == index
 
 
 @given(st.lists(st.text("abcdefgh", min_size=2, max_size=9), min_size=2, max_size=6, unique=True))

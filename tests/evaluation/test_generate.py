@@ -1,5 +1,7 @@
 """Batched answers equal those one by one, and greedy means greedy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -42,6 +44,20 @@ def test_the_batch_size_changes_nothing(answers_to, decoding):
 
 def test_answers_come_back_in_the_order_of_the_prompts(answers_to):
     assert answers_to(4, 8) == answers_to(4, 8, order=-1)[::-1]
+
+
+def test_rows_with_options_are_a_choice_in_a_federation_as_in_predict(setup):
+    base, prompts, examples = setup
+    rows = [
+        replace(example, output="no", columns={"options": ["yes", "no"]})
+        for example in examples[:2]
+    ]
+    evaluated = [base.model, base.tokenizer, rows, prompts]
+    result = evaluate(*evaluated, batch_size=2, max_new_tokens=2)
+    assert result.kind == "choice"
+    assert "accuracy" in result.scores
+    rows[1] = replace(rows[1], columns={"options": "yes or no"})
+    assert evaluate(*evaluated, batch_size=2, max_new_tokens=2).kind == "text"
 
 
 @torch.no_grad()

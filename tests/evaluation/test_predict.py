@@ -71,7 +71,8 @@ def test_the_originals_command_as_it_stands(adapter, tmp_path, rows_file):
     words = (
         f"predict --ori_model_dir clinic-base --model_dir {adapter} --test_path {test} "
         f"--output_dir {tmp_path / 'o'} --max_len 12 --max_src_len 512 --do_eval "
-        "--predict_with_generate --padding_side left --per_device_eval_batch_size 8"
+        "--predict_with_generate --padding_side left --per_device_eval_batch_size 8 "
+        "--original_scores"
     )
     assert main(words.split()) == 0
     assert {path.name for path in (tmp_path / "o").iterdir()} == FILES

@@ -1,5 +1,6 @@
 """The page shows what the record holds, asks for nothing from outside, and renders in a browser."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,8 +9,10 @@ from html.parser import HTMLParser
 import pytest
 
 from fedfora.cli.main import main
+from fedfora.reporting.card import card_of
 from fedfora.reporting.history import read_run
 from fedfora.reporting.report import report
+from fedfora.reporting.sections import facts
 from rounds import round_line
 
 PREDICTIONS = [
@@ -134,6 +137,75 @@ def test_what_was_not_measured_is_not_mentioned(write_run):
     _, words = read(report([read_run(run)]))
     for absent in ("epsilon", "Rejections", "Examples", "Evaluation card", "Contributions", "sent"):
         assert absent not in words
+
+
+def prediction_run(write_run, scores, rows):
+    run = write_run(
+        events=[{"event": "predicted", "rows_per_s": 0.2695351429896453}], predictions=rows
+    )
+    (run / "config.yaml").write_text("model: {model_name_or_path: smol}\n")
+    (run / "scores.json").write_text(json.dumps({"rows": len(rows), **scores}))
+    return read_run(run)
+
+
+def test_a_choice_has_its_accuracy_in_front_and_is_right_as_it_was_scored(write_run):
+    rows = [
+        {
+            "input": f"question {n}",
+            "reference": "no",
+            "prediction": said,
+            "options": ["yes", "no"],
+            "scores": {"exact_match": 0.0, "correct": correct},
+        }
+        for n, (said, correct) in enumerate([("No", 1.0), ("yes", 0.0)])
+    ]
+    scores = {"metrics": "choice", "exact_match": 0.0, "accuracy": 0.5, "likelihood_accuracy": 1.0}
+    run = prediction_run(write_run, scores, rows)
+    page = report([run])
+    assert facts(run, card_of(run))[0] == ("accuracy, as written", "0.500")
+    assert "accuracy, as written</th><th>accuracy, by likelihood</th>" in page
+    assert '<li class="found">No</li>' in page
+    assert '<li class="wrong">yes</li>' in page
+    assert "1 of 2 answers differ" in page
+    assert "Rejections" not in page
+    assert "0.26953" not in page
+
+
+def test_text_has_rouge_and_chrf_in_front_and_is_not_right_or_wrong(write_run):
+    row = {"input": "q", "reference": "rest two days", "prediction": "rest for two days"}
+    rows = [{**row, "scores": {"exact_match": 0.0, "token_f1": 0.8, "rougeL": 0.857}}]
+    scores = {"exact_match": 0.0, "token_f1": 0.8, "rougeL": 0.857, "chrf": 61.0}
+    run = prediction_run(write_run, scores, rows)
+    page = report([run])
+    assert facts(run, card_of(run))[:2] == [("ROUGE-L", "0.857"), ("chrF (0 to 100)", "61.000")]
+    assert "answers differ" not in page
+    assert "predicted, ROUGE-L 0.857" in page
+    assert '<li class="wrong">' not in page
+
+
+def test_triples_in_another_spelling_are_marked_as_they_are_scored(write_run):
+    rows = [{"input": "q", "reference": "a_b_c", "prediction": "a _ b_c", "scores": {"f1": 1.0}}]
+    page = report([prediction_run(write_run, {"f1": 1.0}, rows)])
+    assert '<li class="found">a _ b_c</li>' in page
+
+
+def test_a_short_training_shows_its_last_loss_as_the_last(write_run):
+    steps = [{"event": "step", "step": n, "loss": 4.0 / n, "seconds": 1.0 * n} for n in (1, 2, 4)]
+    run = write_run(events=[*steps, {"event": "trained", "steps": 4, "loss": 2.333}])
+    (run / "config.yaml").write_text("adapter: {lora_rank: 4}\n")
+    page = report([read_run(run)])
+    assert "<dt>training loss, last</dt><dd>1.000</dd>" in page
+    assert "<polyline" in page
+
+
+def test_test_rows_are_announced_and_can_be_left_out(write_run, capsys):
+    run = write_run(predictions=PREDICTIONS)
+    assert main(["report", str(run)]) == 0
+    assert "This page shows 3 test rows as they are" in (run / "report.html").read_text()
+    assert main(["report", str(run), "--no_examples"]) == 0
+    page = (run / "report.html").read_text()
+    assert "test rows as they are" not in page
+    assert not any(row["input"] in page for row in PREDICTIONS)
 
 
 def test_names_and_answers_cannot_become_markup(write_run):

@@ -46,6 +46,14 @@ def parse(words):
     return TrainSettings(*ConfigParser(SECTIONS.values()).parse(words.split()))
 
 
+def test_a_short_training_records_its_curve(tmp_path):
+    words = "--model_name_or_path clinic-base --quantization none --train_file clinic --lora_rank 2"
+    more = f"--max_steps 4 --per_device_train_batch_size 1 --output_dir {tmp_path / 'out'}"
+    assert main(["train", *words.split(), *more.split(), "--report_to", "none"]) == 0
+    record = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in record if line["event"] == "step"] == [1, 2, 3, 4]
+
+
 def test_the_originals_command_means_what_it_says():
     settings = parse(ORIGINAL)
     assert settings.run.overwrite_output_dir

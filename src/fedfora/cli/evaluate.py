@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedfora.config import ConfigParser, flag
-from fedfora.evaluation.settings import METRICS_HELP, MetricsChoice
+from fedfora.evaluation.settings import METRICS_HELP, ORIGINAL_HELP, MetricsChoice
 from fedfora.reporting.table import score_lines
 
 
@@ -16,6 +16,7 @@ class EvaluateArguments:
     metrics: MetricsChoice = flag("auto", METRICS_HELP)
     prediction_column: str = flag("prediction", "column with what the model wrote")
     reference_column: str = flag("reference", "column with what is right")
+    original_scores: bool = flag(False, ORIGINAL_HELP)
     seed: int = flag(42, "seed of the confidence intervals")
     scores_file: str | None = flag(None, "write the scores there too, as JSON")
 
@@ -38,6 +39,7 @@ def run(argv: Sequence[str]) -> None:
         prediction_column=settings.prediction_column,
         reference_column=settings.reference_column,
         seed=settings.seed,
+        original=settings.original_scores,
     )
     if settings.scores_file is not None:
         try:

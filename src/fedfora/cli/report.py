@@ -17,6 +17,7 @@ class ReportArguments:
     output_file: str | None = flag(
         None, "the page; default report.html in the run directory, or here for several runs"
     )
+    no_examples: bool = flag(False, "leave out the answered test rows, e.g. patients' texts")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -25,7 +26,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(
         [ReportArguments],
         prog="fedfora report",
-        usage="fedfora report RUN... [--output_file FILE]",
+        usage="fedfora report RUN... [--output_file FILE] [--no_examples]",
         description=__doc__,
     )
     (arguments,) = parser.parse(options)
@@ -36,7 +37,7 @@ def run(argv: Sequence[str]) -> None:
     path = Path(arguments.output_file or (Path(runs[0]) / FILE if len(runs) == 1 else FILE))
     if arguments.output_file and not path.absolute().parent.is_dir():
         raise ValueError(f"--output_file {path}: no such directory: {path.parent}")
-    write_report(runs, path)
+    write_report(runs, path, no_examples=arguments.no_examples)
     print(f"report: {path}")
 
 

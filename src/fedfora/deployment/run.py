@@ -18,7 +18,7 @@ from fedfora.deployment.run_state import FINISHED, RUN_NAME, RUNS, STOPPED, Plan
 from fedfora.federated.common_settings import common_part
 from fedfora.federated.coordinator.checkpoint import find_checkpoints
 from fedfora.reporting.follow import Follower
-from fedfora.reporting.history import Event
+from fedfora.reporting.wording import describe
 
 MOST_IN_VAIN = 4  # starts without a further round, then a person must look
 BEGIN_S = 300.0  # Flower starts a run's process within so long, or its SuperLink is started anew
@@ -80,7 +80,7 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
                 _pause(coordinator, shown, say)
                 outcome = run_state.read_outcome(state, run)
             outcome = outcome or run_state.read_outcome(state, run)
-        _tell(shown, say)
+        tell(shown, say)
         if outcome is not None and outcome.status == FINISHED:
             return directory
         if outcome is not None and outcome.status == STOPPED:
@@ -133,30 +133,11 @@ def _pause(coordinator: Coordinator, shown: Follower | None = None, say: Say | N
     time.sleep(CHECK_S)
     coordinator.check()
     if shown is not None and say is not None:
-        _tell(shown, say)
+        tell(shown, say)
 
 
-def _tell(shown: Follower, say: Say) -> None:
+def tell(shown: Follower, say: Say) -> None:
+    """Tell what a run has recorded since."""
     for event in shown.new():
-        if text := line_of(event):
+        if text := describe(event):
             say(text)
-
-
-def line_of(event: Event) -> str | None:
-    """Return what there is to say of an event of the run's record; None for nothing."""
-    kind = event["event"]
-    if kind == "round":
-        validation = event.get("validation_loss", event.get("received_validation_loss"))
-        judged = "" if validation is None else f"   validation loss {validation:.3f}"
-        return (
-            f"round {event['round']}: {len(event['sites'])} sites, loss {event['loss']:.3f}{judged}"
-        )
-    if kind == "rejected":
-        return f"round {event['round']}: without {event['site']}: {event['reason']}"
-    if kind == "absent":
-        return f"{event['site']} takes no part: {event['reason']}"
-    if kind == "joined":
-        return f"round {event['round']}: {event['site']} joins"
-    if kind == "resumed":
-        return f"goes on after round {event['after_round']}"
-    return None

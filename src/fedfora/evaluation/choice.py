@@ -18,6 +18,7 @@ _ANNOUNCED = re.compile(
     r"(?:answer|option|choice|答案|选项|选择?)\s*(?:is|are|为|是)?\s*[:：]?\s*\(?([A-Z])\)?(?![A-Za-z])",
     re.IGNORECASE,
 )
+_AS_WORD = "(?<![a-z0-9]){}(?![a-z0-9])"  # scripts without spaces have no such neighbors
 _ALONE = re.compile(r"(?<![A-Za-z])([B-HJ-Z])(?![A-Za-z'])")  # A and I are words too
 
 
@@ -34,13 +35,17 @@ def are_letters(references: Sequence[str]) -> bool:
 def parse_choice(text: str, options: Sequence[str]) -> int | None:
     """Return the index of the option that a text names; None where it names none, or several.
 
-    In this order: the text is an option; it begins with a letter by itself; it announces a letter
-    ("the answer is B", "答案：B"); exactly one letter of an option stands alone in it; exactly one
-    option stands in it. A letter is an option itself, or its place: A is the first.
+    In this order: the text is an option, "No." and "no" alike; it begins with a letter by itself;
+    it announces a letter ("the answer is B", "答案：B"); exactly one letter of an option stands
+    alone in it; exactly one option stands in it as a word. A letter is an option itself, or its
+    place: A is the first.
     """
     stripped = text.strip()
     if stripped in options:
         return options.index(stripped)
+    folded = [option.casefold() for option in options]
+    if folded.count(whole := stripped.rstrip(".!。").casefold()) == 1:
+        return folded.index(whole)
     letters = {letter: index for index, letter in enumerate(_letters(options))}
     if (leading := _LEADING.match(stripped)) and leading[1] in letters:
         return letters[leading[1]]
@@ -49,8 +54,12 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
             return letters[announced.upper()]
     if len(alone := set(_ALONE.findall(text)) & set(letters)) == 1:
         return letters[alone.pop()]
-    contained = [option for option in options if len(option) > 1 and option in text]
-    return options.index(contained[0]) if len(contained) == 1 else None
+    contained = [
+        index
+        for index, option in enumerate(folded)
+        if len(option) > 1 and re.search(_AS_WORD.format(re.escape(option)), text.casefold())
+    ]
+    return contained[0] if len(contained) == 1 else None
 
 
 def _letters(options: Sequence[str]) -> Sequence[str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.data.encoding import PromptFormat, encode_prompt
-from fedfora.data.loading import Example
+from fedfora.data.loading import DataError, Example, options_of
 from fedfora.evaluation.generate import Decoding, generate
 from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.output import write_predictions
 from fedfora.evaluation.scores import kind_of, score
+from fedfora.evaluation.settings import OPTIONS_COLUMN
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,20 @@ class Evaluation:
         scores: The scores of all rows together.
         row_scores: The scores of each row.
         kind: The kind of task that they were scored as; None for unscored ones.
+        options: What each row lets choose from, where it is a choice.
     """
 
     predictions: list[str]
     scores: dict[str, Any] = field(default_factory=dict)
     row_scores: list[dict[str, float]] = field(default_factory=list)
     kind: str | None = None
+    options: list[tuple[str, ...]] = field(default_factory=list)
 
     def write(self, path: Path, examples: list[Example]) -> None:
         """Write predictions.jsonl, one object per row."""
-        answers = [{"prediction": prediction} for prediction in self.predictions]
+        answers: list[dict[str, Any]] = [{"prediction": said} for said in self.predictions]
+        for answer, options in zip(answers, self.options, strict=self.kind == "choice"):
+            answer["options"] = options
         write_predictions(path, examples, answers, dict(enumerate(self.row_scores)), self.kind)
 
 
@@ -50,8 +55,8 @@ def evaluate(
     Args:
         model: The model, with or without adapter.
         tokenizer: Its tokenizer.
-        examples: The rows; they are scored if all have references, by the kind of task that the
-            references look like.
+        examples: The rows; they are scored if all have references, as a choice where all have
+            options, otherwise by the kind of task that the references look like.
         layout: The prompt format of the training.
         batch_size: Prompts per batch.
         max_new_tokens: Longest answer; None takes the format's `max_target_length`.
@@ -65,13 +70,23 @@ def evaluate(
         batch_size=batch_size,
         on_batch=on_batch,
     )
+    options = [_options(example) for example in examples]
     answers = [
-        Answer(prediction, example.output, prompt=example.prompt)
-        for example, prediction in zip(examples, predictions, strict=True)
+        Answer(prediction, example.output, prompt=example.prompt, options=own)
+        for example, prediction, own in zip(examples, predictions, options, strict=True)
         if example.output is not None
     ]
     if len(answers) < len(examples):
         return Evaluation(predictions)
-    kind = kind_of([answer.reference for answer in answers])
+    kind = kind_of([answer.reference for answer in answers], with_options=all(options))
     scores = score(answers, kind)
-    return Evaluation(predictions, scores.summary, scores.rows, kind)
+    chosen_from = options if kind == "choice" else []
+    return Evaluation(predictions, scores.summary, scores.rows, kind, chosen_from)
+
+
+def _options(example: Example) -> tuple[str, ...]:
+    """Return a row's options; a column of that name that holds something else is no options."""
+    try:
+        return options_of(example.columns.get(OPTIONS_COLUMN), "row", OPTIONS_COLUMN)
+    except DataError:
+        return ()

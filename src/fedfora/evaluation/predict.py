@@ -200,7 +200,12 @@ def _score(
         )
         for i in known
     ]
-    scores = score(rows, task.kind, seed=task.settings.decoding.seed)
+    scores = score(
+        rows,
+        task.kind,
+        seed=task.settings.decoding.seed,
+        original=task.settings.predict.original_scores,
+    )
     return scores.summary, dict(zip(known, scores.rows, strict=True))
 
 

@@ -16,6 +16,7 @@ def score_file(
     prediction_column: str = "prediction",
     reference_column: str = "reference",
     seed: int = 42,
+    original: bool = False,
 ) -> dict[str, Any]:
     """Return the scores of a file.
 
@@ -25,6 +26,7 @@ def score_file(
         prediction_column: Column with what the model wrote.
         reference_column: Column with what is right.
         seed: Seed of the confidence intervals.
+        original: Whether to score as the original program did, too.
 
     Raises:
         ValueError: If the file is missing or broken, a row has no reference, or a package is
@@ -43,7 +45,7 @@ def score_file(
     if metrics == "auto":
         with_options = all(answer.options for answer in answers)
         metrics = kind_of([answer.reference for answer in answers], with_options=with_options)
-    return score(answers, metrics, seed=seed).summary
+    return score(answers, metrics, seed=seed, original=original).summary
 
 
 def _answer(row: Any, where: str, prediction_column: str, reference_column: str) -> Answer:

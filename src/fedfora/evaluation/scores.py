@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedfora._seeds import derive_seed
-from fedfora.evaluation import original, text  # noqa: F401  # they fill METRICS
+from fedfora.evaluation import original as _original  # noqa: F401  # fills METRICS
+from fedfora.evaluation import text  # noqa: F401  # fills METRICS
 from fedfora.evaluation.bootstrap import interval, resampled_sums
 from fedfora.evaluation.choice import are_letters, letters_of
 from fedfora.evaluation.metrics import KINDS, METRICS, Answer, Metric
@@ -18,6 +19,7 @@ from fedfora.evaluation.triples import are_triples, relation_scores
 
 logger = logging.getLogger(__name__)
 
+ORIGINAL = "original_"  # what these metrics' names begin with
 INSTALL = 'pip install "fedfora[evaluation]"'
 
 
@@ -53,7 +55,9 @@ def check_packages(kind: str) -> None:
         raise ValueError(f"--metrics {kind} needs {' and '.join(missing)}: {INSTALL}")
 
 
-def score(answers: Sequence[Answer], kind: str, *, seed: int = 42) -> Scores:
+def score(
+    answers: Sequence[Answer], kind: str, *, seed: int = 42, original: bool = False
+) -> Scores:
     """Score rows by every metric of a kind.
 
     A metric whose package is not installed is left out with a warning; `check_packages` refuses.
@@ -62,15 +66,20 @@ def score(answers: Sequence[Answer], kind: str, *, seed: int = 42) -> Scores:
         answers: The rows; at least one.
         kind: One of `fedfora.evaluation.metrics.KINDS`.
         seed: Seed of the intervals' resampling.
+        original: Whether to score as the original program did, too.
 
     Raises:
         ValueError: If there are no rows, or no such kind.
     """
     if not answers:
         raise ValueError("no rows to score")
-    metrics = {name: metric for name, metric in _metrics(kind).items() if _has(metric)}
-    if len(metrics) < len(_metrics(kind)):
-        missing = sorted(set(_metrics(kind)) - set(metrics))
+    asked = {
+        name: metric
+        for name, metric in _metrics(kind).items()
+        if original or not name.startswith(ORIGINAL)
+    }
+    metrics = {name: metric for name, metric in asked.items() if _has(metric)}
+    if missing := sorted(set(asked) - set(metrics)):
         logger.warning("not scored: %s (%s)", ", ".join(missing), INSTALL)
     answers = _with_options(answers) if kind == "choice" else answers
     counts = {name: [metric.counts(row) for row in answers] for name, metric in metrics.items()}

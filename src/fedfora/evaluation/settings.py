@@ -9,6 +9,8 @@ from fedfora.models.settings import ModelArguments
 
 MetricsChoice = Literal["auto", "triples", "text", "choice"]
 METRICS_HELP = "what the answers are scored as; auto: what the references look like"
+ORIGINAL_HELP = "also score as the original FoRA code did, with its faults"
+OPTIONS_COLUMN = "options"
 
 
 @dataclass
@@ -80,7 +82,10 @@ class PredictArguments:
         "left", "where batches are padded; answers in batches need left"
     )
     metrics: MetricsChoice = flag("auto", METRICS_HELP)
-    options_column: str = flag("options", "column with the options of a choice: a list of texts")
+    original_scores: bool = flag(False, ORIGINAL_HELP)
+    options_column: str = flag(
+        OPTIONS_COLUMN, "column with the options of a choice: a list of texts"
+    )
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""

@@ -13,14 +13,9 @@ from rich.text import Text
 from fedfora.reporting.current_round import CurrentRound
 from fedfora.reporting.history import Event
 from fedfora.reporting.series import sites_of
-from fedfora.reporting.wording import data_size, label, number
+from fedfora.reporting.wording import data_size, first_numbers, number_words
 
 SITES_SHOWN = 12
-# What a person asks for first, of all that a round may say.
-NUMBERS = (
-    *("loss", "validation_loss", "scores.f1", "scores.exact_match", "scores.parse_rate"),
-    *("aggregation_error", "epsilon"),
-)
 _STYLES = {"waits": "dim", "sent": "green", "in": "green", "left out": "red", "absent": "red"}
 
 
@@ -83,7 +78,7 @@ class Board:
         elif kind in ("round", "step"):
             again = event.get("round", self.round_number + 1) <= self.round_number
             self.round_number = event.get("round", self.round_number)
-            self._take_numbers(event)
+            self.numbers |= first_numbers(event)
             for line in sites_of(event):
                 site = self.site(str(line["site"]))
                 site.state, site.note = "in", ""
@@ -95,19 +90,8 @@ class Board:
 
     def said(self) -> list[str]:
         """Return the numbers in the order in which one asks for them."""
-        said = [
-            f"{label(name)} {number(name, self.numbers[name])}"
-            for name in NUMBERS
-            if name in self.numbers
-        ]
+        said = number_words(self.numbers)
         return said + ([f"sent {data_size(self.sent_bytes)}"] if self.sent_bytes else [])
-
-    def _take_numbers(self, event: Event) -> None:
-        for name in NUMBERS:
-            group, _, last = name.rpartition(".")
-            values = event.get(group, {}) if group else event
-            if isinstance(values.get(last), int | float):
-                self.numbers[name] = values[last]
 
 
 def render(board: Board) -> RenderableType:

@@ -4,7 +4,7 @@ The page shows what the record holds and leaves out what it does not.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fedfora.reporting.charts import ALL_SITES, NUM_COLORS, as_band, interval_ch
 from fedfora.reporting.history import Run, read_run
 from fedfora.reporting.record import write_text
 from fedfora.reporting.series import Curves, Points, curves_of, is_constant
-from fedfora.reporting.wording import label, number
+from fedfora.reporting.wording import label, main_scores, number
 
 FILE = "report.html"
 
@@ -38,13 +38,23 @@ class Chart:
     table: list[tuple[str, list[tuple[str, str]]]]
 
 
-def write_report(directories: Sequence[str | Path], path: str | Path) -> None:
+def write_report(
+    directories: Sequence[str | Path], path: str | Path, *, no_examples: bool = False
+) -> None:
     """Write the page of some runs; it appears whole or not at all.
+
+    Args:
+        directories: Of the runs.
+        path: The page.
+        no_examples: Whether to leave out the answered rows, which hold people's texts.
 
     Raises:
         ValueError: If a directory holds no run, or a broken one.
     """
-    write_text(Path(path), report([read_run(directory) for directory in directories]))
+    runs = [read_run(directory) for directory in directories]
+    if no_examples:
+        runs = [replace(run, predictions=[]) for run in runs]
+    write_text(Path(path), report(runs))
 
 
 def report(runs: Sequence[Run]) -> str:
@@ -83,6 +93,7 @@ def _page(name: str, run: Run) -> dict[str, Any]:
         "has_bounds": any(around for row in scores for _, around in row["scores"]),
         "has_cost": any(row["memory"] or row["time"] for row in scores),
         "other_scores": sections.other_scores(card),
+        "relations": sections.relations(card),
         "intervals": _intervals(card),
         "charts": [chart for name, chart in drawn if name not in LAST],
         "more_charts": [chart for name, chart in drawn if name in LAST],
@@ -149,8 +160,9 @@ def _shared_charts(names: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
 
 
 def _intervals(card: Card) -> dict[str, Any] | None:
-    """Draw the first score of every row, where at least two rows have it."""
-    for name in ("f1", "exact_match", "rougeL", "accuracy"):
+    """Draw the main score of every row, where at least two rows have it."""
+    scores = [name for row in card["rows"] for name in main_scores(row["scores"])]
+    for name in [name for name in dict.fromkeys(scores) if name != "chrf"]:  # that ends at 100
         rows = [
             (row["name"], row["scores"][name], row["scores"].get("intervals", {}).get(name))
             for row in card["rows"]

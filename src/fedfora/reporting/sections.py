@@ -6,15 +6,19 @@ from typing import Any
 from fedfora.reporting.card import Card, card_of
 from fedfora.reporting.history import Event, Run
 from fedfora.reporting.series import sites_of
-from fedfora.reporting.wording import data_size, duration, label, number
+from fedfora.reporting.wording import data_size, duration, label, main_scores, number
 
 Table = dict[str, Any]  # "columns": names, "rows": lists of text
 
 EXAMPLES = 12
 HIDDEN = "-"  # what secure aggregation or record privacy keeps from the coordinator
 # In this order where a card's rows hold them; other scores follow.
-SCORES = ("f1", "precision", "recall", "exact_match", "parse_rate")
-_EVENTS_SHOWN_ELSEWHERE = {"round", "step", "row", "started", "finished", "trained"}
+SCORES = (
+    *("f1", "precision", "recall", "accuracy", "likelihood_accuracy", "parsed_share"),
+    *("rougeL", "chrf", "bleu", "token_f1", "exact_match", "parse_rate"),
+)
+# What happened to sites and rounds; what else is recorded stands elsewhere on the page.
+_INCIDENTS = ("rejected", "absent", "joined", "lost", "resumed", "stopped_early")
 
 
 def summary(run: Run, card: Card) -> str:
@@ -44,10 +48,12 @@ def summary(run: Run, card: Card) -> str:
 
 def facts(run: Run, card: Card) -> list[tuple[str, str]]:
     """Return the few numbers that are asked for first, each with its name."""
-    found: list[tuple[str, str]] = []
-    if best := _headline(card):
-        found.append(best)
-    losses = [line["loss"] for line in run.events if isinstance(line.get("loss"), int | float)]
+    found = _headline(card)
+    losses = [
+        line["loss"]
+        for line in run.events
+        if line.get("event") in ("round", "step") and isinstance(line.get("loss"), int | float)
+    ]
     if losses:
         found.append(("training loss, last", f"{losses[-1]:.3f}"))
     if federation := card.get("federation"):
@@ -68,6 +74,8 @@ def score_names(card: Card) -> list[str]:
     """Return the usual scores that any row of the card has; the first few where none is usual."""
     names = _all_scores(card)
     usual = [name for name in names if name in SCORES]
+    if "accuracy" in usual:  # a choice need not be written as the reference is
+        usual = [name for name in usual if name != "exact_match"]
     return usual or names[: len(SCORES)]
 
 
@@ -124,6 +132,18 @@ def score_rows(card: Card) -> list[Table]:
     return rows
 
 
+def relations(card: Card) -> Table | None:
+    """Return the trained adapter's scores for each relation; None where none are told apart."""
+    rows = [
+        [name, str(of["expected"]), *(f"{of[key]:.3f}" for key in ("precision", "recall", "f1"))]
+        for row in card["rows"]
+        if row["kind"] in ("federated", "scored")
+        for name, of in row["scores"].get("relations", {}).items()
+    ]
+    columns = ["relation", "expected", "precision", "recall", "F1"]
+    return {"columns": columns, "rows": rows} if rows else None
+
+
 def contributions(run: Run) -> Table | None:
     """Return what each site gave over all rounds; None where no sites are recorded."""
     by_site: dict[str, list[dict[str, Any]]] = {}
@@ -160,7 +180,7 @@ def incidents(run: Run) -> Table | None:
     """Return what was rejected or otherwise noted, with the reasons; None where nothing was.
 
     These are the lists of objects in a round's line beside the sites, e.g. its rejections, and the
-    events that are neither rounds nor steps.
+    events of sites and rounds that are out of the ordinary.
     """
     rows = []
     for line in run.of("round"):
@@ -171,7 +191,7 @@ def incidents(run: Run) -> Table | None:
                 [f"round {line['round']}", label(name), _described(entry)] for entry in entries
             ]
     for line in run.events:
-        if line.get("event") not in _EVENTS_SHOWN_ELSEWHERE:
+        if line.get("event") in _INCIDENTS:
             said = {k: v for k, v in line.items() if k not in ("event", "seconds", "round")}
             where = f"round {line['round']}" if "round" in line else _clock(line)
             rows.append([where, label(str(line.get("event"))), _described(said)])
@@ -184,16 +204,17 @@ def examples(predictions: Sequence[dict[str, Any]]) -> Table | None:
     """Return some answered rows, line by line: the wrong ones first, as they teach more.
 
     A line is "found" where the prediction holds it, "missed" where it does not, "wrong" where only
-    the prediction holds it.
+    the prediction holds it. A choice is right or wrong as it was scored. Free text is neither: its
+    rows bear their ROUGE-L.
     """
     answered = [_compared(row) for row in predictions if row.get("prediction") is not None]
     if not answered:
         return None
-    wrong = [row for row in answered if row["wrong"]]
-    right = [row for row in answered if not row["wrong"]]
+    judged = [row for row in answered if row["wrong"] is not None]
+    wrong = [row for row in judged if row["wrong"]]
     shown = wrong[: EXAMPLES // 2]
-    shown += right[: EXAMPLES - len(shown)]
-    return {"rows": shown, "all": len(answered), "wrong": len(wrong)}
+    shown += [row for row in answered if not row["wrong"]][: EXAMPLES - len(shown)]
+    return {"rows": shown, "all": len(answered), "judged": len(judged), "wrong": len(wrong)}
 
 
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -237,30 +258,39 @@ def overview(names: Sequence[str], runs: Sequence[Run]) -> Table:
     return {"columns": ["", *names], "rows": rows}
 
 
-def _headline(card: Card) -> tuple[str, str] | None:
-    """Return the main score of the trained adapter."""
-    rows = [row for row in card["rows"] if row["kind"] in ("federated", "scored")]
-    for name in ("f1", "exact_match", "accuracy", "rougeL"):
-        if rows and name in rows[0]["scores"]:
-            value = rows[0]["scores"][name]
-            of = f" {rows[0]['name']}" if rows[0]["kind"] == "federated" else ""
-            return f"{label(name)}{of}", number(name, value)
-    return None
+def _headline(card: Card) -> list[tuple[str, str]]:
+    """Return the main scores of the trained adapter."""
+    rows = [row for row in card["rows"] if row["kind"] in ("federated", "scored")][:1]
+    return [
+        (
+            label(name) + (f" {row['name']}" if row["kind"] == "federated" else ""),
+            number(name, row["scores"][name]),
+        )
+        for row in rows
+        for name in main_scores(row["scores"])
+    ]
 
 
 def _compared(row: dict[str, Any]) -> dict[str, Any]:
+    scores = row.get("scores", {})
     predicted = _lines(row["prediction"])
     expected = None if row.get("reference") is None else _lines(row["reference"])
-    lines: list[tuple[str, str]] = [("", line) for line in predicted]
-    if expected is not None:
-        lines = [("found" if line in predicted else "missed", line) for line in expected]
-        lines += [("wrong", line) for line in predicted if line not in expected]
+    marked = expected is not None and "token_f1" not in scores  # text is not right or wrong
+    right = scores.get("f1", scores.get("correct"))  # as the row was scored, where it was
+    if not marked:
+        missed, surplus = set[str](), set[str]()
+    elif "correct" in scores or right == 1:
+        missed, surplus = (set(lines) if right != 1 else set() for lines in (expected, predicted))
+    else:
+        missed, surplus = set(expected) - set(predicted), set(predicted) - set(expected)
+    found = "found" if marked else ""
     return {
         "instruction": row.get("instruction") or "",
         "input": row.get("input") or "",
-        "expected": expected,
-        "lines": lines,
-        "wrong": any(mark in ("missed", "wrong") for mark, _ in lines),
+        "expected": [("missed" if line in missed else found, line) for line in expected or ()],
+        "predicted": [("wrong" if line in surplus else found, line) for line in predicted],
+        "wrong": bool(missed or surplus) if marked else None,
+        "score": f"ROUGE-L {scores['rougeL']:.3f}" if "rougeL" in scores else "",
     }
 
 

@@ -1,12 +1,14 @@
-"""Names and numbers of the record to what a person reads."""
+"""Names, numbers and events of the record to what a person reads."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 _LABELS = {
     "loss": "training loss",
     "scores": "scores on held-out rows",
-    "validation_loss": "loss on held-back rows",
-    "received_validation_loss": "loss of the received adapter on held-back rows",
+    "validation_loss": "validation loss",
+    "received_validation_loss": "validation loss of the received adapter",
     "f1": "F1",
     "macro_precision": "precision, mean over rows",
     "macro_recall": "recall, mean over rows",
@@ -39,6 +41,13 @@ _LABELS = {
     "answer_tokens": "answer tokens trained on",
     "rows": "training rows",
 }
+# What an adapter is judged by, the first that its kind of task has; beside ROUGE-L stands chrF.
+_MAIN = ("f1", "accuracy", "rougeL", "chrf", "token_f1", "exact_match")
+# What a person asks for first, of all that a round may have measured.
+FIRST = (
+    *("loss", "validation_loss", "received_validation_loss", *_MAIN, "parse_rate"),
+    *("aggregation_error", "epsilon"),
+)
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 
 
@@ -46,6 +55,63 @@ def label(name: str) -> str:
     """Return what a measurement is called: `scores.parse_rate` is "parse rate"."""
     last = name.rsplit(".", 1)[-1]
     return _LABELS.get(last, last.replace("_", " "))
+
+
+def main_scores(scores: Mapping[str, Any]) -> list[str]:
+    """Return the names of the scores that sum up an evaluation, the one that judges first.
+
+    These are F1 for triples, accuracy for choices, ROUGE-L and chrF for text; none without scores.
+    """
+    names = [name for name in _MAIN if name in scores]
+    return names[:2] if names[:2] == ["rougeL", "chrf"] else names[:1]
+
+
+def first_numbers(event: Mapping[str, Any]) -> dict[str, float]:
+    """Return of a round or step what one asks for first; what was not told is not there."""
+    scores = event.get("scores") or {}
+    known = {**event, **{n: scores[n] for n in (*main_scores(scores), "parse_rate") if n in scores}}
+    numbers = {name: known.get(name) for name in FIRST}
+    return {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+
+
+def number_words(numbers: Mapping[str, float]) -> list[str]:
+    """Return numbers with their names, in the order in which one asks for them."""
+    names = [name for name in FIRST if name in numbers]
+    if "validation_loss" in names and "received_validation_loss" in names:
+        names.remove("received_validation_loss")  # of the round before
+    return [f"{label(name)} {number(name, numbers[name])}" for name in names]
+
+
+def describe(event: Mapping[str, Any], total: int | None = None) -> str | None:
+    """Return an event in a line; None for those of which nothing is said.
+
+    Args:
+        event: As metrics.jsonl holds it. All but its kind, place and reason may be missing: record
+            privacy and secure aggregation hide losses.
+        total: How many rounds or steps there will be.
+    """
+    kind = event["event"]
+    of = f"/{total}" if total else ""
+    place = next((f"{name} {event[name]}{of}" for name in ("round", "step") if name in event), "")
+    match kind:
+        case "round" | "step":
+            sites = [f"{len(event['sites'])} sites"] if "sites" in event else []
+            return "   ".join([f"{place:12s}", *sites, *number_words(first_numbers(event))]).strip()
+        case "validation":
+            return f"{place}: validation loss {event['loss']:.4f}"
+        case "rejected":
+            return f"{place}: without {event['site']}: {event['reason']}"
+        case "absent":
+            return f"{event['site']} takes no part: {event['reason']}"
+        case "joined":
+            return f"{place}: {event['site']} joins"
+        case "resumed":
+            return f"resumed after round {event['after_round']}"
+        case "lost":
+            return f"{place}: lost: {event['reason']}"
+        case "stopped_early":
+            return f"no better round since round {event['best_round']}: stopped"
+    return None
 
 
 def number(name: str, value: float) -> str:

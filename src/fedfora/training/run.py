@@ -1,5 +1,6 @@
 """`fedfora train`: settings to a run directory with one trained adapter."""
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -107,7 +108,9 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         settings.train,
         stretch=Stretch(first_step=0, num_steps=prepared.steps, total_steps=prepared.steps),
         seed=derive_seed(settings.train.seed, "train", 0, 0),
-        on_step=_Steps(view, record, prepared.steps, settings.train.logging_steps, earlier.tokens),
+        on_step=_Steps(
+            view, record, prepared.steps, _logging_steps(settings, prepared), earlier.tokens
+        ),
         long_run=long_run,
         privacy=None if paid is None else paid.privacy,
     )
@@ -290,6 +293,11 @@ def _headline(prepared: Prepared, processes: Processes, first_step: int) -> str:
         f"{len(prepared.encoded)} rows, {prepared.steps} steps{where}, "
         f"{_trainable(prepared.model):,} trainable parameters{shared}"
     )
+
+
+def _logging_steps(settings: TrainSettings, prepared: Prepared) -> int:
+    """Return after how many steps the loss is recorded: a short training has a curve, too."""
+    return min(settings.train.logging_steps, math.ceil(prepared.steps / 10))
 
 
 @dataclass

@@ -48,7 +48,9 @@ class TrainArguments:
     gradient_checkpointing: bool = flag(False, "less memory for about a third more time")
     fp16: bool = flag(False, "mixed precision with float16")
     bf16: bool = flag(False, "mixed precision with bfloat16")
-    logging_steps: int = flag(10, "steps between two log lines")
+    logging_steps: int = flag(
+        10, "steps between two log lines; fewer where there would be less than ten lines"
+    )
     seed: int = flag(42, "all randomness of the run derives from it")
 
     def __post_init__(self) -> None:

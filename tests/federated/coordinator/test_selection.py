@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from fedfora.evaluation.metrics import Answer
+from fedfora.evaluation.scores import kind_of, score
 from fedfora.federated.coordinator.selection import Selection, judging_score
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.reporting.view import View
+from fedfora.reporting.wording import main_scores
 
 
 def judge(values, *, lower_is_better=True):
@@ -20,7 +23,10 @@ def judge(values, *, lower_is_better=True):
     ("values", "lower", "best", "waited"),
     [
         ([3.0, 2.0, 2.5, 2.5], True, 2, 2),
-        ([0.1, 0.9, 0.9], False, 2, 1),  # equal is not better
+        ([0.1, 0.9, 0.9], False, 3, 1),  # of equals the later one, which is no better
+        ([0.0, 0.0, 0.0], False, 0, 0),  # where nothing is right yet no round is the best
+        ([0.0, 0.2, 0.0], False, 2, 1),
+        ([0.0, 0.0], True, 2, 1),  # a loss may be 0
         ([5.0], True, 1, 0),
         ([1.0, 2.0, 0.5], True, 3, 0),
     ],
@@ -29,13 +35,24 @@ def test_the_best_round_and_the_wait_by_hand(values, lower, best, waited):
     selection = judge(values, lower_is_better=lower)
     assert (selection.best_round, selection.waited) == (best, waited)
     assert selection.is_over(waited + 1) is False
-    assert selection.is_over(waited) is True
+    assert selection.is_over(max(1, waited)) is (waited > 0)
     assert selection.is_over(None) is False
 
 
-def test_f1_judges_before_exact_match():
-    assert judging_score({"f1": 0.5, "exact_match": 0.1}) == 0.5
-    assert judging_score({"exact_match": 0.1}) == 0.1
+@pytest.mark.parametrize(
+    ("answers", "name"),
+    [
+        ([Answer("a_r_b", "a_r_b"), Answer("x_r_b", "c_r_d")], "f1"),
+        ([Answer("No", "no", options=("yes", "no"))], "accuracy"),
+        ([Answer("rest for two days", "rest two days")], "rougeL"),
+    ],
+)
+def test_a_round_is_judged_by_the_score_that_the_report_shows(answers, name):
+    scores = score(
+        answers, kind_of([a.reference for a in answers], with_options=bool(answers[0].options))
+    )
+    assert judging_score(scores.summary) == scores.summary[name] > 0
+    assert main_scores(scores.summary)[0] == name
     assert judging_score({}) is None
 
 
@@ -50,13 +67,16 @@ def test_sites_judge_each_round_and_the_best_is_kept(settings, tmp_path):
 
 
 def test_a_run_that_gets_no_better_stops_and_keeps_its_best(settings, tmp_path):
-    """With learning rate 0 every round is as good as the first: two more, and it is over."""
+    """With learning rate 0 every round is as good as the first: two more, and it is over.
+
+    Of equal rounds the last is the best.
+    """
     flags = {"num_rounds": 9, "validation_fraction": 0.2, "early_stopping_patience": 2}
     rounds = simulate(settings(**flags, learning_rate=0.0), View(1))
     assert len(rounds) == 4  # rounds 1 to 3 are judged in rounds 2 to 4
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert "stopped_early" in [json.loads(line)["event"] for line in lines]
-    assert json.loads((tmp_path / "out" / "best" / "round.json").read_text()) == {"round": 1}
+    assert json.loads((tmp_path / "out" / "best" / "round.json").read_text()) == {"round": 3}
 
 
 def test_judging_changes_nothing_but_the_rows_trained_on(settings, tmp_path):
@@ -70,6 +90,7 @@ def test_judging_changes_nothing_but_the_rows_trained_on(settings, tmp_path):
     simulate(settings(**flags, output_dir=str(tmp_path / "judged")), View(1))
     one, other = read_adapter(tmp_path / "plain"), read_adapter(tmp_path / "judged")
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert (tmp_path / "judged" / "best").is_dir()
+    assert read_rounds(tmp_path / "judged")[-1]["scores"]["f1"] == 0  # so no round is the best
+    assert not (tmp_path / "judged" / "best").exists()
     assert not (tmp_path / "plain" / "best").exists()
     assert read_rounds(tmp_path / "plain")[0]["scores"] == {}

@@ -1,0 +1,39 @@
+"""An event in words: every kind that a run records, whatever may be missing of it."""
+
+import pytest
+
+from fedfora.reporting.wording import describe
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            {"event": "rejected", "round": 2, "site": "a", "reason": "NaN"},
+            "round 2: without a: NaN",
+        ),
+        ({"event": "absent", "site": "a", "reason": "late"}, "a takes no part: late"),
+        ({"event": "joined", "round": 3, "site": "b"}, "round 3: b joins"),
+        ({"event": "resumed", "after_round": 4}, "resumed after round 4"),
+        ({"event": "lost", "round": 5, "reason": "shares"}, "round 5: lost: shares"),
+        ({"event": "stopped_early", "best_round": 6}, "no better round since round 6: stopped"),
+        ({"event": "validation", "step": 7, "loss": 1.5}, "step 7: validation loss 1.5000"),
+        ({"event": "step", "step": 7, "loss": 1.5}, "step 7         training loss 1.500"),
+        ({"event": "round", "round": 1}, "round 1"),
+        (
+            {"event": "round", "round": 1, "sites": [1, 2], "loss": 2.0, "validation_loss": 1.0},
+            "round 1        2 sites   training loss 2.000   validation loss 1.000",
+        ),
+        (
+            {"event": "round", "round": 1, "scores": {"rougeL": 0.5, "chrf": 30.0}, "epsilon": 2.0},
+            "round 1        ROUGE-L 0.500   chrF (0 to 100) 30.000   epsilon 2.000",
+        ),
+        ({"event": "other"}, None),
+    ],
+)
+def test_an_event_in_a_line(event, line):
+    assert describe(event) == line
+
+
+def test_the_number_of_rounds_stands_beside_the_round():
+    assert describe({"event": "round", "round": 1}, total=3) == "round 1/3"
