@@ -274,20 +274,19 @@ def _headline(card: Card) -> list[tuple[str, str]]:
 def _compared(row: dict[str, Any]) -> dict[str, Any]:
     scores = row.get("scores", {})
     predicted = _lines(row["prediction"])
-    expected = None if row.get("reference") is None else _lines(row["reference"])
-    marked = expected is not None and "token_f1" not in scores  # text is not right or wrong
+    expected = _lines(row["reference"]) if row.get("reference") is not None else []
+    marked = row.get("reference") is not None and "token_f1" not in scores  # text is neither
     right = scores.get("f1", scores.get("correct"))  # as the row was scored, where it was
-    if not marked:
-        missed, surplus = set[str](), set[str]()
-    elif "correct" in scores or right == 1:
-        missed, surplus = (set(lines) if right != 1 else set() for lines in (expected, predicted))
-    else:
-        missed, surplus = set(expected) - set(predicted), set(predicted) - set(expected)
+    missed, surplus = set(expected) - set(predicted), set(predicted) - set(expected)
+    if right == 1 or not marked:
+        missed, surplus = set(), set()
+    elif "correct" in scores:
+        missed, surplus = set(expected), set(predicted)
     found = "found" if marked else ""
     return {
         "instruction": row.get("instruction") or "",
         "input": row.get("input") or "",
-        "expected": [("missed" if line in missed else found, line) for line in expected or ()],
+        "expected": [("missed" if line in missed else found, line) for line in expected],
         "predicted": [("wrong" if line in surplus else found, line) for line in predicted],
         "wrong": bool(missed or surplus) if marked else None,
         "score": f"ROUGE-L {scores['rougeL']:.3f}" if "rougeL" in scores else "",
