@@ -12,11 +12,12 @@ from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.federated.secure_aggregation.vector import contribution_with_noise, read_sum
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.shared_noise import SharedNoise
+from fedfora.federated.shared_noise import FINEST, SharedNoise
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site import secure_answers
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.accounting import Release, epsilon_of
+from fedfora.privacy.noise import SecretNoise
 from fedfora.reporting.view import View
 
 
@@ -26,14 +27,31 @@ def terms_of(count, fraction=0.66):
 
 @pytest.mark.parametrize("count", [3, 5, 12])
 def test_the_fewest_survivors_without_one_still_have_the_central_noise(count):
-    terms, noise = terms_of(count), SharedNoise(2.0, 0.5)
-    shares = [noise.draw(20_000, terms) for _ in range(terms.min_survivors - 1)]
-    assert float(np.std(sum(shares))) == pytest.approx(2.0 * 0.5, rel=0.03)
+    terms, noise, code = terms_of(count), SharedNoise(2.0, 0.5), FixedPoint(16.0, count, 1)
+    shares = [noise.draw(20_000, terms, code) for _ in range(terms.min_survivors - 1)]
+    assert code.step * float(np.std(sum(shares))) == pytest.approx(2.0 * 0.5, rel=0.03)
 
 
 def test_two_shares_are_never_the_same():
-    noise, terms = SharedNoise(1.0, 1.0), terms_of(4)
-    assert not np.array_equal(noise.draw(100, terms), noise.draw(100, terms))
+    noise, terms, code = SharedNoise(1.0, 1.0), terms_of(4), FixedPoint(16.0, 4, 1)
+    assert not np.array_equal(noise.draw(100, terms, code), noise.draw(100, terms, code))
+
+
+def test_a_share_has_a_step_more_than_the_noise_that_is_accounted(monkeypatch):
+    """That pays for the difference to normal noise: see the module."""
+    asked = []
+    monkeypatch.setattr(SecretNoise, "discrete_normal", lambda self, n, std: asked.append(std))
+    terms, noise, code = terms_of(5), SharedNoise(2.0, 0.5), FixedPoint(16.0, 5, 1)
+    noise.draw(10, terms, code)
+    assert asked[0] >= noise.std(terms) / code.step + 1
+    assert asked[0] >= FINEST
+    assert asked[0] ** 2 - (noise.std(terms) / code.step) ** 2 >= 8**2
+
+
+def test_without_noise_nothing_is_drawn():
+    drawn = SharedNoise(0.0, 1.0).draw(5, terms_of(4), FixedPoint(16.0, 4, 1))
+    assert not drawn.any()
+    assert drawn.dtype == np.int64
 
 
 @settings(max_examples=30)
@@ -42,7 +60,7 @@ def test_a_sites_update_moves_the_sum_by_at_most_the_clipping_norm(seed, scale, 
     """Against a site that takes part with nothing, under the same noise, on the grid itself."""
     rng = np.random.default_rng(seed)
     code, norm = FixedPoint(4.0, count, 1), 1.0
-    noise_N = rng.normal(size=50)
+    noise_N = rng.integers(-(2**31), 2**31, size=50)
     update_N = scale * rng.normal(size=50)
     made, nothing = (
         contribution_with_noise(u, noise_N, code=code, clipping_norm=norm).words
@@ -59,18 +77,19 @@ def test_the_sum_is_that_of_updates_and_noise_even_where_a_share_leaves_the_rang
     updates = [rng.normal(size=1000) / 100 for _ in range(4)]
     noises = [rng.normal(size=1000) * 5 for _ in range(2)]
     noises += [-noises[0] + 0.01, -noises[1]]  # each beyond the range, their sum within
+    noises = [np.rint(noise / code.step).astype(np.int64) for noise in noises]
     words = [
         contribution_with_noise(u, n, code=code, clipping_norm=1.0).words
         for u, n in zip(updates, noises, strict=True)
     ]
     summed = read_sum(np.sum(words, axis=0, dtype=np.uint32), code)
-    expected = (sum(updates) + sum(noises)) / 4
+    expected = (sum(updates) + sum(noises) * code.step) / 4
     assert np.abs(summed.mean_N - expected).max() <= 2 * code.step
     assert (summed.weight, summed.loss, summed.clipped) == (4, 0.0, 0)
 
 
 def test_an_update_that_is_no_number_leaves_the_noise_alone():
-    code, noise_N = FixedPoint(4.0, 3, 1), np.full(5, 0.25)
+    code, noise_N = FixedPoint(4.0, 3, 1), np.full(5, 25)
     broken = contribution_with_noise(np.full(5, np.nan), noise_N, code=code, clipping_norm=1.0)
     empty = contribution_with_noise(np.zeros(5), noise_N, code=code, clipping_norm=1.0)
     assert np.array_equal(broken.words, empty.words)

@@ -6,15 +6,25 @@ the key stream of AES-256 in counter mode under a key from the operating system,
 `SecretNoise` and never written down.
 
 Not covered: the lowest bits of a float betray a little about the value under the noise (Mironov
-2012, https://doi.org/10.1145/2382196.2382264).
+2012, https://doi.org/10.1145/2382196.2382264). Where sums are of integers, `discrete_normal` has no
+such bits: it uses uniform integers alone.
 """
 
 import secrets
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedfora._extras import need
 from fedfora._torch import Tensor, torch
 
 KEY_BYTES, NONCE_BYTES = 32, 16
+BLOCK = 2**17  # numbers that are drawn at a time
+
+Integers = NDArray[np.int64]
+Truths = NDArray[np.bool_]
+Coin = Callable[[Integers], Truths]  # one toss for each of some numbers, named by their places
 
 
 class SecretNoise:
@@ -53,6 +63,84 @@ class SecretNoise:
             return torch.zeros(shape)
         standard: Tensor = torch.special.ndtri(self.uniform(torch.Size(shape).numel()))
         return (std * standard).float().reshape(shape)
+
+    def discrete_normal(self, count: int, std: int) -> Integers:
+        """Return integers x with probability proportional to exp(-x^2 / (2 std^2)), exactly.
+
+        By rejection, from coins with rational odds, as in Canonne, Kamath and Steinke 2020
+        (https://arxiv.org/abs/2004.00010, Alg. 1 to 3) and Karney 2016
+        (https://doi.org/10.1145/2710016): x = std k + u with k >= 0 drawn from exp(-k^2 / 2) and u
+        uniform below std, kept with probability exp(-k u / std - u^2 / (2 std^2)), under a random
+        sign. No number is rounded. The candidates of a block are tossed for together.
+
+        Args:
+            count: How many.
+            std: A whole number, at least 1; of the normal distribution, close to that of x.
+        """
+        kept = [np.zeros(0, dtype=np.int64)]
+        while (missing := count - sum(map(len, kept))) > 0:
+            kept.append(self._candidates(min(BLOCK, 2 * missing + 16), std)[:missing])
+        return np.concatenate(kept)
+
+    def _candidates(self, count: int, std: int) -> Integers:
+        """Return what is left of `count` candidates."""
+
+        def half(places: Integers) -> Truths:
+            won: Truths = self._below(2, len(places)) == 0
+            return won
+
+        def first(places: Integers) -> Truths:
+            won: Truths = self._below(std, len(places)) < part[places]
+            return won
+
+        def second(places: Integers) -> Truths:
+            won: Truths = half(places) & first(places) & first(places)
+            return won
+
+        whole, places = np.zeros(count, dtype=np.int64), np.arange(count)
+        while len(places):  # as often as exp(-1/2) comes up: k has odds of exp(-k / 2)
+            places = places[self._exp_minus(half, places)]
+            whole[places] += 1
+        places = self._survivors(half, np.arange(count), whole * (whole - 1))  # now exp(-k^2 / 2)
+        part = self._below(std, count)
+        places = self._survivors(first, places, whole)
+        places = places[self._exp_minus(second, places)]
+        sign = 1 - 2 * self._below(2, len(places))
+        size = std * whole[places] + part[places]
+        return (sign * size)[(sign > 0) | (size > 0)]  # else 0 would come twice as often
+
+    def _survivors(self, coin: Coin, places: Integers, times: Integers) -> Integers:
+        """Return the places where exp(-coin) comes up as many times as is asked for there."""
+        alive, tossed = np.isin(np.arange(len(times)), places), 0
+        while len(due := places[alive[places] & (times[places] > tossed)]):
+            alive[due] = self._exp_minus(coin, due)
+            tossed += 1
+        return places[alive[places]]
+
+    def _exp_minus(self, coin: Coin, places: Integers) -> Truths:
+        """Return, for each place, a coin that comes up with probability exp(-g).
+
+        Args:
+            coin: Comes up with probability g, at most 1.
+            places: Where.
+        """
+        came_up, left, tosses = np.zeros(len(places), dtype=bool), np.arange(len(places)), 1
+        while len(left):
+            goes_on = coin(places[left]) & (self._below(tosses, len(left)) == 0)  # odds g / tosses
+            came_up[left[~goes_on]] = tosses % 2 == 1
+            left, tosses = left[goes_on], tosses + 1
+        return came_up
+
+    def _below(self, limit: int, count: int) -> Integers:
+        """Return uniform integers from 0 to limit - 1, at most 2**62."""
+        words = self._words(count)
+        top = 2**64 - 2**64 % limit  # a multiple of the limit: what is beyond it is drawn again
+        while top < 2**64 and len(beyond := np.flatnonzero(words >= np.uint64(top))):
+            words[beyond] = self._words(len(beyond))
+        return (words % np.uint64(limit)).astype(np.int64)
+
+    def _words(self, count: int) -> NDArray[np.uint64]:
+        return np.frombuffer(bytearray(self._stream.update(bytes(8 * count))), dtype=np.uint64)
 
     def sample(self, num_rows: int, rate: float) -> list[int]:
         """Return a Poisson sample: each of `num_rows` indices with probability `rate`, alone."""

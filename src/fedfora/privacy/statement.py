@@ -42,17 +42,19 @@ def site_statement(ledger: Ledger, *, clipping_norm: float, num_sites: int, fewe
     rounds, noise = _steps_and_noise(ledger)
     whom, neighbor = "anyone who sees the global adapters", "one site with all its records"
     who = "the coordinator, who sees single updates, adds the noise honestly"
+    floats = f", and {FLOATS}"
     if fewest:
         whom += " or the sums under secure aggregation, the coordinator and any one other site too"
         who = (
             f"sites share the noise honestly, so that {fewest - 1} shares beside that one site's "
             "make it whole, no two sites collude, who takes part is public"
         )
+        floats = "; the noise is an exact discrete normal, so nothing is assumed of floats"
     return (
         f"Each of {num_sites} sites has {_level(ledger, neighbor)} against {whom}: {rounds} "
         f"rounds, updates clipped to {clipping_norm:g} and noise multiplier {noise} on their sum, "
-        f"no credit for drawing sites, {ACCOUNTED}; assumed: {who}, the number of sites is public, "
-        f"and {FLOATS}."
+        f"no credit for drawing sites, {ACCOUNTED}; assumed: {who}, the number of sites is "
+        f"public{floats}."
     )
 
 

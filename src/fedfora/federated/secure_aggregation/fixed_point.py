@@ -93,15 +93,17 @@ class FixedPoint:
         values *= weight / self.max_weight * self.levels / self.value_range
         return np.rint(values, out=values).astype(np.int32).view(np.uint32), clipped
 
-    def encode_with_noise(self, values_N: Floats, noise_N: Floats) -> Words:
-        """Return numbers plus noise, both on the grid, modulo 2^32; of weight 1.
+    def encode_with_noise(self, values_N: Floats, noise_N: NDArray[np.int64]) -> Words:
+        """Return numbers plus noise modulo 2^32; of weight 1.
 
         Nothing is clipped, as that would make the noise another one: what leaves the range wraps
         around, and comes back in the sum.
+
+        Args:
+            values_N: Numbers.
+            noise_N: In steps of the grid.
         """
-        words: NDArray[np.int64] = np.zeros(len(values_N), dtype=np.int64)
-        for part in (values_N, noise_N):
-            words += np.rint(part.astype(np.float64) / self.step).astype(np.int64)
+        words = np.rint(values_N.astype(np.float64) / self.step).astype(np.int64) + noise_N
         return (words & (WORD - 1)).astype(np.uint32)
 
     def decode(self, total_N: Words, total_weight: int) -> NDArray[np.float64]:

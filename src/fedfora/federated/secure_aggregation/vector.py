@@ -16,6 +16,7 @@ from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Floats,
 
 MAX_LOSS = 32.0  # in nats for each token; the logarithm of 10^13 tokens
 COUNTS = 3
+ROUNDING = 1e-9  # more than a norm in float64 can be wrong by
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def contribution(
 
 
 def contribution_with_noise(
-    update_N: Floats, noise_N: Floats, *, code: FixedPoint, clipping_norm: float
+    update_N: Floats, noise_N: NDArray[np.int64], *, code: FixedPoint, clipping_norm: float
 ) -> Contribution:
     """Return what a site adds to the sum where single sites are hidden by noise.
 
@@ -92,18 +93,18 @@ def contribution_with_noise(
 
     Args:
         update_N: The site's numbers, as the difference from what it received.
-        noise_N: Its share of the noise.
+        noise_N: Its share of the noise, in steps of the fixed point.
         code: The fixed point of the round; its largest weight is 1.
         clipping_norm: C. Rounding to the grid may add to a length, so a little less is kept.
     """
     values = update_N.astype(np.float64)
     norm = float(np.linalg.norm(values))
-    longest = clipping_norm - code.step * math.sqrt(len(values)) / 2
+    longest = (1 - ROUNDING) * clipping_norm - code.step * math.sqrt(len(values)) / 2
     if not math.isfinite(norm):
         values = np.zeros_like(values)
     elif norm > longest:
         values *= longest / norm
-    words = code.encode_with_noise(np.append(values, 0.0), np.append(noise_N, 0.0))
+    words = code.encode_with_noise(np.append(values, 0.0), np.append(noise_N, 0))
     return Contribution(np.concatenate([words, code.encode_counts([1, 0, 0])]), 0, False)
 
 

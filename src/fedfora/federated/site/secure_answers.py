@@ -169,7 +169,7 @@ def hide(
             made = contribution(update_N, weight=weight, loss=loss, code=code, max_norm=max_norm)
         else:
             shared_noise.check(opened.terms, code)
-            noise_N = shared_noise.draw(len(update_N), opened.terms)
+            noise_N = shared_noise.draw(len(update_N), opened.terms, code)
             clipping_norm = shared_noise.clipping_norm
             made = contribution_with_noise(
                 update_N, noise_N, code=code, clipping_norm=clipping_norm
