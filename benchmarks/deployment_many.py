@@ -26,7 +26,7 @@ from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.provision import Provisioned, provision
 from fedfora.deployment.rehearse import processes
 from fedfora.deployment.sites_file import read_sites_file
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 from record import write
 
 LOOK_S = 5.0  # between two looks at the memory

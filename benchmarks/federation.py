@@ -24,14 +24,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedfora import ForaConfig
 from fedfora.adapter.state import fold, unfold
-from fedfora.cli.quiet import quiet
+from fedfora.cli.console import silence_libraries
 from fedfora.data.loading import load_examples
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.federated.comparison import compare
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site import local_round
-from fedfora.federated.workplace import open_workplace
+from fedfora.federated.site_runtime import load_runtime
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.view import View
 from record import write
@@ -230,7 +230,7 @@ def own_scores(
     chosen: FederationSettings, adapters: list[Path], column: str | None = None
 ) -> list[float]:
     """F1 of sites' own adapters on all test rows, or each on the rows of its value of a column."""
-    workplace = open_workplace(chosen.run_config())
+    workplace = load_runtime(chosen.run_config())
     rows = load_examples("clinic:test", chosen.data)
     parts = [rows] * len(adapters)
     if column is not None:
@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--only", help="jobs whose name begins so")
     parser.add_argument("--results", default="federation")
     options = parser.parse_args()
-    quiet()
+    silence_libraries()
     figures: dict[str, Any] = {
         "task": {**TASK, "num_rounds": options.rounds, "local_steps": 5},
         "bytes_8b": bytes_of_8b(16),

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from fedfora import ForaConfig
 from fedfora.adapter import ForaLinear
-from fedfora.cli.quiet import quiet
+from fedfora.cli.console import silence_libraries
 from record import ratio_of_pairs, write
 
 RANK = 8
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=9)
     options = parser.parse_args()
-    quiet()
+    silence_libraries()
     shapes = [
         measure(hidden, tokens, dropout, options.pairs)
         for hidden, tokens in ((512, 512), (1024, 512), (1024, 1024), (2048, 512))

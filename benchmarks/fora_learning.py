@@ -19,13 +19,13 @@ from transformers import DataCollatorForSeq2Seq
 
 from fedfora import ForaConfig
 from fedfora.adapter import ForaLinear
-from fedfora.cli.quiet import quiet
-from fedfora.data.encoding import encode_examples, prompt_format
+from fedfora.cli.console import silence_libraries
+from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.models.loading import load_base
 from fedfora.models.settings import ModelArguments
-from fedfora.training.local import Stretch, train_locally
+from fedfora.training.local import StepWindow, train_locally
 from fedfora.training.settings import TrainArguments
 from record import write
 
@@ -83,7 +83,7 @@ def run(form: str, rank: int, learning_rate: float, seed: int, steps: int) -> di
     """Train one adapter and return its held-out loss and size."""
     model, tokenizer = adapted(form, rank, seed)
     data = DataArguments(max_target_length=64)
-    prompts = prompt_format(data, tokenizer)
+    prompts = prompt_format_of(data, tokenizer)
     rows, test = (
         encode_examples(load_examples(name, data), tokenizer, prompts)
         for name in ("clinic", "clinic:test")
@@ -93,7 +93,7 @@ def run(form: str, rank: int, learning_rate: float, seed: int, steps: int) -> di
         per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=1,
     )
-    stretch = Stretch(first_step=0, num_steps=steps, total_steps=steps)
+    stretch = StepWindow(first_step=0, num_steps=steps, total_steps=steps)
     train_locally(model, tokenizer, rows, settings, stretch=stretch, seed=seed)
     return {
         "form": form,
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-3, 1e-2])
     options = parser.parse_args()
-    quiet()
+    silence_libraries()
     runs = []
     for rank, form, rate, seed in itertools.product(
         RANKS, FORMS, options.learning_rates, range(options.seeds)

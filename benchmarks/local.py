@@ -25,14 +25,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedfora.adapter import ForaLinear
-from fedfora.cli.quiet import quiet
-from fedfora.data.encoding import Encoded, encode_examples, prompt_format
+from fedfora.cli.console import silence_libraries
+from fedfora.data.encoding import Encoded, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.models.loading import Base, add_adapter
 from fedfora.models.settings import AdapterArguments
 from fedfora.training.local import train_locally
-from fedfora.training.schedule import Stretch
+from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from fora_layer import FiveProducts
 from record import ratio_of_pairs, write
@@ -101,7 +101,7 @@ def fedfora_arm(model: LlamaForCausalLM, tokenizer: Any, batch: int) -> Callable
 
     def run(rows: Encoded) -> float:
         steps = -(-len(rows) // batch)
-        stretch = Stretch(0, steps, steps)
+        stretch = StepWindow(0, steps, steps)
         return seconds(
             lambda: train_locally(adapted, tokenizer, rows, settings, stretch=stretch, seed=1)
         )
@@ -196,10 +196,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
-    quiet()
+    silence_libraries()
     examples = load_examples(options.train_file, DataArguments())
     tokenizer = tokenizer_of([f"{e.prompt}\n{e.output}" for e in examples])
-    layout = prompt_format(DataArguments(), tokenizer)
+    layout = prompt_format_of(DataArguments(), tokenizer)
     chosen = examples[: options.rows]
     rows = encode_examples(chosen, tokenizer, layout)
     model = base_model(tokenizer)

@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from fedfora.cli.quiet import quiet
+from fedfora.cli.console import silence_libraries
 from fedfora.config import ConfigParser
-from fedfora.data.encoding import encode_prompt, prompt_format
+from fedfora.data.encoding import encode_prompt, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.generate import Decoding, generate
@@ -31,7 +31,7 @@ from fedfora.models.loading import (
     load_base,
     merge_adapter,
 )
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.reporting.view import View
 from fedfora.training.run import train
@@ -74,7 +74,7 @@ def measure(
     model: Any, tokenizer: Any, num_rows: int, batch_sizes: list[int], pairs: int
 ) -> dict[str, Any]:
     """Return rows per second one by one and by batches, in turns, and whether the answers agree."""
-    layout = prompt_format(DataArguments(), tokenizer)
+    layout = prompt_format_of(DataArguments(), tokenizer)
     examples = load_examples("clinic:test", DataArguments())[:num_rows]
     prompts = [encode_prompt(example, tokenizer, layout) for example in examples]
     seconds: dict[int, list[float]] = {size: [] for size in (1, *batch_sizes)}
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=3)
     arguments = parser.parse_args()
-    quiet()
+    silence_libraries()
     sizes, figures = [8, 16, 32], {}
     with tempfile.TemporaryDirectory() as place:
         adapter = trained_adapter(Path(place) / "adapter")

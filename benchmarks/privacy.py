@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from peft import get_peft_model
 
-from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
-from fedfora.data.encoding import encode_examples, prompt_format
+from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.models.loading import load_base
 from fedfora.models.settings import ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
+from fedfora.seeds import derive_seed
+from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import train_locally
 from fedfora.training.privacy_plan import plan_record_privacy
-from fedfora.training.private_gradient import RecordPrivacy
-from fedfora.training.schedule import Stretch
+from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from record import RESULTS, ratio_of_pairs, write
 
@@ -111,7 +111,7 @@ def one(arguments: argparse.Namespace, mode: str, epsilon: float, seed: int) -> 
         base.tokenizer,
         encoded,
         train,
-        stretch=Stretch(0, arguments.steps, arguments.steps),
+        stretch=StepWindow(0, arguments.steps, arguments.steps),
         seed=derive_seed(seed, "train"),
         privacy=privacy,
     )
@@ -137,7 +137,7 @@ def start(arguments: argparse.Namespace, mode: str, seed: int) -> Any:
     torch.manual_seed(derive_seed(seed, "adapter"))
     core = {"trainable": "core", "init_weights": "svd"} if mode == "core" else {}
     config = ForaConfig(task_type="CAUSAL_LM", r=arguments.ranks[mode], **core)
-    prompts = prompt_format(DATA, base.tokenizer)
+    prompts = prompt_format_of(DATA, base.tokenizer)
     encoded = encode_examples(load_examples("clinic", DATA), base.tokenizer, prompts)
     return base, get_peft_model(base.model, config), prompts, encoded
 
@@ -158,7 +158,7 @@ def cost_of_a_row(arguments: argparse.Namespace) -> dict[str, Any]:
                 base.tokenizer,
                 rows,
                 train,
-                stretch=Stretch(0, TIMED_STEPS, TIMED_STEPS),
+                stretch=StepWindow(0, TIMED_STEPS, TIMED_STEPS),
                 seed=pair,
                 privacy=hidden if private else None,
             )

@@ -23,8 +23,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 
 import record
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
+from fedfora.federated.secure_aggregation.crypto import Identity
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
-from fedfora.federated.secure_aggregation.keys import Identity
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
 from fedfora.federated.secure_aggregation.server import SecureRound, roster_of
 from fedfora.federated.wire.secure_records import (

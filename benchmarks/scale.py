@@ -25,11 +25,11 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from fedfora.cli.quiet import quiet
+from fedfora.cli.console import silence_libraries
 from fedfora.data.clinic import clinic_rows
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 from fedfora.reporting.memory import peak_memory_bytes
 from fedfora.reporting.view import View
 from record import write
@@ -86,7 +86,7 @@ def make_world(directory: Path, num_rows: int) -> None:
 
 def run_one(num_clients: int, in_round: int, rounds: int, rule: str) -> dict[str, Any]:
     """Run one federation in this process."""
-    quiet()
+    silence_libraries()
     with tempfile.TemporaryDirectory() as scratch:
         make_world(Path(scratch), num_clients)
         settings = from_run_config(

@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from transformers import DataCollatorForSeq2Seq
 
-from fedfora.cli.quiet import quiet
+from fedfora.cli.console import silence_libraries
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.simulation import simulate
-from fedfora.federated.workplace import open_site, open_workplace
+from fedfora.federated.site_runtime import load_runtime, open_site
 from fedfora.reporting.memory import peak_memory_bytes
 from fedfora.reporting.view import View
 from record import ratio_of_pairs, write
@@ -54,7 +54,7 @@ def settings(num_clients: int, num_rounds: int, quantization: str, out: str) -> 
 
 def plain_loop(run: FederationSettings, num_steps: int) -> None:
     """The same model, rows, batches and optimizer, written by hand."""
-    workplace = open_workplace(run.run_config())
+    workplace = load_runtime(run.run_config())
     rows = [
         row
         for i in range(run.federation.num_clients or 1)
@@ -78,7 +78,7 @@ def measure_time(num_clients: int, pairs: int, quantization: str) -> dict[str, A
     with tempfile.TemporaryDirectory() as out:
         run = settings(num_clients, 1, quantization, out)
         simulate(settings(2, 1, quantization, out), SILENT)  # imports and first calls
-        open_site(open_workplace(run.run_config()), 0)
+        open_site(load_runtime(run.run_config()), 0)
         simulated, plain = [], []
         for _ in range(pairs):
             simulated.append(seconds_of(lambda: simulate(run, SILENT)))
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--quantization", default="nf4")
     parser.add_argument("--memory_of", type=int)
     options = parser.parse_args()
-    quiet()
+    silence_libraries()
     if options.memory_of:
         rounds = max(1, options.num_clients // options.memory_of)
         with tempfile.TemporaryDirectory() as out:

@@ -97,22 +97,22 @@ def bad(honest, faults):
 
 def site(kit, faults):
     """Run the site with another trainer."""
-    from fedfora.cli.saying import say
+    from fedfora.cli.saying import log_line
     from fedfora.deployment import site
+    from fedfora.deployment.heartbeat import HEARTBEAT, HeartbeatMonitor
     from fedfora.deployment.kit import read_site_kit
-    from fedfora.deployment.pulse import PULSE, PulseWatch
 
     honest_children = site.children
 
     def children(read):
         trainer, *others = honest_children(read)
         words = [sys.executable, __file__, "trainer", kit, faults]
-        watch = PulseWatch(read.state / PULSE, silence_s=SILENCE_S)
-        own = {"after_start": watch.begin, "trouble": watch.trouble}
+        watch = HeartbeatMonitor(read.state / HEARTBEAT, silence_s=SILENCE_S)
+        own = {"after_start": watch.begin, "trouble": watch.problem}
         return [replace(trainer, command=lambda: words, **own), *others]
 
     site.children = children
-    site.run_site(read_site_kit(kit), say)
+    site.run_site(read_site_kit(kit), log_line)
 
 
 def trainer(kit, faults):

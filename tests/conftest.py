@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
-from fedfora.federated.secure_aggregation.keys import Identity
+from fedfora.federated.secure_aggregation.crypto import Identity
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
 from fedfora.federated.secure_aggregation.server import SecureRound, roster_of
 

@@ -1,4 +1,4 @@
-from fedfora._seeds import derive_seed
+from fedfora.seeds import derive_seed
 
 
 def test_the_same_labels_give_the_same_seed_and_others_another():

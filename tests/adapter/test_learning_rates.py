@@ -28,7 +28,7 @@ def test_training_with_it_moves_d_further(tiny_dir):
 
     from fedfora.adapter.state import read_state, write_state
     from fedfora.training.local import train_locally
-    from fedfora.training.schedule import Stretch
+    from fedfora.training.schedule import StepWindow
     from fedfora.training.settings import TrainArguments
 
     model, tokenizer = (
@@ -46,7 +46,7 @@ def test_training_with_it_moves_d_further(tiny_dir):
             max_grad_norm=0,
             loraplus_lr_ratio=ratio,
         )
-        train_locally(model, tokenizer, rows, settings, stretch=Stretch(0, 1, 1), seed=1)
+        train_locally(model, tokenizer, rows, settings, stretch=StepWindow(0, 1, 1), seed=1)
         moved[ratio] = {name: w - start[name] for name, w in read_state(model).items()}
     for name, usual in moved[1.0].items():
         factor = 4 if name.endswith(".D") else 1

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from fedfora.cli.main import main
 from fedfora.models.baichuan.alibi import alibi_mask_bytes
 from fedfora.models.loading import add_adapter, load_base
-from fedfora.models.memory import estimate_memory
+from fedfora.models.memory_estimate import estimate_memory
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 ROW = {"instruction": "Extract:", "input": "one", "output": "a_b_c"}

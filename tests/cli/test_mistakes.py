@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from fedfora.cli.console import Once
 from fedfora.cli.main import main
-from fedfora.cli.quiet import Once
 
 
 @pytest.fixture

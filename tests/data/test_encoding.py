@@ -9,12 +9,12 @@ from fedfora.data.encoding import (
     encode_example,
     encode_examples,
     encode_prompt,
-    prompt_format,
+    prompt_format_of,
     spells_control_token,
 )
 from fedfora.data.loading import Example
 from fedfora.data.settings import DataArguments
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
@@ -114,12 +114,12 @@ def test_instruction_and_input_are_joined_where_they_need_it():
 
 
 def test_the_template_is_the_models_own_when_it_has_one(tokenizer):
-    assert prompt_format(DataArguments(), tokenizer).template == "plain"
+    assert prompt_format_of(DataArguments(), tokenizer).template == "plain"
     with pytest.raises(ValueError, match="no chat template"):
-        prompt_format(DataArguments(template="chat"), tokenizer)
+        prompt_format_of(DataArguments(template="chat"), tokenizer)
     tokenizer.chat_template = CHAT
-    assert prompt_format(DataArguments(), tokenizer).template == "chat"
-    assert prompt_format(DataArguments(template="plain"), tokenizer).template == "plain"
+    assert prompt_format_of(DataArguments(), tokenizer).template == "chat"
+    assert prompt_format_of(DataArguments(template="plain"), tokenizer).template == "plain"
 
 
 def test_lengths_without_room_are_refused():
@@ -189,11 +189,11 @@ def test_a_prefix_of_the_users_may_hold_control_tokens(framed):
 def test_a_template_that_cannot_be_used_is_named_at_once(tokenizer, template, message):
     tokenizer.chat_template = template
     with pytest.raises(ValueError, match=rf"--template chat: .*{message}.*--template plain"):
-        prompt_format(DataArguments(), tokenizer)
+        prompt_format_of(DataArguments(), tokenizer)
 
 
 def test_a_template_that_takes_no_answers_is_refused_where_rows_have_them(tokenizer):
     tokenizer.chat_template = "{{ messages[-1].content }}"
-    assert prompt_format(DataArguments(), tokenizer).template == "chat"
+    assert prompt_format_of(DataArguments(), tokenizer).template == "chat"
     with pytest.raises(ValueError, match="leaves out 2 of 3 messages"):
-        prompt_format(DataArguments(history_column="h"), tokenizer)
+        prompt_format_of(DataArguments(history_column="h"), tokenizer)

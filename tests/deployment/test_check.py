@@ -18,7 +18,7 @@ from fedfora.deployment import check_federation as federation
 from fedfora.deployment import check_site as site
 from fedfora.deployment.certificates import make_authority, make_server
 from fedfora.deployment.check_gate import FORBIDDEN, check_gate
-from fedfora.deployment.finding import check_disk, check_modes, check_versions
+from fedfora.deployment.check_result import check_disk, check_modes, check_versions
 from fedfora.deployment.kit import read_coordinator_kit, read_site_kit, write_description
 
 
@@ -82,21 +82,21 @@ def test_a_gate_that_is_right_is_found_right(kits, tmp_path):
     with a_gate(own_certificate(coordinator), tmp_path) as (port, asked):
         seen = check_gate(replace(kit, port=port))
     assert [finding.what for finding in seen] == ["port", "certificate", "gate", "clock"]
-    assert all(finding.good for finding in seen)
-    assert "(364 days)" in found(seen)["certificate"].said
+    assert all(finding.ok for finding in seen)
+    assert "(364 days)" in found(seen)["certificate"].message
     assert asked == [FORBIDDEN]
 
 
 def test_a_port_that_nobody_listens_on(kits):
     (finding,) = check_gate(kits[1])
-    assert not finding.good
-    assert "refuses the connection" in finding.said
+    assert not finding.ok
+    assert "refuses the connection" in finding.message
     assert "not running" in finding.remedy
 
 
 def test_a_name_that_has_no_address(kits):
     (finding,) = check_gate(replace(kits[1], host="coordinator.invalid"))
-    assert not finding.good
+    assert not finding.ok
     assert finding.what == "port"
 
 
@@ -110,7 +110,7 @@ def test_a_certificate_out_of_its_time(kits, tmp_path, start_days, reason, remed
     with a_gate(server, tmp_path) as (port, asked):
         seen = found(check_gate(replace(kit, port=port)))
     assert set(seen) == {"port", "certificate"}
-    assert reason in seen["certificate"].said
+    assert reason in seen["certificate"].message
     assert remedy in seen["certificate"].remedy
     assert asked == []
 
@@ -120,15 +120,15 @@ def test_a_certificate_that_ends_soon_is_told(kits, tmp_path):
     server = make_server(authority_of(coordinator), "127.0.0.1", valid_days=7)
     with a_gate(server, tmp_path) as (port, _):
         finding = found(check_gate(replace(kit, port=port)))["certificate"]
-    assert finding.good
-    assert "renew" in finding.said
+    assert finding.ok
+    assert "renew" in finding.message
 
 
 def test_a_certificate_of_somebody_else_is_sent_nothing(kits, tmp_path):
     other = make_server(make_authority("clinics"), "127.0.0.1", valid_days=7)
     with a_gate(other, tmp_path) as (port, asked):
         seen = found(check_gate(replace(kits[1], port=port)))
-    assert not seen["certificate"].good
+    assert not seen["certificate"].ok
     assert "send nothing" in seen["certificate"].remedy
     assert asked == []
 
@@ -138,7 +138,7 @@ def test_a_superlink_without_its_gate_is_noticed(kits, tmp_path):
     for status in (200, 401, 404, 415):
         with a_gate(own_certificate(coordinator), tmp_path, status=status) as (port, _):
             seen = found(check_gate(replace(kit, port=port)))
-        assert not seen["gate"].good
+        assert not seen["gate"].ok
         assert "do not start" in seen["gate"].remedy
 
 
@@ -148,7 +148,7 @@ def test_the_clock_may_be_as_far_off_as_flower_allows(kits, tmp_path, ahead_s, g
     coordinator, kit = kits
     with a_gate(own_certificate(coordinator), tmp_path, ahead_s=ahead_s) as (port, _):
         finding = found(check_gate(replace(kit, port=port)))["clock"]
-    assert finding.good is good
+    assert finding.ok is good
     assert good or "NTP" in finding.remedy
 
 
@@ -199,11 +199,11 @@ def test_nothing_of_a_row_is_shown(kits, rows_file, capsys):
 def test_keys_that_do_not_belong_together(kits):
     kit = kits[1]
     other = kit.directory.parent / "b"
-    assert site._keys(kit).good
+    assert site._keys(kit).ok
     shutil.copy(other / "site.key", kit.signing_key)
-    assert "not that of site.key" in site._keys(kit).said
+    assert "not that of site.key" in site._keys(kit).message
     shutil.copy(other / "node.pub", kit.node_public_key)
-    assert "node.key and node.pub" in site._keys(kit).said
+    assert "node.key and node.pub" in site._keys(kit).message
 
 
 def test_a_site_that_is_in_no_list(kits):
@@ -211,8 +211,8 @@ def test_a_site_that_is_in_no_list(kits):
     keys = json.loads(kit.site_keys.read_text())
     kit.site_keys.write_text(json.dumps({"1": keys["1"]}))
     finding = site._keys(kit)
-    assert not finding.good
-    assert "revoked?" in finding.said
+    assert not finding.ok
+    assert "revoked?" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -226,8 +226,8 @@ def test_rows_that_are_not_there(kits, train_file, text):
     }
     rows, finding = site._data(site.settings_of(settings))
     assert rows is None
-    assert not finding.good
-    assert text in finding.said
+    assert not finding.ok
+    assert text in finding.message
     assert "kit.yaml" in finding.remedy
 
 
@@ -238,30 +238,30 @@ def test_memory_is_compared_with_what_is_left(kits, tmp_path, monkeypatch):
     for kilobytes, good in ((2**10, False), (2**25, True)):
         (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {kilobytes} kB\n")
         estimate, finding = site._memory(settings, None)
-        assert finding.good is good
+        assert finding.ok is good
         assert estimate.total + site.LIBRARIES_BYTES > 2**20
     (tmp_path / "meminfo").unlink()
-    assert site._memory(settings, None)[1].good
+    assert site._memory(settings, None)[1].ok
 
 
 def test_a_model_that_is_not_there(kits):
     settings = site.settings_of({"model_name_or_path": "/no/model", "train_file": "clinic"})
     estimate, finding = site._memory(settings, None)
     assert estimate is None
-    assert "/no/model" in finding.said
+    assert "/no/model" in finding.message
 
 
 def test_versions_modes_and_disk(kits, tmp_path):
     kit = kits[1]
-    assert check_versions(kit.made_with).good
+    assert check_versions(kit.made_with).ok
     wrong = check_versions({"flwr": "1.22.0"})
-    assert not wrong.good
+    assert not wrong.ok
     assert wrong.remedy == "pip install flwr==1.22.0"
-    assert check_modes(kit.directory, kit.private_files).good
+    assert check_modes(kit.directory, kit.private_files).ok
     kit.directory.chmod(0o750)
     assert f"chmod 700 {kit.directory}" in check_modes(kit.directory, []).remedy
-    assert check_disk(tmp_path / "not" / "yet", 1).good
-    assert not check_disk(tmp_path, 2**60).good
+    assert check_disk(tmp_path / "not" / "yet", 1).ok
+    assert not check_disk(tmp_path, 2**60).ok
 
 
 def ready(kit):
@@ -271,11 +271,11 @@ def ready(kit):
 def test_a_coordinator_that_is_ready_passes(kits, capsys):
     status = main(["check", "federation", "--kit", str(kits[0].directory)])
     seen = ready(kits[0])
-    assert (status == 0) is all(finding.good for finding in seen.values())
-    bad = {what for what, finding in seen.items() if not finding.good}
+    assert (status == 0) is all(finding.ok for finding in seen.values())
+    bad = {what for what, finding in seen.items() if not finding.ok}
     assert bad <= {"gate"}  # which only nginx can pass
-    assert not bad or "nginx is not installed" in seen["gate"].said
-    assert "ca.key" in seen["authority"].said
+    assert not bad or "nginx is not installed" in seen["gate"].message
+    assert "ca.key" in seen["authority"].message
     kits[0].authority_key.unlink()
     assert "authority" not in ready(kits[0])
 
@@ -299,8 +299,8 @@ def test_what_is_wrong_with_a_coordinator_is_found(kits, tmp_path):
         if text is None:  # loopback is in every certificate
             finding = found(federation.check_federation(replace(kit, host="c.org")))["certificate"]
             text = "not for c.org"
-        assert not finding.good
-        assert text in finding.said
+        assert not finding.ok
+        assert text in finding.message
         assert "--renew" in finding.remedy
 
 
@@ -308,8 +308,8 @@ def test_a_key_that_lets_in_somebody_unknown_is_found(kits):
     kit = kits[0]
     shutil.copy(kit.node("a"), kit.node("mallory"))
     finding = ready(kit)["sites"]
-    assert not finding.good
-    assert "lets in mallory" in finding.said
+    assert not finding.ok
+    assert "lets in mallory" in finding.message
 
 
 def test_a_port_in_use_is_found(kits):
@@ -317,8 +317,8 @@ def test_a_port_in_use_is_found(kits):
 
     with socket.create_server(("127.0.0.1", kits[0].superlink_port)):
         finding = ready(kits[0])["superlink"]
-    assert not finding.good
-    assert f"port {kits[0].superlink_port} is in use" in finding.said
+    assert not finding.ok
+    assert f"port {kits[0].superlink_port} is in use" in finding.message
 
 
 def test_the_wrong_kit_or_none(kits, capsys):

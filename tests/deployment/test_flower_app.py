@@ -4,8 +4,8 @@ import tomllib
 from pathlib import Path
 
 from fedfora.deployment.flower_app import write_app
-from fedfora.federated.common_settings import common_part
 from fedfora.federated.settings import from_run_config
+from fedfora.federated.settings_scope import common_part
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flower_app"
 

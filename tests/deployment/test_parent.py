@@ -10,9 +10,9 @@ import pytest
 
 WAITS = """
 import signal, sys, threading
-from fedfora.deployment.parent import end_with_parent
+from fedfora.deployment.parent import exit_with_parent
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
-end_with_parent(0.05)
+exit_with_parent(0.05)
 print("waits", flush=True)
 threading.Event().wait()
 """

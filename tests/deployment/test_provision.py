@@ -18,8 +18,8 @@ from fedfora.deployment.kit import (
     write_file,
 )
 from fedfora.deployment.settings import PROTECTION, own_flags
-from fedfora.federated.common_settings import at_site
 from fedfora.federated.settings import from_run_config
+from fedfora.federated.settings_scope import at_site
 from fedfora.federated.site.identity import open_identity, read_site_keys
 from fedfora.privacy.settings import PrivacyArguments
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fedfora.deployment.spare_imports import absent
+from fedfora.deployment.spare_imports import hide_packages
 
 MODELS = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "trl")
 FLOWER = ("flwr", "grpc")
@@ -57,7 +57,7 @@ def test_a_process_loads_no_library_that_it_can_do_without(provisioned, program,
 
 def test_a_package_is_absent_for_a_while_and_there_again():
     assert "wave" not in sys.modules
-    with absent("wave", "json"):
+    with hide_packages("wave", "json"):
         assert importlib.util.find_spec("wave") is None
         with pytest.raises(ModuleNotFoundError):
             import wave

@@ -12,11 +12,11 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedfora.data.clinic import clinic_rows
 from fedfora.data.loading import DataError
-from fedfora.deployment import codes, trainer, wire
+from fedfora.deployment import codes, socket_wire, trainer
 from fedfora.deployment.client_app import SOCKET, TrainerGoneError, ask
 from fedfora.deployment.run_state import RUN_NAME
 from fedfora.deployment.trainer import BaseError, SettingsError, Trainer, serve, word_for
-from fedfora.federated.wire.exchange import FrozenFactorsMissingError
+from fedfora.federated.wire.messages import FrozenFactorsMissingError
 from fedfora.privacy.accounting import BudgetSpent
 
 SETTINGS = {
@@ -73,7 +73,7 @@ def test_it_says_who_it_is_and_keeps_its_rows_to_itself(site):
 def test_it_trains_and_the_base_stays_loaded(site, monkeypatch):
     _, described = told(site, "describe", **QUESTION)
     monkeypatch.setattr(
-        "fedfora.federated.workplace.load_base", None
+        "fedfora.federated.site_runtime.load_base", None
     )  # it would be an error to call it
     config = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""}
     question = {"arrays": described["fresh"], "config": ConfigRecord(config)}
@@ -135,7 +135,7 @@ def test_no_trainer_is_an_error_that_names_the_place(tmp_path):
     ("error", "expected"),
     [
         (OSError(errno.ENOSPC, "Jane Roe"), "DISK"),
-        (wire.WireError("Jane Roe"), "MESSAGE"),
+        (socket_wire.WireError("Jane Roe"), "MESSAGE"),
         (SettingsError("Jane Roe"), "SETTINGS"),
         (BaseError("Jane Roe"), "BASE"),
         (DataError("Jane Roe"), "DATA"),
@@ -164,10 +164,10 @@ def test_an_error_becomes_a_code_and_its_text_stays_in_the_log(
 
 
 def test_a_code_that_is_none_does_not_pass():
-    assert codes.checked("site-error TRAIN 0a1b2c") == "site-error TRAIN 0a1b2c"
+    assert codes.validated_code("site-error TRAIN 0a1b2c") == "site-error TRAIN 0a1b2c"
     for text in ("Jane Roe", "site-error JANE 0a1b2c", "site-error TRAIN 0a1b2c Jane"):
-        assert re.fullmatch(r"site-error MESSAGE [0-9a-f]{6}", codes.checked(text))
+        assert re.fullmatch(r"site-error MESSAGE [0-9a-f]{6}", codes.validated_code(text))
 
 
 def test_operations_and_words_cover_each_other():
-    assert {name.upper() for name in trainer.OPERATIONS} <= set(codes.WORDS)
+    assert {name.upper() for name in trainer.OPERATIONS} <= set(codes.CODES)

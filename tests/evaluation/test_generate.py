@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from fedfora.data.encoding import encode_prompt, prompt_format
+from fedfora.data.encoding import encode_prompt, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.evaluate import evaluate
@@ -18,7 +18,7 @@ from fedfora.models.settings import ModelArguments
 @pytest.fixture(scope="module")
 def setup():
     base = load_base(ModelArguments(model_name_or_path="clinic-base", quantization="none"))
-    prompts = prompt_format(DataArguments(), base.tokenizer)
+    prompts = prompt_format_of(DataArguments(), base.tokenizer)
     examples = load_examples("clinic:test", DataArguments())[:12]
     return base, prompts, examples
 

@@ -6,7 +6,7 @@ from peft import get_peft_model
 
 from fedfora.adapter import ForaConfig
 from fedfora.data.clinic import clinic_rows
-from fedfora.data.encoding import encode_examples, prompt_format
+from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import example_of
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.inversion import Inversion, Protection, hidden_places
@@ -24,7 +24,7 @@ def bench(tiny_dir):
     model = get_peft_model(base.model, ForaConfig(task_type="CAUSAL_LM", r=4))
     data = DataArguments()
     rows = [example_of(row, "", data, answers_needed=True) for row in clinic_rows()[:12]]
-    encoded = encode_examples(rows, base.tokenizer, prompt_format(data, base.tokenizer))
+    encoded = encode_examples(rows, base.tokenizer, prompt_format_of(data, base.tokenizer))
     kinds = {"num_tokens": 3, "num_choices": CHOICES, "batch_size": 16, "seed": 0}
     return Inversion(model.eval(), base.tokenizer, **kinds), encoded
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedfora.data.encoding import encode_example, prompt_format
+from fedfora.data.encoding import encode_example, prompt_format_of
 from fedfora.data.loading import Example, load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores, option_likelihoods
@@ -16,7 +16,7 @@ from fedfora.models.settings import ModelArguments
 @pytest.fixture(scope="module")
 def setup():
     base = load_base(ModelArguments(model_name_or_path="clinic-base", quantization="none"))
-    layout = prompt_format(DataArguments(), base.tokenizer)
+    layout = prompt_format_of(DataArguments(), base.tokenizer)
     examples = load_examples("clinic:test", DataArguments())[:7]
     return base, layout, examples
 

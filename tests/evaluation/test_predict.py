@@ -16,7 +16,7 @@ from fedfora.cli.main import main
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation import journal as journal_module
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 
 FILES = {
     *("config.yaml", "environment.json", "metrics.jsonl", "card.json", "report.html"),
@@ -211,16 +211,16 @@ def test_the_base_is_held_as_in_training_unless_told_otherwise(predict, tmp_path
 
 
 def test_prompts_are_as_in_training_unless_told_otherwise(predict, tmp_path, monkeypatch):
-    from fedfora.evaluation import task
+    from fedfora.evaluation import plan
 
     layouts = []
-    encode = task.encode_prompts
+    encode = plan.encode_prompts
 
     def spy(examples, tokenizer, layout):
         layouts.append(layout)
         return encode(examples, tokenizer, layout)
 
-    monkeypatch.setattr(task, "encode_prompts", spy)
+    monkeypatch.setattr(plan, "encode_prompts", spy)
     assert predict("p", rows=1) == 0
     assert predict("q", "--max_src_len", "512", "--source_prefix", "Now: ", rows=1) == 0
     assert (layouts[0].max_source_length, layouts[0].max_target_length) == (512, 48)

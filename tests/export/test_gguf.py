@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fedfora import ForaConfig
 from fedfora.cli.main import main
 from fedfora.export.deviation import deviation, logits, probe
-from fedfora.export.gguf_lora import INSTALL, to_gguf
+from fedfora.export.gguf import INSTALL, to_gguf
 from fedfora.export.llama_cpp import llama_cpp_logits
 
 gguf = pytest.importorskip("gguf")

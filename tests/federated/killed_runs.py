@@ -67,13 +67,13 @@ def _run(settings, directory):
     from rich.console import Console
 
     from fedfora.config import ConfigParser
-    from fedfora.federated.resumption import resolve
+    from fedfora.federated.resumption import resolve_settings
     from fedfora.federated.settings import SECTIONS, from_run_config
     from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View
 
     if (Path(directory) / "config.yaml").exists():
-        chosen = resolve(["--resume", directory], ConfigParser(SECTIONS.values()))
+        chosen = resolve_settings(["--resume", directory], ConfigParser(SECTIONS.values()))
     else:
         chosen = from_run_config(
             {**settings, "output_dir": directory, "overwrite_output_dir": True}

@@ -228,10 +228,10 @@ def test_a_site_that_never_answers_is_left_out_after_the_deadline(run, monkeypat
 
 def test_a_site_that_stops_in_the_middle_of_a_step_leaves_no_trace(run, monkeypatch):
     """Interrupted in a forward pass, the shared model is the next site's all the same."""
-    from fedfora.federated.workplace import open_workplace
+    from fedfora.federated.site_runtime import load_runtime
 
     def hang(honest, message, context):
-        model = open_workplace(context.run_config).model
+        model = load_runtime(context.run_config).model
         handle = model.get_input_embeddings().register_forward_hook(lambda *_: time.sleep(3600))
         try:
             return honest(message, context)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fedfora.config import ConfigError, ConfigParser
 from fedfora.federated.coordinator import checkpoint, rounds
-from fedfora.federated.resumption import resolve
+from fedfora.federated.resumption import resolve_settings
 from fedfora.federated.settings import SECTIONS
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.models import saving
@@ -44,7 +44,7 @@ def timeless(value):
 
 
 def resumed(directory, *words):
-    return resolve(["--resume", str(directory), *words], ConfigParser(SECTIONS.values()))
+    return resolve_settings(["--resume", str(directory), *words], ConfigParser(SECTIONS.values()))
 
 
 def killed_runs(tiny_dir, few_rows, tmp_path, *, seed, points, timers, quantization="none"):

@@ -12,7 +12,7 @@ from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.federated.secure_aggregation.vector import contribution_with_noise, read_sum
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.shared_noise import FINEST, SharedNoise
+from fedfora.federated.shared_noise import MIN_STEPS_PER_STD, SharedNoise
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site import secure_answers
 from fedfora.models.saving import read_adapter
@@ -44,7 +44,7 @@ def test_a_share_has_a_step_more_than_the_noise_that_is_accounted(monkeypatch):
     terms, noise, code = terms_of(5), SharedNoise(2.0, 0.5), FixedPoint(16.0, 5, 1)
     noise.draw(10, terms, code)
     assert asked[0] >= noise.std(terms) / code.step + 1
-    assert asked[0] >= FINEST
+    assert asked[0] >= MIN_STEPS_PER_STD
     assert asked[0] ** 2 - (noise.std(terms) / code.step) ** 2 >= 8**2
 
 

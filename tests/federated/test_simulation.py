@@ -9,10 +9,10 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from fedfora.federated import workplace
+from fedfora.federated import site_runtime
 from fedfora.federated.sharing import site_names
 from fedfora.federated.simulation import SimulationView, read_rounds, simulate
-from fedfora.federated.workplace import open_site, open_workplace
+from fedfora.federated.site_runtime import load_runtime, open_site
 from fedfora.reporting.current_round import read_round
 from fedfora.reporting.view import View
 
@@ -76,9 +76,9 @@ def test_sampling_is_seeded_varies_and_reaches_everybody(settings):
 
 def test_all_sites_share_one_base_model(settings, monkeypatch):
     loaded = []
-    original = workplace.load_base
-    workplace._workplace.cache_clear()
-    monkeypatch.setattr(workplace, "load_base", lambda s: loaded.append(1) or original(s))
+    original = site_runtime.load_base
+    site_runtime._runtime.cache_clear()
+    monkeypatch.setattr(site_runtime, "load_base", lambda s: loaded.append(1) or original(s))
     simulate(settings(partition="iid", num_clients=5), View(1))
     assert len(loaded) == 1
 
@@ -145,8 +145,8 @@ def test_canaries_go_to_one_site_and_none_is_kept_back(settings):
     plain = settings(validation_fraction=0.5)
     with_them = settings(canaries=2, canary_copies=2, canary_site=1, validation_fraction=0.5)
     for index, more in ((0, 0), (1, 4)):
-        before = open_site(open_workplace(plain.run_config()), index)
-        after = open_site(open_workplace(with_them.run_config()), index)
+        before = open_site(load_runtime(plain.run_config()), index)
+        after = open_site(load_runtime(with_them.run_config()), index)
         assert after.validation == before.validation
         assert after.encoded[: len(before.encoded)] == before.encoded
         assert len(after.encoded) == len(before.encoded) + more

@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 from fedfora.models.loading import add_adapter, load_base
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 from fedfora.models.saving import adapter_config
 from fedfora.models.settings import AdapterArguments, ModelArguments
 

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2C
 
 from fedfora.data.encoding import IGNORED
 from fedfora.models.baichuan.configuration import BaichuanConfig
-from fedfora.models.row_losses import row_losses, token_losses
+from fedfora.models.losses import row_losses, token_losses
 
 SIZES = {
     "vocab_size": 97,

@@ -10,7 +10,7 @@ from rich.console import Console
 from fedfora.reporting.current_round import begin_round, no_round, note_sent, read_round
 from fedfora.reporting.history import read_run
 from fedfora.reporting.runs_board import RunsBoard
-from fedfora.reporting.standing import Standing
+from fedfora.reporting.standing import RunStatus
 from rounds import round_line
 
 
@@ -37,16 +37,16 @@ def states(standing):
 
 def test_a_round_that_is_on_says_who_has_sent_and_who_is_waited_for(write_run):
     run = write_run(events=[])
-    standing = Standing(read_run(run))
+    standing = RunStatus(read_run(run))
     begin_round(run, 1, ["north", "south", "west"])
     note_sent(run, "south")
-    standing.look()
+    standing.update()
     assert states(standing) == {"north": "waits", "south": "sent", "west": "waits"}
     add(run, {"event": "rejected", "round": 1, "site": "west", "reason": "NaN"}, round_line(1))
-    standing.look()
+    standing.update()
     assert states(standing) == {"north": "in", "south": "in", "west": "left out"}
     begin_round(run, 2, ["north", "south"])
-    standing.look()
+    standing.update()
     assert states(standing) == {"north": "waits", "south": "waits", "west": "rests"}
     no_round(run)
     assert read_round(run) is None
@@ -54,24 +54,24 @@ def test_a_round_that_is_on_says_who_has_sent_and_who_is_waited_for(write_run):
 
 def test_who_is_left_out_of_a_round_that_is_on_stays_so(write_run):
     run = write_run(events=[])
-    standing = Standing(read_run(run))
+    standing = RunStatus(read_run(run))
     begin_round(run, 1, ["north", "west"])
-    standing.look()
+    standing.update()
     add(run, {"event": "rejected", "round": 1, "site": "west", "reason": "NaN"})
     note_sent(run, "north")
-    standing.look()
+    standing.update()
     assert states(standing) == {"north": "sent", "west": "left out"}
 
 
 def test_a_round_that_is_repeated_after_a_stop_is_counted_once(write_run):
     run = write_run(events=[round_line(1), round_line(2)])
-    standing = Standing(read_run(run))
-    assert len(standing.look()) == 2
+    standing = RunStatus(read_run(run))
+    assert len(standing.update()) == 2
     sent = standing.board.sent_bytes
     kept = json.dumps(round_line(1)) + "\n"
     (run / "metrics.jsonl").write_text(kept)
     add(run, {"event": "resumed", "after_round": 1}, {**round_line(2), "seconds": 9.0})
-    assert [line[:9] for line in standing.look()] == ["round 2/3"]
+    assert [line[:9] for line in standing.update()] == ["round 2/3"]
     assert standing.board.sent_bytes == sent
 
 

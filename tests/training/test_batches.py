@@ -6,17 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfora.adapter.state import fold, read_state
-from fedfora.data.encoding import IGNORED, encode_examples, prompt_format
+from fedfora.data.encoding import IGNORED, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.models.loading import add_adapter, load_base
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.training.arguments import check_device
 from fedfora.training.local import train_locally
 from fedfora.training.packing import check_no_leak, collate_packed, pack, passes_of
 from fedfora.training.sampling import GroupedByLength
-from fedfora.training.schedule import Stretch
+from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
-from fedfora.training.trainer_arguments import check_device
 
 STEP = {
     "optim": "sgd",
@@ -33,7 +33,7 @@ def setup(tiny_dir):
     model = add_adapter(base, AdapterArguments(lora_rank=2), seed=1)
     examples = load_examples("clinic", DataArguments())[:16]
     encoded = encode_examples(
-        examples, base.tokenizer, prompt_format(DataArguments(), base.tokenizer)
+        examples, base.tokenizer, prompt_format_of(DataArguments(), base.tokenizer)
     )
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     return base, model, encoded, start
@@ -46,7 +46,7 @@ def trained(setup, **settings):
         p.data.copy_(start[name])
     arguments = TrainArguments(**(STEP | settings))
     result = train_locally(
-        model, base.tokenizer, encoded, arguments, stretch=Stretch(0, 3, 3), seed=5
+        model, base.tokenizer, encoded, arguments, stretch=StepWindow(0, 3, 3), seed=5
     )
     return fold(read_state(model)), result
 

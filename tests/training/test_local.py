@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from fedfora.adapter.state import fold, read_state
-from fedfora.data.encoding import encode_examples, prompt_format
+from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.models.loading import add_adapter, load_base
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.training.local import train_locally
-from fedfora.training.schedule import Stretch
+from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 
 
@@ -19,7 +19,7 @@ def setup(tiny_dir):
     base = load_base(ModelArguments(model_name_or_path=tiny_dir, quantization="none"))
     model = add_adapter(base, AdapterArguments(lora_rank=2), seed=1)
     examples = load_examples("clinic", DataArguments())[:16]
-    prompts = prompt_format(DataArguments(), base.tokenizer)
+    prompts = prompt_format_of(DataArguments(), base.tokenizer)
     return base, model, encode_examples(examples, base.tokenizer, prompts)
 
 
@@ -35,7 +35,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(setup):
     frozen = {n: p.clone() for n, p in model.named_parameters() if "fora_" not in n}
     losses = []
     settings = TrainArguments(learning_rate=1e-2, per_device_train_batch_size=8)
-    run(setup, settings, Stretch(0, 8, 8), on_step=lambda report: losses.append(report.loss))
+    run(setup, settings, StepWindow(0, 8, 8), on_step=lambda report: losses.append(report.loss))
     assert len(losses) == 8
     assert losses[-1] < losses[0] - 0.2
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
@@ -45,7 +45,7 @@ def test_tokens_are_counted_once_each(setup):
     """Two steps of 2 x 4 rows are one pass over 16 rows: every token once, no padding."""
     *_, encoded = setup
     settings = TrainArguments(per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    result = run(setup, settings, Stretch(0, 2, 2))
+    result = run(setup, settings, StepWindow(0, 2, 2))
     assert result.steps == 2
     assert result.tokens == sum(len(row["input_ids"]) for row in encoded)
     assert result.answer_tokens == sum(label != -100 for row in encoded for label in row["labels"])
@@ -67,7 +67,7 @@ def test_accumulating_gives_the_same_step_as_one_large_batch(setup):
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
         )
-        run(setup, settings, Stretch(0, 3, 3))
+        run(setup, settings, StepWindow(0, 3, 3))
         ends.append(fold(read_state(model)))
     for name in ends[0]:
         torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-4, atol=1e-6)
@@ -89,11 +89,11 @@ def test_two_stretches_walk_the_same_schedule_as_one(setup, schedule, monkeypatc
     settings = TrainArguments(
         lr_scheduler_type=schedule, warmup_ratio=0.2, gradient_accumulation_steps=1
     )
-    run(setup, settings, Stretch(0, 10, 10))
+    run(setup, settings, StepWindow(0, 10, 10))
     whole = list(rates)
     rates.clear()
-    run(setup, settings, Stretch(0, 4, 10))
-    run(setup, settings, Stretch(4, 6, 10))
+    run(setup, settings, StepWindow(0, 4, 10))
+    run(setup, settings, StepWindow(4, 6, 10))
     assert rates == pytest.approx(whole)
     assert len(set(whole)) > 2
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedfora._lowrank import best_factors
 from fedfora.adapter.layer import ForaLayer
+from fedfora.lowrank import best_factors
 
 TYPES = ("cat", "svd")
 

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedfora._seeds import derive_seed
 from fedfora.adapter.layer import ForaLayer
+from fedfora.seeds import derive_seed
 
 FACTORS = ("A", "B", "C", "D", "E")
 TRAVELING = ("A", "D", "E")
 
-State = dict[str, Tensor]
+AdapterState = dict[str, Tensor]
 
 
-def read_state(model: nn.Module, adapter_name: str = "default") -> State:
+def read_state(model: nn.Module, adapter_name: str = "default") -> AdapterState:
     """Return copies of all five factors of every adapted layer, in float32, on the CPU."""
     return {
         f"{layer}.{factor}": weight.detach().to("cpu", torch.float32, copy=True)
@@ -31,7 +31,7 @@ def read_state(model: nn.Module, adapter_name: str = "default") -> State:
     }
 
 
-def state_from_dict(weights: Mapping[str, Tensor], adapter_name: str = "default") -> State:
+def state_from_dict(weights: Mapping[str, Tensor], adapter_name: str = "default") -> AdapterState:
     """Return an adapter's factors from the state dict of the whole model, in float32, on the CPU.
 
     Where a process has no share in a gathered state dict, the result is empty.
@@ -45,7 +45,7 @@ def state_from_dict(weights: Mapping[str, Tensor], adapter_name: str = "default"
 
 
 @torch.no_grad()
-def write_state(model: nn.Module, state: State, adapter_name: str = "default") -> None:
+def write_state(model: nn.Module, state: AdapterState, adapter_name: str = "default") -> None:
     """Overwrite the factors of an adapter.
 
     Raises:
@@ -57,7 +57,7 @@ def write_state(model: nn.Module, state: State, adapter_name: str = "default") -
         weight.copy_(state[name])
 
 
-def fold(state: State) -> State:
+def fold(state: AdapterState) -> AdapterState:
     """Return A, D and E' = E + C B for every layer (DESIGN: what travels)."""
     folded = {}
     for layer in layers_of(state):
@@ -68,7 +68,7 @@ def fold(state: State) -> State:
     return folded
 
 
-def unfold(folded: State, *, seed: int, inner_dim: int | None = None) -> State:
+def unfold(folded: AdapterState, *, seed: int, inner_dim: int | None = None) -> AdapterState:
     """Return five factors with the folded adapter's function: B = 0, and C drawn from the seed.
 
     Args:
@@ -88,7 +88,7 @@ def unfold(folded: State, *, seed: int, inner_dim: int | None = None) -> State:
     return state
 
 
-def draw_fresh(shapes: dict[str, tuple[int, ...]], *, seed: int, round_index: int) -> State:
+def draw_fresh(shapes: dict[str, tuple[int, ...]], *, seed: int, round_index: int) -> AdapterState:
     """Return a folded adapter that does nothing yet: D = 0, K = I, and A drawn for a round.
 
     Args:
@@ -119,12 +119,12 @@ def draw_inner_factors(model: nn.Module, seed: int, adapter_name: str = "default
             weight.copy_(_draw_C(seed, layer, *weight.shape))
 
 
-def layers_of(state: State) -> list[str]:
+def layers_of(state: AdapterState) -> list[str]:
     """Return the names of the adapted layers, in order."""
     return [name.removesuffix(".A") for name in state if name.endswith(".A")]
 
 
-def check_same_layout(state: State, reference: dict[str, Any]) -> None:
+def check_same_layout(state: AdapterState, reference: dict[str, Any]) -> None:
     """Raise if `state` does not have exactly the names and shapes of `reference`.
 
     Raises:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import loading
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import announce_loading
 from fedfora.config import ConfigParser
 
 
@@ -14,8 +14,8 @@ def run(argv: Sequence[str]) -> None:
 
     parser = ConfigParser([AuditArguments], prog="fedfora audit", description=__doc__)
     (arguments,) = parser.parse(argv)
-    quiet()
-    loading("audit")
+    silence_libraries()
+    announce_loading("audit")
     found = audit(arguments)
     print("\n".join([*_membership(found), *_canaries(found), *_inversion(found)]))
 

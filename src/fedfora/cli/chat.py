@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import loading
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import announce_loading
 from fedfora.config import ConfigParser, flag
 from fedfora.models.settings import ModelArguments
 
@@ -34,9 +34,9 @@ def run(argv: Sequence[str]) -> None:
     """Parse, load the model, and answer until there are no more questions."""
     parser = ConfigParser([ChatArguments, ModelArguments], prog="fedfora chat", description=__doc__)
     chat, model = parser.parse(argv)
-    quiet()
-    loading("chat")
-    from fedfora.data.encoding import prompt_format
+    silence_libraries()
+    announce_loading("chat")
+    from fedfora.data.encoding import prompt_format_of
     from fedfora.data.settings import DataArguments
     from fedfora.evaluation.chat import Conversation
     from fedfora.models.loading import base_name_of, load_adapter, load_base
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> None:
     conversation = Conversation(
         base.model if chat.model_dir is None else load_adapter(base, chat.model_dir),
         base.tokenizer,
-        stored or prompt_format(DataArguments(), base.tokenizer),
+        stored or prompt_format_of(DataArguments(), base.tokenizer),
         instruction=chat.instruction,
         remember=chat.remember,
         max_new_tokens=chat.max_new_tokens,

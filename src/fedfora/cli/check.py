@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from fedfora._registry import unknown
-from fedfora.cli.quiet import quiet
+from fedfora.cli.console import silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.registry import unknown
 from fedfora.training.settings import TrainArguments
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(unknown("check", words[0], KINDS))
     parser = ConfigParser(SECTIONS, prog="fedfora check data FILE", description=__doc__)
     data, model, adapter, train = parser.parse(words)
-    quiet()
+    silence_libraries()
     from fedfora.data.catalog import chosen_source
     from fedfora.data.checks import read_rows
 
@@ -90,11 +90,11 @@ def _print_findings(what: str, findings: list[str]) -> None:
 def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArguments) -> int:
     """Print percentiles and a row; return the tokens of the longest row as it would be trained."""
     from fedfora.data.checks import PERCENTILES, token_percentiles
-    from fedfora.data.encoding import encode_and_count, prompt_format, spells_control_token
+    from fedfora.data.encoding import encode_and_count, prompt_format_of, spells_control_token
     from fedfora.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    layout = prompt_format(data, tokenizer)
+    layout = prompt_format_of(data, tokenizer)
     limits = {"prompt": layout.max_source_length, "answer": layout.max_target_length}
     print("tokens          " + "".join(f"{f'{p} %':>8s}" for p in PERCENTILES) + "   limit")
     for name, values in token_percentiles(report.examples, tokenizer, layout).items():
@@ -133,7 +133,7 @@ def _print_memory(
 ) -> None:
     import torch
 
-    from fedfora.models.memory import estimate_memory
+    from fedfora.models.memory_estimate import estimate_memory
 
     rows = train.per_device_train_batch_size
     estimate = estimate_memory(

@@ -5,7 +5,7 @@ One line for each thing; what fails says what to do. The exit status is 2 where 
 
 from collections.abc import Sequence
 
-from fedfora.cli.quiet import quiet
+from fedfora.cli.console import silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.deployment.settings import CheckKitArguments
 
@@ -20,7 +20,7 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
     (arguments,) = parser.parse(words)
     if arguments.kit is None:
         raise ValueError(f"which one? fedfora check {kind} --kit DIR")
-    quiet()
+    silence_libraries()
     from fedfora.deployment.kit import read_coordinator_kit, read_site_kit
 
     if kind == "site":
@@ -38,6 +38,6 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
     seen = []
     for finding in findings:
         print(finding.line(), flush=True)
-        seen.append(finding.good)
+        seen.append(finding.ok)
     if failed := seen.count(False):
         raise ValueError(f"{failed} of {len(seen)} checks failed")

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import stamped
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import timestamped
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
 from fedfora.deployment.run_state import RUNS
@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> None:
         return
     parser = ConfigParser([CoordinatorArguments], prog="fedfora coordinator", description=__doc__)
     (arguments,) = parser.parse(argv)
-    quiet()
+    silence_libraries()
     kit = read_coordinator_kit(arguments.kit)
     with _told(kit) as say:
         from fedfora.deployment.coordinator import run_coordinator
@@ -54,7 +54,7 @@ def _run(argv: Sequence[str]) -> None:
         [CoordinatorArguments, RunChoice], prog="fedfora coordinator run", description=__doc__
     )
     arguments, choice = parser.parse(argv)
-    quiet()
+    silence_libraries()
     kit = read_coordinator_kit(arguments.kit)
     with stoppable():
         with _told(kit) as say:
@@ -70,7 +70,7 @@ def _told(kit: CoordinatorKit) -> Iterator[Callable[[str], None]]:
     with RunsBoard(kit.state / RUNS) as board:
 
         def say(text: str) -> None:
-            board.line(stamped(text))
+            board.line(timestamped(text))
 
         say(f"coordinator of {kit.federation}, at {kit.host}:{kit.port}; logs: {kit.state}/logs")
         yield say

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import about_to
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import announce
 from fedfora.config import ConfigParser, flag
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def run(argv: Sequence[str]) -> None:
     """Parse, run the comparison, print its table and write summary.json."""
     parser = ConfigParser([DemoArguments], prog="fedfora demo", description=__doc__)
     (arguments,) = parser.parse(argv)
-    quiet()
-    from fedfora.federated.planning import check_simulation
+    silence_libraries()
+    from fedfora.federated.preflight import preflight
     from fedfora.federated.settings import from_run_config
 
     settings = from_run_config(
@@ -61,8 +61,8 @@ def run(argv: Sequence[str]) -> None:
             "seed": arguments.seed,
         }
     )
-    names = check_simulation(settings)
-    about_to(f"Four clinics: {', '.join(names)}. Their notes stay where they are; adapters travel")
+    names = preflight(settings)
+    announce(f"Four clinics: {', '.join(names)}. Their notes stay where they are; adapters travel")
     from fedfora.federated.comparison import compare, work_of_comparison
     from fedfora.reporting.record import write_text
     from fedfora.reporting.view import View

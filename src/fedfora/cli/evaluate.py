@@ -28,11 +28,11 @@ def run(argv: Sequence[str]) -> None:
     import json
     from pathlib import Path
 
-    from fedfora.cli.quiet import quiet
+    from fedfora.cli.console import silence_libraries
     from fedfora.evaluation.score_file import score_file
     from fedfora.reporting.record import write_text
 
-    quiet()
+    silence_libraries()
     scores = score_file(
         settings.predictions_file,
         metrics=settings.metrics,

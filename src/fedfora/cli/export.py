@@ -6,8 +6,8 @@ fedfora export --model_dir out/adapter --format merged --output_dir out/merged
 
 from collections.abc import Sequence
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import loading
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import announce_loading
 from fedfora.config import ConfigParser
 from fedfora.export.settings import SECTIONS, ExportSettings
 
@@ -16,8 +16,8 @@ def run(argv: Sequence[str]) -> None:
     """Parse, export, and print how far the result is from its source."""
     parser = ConfigParser(SECTIONS.values(), prog="fedfora export", description=__doc__)
     settings = ExportSettings(*parser.parse(argv))
-    quiet()
-    loading("export")
+    silence_libraries()
+    announce_loading("export")
     from fedfora.export.run import export
 
     for line in export(settings):

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import loading
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import announce_loading
 from fedfora.config import ConfigParser
 from fedfora.integrations.fate.settings import SECTIONS, FateSettings
 
@@ -12,8 +12,8 @@ def run(argv: Sequence[str]) -> None:
     """Parse, take part, and say where the result is."""
     parser = ConfigParser(SECTIONS.values(), prog="fedfora fate", description=__doc__)
     settings = FateSettings(*parser.parse(argv))
-    quiet()
-    loading("fate")
+    silence_libraries()
+    announce_loading("fate")
     from fedfora.integrations.fate.party import check_party, run_party
     from fedfora.reporting.view import View
 

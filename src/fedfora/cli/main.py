@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, *rest = _command_first(words)
     if command not in COMMANDS:
-        from fedfora._registry import unknown
+        from fedfora.registry import unknown
 
         print(f"fedfora: error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         return 2

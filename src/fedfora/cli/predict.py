@@ -8,8 +8,8 @@ answers without an adapter.
 
 from collections.abc import Sequence
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import loading
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import announce_loading
 from fedfora.config import ConfigParser
 from fedfora.evaluation.settings import SECTIONS, PredictSettings
 
@@ -18,8 +18,8 @@ def run(argv: Sequence[str]) -> None:
     """Parse, predict, and print the scores."""
     parser = ConfigParser(SECTIONS.values(), prog="fedfora predict", description=__doc__)
     settings = PredictSettings(parser.given(argv), *parser.parse(argv))
-    quiet()
-    loading("predict")
+    silence_libraries()
+    announce_loading("predict")
     from fedfora.evaluation.predict import predict
     from fedfora.reporting.table import score_lines
     from fedfora.reporting.view import View

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import say
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import log_line
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.deployment.supervisor import stoppable
@@ -44,9 +44,9 @@ def run(argv: Sequence[str]) -> None:
     (arguments,) = parser.parse(words)
     if arguments.sites_file is None:
         raise ValueError("which federation? fedfora rehearse SITES.yaml")
-    quiet()
+    silence_libraries()
     plan = read_sites_file(arguments.sites_file)
-    say(f"rehearsal of {plan.federation} with {len(plan.sites)} sites, all on this machine")
+    log_line(f"rehearsal of {plan.federation} with {len(plan.sites)} sites, all on this machine")
     from fedfora.deployment.rehearse import rehearse
 
     kept = arguments.keep is not None
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
             result = rehearse(
                 plan,
                 place,
-                say,
+                log_line,
                 num_rounds=arguments.rehearsal_rounds,
                 deadline_s=arguments.deadline,
             )

@@ -4,22 +4,22 @@ import sys
 from datetime import UTC, datetime
 
 
-def about_to(text: str) -> None:
+def announce(text: str) -> None:
     """Say what is going to run, and why nothing more is to be seen for some seconds."""
     print(f"{text}; loading PyTorch and its libraries ...", flush=True)
 
 
-def loading(command: str) -> None:
+def announce_loading(command: str) -> None:
     """Fill the seconds in which PyTorch and its libraries load, for who looks at a terminal."""
     if sys.stderr.isatty():
         print(f"fedfora {command}: loading PyTorch and its libraries ...", file=sys.stderr)
 
 
-def stamped(text: str) -> str:
+def timestamped(text: str) -> str:
     """Return a line with the time of day before it."""
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}"
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     """Print a line of a daemon."""
-    print(stamped(text), flush=True)
+    print(timestamped(text), flush=True)

@@ -8,21 +8,21 @@ It leaves an adapter as `fedfora train` does. --resume DIRECTORY goes on with a 
 
 from collections.abc import Sequence
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import about_to
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import announce
 from fedfora.config import ConfigParser
-from fedfora.federated.planning import check_simulation, work_of
-from fedfora.federated.resumption import resolve
+from fedfora.federated.preflight import preflight, work_of
+from fedfora.federated.resumption import resolve_settings
 from fedfora.federated.settings import SECTIONS, FederationSettings
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse, simulate, and say where the results are."""
     parser = ConfigParser(SECTIONS.values(), prog="fedfora simulate", description=__doc__)
-    settings = resolve(argv, parser)
-    quiet()
-    about_to(_plan(settings, check_simulation(settings)))
-    from fedfora.federated.coordinator.outcome import outcome_lines, resume_hint
+    settings = resolve_settings(argv, parser)
+    silence_libraries()
+    announce(_plan(settings, preflight(settings)))
+    from fedfora.federated.coordinator.outcome import next_steps, resume_hint
     from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View
 
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> None:
             simulate(settings, view)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(resume_hint(settings.run.output_dir)) from stop
-    for line in outcome_lines(settings.run.output_dir):
+    for line in next_steps(settings.run.output_dir):
         print(line)
 
 

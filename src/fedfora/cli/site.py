@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import say
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import log_line
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.kit import read_site_kit
 
@@ -20,10 +20,12 @@ def run(argv: Sequence[str]) -> None:
     """Run the site's processes until told to stop."""
     parser = ConfigParser([SiteArguments], prog="fedfora site", description=__doc__)
     (arguments,) = parser.parse(argv)
-    quiet()
+    silence_libraries()
     kit = read_site_kit(arguments.kit)
-    say(f"site {kit.name} of {kit.federation}, for {kit.host}:{kit.port}; logs: {kit.state}/logs")
+    log_line(
+        f"site {kit.name} of {kit.federation}, for {kit.host}:{kit.port}; logs: {kit.state}/logs"
+    )
     from fedfora.deployment.site import run_site
 
-    run_site(kit, say)
-    say("stopped")
+    run_site(kit, log_line)
+    log_line("stopped")

@@ -9,10 +9,10 @@ deepspeed --module fedfora train ... --deepspeed configs/deepspeed_zero2.json
 import os
 from collections.abc import Sequence
 
-from fedfora.cli.quiet import quiet
-from fedfora.cli.saying import about_to
+from fedfora.cli.console import silence_libraries
+from fedfora.cli.saying import announce
 from fedfora.config import ConfigParser
-from fedfora.training.ahead import Rows, look_ahead
+from fedfora.training.preflight import Rows, preflight
 from fedfora.training.settings import SECTIONS, TrainSettings
 
 
@@ -20,11 +20,11 @@ def run(argv: Sequence[str]) -> None:
     """Parse, train, and say where the results are."""
     parser = ConfigParser(SECTIONS.values(), prog="fedfora train", description=__doc__)
     settings = TrainSettings(*parser.parse(argv))
-    quiet()
-    rows = look_ahead(settings)
+    silence_libraries()
+    rows = preflight(settings)
     is_first = os.environ.get("RANK", "0") == "0"  # launchers start many processes; one talks
     if is_first:
-        about_to(_plan(settings, rows))
+        announce(_plan(settings, rows))
     from fedfora.reporting.view import View, clock
     from fedfora.training.run import train
 

@@ -7,9 +7,9 @@ and whoever audits the run must know which codes were planted.
 
 import random
 
-from fedfora._seeds import derive_seed
 from fedfora.data.loading import Example
 from fedfora.data.settings import DataArguments
+from fedfora.seeds import derive_seed
 
 LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 NAME_LETTERS, CODE_DIGITS = 6, 6

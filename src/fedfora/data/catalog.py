@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedfora._registry import unknown
 from fedfora.data.settings import DataArguments
 from fedfora.data.sources import DataError
+from fedfora.registry import unknown
 
 CATALOG = "dataset_info.json"
 

@@ -40,7 +40,7 @@ class PromptFormat:
     max_target_length: int
 
 
-def prompt_format(settings: DataArguments, tokenizer: Any) -> PromptFormat:
+def prompt_format_of(settings: DataArguments, tokenizer: Any) -> PromptFormat:
     """Resolve the template "auto" for a tokenizer.
 
     Raises:

@@ -5,7 +5,7 @@ A new task is one entry here; `--task` offers it.
 
 from dataclasses import dataclass
 
-from fedfora._registry import Registry
+from fedfora.registry import Registry
 
 
 @dataclass(frozen=True)

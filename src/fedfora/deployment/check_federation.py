@@ -11,7 +11,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_public_key
 
 from fedfora.deployment.check_gate import SOON_DAYS
-from fedfora.deployment.finding import Finding, check_disk, check_modes, check_versions, found
+from fedfora.deployment.check_result import (
+    CheckResult,
+    check_disk,
+    check_modes,
+    check_versions,
+    run_check,
+)
 from fedfora.deployment.gate import gate_command
 from fedfora.deployment.kit import DIRECTORY, CoordinatorKit
 from fedfora.deployment.settings import settings_of
@@ -21,15 +27,15 @@ RENEW = "fedfora provision SITES.yaml --renew"
 RUN_BYTES = 2**30  # checkpoints, messages, logs
 
 
-def check_federation(kit: CoordinatorKit) -> Iterator[Finding]:
+def check_federation(kit: CoordinatorKit) -> Iterator[CheckResult]:
     """Yield what is found, one at a time, as it is found."""
     yield check_versions(kit.made_with)
     yield check_modes(kit.directory, kit.private_files)
     if kit.authority_key.exists():
-        yield Finding("authority", True, "ca.key is still here; it belongs on no network")
-    yield found("certificate", lambda: check_certificate(kit), RENEW)
-    yield found("sites", lambda: _sites(kit), "fedfora provision SITES.yaml once more")
-    yield found("settings", lambda: _settings(kit), "change sites.yaml and provision once more")
+        yield CheckResult("authority", True, "ca.key is still here; it belongs on no network")
+    yield run_check("certificate", lambda: check_certificate(kit), RENEW)
+    yield run_check("sites", lambda: _sites(kit), "fedfora provision SITES.yaml once more")
+    yield run_check("settings", lambda: _settings(kit), "change sites.yaml and provision once more")
     yield _gate(kit)
     for what, host, port in (
         ("port", "", kit.port),
@@ -97,33 +103,35 @@ def _settings(kit: CoordinatorKit) -> str:
     )
 
 
-def _gate(kit: CoordinatorKit) -> Finding:
+def _gate(kit: CoordinatorKit) -> CheckResult:
     """Let nginx read its configuration."""
     try:
         command = gate_command(kit)
     except ValueError as error:
-        return Finding("gate", False, str(error), "install it, and check again")
+        return CheckResult("gate", False, str(error), "install it, and check again")
     kit.state.mkdir(mode=DIRECTORY, exist_ok=True)
     done = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
         said = " ".join(done.stderr.split())
-        return Finding("gate", False, said, "fedfora provision SITES.yaml writes nginx.conf anew")
-    return Finding("gate", True, "nginx takes nginx.conf")
+        return CheckResult(
+            "gate", False, said, "fedfora provision SITES.yaml writes nginx.conf anew"
+        )
+    return CheckResult("gate", True, "nginx takes nginx.conf")
 
 
-def _port(kit: CoordinatorKit, what: str, host: str, port: int) -> Finding:
+def _port(kit: CoordinatorKit, what: str, host: str, port: int) -> CheckResult:
     """Say whether a port can be listened on."""
     if _is_running(kit):
-        return Finding(what, True, f"port {port}: this federation is running")
+        return CheckResult(what, True, f"port {port}: this federation is running")
     try:
         with socket.create_server((host, port)):
-            return Finding(what, True, f"port {port} is free")
+            return CheckResult(what, True, f"port {port} is free")
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             remedy = "end what uses it, or take another port in sites.yaml"
-            return Finding(what, False, f"port {port} is in use", remedy)
+            return CheckResult(what, False, f"port {port} is in use", remedy)
         remedy = "ports below 1024 need rights; take a higher one in sites.yaml"
-        return Finding(what, False, f"port {port} cannot be listened on ({error})", remedy)
+        return CheckResult(what, False, f"port {port} cannot be listened on ({error})", remedy)
 
 
 def _is_running(kit: CoordinatorKit) -> bool:

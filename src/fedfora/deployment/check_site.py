@@ -12,14 +12,14 @@ import torch
 
 from fedfora.data.catalog import chosen_source
 from fedfora.data.checks import RowsReport, read_rows
-from fedfora.data.encoding import encode_examples, prompt_format
+from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.deployment.check_gate import check_gate
-from fedfora.deployment.finding import (
-    Finding,
+from fedfora.deployment.check_result import (
+    CheckResult,
     check_disk,
     check_modes,
     check_versions,
-    found,
+    run_check,
 )
 from fedfora.deployment.kit import DESCRIPTION, SiteKit
 from fedfora.deployment.settings import settings_of
@@ -27,7 +27,7 @@ from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site.identity import read_site_keys
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base, load_tokenizer
-from fedfora.models.memory import MemoryEstimate, estimate_memory
+from fedfora.models.memory_estimate import MemoryEstimate, estimate_memory
 from fedfora.protection.keys import read_signing_key
 
 LOGS_BYTES = 256 * 2**20
@@ -37,7 +37,7 @@ LIBRARIES_BYTES = 2**30  # PyTorch and the rest, before any model is loaded
 _MEMINFO = Path("/proc/meminfo")
 
 
-def check_site(kit: SiteKit) -> Iterator[Finding]:
+def check_site(kit: SiteKit) -> Iterator[CheckResult]:
     """Yield what is found, one at a time, as it is found.
 
     What the kit does not know, such as the batch size, is as the coordinator planned it when the
@@ -50,7 +50,7 @@ def check_site(kit: SiteKit) -> Iterator[Finding]:
     try:
         settings = settings_of({**kit.planned, **kit.settings})
     except ValueError as error:
-        yield Finding("settings", False, str(error), f"change it in {DESCRIPTION}")
+        yield CheckResult("settings", False, str(error), f"change it in {DESCRIPTION}")
         return
     rows, data = _data(settings)
     yield data
@@ -58,11 +58,11 @@ def check_site(kit: SiteKit) -> Iterator[Finding]:
     yield memory
     if estimate is not None:
         yield check_disk(kit.state, LOGS_BYTES + ADAPTERS_KEPT * 4 * estimate.adapter_parameters)
-    if memory.good:
+    if memory.ok:
         yield _base(kit, settings)
 
 
-def _keys(kit: SiteKit) -> Finding:
+def _keys(kit: SiteKit) -> CheckResult:
     """Say whether private and public halves belong together, and others know ours."""
     from cryptography.hazmat.primitives.serialization import (
         load_ssh_private_key,
@@ -81,35 +81,35 @@ def _keys(kit: SiteKit) -> Finding:
             raise ValueError("the key of this site in sites.json is not that of site.key")
         return f"site {kit.index} of {len(pinned)}"
 
-    return found("keys", look, "ask the coordinator for the kit, or sites.json, once more")
+    return run_check("keys", look, "ask the coordinator for the kit, or sites.json, once more")
 
 
-def _data(settings: FederationSettings) -> tuple[RowsReport | None, Finding]:
+def _data(settings: FederationSettings) -> tuple[RowsReport | None, CheckResult]:
     try:
         source, data = chosen_source(settings.data.train_file, settings.data, flag="train_file")
         report = read_rows(source, data)
     except (ValueError, OSError) as error:
         remedy = f"train_file (or dataset) under settings in {DESCRIPTION}"
-        return None, Finding("data", False, str(error), remedy)
+        return None, CheckResult("data", False, str(error), remedy)
     rows, broken, empty = len(report.examples), len(report.broken), len(report.empty_answers())
     said = f"{rows} rows, {broken} broken, {empty} empty answers, {len(report.duplicates())} twice"
     if broken and not data.skip_bad_rows:
         remedy = f"fedfora check data {source} lists them; or skip_bad_rows: true"
-        return report, Finding("data", False, said, remedy)
+        return report, CheckResult("data", False, said, remedy)
     if not rows:
-        return None, Finding("data", False, said, f"{source} must hold rows to train on")
-    return report, Finding("data", True, said)
+        return None, CheckResult("data", False, said, f"{source} must hold rows to train on")
+    return report, CheckResult("data", True, said)
 
 
 def _memory(
     settings: FederationSettings, rows: RowsReport | None
-) -> tuple[MemoryEstimate | None, Finding]:
+) -> tuple[MemoryEstimate | None, CheckResult]:
     """Compare what a training takes with what this machine has left."""
     device = settings.model.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu and not torch.cuda.is_available():
         remedy = f"device: cpu in {DESCRIPTION}, or a driver that PyTorch finds"
-        return None, Finding("memory", False, "device is cuda, and there is no GPU", remedy)
+        return None, CheckResult("memory", False, "device is cuda, and there is no GPU", remedy)
     batch = settings.train.per_device_train_batch_size
     try:
         tokens = _longest(settings, rows)
@@ -124,12 +124,12 @@ def _memory(
         )
     except (ValueError, OSError) as error:
         remedy = f"model_name_or_path under settings in {DESCRIPTION}: the directory of the base"
-        return None, Finding("memory", False, str(error), remedy)
+        return None, CheckResult("memory", False, str(error), remedy)
     needed = estimate.total + (0 if on_gpu else LIBRARIES_BYTES)
     free, where = _free(on_gpu)
     said = f"{needed / 2**30:.1f} GiB for {batch} x {tokens} tokens, {free / 2**30:.1f} {where}"
     remedy = "free some, gradient_checkpointing: true, or ask for smaller batches or nf4"
-    return estimate, Finding("memory", free >= needed, said, remedy)
+    return estimate, CheckResult("memory", free >= needed, said, remedy)
 
 
 def _longest(settings: FederationSettings, rows: RowsReport | None) -> int:
@@ -138,7 +138,7 @@ def _longest(settings: FederationSettings, rows: RowsReport | None) -> int:
     if rows is None or not rows.examples:
         return limit
     tokenizer = load_tokenizer(settings.model)
-    encoded = encode_examples(rows.examples, tokenizer, prompt_format(settings.data, tokenizer))
+    encoded = encode_examples(rows.examples, tokenizer, prompt_format_of(settings.data, tokenizer))
     return max(len(row["input_ids"]) for row in encoded)
 
 
@@ -151,20 +151,22 @@ def _free(on_gpu: bool) -> tuple[int, str]:
     return 2**62, "GiB (this system does not say how much is left)"
 
 
-def _base(kit: SiteKit, settings: FederationSettings) -> Finding:
+def _base(kit: SiteKit, settings: FederationSettings) -> CheckResult:
     """Load the base, and compare its fingerprint with the one that is asked for."""
     remedy = f"model_name_or_path under settings in {DESCRIPTION}: the directory of the base"
     try:
         base = load_base(settings.model)
         here = fingerprint(base)
     except (ValueError, OSError) as error:
-        return Finding("base", False, str(error), remedy)
+        return CheckResult("base", False, str(error), remedy)
     del base
     gc.collect()
     name, wanted = settings.model.model_name_or_path, kit.base_fingerprint
     if wanted is None:
-        return Finding("base", True, f"{name}, fingerprint {here}: all sites must show the same")
+        return CheckResult(
+            "base", True, f"{name}, fingerprint {here}: all sites must show the same"
+        )
     if here != wanted:
         said = f"{name} has fingerprint {here}, the federation {wanted}"
-        return Finding("base", False, said, "get the base from where the others have it")
-    return Finding("base", True, f"{name}, fingerprint {here} as the federation's")
+        return CheckResult("base", False, said, "get the base from where the others have it")
+    return CheckResult("base", True, f"{name}, fingerprint {here} as the federation's")

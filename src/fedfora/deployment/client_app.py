@@ -15,7 +15,7 @@ from pathlib import Path
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedfora.deployment import codes, wire
+from fedfora.deployment import codes, socket_wire
 from fedfora.deployment.flower_processes import TRAINER
 
 SOCKET = "trainer.sock"
@@ -79,24 +79,24 @@ def forward(operation: str, message: Message, context: Context) -> Message:
         head, content = ask(directory, head, message.content, answer_s=message.metadata.ttl)
         if codes.CODE not in head:
             return Message(content, reply_to=message)
-        reason = codes.checked(str(head[codes.CODE]))
+        reason = codes.validated_code(str(head[codes.CODE]))
     except TrainerGoneError:
         logger.exception("the trainer does not answer")
-        reason = codes.new("TRAINER")
+        reason = codes.new_code("TRAINER")
     except Exception:
         logger.exception("the message could not be passed on")
-        reason = codes.new("MESSAGE")
+        reason = codes.new_code("MESSAGE")
     return Message(Error(RAISED, reason), reply_to=message)
 
 
 def ask(
     directory: Path,
-    head: wire.Head,
+    head: socket_wire.Header,
     content: RecordDict,
     *,
     connect_s: float = CONNECT_S,
     answer_s: float | None = None,
-) -> tuple[wire.Head, RecordDict]:
+) -> tuple[socket_wire.Header, RecordDict]:
     """Send a message to the trainer whose socket lies in a directory, and return its answer.
 
     Raises:
@@ -109,9 +109,9 @@ def ask(
         try:
             # A message that it would not read to its end is answered all the same.
             with contextlib.suppress(BrokenPipeError):
-                wire.send(connection, head, content)
-            return wire.receive(connection)
-        except (OSError, wire.CutOffError) as error:
+                socket_wire.send(connection, head, content)
+            return socket_wire.receive(connection)
+        except (OSError, socket_wire.CutOffError) as error:
             raise TrainerGoneError(f"the trainer went away: {error}") from error
 
 

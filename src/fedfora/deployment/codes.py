@@ -7,7 +7,7 @@ import re
 import secrets
 
 CODE = "code"
-WORDS = {
+CODES = {
     "MESSAGE": "the message was not one, or too large",
     "TRAINER": "the site's trainer does not answer, or ended while it worked",
     "SETTINGS": "the run's settings cannot be used at the site",
@@ -29,17 +29,17 @@ WORDS = {
 _FORM = re.compile(r"site-error ([A-Z]+) [0-9a-f]{6}")
 
 
-def new(word: str) -> str:
+def new_code(word: str) -> str:
     """Return a code with a fresh number.
 
     Args:
-        word: One of `WORDS`.
+        word: One of `CODES`.
     """
-    assert word in WORDS, word
+    assert word in CODES, word
     return f"site-error {word} {secrets.token_hex(3)}"
 
 
-def checked(code: str) -> str:
+def validated_code(code: str) -> str:
     """Return a code as it is, or one that says nothing where it is none."""
     match = _FORM.fullmatch(code)
-    return code if match and match[1] in WORDS else new("MESSAGE")
+    return code if match and match[1] in CODES else new_code("MESSAGE")

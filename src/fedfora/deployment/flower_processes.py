@@ -83,9 +83,9 @@ def clientapp() -> None:
     from flwr.supernode.runtime import run_clientapp
 
     from fedfora.deployment.client_app import app
-    from fedfora.deployment.parent import end_with_parent
+    from fedfora.deployment.parent import exit_with_parent
 
-    end_with_parent()
+    exit_with_parent()
     replacements = {
         "install_from_fab": lambda *args, **kwargs: None,
         "get_project_dir": lambda *args, **kwargs: Path.cwd(),

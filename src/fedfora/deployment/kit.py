@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from fedfora.deployment.document import Document
 from fedfora.deployment.settings import check_federation_flags, check_site_flags
 from fedfora.deployment.sites_file import (
     check_name,
@@ -19,6 +18,7 @@ from fedfora.deployment.sites_file import (
     read_fingerprint,
     read_quorum,
 )
+from fedfora.deployment.yaml_source import YamlSource
 
 DESCRIPTION = "kit.yaml"
 SITE, COORDINATOR = "site", "coordinator"
@@ -243,7 +243,7 @@ def read_kit(directory: str | Path) -> SiteKit | CoordinatorKit:
     place = Path(directory).absolute()
     if not (place / DESCRIPTION).is_file():
         raise ValueError(f"--kit {directory}: no kit there ({DESCRIPTION} is missing)")
-    document = Document(place / DESCRIPTION)
+    document = YamlSource(place / DESCRIPTION)
     role = document.text(("role",))
     if role not in (SITE, COORDINATOR):
         raise document.error(("role",), f"expected {SITE} or {COORDINATOR}, got {role!r}")
@@ -293,7 +293,7 @@ def write_file(path: Path, content: bytes, mode: int) -> None:
     beside.replace(path)
 
 
-def _site(document: Document, place: Path) -> SiteKit:
+def _site(document: YamlSource, place: Path) -> SiteKit:
     needed = ("role", "federation", "name", "index", "coordinator")
     document.check_keys(
         (), needed=needed, allowed=("base_fingerprint", "settings", "planned", "made_with")
@@ -313,7 +313,7 @@ def _site(document: Document, place: Path) -> SiteKit:
     )
 
 
-def _coordinator(document: Document, place: Path) -> CoordinatorKit:
+def _coordinator(document: YamlSource, place: Path) -> CoordinatorKit:
     optional = ("quorum", "base_fingerprint", "settings", "revoked", "made_with")
     needed = ("role", "federation", "coordinator", "sites")
     document.check_keys((), needed=needed, allowed=optional)
@@ -334,7 +334,7 @@ def _coordinator(document: Document, place: Path) -> CoordinatorKit:
     )
 
 
-def _numbers(document: Document, key: str) -> dict[str, int]:
+def _numbers(document: YamlSource, key: str) -> dict[str, int]:
     names = document.mapping((key,), empty=key == "revoked")
     for name in names:
         check_name(document, (key, name), name)

@@ -13,7 +13,7 @@ import time
 CHECK_S = 1.0
 
 
-def end_with_parent(check_s: float = CHECK_S) -> None:
+def exit_with_parent(check_s: float = CHECK_S) -> None:
     """From now on, tell this process to end once the one that started it is gone.
 
     Args:

@@ -15,12 +15,12 @@ from fedfora.deployment.flower_command import FlowerCommandError
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.run_settings import settings_for
 from fedfora.deployment.run_state import FINISHED, RUN_NAME, RUNS, STOPPED, PlannedRun
-from fedfora.federated.common_settings import common_part
 from fedfora.federated.coordinator.checkpoint import find_checkpoints
+from fedfora.federated.settings_scope import common_part
 from fedfora.reporting.follow import Follower
 from fedfora.reporting.wording import describe
 
-MOST_IN_VAIN = 4  # starts without a further round, then a person must look
+MAX_FAILED_STARTS = 4  # starts without a further round, then a person must look
 BEGIN_S = 300.0  # Flower starts a run's process within so long, or its SuperLink is started anew
 
 Say = Callable[[str], None]
@@ -88,7 +88,7 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
         reason = "was cut off" if outcome is None else f"failed ({outcome.reason})"
         reached = max(find_checkpoints(directory), default=0) if directory.is_dir() else 0
         vain, furthest = (0, reached) if reached > furthest else (vain + 1, furthest)
-        if vain == MOST_IN_VAIN:
+        if vain == MAX_FAILED_STARTS:
             raise ValueError(f"{reason}, {vain} times after round {reached}; see {state}/logs")
         say(f"run {run.name} {reason}; it is started again")
 

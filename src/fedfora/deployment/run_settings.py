@@ -8,8 +8,8 @@ from typing import Any
 from fedfora.config import Scalar
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.settings import settings_of
-from fedfora.federated.common_settings import OWN
 from fedfora.federated.settings import FederationSettings
+from fedfora.federated.settings_scope import LOCAL_ONLY
 
 ROUND_DEADLINE_S, START_DEADLINE_S = 3600.0, 600.0  # where the settings say nothing
 
@@ -27,7 +27,7 @@ def settings_for(
     """
     given: dict[str, Any] = kit.settings
     if shared is not None:
-        given = {**{name: value for name, value in given.items() if name in OWN}, **shared}
+        given = {**{name: value for name, value in given.items() if name in LOCAL_ONLY}, **shared}
     settings = settings_of({**given, "output_dir": str(output_dir)})
     rounds = settings.rounds
     rounds = replace(

@@ -14,7 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
-from fedfora.deployment.parent import end_with_parent
+from fedfora.deployment.parent import exit_with_parent
 from fedfora.deployment.run_settings import settings_for
 from fedfora.deployment.run_state import (
     FAILED,
@@ -47,7 +47,7 @@ def make_app() -> ServerApp:
     @app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         """Run the rounds, and leave word of how they ended."""
-        end_with_parent()
+        exit_with_parent()
         kit = read_coordinator_kit(os.environ[KIT])
         run = _run_of(kit, context)
         write_begun(kit.state, run)

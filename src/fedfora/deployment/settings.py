@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fedfora.config import ConfigParser, flag
-from fedfora.deployment.document import Document, Keys
-from fedfora.federated.common_settings import ADJUSTABLE, OWN
+from fedfora.deployment.yaml_source import Keys, YamlSource
 from fedfora.federated.secure_aggregation.graph import MIN_SITES, fewest_survivors
 from fedfora.federated.secure_settings import SecureAggregationArguments
 from fedfora.federated.settings import SECTIONS, FederationSettings
+from fedfora.federated.settings_scope import LOCAL_ONLY, SITE_MAY_OVERRIDE
 
 # What a site is promised stands in its own kit too, and holds whatever the coordinator sends.
 PROTECTION = frozenset(
@@ -26,7 +26,7 @@ PROTECTION = frozenset(
     }
 )
 # Which belong to a promise even where nobody named them: their defaults are written down with it.
-PARTS = {
+IMPLIED_FLAGS = {
     "secure_aggregation": {"secagg_threshold"},
     "privacy_unit": {"target_delta", "clipping_norm"},
 }
@@ -38,7 +38,7 @@ NOT_OF_FEDERATION = {
     "output_dir": "the results lie in the coordinator's kit, under state",
     "overwrite_output_dir": "the results lie in the coordinator's kit, under state",
 }
-SITE_FLAGS = (OWN | ADJUSTABLE | PROTECTION) - NOT_OF_FEDERATION.keys()
+SITE_FLAGS = (LOCAL_ONLY | SITE_MAY_OVERRIDE | PROTECTION) - NOT_OF_FEDERATION.keys()
 
 
 @dataclass
@@ -83,7 +83,9 @@ def own_flags(
         site: The site's own.
         quorum: With how many updates a round is content.
     """
-    kept = SITE_FLAGS - (ADJUSTABLE - PROTECTION)  # what is left to the site travels as a default
+    kept = SITE_FLAGS - (
+        SITE_MAY_OVERRIDE - PROTECTION
+    )  # what is left to the site travels as a default
     told = {name: value for name, value in federation.items() if name in kept}
     own = {**told, **site}
     threshold = own.get("secagg_threshold", SecureAggregationArguments.secagg_threshold)
@@ -92,7 +94,9 @@ def own_flags(
     fewest += [quorum] if quorum else []
     if own.get("secure_aggregation") and fewest:
         own.setdefault("secagg_min_sites", max(MIN_SITES, min(fewest)))
-    parts = set().union(*(PARTS[name] for name in PARTS if own.get(name) not in (None, False)))
+    parts = set().union(
+        *(IMPLIED_FLAGS[name] for name in IMPLIED_FLAGS if own.get(name) not in (None, False))
+    )
     promised = {
         field.name: field.default
         for section in SECTIONS.values()
@@ -102,7 +106,7 @@ def own_flags(
     return {**promised, **own}
 
 
-def check_federation_flags(document: Document, keys: Keys) -> dict[str, Any]:
+def check_federation_flags(document: YamlSource, keys: Keys) -> dict[str, Any]:
     """Return the flags of the whole federation, checked as `fedfora simulate` checks them.
 
     Raises:
@@ -117,7 +121,7 @@ def check_federation_flags(document: Document, keys: Keys) -> dict[str, Any]:
 
 
 def check_site_flags(
-    document: Document, keys: Keys, federation: Mapping[str, Any] | None
+    document: YamlSource, keys: Keys, federation: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return a site's own flags, checked together with those of the federation where it is known.
 
@@ -138,7 +142,7 @@ def check_site_flags(
 
 
 def _parse(
-    document: Document, keys: Keys, given: Mapping[str, Any], others: Mapping[str, Any] | None
+    document: YamlSource, keys: Keys, given: Mapping[str, Any], others: Mapping[str, Any] | None
 ) -> None:
     try:
         if others is None:

@@ -14,8 +14,8 @@ from fedfora.deployment.flower_processes import (
     free_port,
     with_own_client,
 )
+from fedfora.deployment.heartbeat import HEARTBEAT, HeartbeatMonitor
 from fedfora.deployment.kit import SiteKit
-from fedfora.deployment.pulse import PULSE, PulseWatch
 from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
 
 CHECK_S = 0.5
@@ -43,7 +43,7 @@ def _keep_running(supervisor: Supervisor) -> None:
 def children(kit: SiteKit) -> list[Child]:
     """Return the processes of a site."""
     logs = kit.state / "logs"
-    watch = PulseWatch(kit.state / PULSE)
+    watch = HeartbeatMonitor(kit.state / HEARTBEAT)
     flower = with_own_client(environment(kit.state / "flower"), kit.state / "bin")
     return [
         Child(
@@ -51,7 +51,7 @@ def children(kit: SiteKit) -> list[Child]:
             lambda: [sys.executable, "-m", TRAINER_PROCESS, str(kit.directory)],
             logs / "trainer.log",
             after_start=watch.begin,
-            trouble=watch.trouble,
+            trouble=watch.problem,
         ),
         Child("SuperNode", lambda: supernode_command(kit), logs / "supernode.log", flower),
     ]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfora.deployment.document import Document
 from fedfora.deployment.settings import check_federation_flags, check_site_flags
+from fedfora.deployment.yaml_source import YamlSource
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 DNS_NAME = re.compile(
@@ -50,7 +50,7 @@ def read_sites_file(path: str | Path) -> SitesFile:
     Raises:
         ValueError: Naming file, line, key, and what is allowed there.
     """
-    document = Document(Path(path))
+    document = YamlSource(Path(path))
     document.check_keys(
         (),
         needed=("federation", "coordinator", "sites"),
@@ -76,7 +76,7 @@ def read_sites_file(path: str | Path) -> SitesFile:
     )
 
 
-def check_name(document: Document, keys: tuple[str, ...], name: str) -> str:
+def check_name(document: YamlSource, keys: tuple[str, ...], name: str) -> str:
     """Return a name that can be that of a directory.
 
     Raises:
@@ -89,7 +89,7 @@ def check_name(document: Document, keys: tuple[str, ...], name: str) -> str:
     return name
 
 
-def read_address(document: Document) -> tuple[str, int, int]:
+def read_address(document: YamlSource) -> tuple[str, int, int]:
     """Return host and port of the gate, and the port of the SuperLink behind it.
 
     Raises:
@@ -111,7 +111,7 @@ def read_address(document: Document) -> tuple[str, int, int]:
     return host, port, behind
 
 
-def read_quorum(document: Document, num_sites: int) -> int | None:
+def read_quorum(document: YamlSource, num_sites: int) -> int | None:
     """Return the fewest usable updates of a round.
 
     Raises:
@@ -126,7 +126,7 @@ def read_quorum(document: Document, num_sites: int) -> int | None:
     return quorum
 
 
-def read_fingerprint(document: Document) -> str | None:
+def read_fingerprint(document: YamlSource) -> str | None:
     """Return the base's fingerprint where one is named.
 
     Raises:
@@ -151,7 +151,7 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _refuse_twins(document: Document, names: list[str]) -> None:
+def _refuse_twins(document: YamlSource, names: list[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if (other := seen.setdefault(name.lower(), name)) != name:

@@ -12,7 +12,7 @@ NOT_FOR_TRAINING = ("datasets", "scipy", "sklearn")
 
 
 @contextmanager
-def absent(*packages: str) -> Iterator[None]:
+def hide_packages(*packages: str) -> Iterator[None]:
     """Let packages be not installed while the block runs; those that are loaded stay.
 
     Whoever imports them afterwards gets them.

@@ -25,18 +25,18 @@ from flwr.app import Context, Message, RecordDict
 
 from fedfora.config import Scalar
 from fedfora.data.loading import DataError
-from fedfora.deployment import codes, wire
+from fedfora.deployment import codes, socket_wire
 from fedfora.deployment.client_app import ANSWER_S, SOCKET
-from fedfora.deployment.pulse import PULSE, Pulse
+from fedfora.deployment.heartbeat import HEARTBEAT, Heartbeat
 from fedfora.deployment.run_state import RUN_NAME
 from fedfora.deployment.supervisor import only_one
-from fedfora.federated.common_settings import at_site
 from fedfora.federated.engines.embedded import introduce_this_process
 from fedfora.federated.settings import from_run_config
+from fedfora.federated.settings_scope import at_site
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site.identity import SIGNING_KEY, SITE_KEYS, SITE_STATE
-from fedfora.federated.wire.exchange import FrozenFactorsMissingError
-from fedfora.federated.workplace import SITE_NAME, Workplace, open_workplace, site_of
+from fedfora.federated.site_runtime import SITE_NAME, SiteRuntime, load_runtime, site_of
+from fedfora.federated.wire.messages import FrozenFactorsMissingError
 from fedfora.privacy.accounting import BudgetSpent
 from fedfora.reporting.memory import peak_memory_bytes
 from fedfora.reporting.record import write_text
@@ -85,27 +85,29 @@ class Trainer:
     keys: tuple[Path, Path] | None = None
     base_fingerprint: str | None = None
     answered: int = 0
-    pulse: Pulse = field(init=False)
+    heartbeat: Heartbeat = field(init=False)
     _contexts: dict[int, Context] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         introduce_this_process()
-        self.pulse = Pulse(self.state / PULSE)
+        self.heartbeat = Heartbeat(self.state / HEARTBEAT)
         self._app = make_client_app()
 
-    def answer(self, head: wire.Head, content: RecordDict) -> tuple[wire.Head, RecordDict]:
+    def answer(
+        self, head: socket_wire.Header, content: RecordDict
+    ) -> tuple[socket_wire.Header, RecordDict]:
         """Do what is asked; whatever goes wrong, the answer is a code and the text is logged."""
         operation = head.get("operation")
         try:
             if operation == INFO:
                 return self.info(), RecordDict()
             if operation not in OPERATIONS:
-                raise wire.WireError(f"no such operation: {operation!r}")
+                raise socket_wire.WireError(f"no such operation: {operation!r}")
             reply = self._do(str(operation), head, content)
             self.answered += 1
             return {}, reply
         except Exception as error:
-            code = codes.new(word_for(error, str(operation)))
+            code = codes.new_code(word_for(error, str(operation)))
             logger.exception("%s: %s", code, operation)
             return {codes.CODE: code}, RecordDict()
 
@@ -125,17 +127,17 @@ class Trainer:
         if not path.is_file():
             return
         try:
-            open_workplace(json.loads(path.read_text(encoding="utf-8")))
+            load_runtime(json.loads(path.read_text(encoding="utf-8")))
         except Exception:
             logger.exception("the last run's base could not be opened ahead of time")
 
-    def _do(self, operation: str, head: wire.Head, content: RecordDict) -> RecordDict:
+    def _do(self, operation: str, head: socket_wire.Header, content: RecordDict) -> RecordDict:
         run_config = self._settings(head["settings"], str(head["run"]))
         context = self._context(int(head["run"]), run_config)
         site_of(self._open(run_config), context.node_config)  # opened once, in what time it takes
         message = Message(content, dst_node_id=1, message_type=OPERATIONS[operation])
         message.metadata.__dict__["_message_id"] = "1"  # as Flower's own grids do
-        with self.pulse.during(operation, float(head.get(ANSWER_S, math.inf))):
+        with self.heartbeat.during(operation, float(head.get(ANSWER_S, math.inf))):
             return self._app(message, context).content
 
     def _settings(self, received: dict[str, Scalar], run_id: str) -> dict[str, Scalar]:
@@ -154,10 +156,10 @@ class Trainer:
             raise SettingsError(str(error)) from error
         return run_config
 
-    def _open(self, run_config: dict[str, Scalar]) -> Workplace:
+    def _open(self, run_config: dict[str, Scalar]) -> SiteRuntime:
         """Open the base; it stays open until a run has other settings."""
         try:
-            workplace = open_workplace(run_config)
+            workplace = load_runtime(run_config)
         except (ValueError, OSError) as error:
             raise BaseError(str(error)) from error
         found = workplace.base_fingerprint
@@ -191,7 +193,7 @@ def word_for(error: Exception, operation: str) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "DISK"
     words: list[tuple[type[Exception] | tuple[type[Exception], ...], str]] = [
-        (wire.WireError, "MESSAGE"),
+        (socket_wire.WireError, "MESSAGE"),
         (SettingsError, "SETTINGS"),
         (BaseError, "BASE"),
         (DataError, "DATA"),
@@ -205,14 +207,14 @@ def word_for(error: Exception, operation: str) -> str:
     return operation.upper() if operation in OPERATIONS else "MESSAGE"
 
 
-def serve(trainer: Trainer, *, max_bytes: int = wire.MAX_BYTES) -> None:
+def serve(trainer: Trainer, *, max_bytes: int = socket_wire.MAX_BYTES) -> None:
     """Listen in the trainer's state directory for ever.
 
     Raises:
         ValueError: If another trainer works there.
     """
     with only_one(trainer.state, "trainer.lock"), _listening(trainer.state) as listener:
-        trainer.pulse.start()
+        trainer.heartbeat.start()
         trainer.warm_up()
         logger.info("%s listens", trainer.name)
         while True:
@@ -226,13 +228,13 @@ def _converse(connection: socket.socket, trainer: Trainer, max_bytes: int) -> No
     """Answer one message; who asked may be gone by then."""
     try:
         try:
-            head, content = wire.receive(connection, max_bytes=max_bytes)
-        except wire.WireError:
-            code = codes.new("MESSAGE")
+            head, content = socket_wire.receive(connection, max_bytes=max_bytes)
+        except socket_wire.WireError:
+            code = codes.new_code("MESSAGE")
             logger.exception("%s", code)
-            wire.send(connection, {codes.CODE: code}, RecordDict())
+            socket_wire.send(connection, {codes.CODE: code}, RecordDict())
             return
-        wire.send(connection, *trainer.answer(head, content))
+        socket_wire.send(connection, *trainer.answer(head, content))
     except OSError:
         logger.exception("whoever asked went away")
 

@@ -5,14 +5,14 @@ import os
 import sys
 
 from fedfora.deployment.kit import read_site_kit
-from fedfora.deployment.spare_imports import NOT_FOR_TRAINING, absent
+from fedfora.deployment.spare_imports import NOT_FOR_TRAINING, hide_packages
 
 
 def main(directory: str) -> None:
     """Serve the site whose kit lies in a directory."""
-    with absent(*NOT_FOR_TRAINING):
+    with hide_packages(*NOT_FOR_TRAINING):
         from fedfora.deployment.trainer import Trainer, serve
-    from fedfora.federated.common_settings import as_scalar
+    from fedfora.federated.settings_scope import as_scalar
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     kit = read_site_kit(directory)

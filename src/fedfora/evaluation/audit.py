@@ -10,7 +10,7 @@ import yaml
 
 from fedfora.adapter.state import read_state, set_trainable, write_state
 from fedfora.config import flag
-from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format
+from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.exposure import UNSEEN, exposures
@@ -72,7 +72,7 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
         raise ValueError("--held_out_file is missing: rows of the same kind, not trained on")
     base = load_base(ModelArguments(**config["model"]))
     model = load_adapter(base, directory)
-    prompts = read_prompt_format(directory) or prompt_format(data, base.tokenizer)
+    prompts = read_prompt_format(directory) or prompt_format_of(data, base.tokenizer)
     members, others = (
         _some_rows(file, data, base.tokenizer, prompts, arguments.max_rows)
         for file in (data.train_file, held_out)

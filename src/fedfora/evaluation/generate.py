@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from fedfora._seeds import derive_seed
+from fedfora.seeds import derive_seed
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from fedfora.adapter.per_example import PerExampleGradients
 from fedfora.data.encoding import IGNORED, Encoded
-from fedfora.models.row_losses import row_losses
+from fedfora.models.losses import row_losses
 from fedfora.privacy.clipping import shrink_factor
 from fedfora.privacy.noise import SecretNoise
 

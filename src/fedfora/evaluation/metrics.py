@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fedfora._registry import Registry
+from fedfora.registry import Registry
 
 KINDS = ("triples", "text", "choice")
 

@@ -21,9 +21,9 @@ from fedfora.evaluation.output import (
     finished_scores,
     write_predictions,
 )
+from fedfora.evaluation.plan import PredictionPlan, prepare
 from fedfora.evaluation.scores import score
 from fedfora.evaluation.settings import PredictSettings
-from fedfora.evaluation.task import Task, prepare
 from fedfora.models.fingerprint import describe, fingerprint, same_model
 from fedfora.models.loading import Base, load_adapter, load_base, merge_adapter
 from fedfora.reporting.finish import finish_run
@@ -72,7 +72,7 @@ def predict(settings: PredictSettings, view: View) -> dict[str, Any]:
         raise
 
 
-def _check_base(task: Task, base: Base, base_fingerprint: str) -> None:
+def _check_base(task: PredictionPlan, base: Base, base_fingerprint: str) -> None:
     """Raise if the adapter was trained on another model; warn if on the same, loaded otherwise.
 
     Raises:
@@ -99,7 +99,7 @@ def _check_base(task: Task, base: Base, base_fingerprint: str) -> None:
     )
 
 
-def _model(task: Task, base: Base) -> Any:
+def _model(task: PredictionPlan, base: Base) -> Any:
     if task.adapter_dir is None:
         return base.model
     if task.settings.predict.merge:
@@ -107,7 +107,7 @@ def _model(task: Task, base: Base) -> Any:
     return load_adapter(base, task.adapter_dir)
 
 
-def _open_record(task: Task, base_fingerprint: str) -> RunRecord:
+def _open_record(task: PredictionPlan, base_fingerprint: str) -> RunRecord:
     """Make the run directory, or open that of the run that is continued."""
     if task.settings.predict.overwrite_output_dir:
         clear(Path(task.settings.predict.output_dir))
@@ -122,7 +122,7 @@ def _open_record(task: Task, base_fingerprint: str) -> RunRecord:
 
 
 def _generate(
-    task: Task, model: Any, tokenizer: Any, record: RunRecord, view: View
+    task: PredictionPlan, model: Any, tokenizer: Any, record: RunRecord, view: View
 ) -> dict[str, Any]:
     """Answer the rows that are not answered yet; when all are, score and write them."""
     started = time.monotonic()
@@ -152,7 +152,9 @@ def _generate(
     return scores
 
 
-def _answer(task: Task, model: Any, tokenizer: Any, rows: list[int]) -> list[dict[str, Any]]:
+def _answer(
+    task: PredictionPlan, model: Any, tokenizer: Any, rows: list[int]
+) -> list[dict[str, Any]]:
     """Return what is kept of each row of a batch: its prediction, and a choice's likelihoods."""
     decoding, evaluation = task.settings.decoding, task.settings.evaluation
     texts = answer_batch(
@@ -184,7 +186,7 @@ def _answer(task: Task, model: Any, tokenizer: Any, rows: list[int]) -> list[dic
 
 
 def _score(
-    task: Task, answers: list[dict[str, Any]]
+    task: PredictionPlan, answers: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[int, dict[str, float]]]:
     """Return the scores of all rows that have references, and those of each."""
     known = [i for i, example in enumerate(task.examples) if example.output is not None]
@@ -210,7 +212,7 @@ def _score(
 
 
 def _measure_loss(
-    task: Task, model: Any, tokenizer: Any, record: RunRecord, view: View
+    task: PredictionPlan, model: Any, tokenizer: Any, record: RunRecord, view: View
 ) -> dict[str, Any]:
     """Measure how likely the references are, without writing answers."""
     view.total = len(task.examples)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fedfora._seeds import derive_seed
 from fedfora.evaluation import original as _original  # noqa: F401  # fills METRICS
 from fedfora.evaluation import text  # noqa: F401  # fills METRICS
 from fedfora.evaluation.bootstrap import interval, resampled_sums
 from fedfora.evaluation.choice import are_letters, letters_of
 from fedfora.evaluation.metrics import KINDS, METRICS, Answer, Metric
 from fedfora.evaluation.triples import are_triples, relation_scores
+from fedfora.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 
-from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
 from fedfora.models.saving import RECORD, WEIGHTS
 from fedfora.protection.provenance import verify_directory
 from fedfora.protection.sealing import is_sealed, load_tensors
+from fedfora.seeds import derive_seed
 
 CONFIG = "adapter_config.json"
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from peft import PeftModel
 
-from fedfora._registry import Registry
 from fedfora.export.deviation import Deviation, deviation, logits, probe
-from fedfora.export.gguf_lora import import_gguf, to_gguf
+from fedfora.export.gguf import import_gguf, to_gguf
 from fedfora.export.llama import export_llama
 from fedfora.export.llama_cpp import check_llama_cpp, llama_cpp_logits
 from fedfora.export.lora import to_lora
@@ -26,9 +25,10 @@ from fedfora.models.loading import (
     load_base,
     merge_adapter,
 )
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 from fedfora.models.saving import read_prompt_format
 from fedfora.models.settings import ModelArguments
+from fedfora.registry import Registry
 from fedfora.reporting.record import write_text
 
 # A format writes a directory and returns lines that say how far it is from the source.

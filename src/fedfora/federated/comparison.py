@@ -12,22 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedfora._seeds import derive_seed
 from fedfora.adapter.state import fold
 from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
 from fedfora.evaluation.evaluate import evaluate
-from fedfora.federated.planning import num_test_rows, work_of
+from fedfora.federated.preflight import num_test_rows, work_of
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.sharing import site_names
 from fedfora.federated.simulation import simulate
-from fedfora.federated.workplace import Workplace, open_site, open_workplace
+from fedfora.federated.site_runtime import SiteRuntime, load_runtime, open_site
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.finish import write_results
 from fedfora.reporting.memory import peak_memory_bytes, reset_peak_memory
 from fedfora.reporting.record import append_event
 from fedfora.reporting.view import EVALUATED_ROW, View, clock
-from fedfora.training.schedule import Stretch
+from fedfora.seeds import derive_seed
+from fedfora.training.schedule import StepWindow
 from fedfora.training.trainer import StepReport
 
 
@@ -83,7 +83,7 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     started = time.monotonic()
     examples = load_examples(settings.data.test_file, settings.data)
     examples = examples[: settings.evaluation.max_eval_samples]
-    workplace = open_workplace(settings.run_config())
+    workplace = load_runtime(settings.run_config())
     sites = [open_site(workplace, i) for i in range(len(site_names(settings)))]
     rounds: list[dict[str, Any]] = []
 
@@ -138,7 +138,7 @@ def _measured(
     name: str,
     kind: str,
     prepare: Callable[[], object],
-    workplace: Workplace,
+    workplace: SiteRuntime,
     examples: list[Example],
     view: View,
 ) -> Row:
@@ -163,7 +163,7 @@ def _measured(
 
 
 def _train(
-    workplace: Workplace, encoded: Encoded, name: str, view: View, *, batches: int = 1
+    workplace: SiteRuntime, encoded: Encoded, name: str, view: View, *, batches: int = 1
 ) -> None:
     """Train the fresh adapter as long as the federation does, `batches` times the rows per step."""
     train = workplace.settings.train
@@ -179,7 +179,7 @@ def _train(
         workplace.fresh,
         encoded,
         replace(train, gradient_accumulation_steps=batches * train.gradient_accumulation_steps),
-        stretch=Stretch(first_step=0, num_steps=num_steps, total_steps=num_steps),
+        stretch=StepWindow(first_step=0, num_steps=num_steps, total_steps=num_steps),
         seed=derive_seed(train.seed, "train", name),
         on_step=show,
     )

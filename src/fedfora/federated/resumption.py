@@ -12,7 +12,7 @@ from fedfora.federated.settings import SECTIONS, FederationSettings
 MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume"}
 
 
-def resolve(argv: Sequence[str], parser: ConfigParser) -> FederationSettings:
+def resolve_settings(argv: Sequence[str], parser: ConfigParser) -> FederationSettings:
     """Return the settings that are meant: those typed, or those of the run to go on with.
 
     Args:

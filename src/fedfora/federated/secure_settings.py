@@ -6,7 +6,7 @@ from fedfora.config import flag
 from fedfora.federated.aggregation import RULES, rules_of
 from fedfora.federated.aggregation.means import mean_of_factors
 from fedfora.federated.aggregation_settings import AggregationArguments
-from fedfora.federated.round_settings import RoundArguments
+from fedfora.federated.arguments import RoundArguments
 from fedfora.federated.secure_aggregation.graph import MIN_SITES
 
 

@@ -14,7 +14,7 @@ from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import RULES, Moment, Rule, rule_of_round, rules_of
 from fedfora.federated.aggregation.means import mean_of_factors
 from fedfora.federated.aggregation_settings import AggregationArguments
-from fedfora.federated.round_settings import RoundArguments
+from fedfora.federated.arguments import RoundArguments
 from fedfora.federated.secure_settings import SecureAggregationArguments, check_secure
 from fedfora.federated.shared_noise import check_shared
 from fedfora.models.settings import AdapterArguments, ModelArguments

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedfora.federated.aggregation_settings import AggregationArguments
-from fedfora.federated.round_settings import RoundArguments
+from fedfora.federated.arguments import RoundArguments
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.privacy.accounting import noise_multiplier_for
@@ -33,9 +33,9 @@ from fedfora.privacy.clipping import noise_share_std
 from fedfora.privacy.noise import Integers, SecretNoise
 from fedfora.privacy.settings import PrivacyArguments
 
-CURIOUS = 1  # sites that know their own share and would take it off
-ROOM = 8.0  # standard deviations of the sum's noise that must fit before it wraps around
-FINEST = 1000  # steps of the grid in one standard deviation, at least
+NUM_CURIOUS_SITES = 1  # sites that know their own share and would take it off
+HEADROOM_STDS = 8.0  # standard deviations of the sum's noise that must fit before it wraps around
+MIN_STEPS_PER_STD = 1000  # steps of the grid in one standard deviation, at least
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class SharedNoise:
         """Return the standard deviation of one site's share."""
         if not self.noise_multiplier:
             return 0.0
-        fewest = terms.min_survivors - CURIOUS
+        fewest = terms.min_survivors - NUM_CURIOUS_SITES
         return noise_share_std(self.noise_multiplier, self.clipping_norm, fewest)
 
     def draw(self, count: int, terms: Terms, code: FixedPoint) -> Integers:
@@ -70,14 +70,14 @@ class SharedNoise:
             ValueError: Naming --secagg_range and what it must be.
         """
         std, sites = self.std(terms), len(terms.participants)
-        needed = self.clipping_norm + ROOM * std / math.sqrt(sites)
+        needed = self.clipping_norm + HEADROOM_STDS * std / math.sqrt(sites)
         if not code.value_range >= needed:
             raise ValueError(
                 f"--secagg_range {code.value_range:g} does not hold updates of length "
                 f"{self.clipping_norm:g} and the noise of {sites} sites: at least "
                 f"{math.ceil(1000 * needed) / 1000:g}"
             )
-        if std and std < FINEST * code.step:
+        if std and std < MIN_STEPS_PER_STD * code.step:
             raise ValueError(
                 f"--secagg_range {code.value_range:g} makes steps of {code.step:.2g}, too coarse "
                 f"for noise of {std:.2g}: a smaller range"

@@ -1,11 +1,11 @@
 """The sites of a simulated federation: which rows each of them has."""
 
-from fedfora._seeds import derive_seed
 from fedfora.data.loading import Example, load_chosen
 from fedfora.data.partition import partition
 from fedfora.federated.settings import FederationSettings
+from fedfora.seeds import derive_seed
 
-SITES = "sites"  # directory of a run in which each site keeps what is its own
+SITES_DIR = "sites"  # directory of a run in which each site keeps what is its own
 
 
 def site_names(settings: FederationSettings) -> list[str]:
@@ -15,7 +15,7 @@ def site_names(settings: FederationSettings) -> list[str]:
         ValueError: If the rows cannot be read or shared out so, or more sites are to be drawn for a
             round than there are.
     """
-    _, parts = share_out(settings)
+    _, parts = partition_sites(settings)
     drawn = settings.federation.clients_per_round
     if drawn is not None and drawn > len(parts):
         raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
@@ -27,7 +27,7 @@ def site_names(settings: FederationSettings) -> list[str]:
     return list(parts)
 
 
-def share_out(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:
+def partition_sites(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:
     """Return all rows, and the numbers of each site's rows by its name.
 
     Raises:

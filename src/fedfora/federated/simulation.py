@@ -9,12 +9,12 @@ from typing import Any
 
 from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.server_app import make_server_app
-from fedfora.federated.coordinator.strategy import Contribution
+from fedfora.federated.coordinator.strategy import SiteResult
 from fedfora.federated.engines.by_name import ENGINES
-from fedfora.federated.planning import check_simulation
+from fedfora.federated.preflight import preflight
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site.client_app import make_client_app
-from fedfora.federated.workplace import check_rows, open_workplace
+from fedfora.federated.site_runtime import check_rows, load_runtime
 from fedfora.reporting.follow import Follower
 from fedfora.reporting.view import EVALUATED_ROW, View
 from fedfora.training.trainer import StepReport
@@ -32,13 +32,13 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
     Raises:
         ValueError: If rows, model or settings do not work; the message names the flag.
     """
-    names = check_simulation(settings)
+    names = preflight(settings)
     run_config = settings.run_config()
     watcher = SimulationView(view, settings)
     client_app = make_client_app()
     if settings.rounds.engine == "embedded":
         client_app = make_client_app(watcher.site_step)
-        check_rows(open_workplace(run_config))
+        check_rows(load_runtime(run_config))
         gc.collect()
         gc.freeze()  # what is loaded stays; looking through it again after every site is slow
     ENGINES[settings.rounds.engine](make_server_app(watcher), client_app, len(names), run_config)
@@ -80,7 +80,7 @@ class SimulationView(RoundView):
         self._read_record()
         self.view.line(f"{self.label:12s} without {site}: {reason}")
 
-    def contributed(self, contribution: Contribution) -> None:
+    def contributed(self, contribution: SiteResult) -> None:
         """Mark a site whose update has come; show its work where its steps were out of sight."""
         self.view.board.site(contribution.site).state = "sent"
         report = contribution.report

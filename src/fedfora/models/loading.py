@@ -13,15 +13,15 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import draw_inner_factors
-from fedfora.models.place import path_of
+from fedfora.models.resolve import resolve_model
 from fedfora.models.saving import WEIGHTS
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.protection.provenance import verify_directory
 from fedfora.protection.sealing import is_sealed, load_tensors
+from fedfora.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def load_base(settings: ModelArguments) -> Base:
     Raises:
         ValueError: If no model is named, or the directory holds none, or no tokenizer.
     """
-    path, name = path_of(settings), str(settings.model_name_or_path)
+    path, name = resolve_model(settings), str(settings.model_name_or_path)
     tokenizer = _tokenizer_at(path, settings)
     dtype, sharded = _dtype(settings, path), is_deepspeed_zero3_enabled()
     if sharded and settings.quantization != "none":
@@ -74,7 +74,7 @@ def load_tokenizer(settings: ModelArguments) -> Any:
     Raises:
         ValueError: If no model is named, or it has no tokenizer.
     """
-    return _tokenizer_at(path_of(settings), settings)
+    return _tokenizer_at(resolve_model(settings), settings)
 
 
 def _tokenizer_at(path: str, settings: ModelArguments) -> Any:
@@ -100,7 +100,7 @@ def context_length(settings: ModelArguments) -> int | None:
     Raises:
         ValueError: If the model has no configuration that transformers can read.
     """
-    text = _config_at(path_of(settings), settings).get_text_config()
+    text = _config_at(resolve_model(settings), settings).get_text_config()
     for key in ("max_position_embeddings", "model_max_length", "n_positions", "seq_length"):
         if isinstance(length := getattr(text, key, None), int):
             return length

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.adapter.config import alpha_at_rank
-from fedfora.adapter.state import State
+from fedfora.adapter.state import AdapterState
 from fedfora.data.encoding import PromptFormat
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors
@@ -22,7 +22,7 @@ RECORD, WEIGHTS = "fedfora.json", "adapter_model.safetensors"
 
 
 def save_adapter(
-    directory: Path, state: State, adapter_config: dict[str, Any], record: dict[str, Any]
+    directory: Path, state: AdapterState, adapter_config: dict[str, Any], record: dict[str, Any]
 ) -> None:
     """Write an adapter of five factors; each file appears whole or not at all.
 
@@ -41,7 +41,7 @@ def save_adapter(
     sign_directory(directory, {**record, "packages": environment()["packages"]})
 
 
-def read_adapter(directory: str | Path) -> State:
+def read_adapter(directory: str | Path) -> AdapterState:
     """Return all five factors of a saved adapter, named as `read_state` names them.
 
     Raises:

@@ -20,7 +20,7 @@ _STYLES = {"waits": "dim", "sent": "green", "in": "green", "left out": "red", "a
 
 
 @dataclass
-class Site:
+class SiteRow:
     """What is known of a site.
 
     Args:
@@ -40,15 +40,15 @@ class Site:
 class Board:
     """Where a run stands."""
 
-    sites: dict[str, Site] = field(default_factory=dict)
+    sites: dict[str, SiteRow] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     sent_bytes: int = 0
     round_number: int = 0
     drawn_round: int = 0
 
-    def site(self, name: str) -> Site:
+    def site(self, name: str) -> SiteRow:
         """Return a site's entry, new if it is not known yet."""
-        return self.sites.setdefault(name, Site())
+        return self.sites.setdefault(name, SiteRow())
 
     def draw(self, names: list[str]) -> None:
         """Begin a round with these sites."""
@@ -88,7 +88,7 @@ class Board:
                 site.sent_bytes += sent
                 self.sent_bytes += sent
 
-    def said(self) -> list[str]:
+    def summary(self) -> list[str]:
         """Return the numbers in the order in which one asks for them."""
         said = number_words(self.numbers)
         return said + ([f"sent {data_size(self.sent_bytes)}"] if self.sent_bytes else [])
@@ -115,13 +115,13 @@ def render(board: Board) -> RenderableType:
         if len(sites) > SITES_SHOWN:
             table.add_row(f"and {len(sites) - SITES_SHOWN} more", "", "", "", "")
         parts.append(table)
-    if board.said():
-        said = "   ".join(board.said())
+    if board.summary():
+        said = "   ".join(board.summary())
         parts.append(Text(said, style="cyan", no_wrap=False, overflow="fold"))
     return Group(*parts)
 
 
-def _rank(site: Site) -> int:
+def _rank(site: SiteRow) -> int:
     """Order of few among many: who works, who is left out, who waits, and the rest as they came."""
     if site.state.startswith("step"):
         return 0

@@ -13,7 +13,7 @@ from rich.live import Live
 
 from fedfora.reporting.history import read_run
 from fedfora.reporting.live import start_live
-from fedfora.reporting.standing import Standing
+from fedfora.reporting.standing import RunStatus
 
 LOOK_S = 0.5
 
@@ -32,7 +32,7 @@ class RunsBoard:
         self._runs = runs
         self._began = time.time()
         self._looked = 0.0
-        self._standing: Standing | None = None
+        self._standing: RunStatus | None = None
         self._live: Live | None = None
 
     def __enter__(self) -> "RunsBoard":
@@ -67,9 +67,9 @@ class RunsBoard:
             if newest is not None and (
                 self._standing is None or self._standing.directory != newest
             ):
-                self._standing = Standing(read_run(newest))
+                self._standing = RunStatus(read_run(newest))
             if self._standing is not None:
-                self._standing.look()
+                self._standing.update()
         except (OSError, ValueError):
             return
 

@@ -16,7 +16,7 @@ from fedfora.reporting.wording import duration
 QUIET_S = 60.0  # after so long without a line, a person wants to know
 
 
-class Standing:
+class RunStatus:
     """Where a run stands, and how long it will take.
 
     Args:
@@ -29,12 +29,12 @@ class Standing:
         self.name, self.directory = run.name, run.directory
         self.axis = "round" if run.config.get("federation") else "step"
         self.total: int | None = run.setting("federation", "num_rounds")
-        self.place = 0
+        self.position = 0
         self.seconds = 0.0  # of the run's clock, at its last line
         self.heard = time.time() - _age(run.directory)
         self.over = False
 
-    def look(self) -> list[str]:
+    def update(self) -> list[str]:
         """Take in what the run has told since.
 
         Returns:
@@ -53,7 +53,7 @@ class Standing:
 
     def _take(self, event: Event) -> None:
         self.board.take(event)
-        self.place = event.get(self.axis, self.place)
+        self.position = event.get(self.axis, self.position)
         self.seconds = event.get("seconds", self.seconds)
         self.total = event.get("steps", self.total) if self.axis == "step" else self.total
         self.over = event.get("event") == "finished" or (
@@ -64,9 +64,9 @@ class Standing:
         """Return the board with the run's name, bar and age of the last line."""
         bar = progress_bar()
         task = bar.add_task(
-            f"{self.axis} {max(self.place, self.board.drawn_round)}",
+            f"{self.axis} {max(self.position, self.board.drawn_round)}",
             total=self.total,
-            completed=self.place,
+            completed=self.position,
             numbers="",
         )
         bar.columns = bar.columns[:3]  # its clock knows only this process
@@ -77,8 +77,8 @@ class Standing:
         left = self._seconds_left()
         return "   ".join(
             [
-                f"{self.axis} {self.place}/{self.total or '?'}",
-                *self.board.said(),
+                f"{self.axis} {self.position}/{self.total or '?'}",
+                *self.board.summary(),
                 *([] if left is None or self.over else [f"{clock(left)} left"]),
             ]
         )
@@ -92,10 +92,10 @@ class Standing:
         return "  ".join(parts)
 
     def _seconds_left(self) -> float | None:
-        if not self.total or not self.place:
+        if not self.total or not self.position:
             return None
         since = time.time() - self.heard
-        return max(0.0, self.seconds / self.place * (self.total - self.place) - since)
+        return max(0.0, self.seconds / self.position * (self.total - self.position) - since)
 
 
 def _age(directory: Path) -> float:

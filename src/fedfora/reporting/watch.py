@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.live import Live
 
 from fedfora.reporting.history import read_run
-from fedfora.reporting.standing import Standing
+from fedfora.reporting.standing import RunStatus
 
 
 def watch(
@@ -24,24 +24,24 @@ def watch(
     Raises:
         ValueError: If there is no run.
     """
-    standing = Standing(read_run(directory))
+    standing = RunStatus(read_run(directory))
     if once:
-        standing.look()
+        standing.update()
         console.print(standing.renderable())
     elif console.is_terminal:
         with Live(
             get_renderable=standing.renderable, console=console, refresh_per_second=4
         ) as live:
-            while standing.look() is not None and not standing.over:
+            while standing.update() is not None and not standing.over:
                 time.sleep(interval_s)
             live.refresh()
     else:
         _watch_plainly(standing, console, interval_s=interval_s)
 
 
-def _watch_plainly(standing: Standing, console: Console, *, interval_s: float) -> None:
+def _watch_plainly(standing: RunStatus, console: Console, *, interval_s: float) -> None:
     while True:
-        for line in standing.look():
+        for line in standing.update():
             console.print(line, highlight=False)
         if standing.over:
             return

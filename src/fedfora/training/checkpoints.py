@@ -18,10 +18,10 @@ from fedfora.reporting.record import write_text
 from fedfora.training.trainer import Progress
 
 PROGRESS = "progress.json"
-NEWEST = ("last", "true", "True")
+NEWEST_ALIASES = ("last", "true", "True")
 
 # What may differ between the pieces of one training: where and how often is written, not what.
-FREE = {
+MAY_DIFFER = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "save_steps"),
     *("save_total_limit", "logging_steps", "report_to", "local_rank", "deepspeed"),
     *("cache_dir", "overwrite_cache", "preprocessing_num_workers", "per_device_eval_batch_size"),
@@ -41,7 +41,7 @@ def checkpoint_to_resume(output_dir: str, resume_from: str | None) -> Path | Non
     """
     if resume_from is None:
         return None
-    if resume_from in NEWEST:
+    if resume_from in NEWEST_ALIASES:
         return newest_checkpoint(Path(output_dir))
     path = Path(resume_from)
     if not (path / PROGRESS).is_file():
@@ -116,7 +116,7 @@ def identity_of(settings: Mapping[str, Mapping[str, Any]], **facts: Any) -> dict
         **facts: For example fingerprints of base and rows.
     """
     flat = {name: v for section in settings.values() for name, v in section.items()}
-    return {name: v for name, v in flat.items() if name not in FREE} | facts
+    return {name: v for name, v in flat.items() if name not in MAY_DIFFER} | facts
 
 
 def _checkpoints(run_dir: Path) -> Iterator[Path]:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from fedfora.adapter.state import State, read_state, state_from_dict
+from fedfora.adapter.state import AdapterState, read_state, state_from_dict
 
 
-def gathered_state(trainer: Any) -> State:
+def gather_adapter(trainer: Any) -> AdapterState:
     """Return all factors, whole; every process of the training must call this.
 
     Under DeepSpeed ZeRO-3 only the adapter's weights are gathered, under FSDP the model's, on the

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from fedfora.training.arguments import process_arguments
 from fedfora.training.settings import TrainSettings
-from fedfora.training.trainer_arguments import process_arguments
 
 STALE_LOCK_S = 600  # DeepSpeed's operators compile in about two minutes
 

@@ -15,15 +15,15 @@ import torch
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback, TrainingArguments
 
 from fedfora.data.encoding import IGNORED, Encoded
-from fedfora.training.long_run import LongRun
+from fedfora.training.arguments import loraplus_optimizer, trainer_arguments
+from fedfora.training.dp_sgd import RecordPrivacy
+from fedfora.training.long_run import Checkpointing
 from fedfora.training.packing import check_no_leak, collate_packed, pack
-from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.private_steps import TRAINER_ARGUMENTS, PrivateSteps
 from fedfora.training.proximal import ProximalTerm
-from fedfora.training.schedule import Stretch
+from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
-from fedfora.training.trainer_arguments import loraplus_optimizer, trainer_arguments
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def train_locally(
     encoded: Encoded,
     settings: TrainArguments,
     *,
-    stretch: Stretch,
+    stretch: StepWindow,
     seed: int,
     callbacks: Iterable[TrainerCallback] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
-    long_run: LongRun | None = None,
+    long_run: Checkpointing | None = None,
     privacy: RecordPrivacy | None = None,
     proximal_mu: float = 0.0,
 ) -> LocalResult:
@@ -115,7 +115,7 @@ def _make_trainer(
     encoded: Encoded,
     settings: TrainArguments,
     arguments: TrainingArguments,
-    stretch: Stretch,
+    stretch: StepWindow,
 ) -> AdapterTrainer:
     trainer = make(
         model=model,

@@ -17,7 +17,7 @@ from fedfora.training.long_trainer import LongTrainer, SaveAdapter
 
 
 @dataclass(frozen=True)
-class LongRun:
+class Checkpointing:
     """How a long training is kept, watched and gone on with.
 
     Args:

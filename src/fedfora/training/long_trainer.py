@@ -15,12 +15,12 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.trainer_utils import rotate_checkpoints
 
-from fedfora.adapter.state import State, write_state
+from fedfora.adapter.state import AdapterState, write_state
 from fedfora.models.saving import WEIGHTS, read_adapter
 from fedfora.protection.keys import ENCRYPTION_FILE, encryption_key
 from fedfora.protection.sealing import is_sealed
 from fedfora.training.checkpoints import write_progress
-from fedfora.training.gathering import gathered_state
+from fedfora.training.gathering import gather_adapter
 from fedfora.training.sealed_state import (
     has_sealed_state,
     load_sealed_state,
@@ -28,7 +28,7 @@ from fedfora.training.sealed_state import (
 )
 from fedfora.training.trainer import AdapterTrainer, Progress
 
-SaveAdapter = Callable[[Path, State], None]
+SaveAdapter = Callable[[Path, AdapterState], None]
 
 
 class LongTrainer(AdapterTrainer):
@@ -71,7 +71,7 @@ class LongTrainer(AdapterTrainer):
                 was trained.
         """
         directory = Path(output_dir or self.args.output_dir)
-        state = gathered_state(self)
+        state = gather_adapter(self)
         if not self.args.should_save:
             return
         if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
@@ -147,7 +147,7 @@ class LongTrainer(AdapterTrainer):
         return found
 
 
-def check_saved(directory: Path, state: State) -> None:
+def check_saved(directory: Path, state: AdapterState) -> None:
     """Raise unless the adapter in a directory is exactly `state`, and whole.
 
     Raises:

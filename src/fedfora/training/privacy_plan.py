@@ -7,8 +7,8 @@ from pathlib import Path
 from fedfora.privacy.accounting import Ledger, Release, noise_multiplier_for
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.privacy.statement import record_statement
+from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult
-from fedfora.training.private_gradient import RecordPrivacy
 from fedfora.training.settings import TrainArguments
 
 

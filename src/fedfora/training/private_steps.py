@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fedfora.privacy.noise import SecretNoise
-from fedfora.training.private_gradient import (
+from fedfora.training.dp_sgd import (
     PoissonBatches,
     RecordPrivacy,
     check_gradients,

@@ -7,7 +7,7 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from fedfora._registry import unknown
+from fedfora.registry import unknown
 
 
 def reports(names: list[str]) -> list[str]:

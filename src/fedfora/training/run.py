@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedfora._seeds import derive_seed
-from fedfora.adapter.state import State
+from fedfora.adapter.state import AdapterState
 from fedfora.data.cache import encode_cached
 from fedfora.data.canaries import planted
 from fedfora.data.encoding import (
@@ -16,7 +15,7 @@ from fedfora.data.encoding import (
     PromptFormat,
     check_context,
     encode_examples,
-    prompt_format,
+    prompt_format_of,
 )
 from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, add_adapter, load_base
@@ -24,7 +23,8 @@ from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord, check_disk_space, check_output_dir
 from fedfora.reporting.view import View
-from fedfora.training.ahead import Rows, read_rows
+from fedfora.seeds import derive_seed
+from fedfora.training.arguments import check_device
 from fedfora.training.checkpoints import (
     checkpoint_to_resume,
     identity_of,
@@ -34,13 +34,13 @@ from fedfora.training.checkpoints import (
 )
 from fedfora.training.launch import Processes, start_processes
 from fedfora.training.local import LocalResult, train_locally, training_rows
-from fedfora.training.long_run import LongRun
+from fedfora.training.long_run import Checkpointing
+from fedfora.training.preflight import Rows, read_rows
 from fedfora.training.privacy_plan import PaidSteps, pay_for_steps
 from fedfora.training.reports import reports
-from fedfora.training.schedule import Stretch, num_steps
+from fedfora.training.schedule import StepWindow, num_steps
 from fedfora.training.settings import TrainArguments, TrainSettings
 from fedfora.training.trainer import Progress, StepReport
-from fedfora.training.trainer_arguments import check_device
 
 _IDENTIFYING = ("model", "adapter", "data", "train", "privacy")
 
@@ -106,7 +106,7 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         prepared.base.tokenizer,
         prepared.encoded,
         settings.train,
-        stretch=Stretch(first_step=0, num_steps=prepared.steps, total_steps=prepared.steps),
+        stretch=StepWindow(first_step=0, num_steps=prepared.steps, total_steps=prepared.steps),
         seed=derive_seed(settings.train.seed, "train", 0, 0),
         on_step=_Steps(
             view, record, prepared.steps, _logging_steps(settings, prepared), earlier.tokens
@@ -151,7 +151,7 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
     check_device(settings.train, base.model.device.type)
     base_fingerprint = fingerprint(base)
     model = add_adapter(base, settings.adapter, seed=seed)
-    prompts = prompt_format(data, base.tokenizer)
+    prompts = prompt_format_of(data, base.tokenizer)
     encoded = encode_cached(
         examples,
         base.tokenizer,
@@ -216,7 +216,7 @@ def _long_run(
     record: RunRecord | None,
     view: View,
     paid: PaidSteps | None,
-) -> LongRun:
+) -> Checkpointing:
     checkpoint, validation = settings.checkpoint, settings.validation
     arguments: dict[str, Any] = {
         "output_dir": settings.run.output_dir,
@@ -235,7 +235,7 @@ def _long_run(
             "greater_is_better": False,
             "load_best_model_at_end": validation.keeps_best,
         }
-    return LongRun(
+    return Checkpointing(
         trainer_arguments=arguments,
         save_adapter=partial(
             _save,
@@ -261,7 +261,7 @@ def _long_run(
 
 
 def _save(
-    adapter_config: dict[str, Any], record: dict[str, Any], directory: Path, state: State
+    adapter_config: dict[str, Any], record: dict[str, Any], directory: Path, state: AdapterState
 ) -> None:
     save_adapter(directory, state, adapter_config, record)
 

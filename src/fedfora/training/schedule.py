@@ -9,7 +9,7 @@ from transformers import get_scheduler
 
 
 @dataclass(frozen=True)
-class Stretch:
+class StepWindow:
     """A piece of a schedule: `num_steps` steps from `first_step` on, of `total_steps` in all."""
 
     first_step: int
@@ -45,7 +45,7 @@ def num_steps(
 
 
 def scheduler_from(
-    optimizer: Any, stretch: Stretch, *, lr_scheduler_type: str, warmup_ratio: float
+    optimizer: Any, stretch: StepWindow, *, lr_scheduler_type: str, warmup_ratio: float
 ) -> LambdaLR:
     """Return the whole schedule, started where the stretch starts."""
     whole = get_scheduler(

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
-from fedfora.models.row_losses import token_losses
+from fedfora.models.losses import token_losses
 from fedfora.training.packing import passes_of
 from fedfora.training.private_steps import PrivateSteps
 from fedfora.training.sampling import GroupedByLength
-from fedfora.training.schedule import Stretch, scheduler_from
+from fedfora.training.schedule import StepWindow, scheduler_from
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     def __init__(
         self,
         *,
-        stretch: Stretch,
+        stretch: StepWindow,
         warmup_ratio: float,
         group_by_length: bool = False,
         max_tokens_per_pass: int | None = None,

@@ -9,8 +9,8 @@ from fedfora.federated.aggregation import RULES
 from fedfora.federated.aggregation.update import absorb, part
 from fedfora.federated.coordinator.aggregator import Aggregator
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.wire.exchange import Exchange
 from fedfora.federated.wire.formats import FORMATS
+from fedfora.federated.wire.messages import RoundMessages
 
 SHAPES = {"q.A": (3, 9), "q.D": (7, 3), "q.E": (3, 3)}
 
@@ -34,7 +34,7 @@ def round_of():
         aggregator = aggregator or Aggregator(settings)
         rule = RULES[name]
         before = adapter(0) if start is None else start
-        exchange = Exchange(rule, before, FORMATS["float32"], seed=7, round_index=0)
+        exchange = RoundMessages(rule, before, FORMATS["float32"], seed=7, round_index=0)
         sites = [adapter(k) for k in (1, 2, 3)]
         if rule.absorbs:
             sites = [absorb(site) for site in sites]

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedfora.federated.coordinator.agreement import Agreement
-from fedfora.federated.coordinator.arrivals import ASK_AGAIN_ROUNDS, Arrivals
+from fedfora.federated.coordinator.arrivals import ASK_AGAIN_ROUNDS, LateJoiners
+from fedfora.federated.coordinator.handshake import Agreement
 from fedfora.federated.coordinator.membership import Membership
 from fedfora.federated.engines.embedded import FIRST_NODE_ID, EmbeddedGrid
 from fedfora.federated.wire.transport import Layout
@@ -52,7 +52,7 @@ class World:
     def arrivals(self, members=None):
         grid = EmbeddedGrid(self.app, [{"partition-id": i} for i in range(3)], {})
         members = members or Growing()
-        return Arrivals(grid, members, None, lambda *told: self.absent.append(told))
+        return LateJoiners(grid, members, None, lambda *told: self.absent.append(told))
 
 
 def test_those_who_come_late_join():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fedfora.federated.coordinator.outcome import outcome_lines, resume_hint
+from fedfora.federated.coordinator.outcome import next_steps, resume_hint
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def judge(run_dir, best):
 
 
 def test_nobody_judged(run_dir):
-    lines = outcome_lines(run_dir)
+    lines = next_steps(run_dir)
     assert lines[0] == f"adapter of the last round: {run_dir}"
     assert f"chat --adapter {run_dir}" in lines[2]
     assert not any("best" in line for line in lines)
@@ -30,14 +30,14 @@ def test_nobody_judged(run_dir):
 
 def test_an_earlier_round_was_better(run_dir):
     judge(run_dir, 1)
-    lines = outcome_lines(run_dir)
+    lines = next_steps(run_dir)
     assert f"adapter of the best round, 1 of 2: {run_dir / 'best'}" in lines
     assert any(f"--model_dir {run_dir / 'best'} " in line for line in lines)
 
 
 def test_the_last_round_was_the_best(run_dir):
     judge(run_dir, 2)
-    lines = outcome_lines(run_dir)
+    lines = next_steps(run_dir)
     assert lines[0] == f"adapter of the last round, which is also the best: {run_dir}"
     assert any(line.endswith(f"chat --adapter {run_dir}") for line in lines)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedfora.federated.coordinator.peers import median_of_others, middle_values
+from fedfora.federated.coordinator.outliers import median_of_others, middle_values
 from fedfora.federated.coordinator.screening import (
     WINDOW,
     Limits,
@@ -20,13 +20,13 @@ from fedfora.federated.coordinator.screening import (
     screen,
 )
 from fedfora.federated.engines.embedded import EmbeddedGrid
-from fedfora.federated.wire.reply import ARRAYS, METRICS, ORIGIN, Expected, Origin, Report
+from fedfora.federated.wire.reply import ARRAYS, METRICS, ORIGIN, ExpectedReply, Origin, Report
 from fedfora.federated.wire.transport import Layout, pack
 
 SENT = {"q.A": torch.zeros(2, 3), "q.D": torch.zeros(3, 2), "q.E": torch.zeros(2, 2)}
 LAYOUT = Layout.of(SENT)
 ORIGINS = Origin(1, "base", LAYOUT.digest)
-EXPECTED = Expected(ORIGINS, LAYOUT, pack(SENT, LAYOUT), SENT)
+EXPECTED = ExpectedReply(ORIGINS, LAYOUT, pack(SENT, LAYOUT), SENT)
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ import pytest
 
 from fedfora.federated.secure_aggregation import messages
 from fedfora.federated.secure_aggregation.client import SecureSite
+from fedfora.federated.secure_aggregation.crypto import agree, public_key
 from fedfora.federated.secure_aggregation.graph import COLLUDING, fewest_survivors
-from fedfora.federated.secure_aggregation.keys import agree, public_key
 from fedfora.federated.secure_aggregation.masks import add_mask, subtract_mask
 from fedfora.federated.secure_aggregation.messages import Delivery, Reveal, mask_context
 from fedfora.federated.secure_aggregation.shares import combine

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from fedfora.federated.common_settings import agreed_part
 from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.engines.embedded import EmbeddedGrid
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
+from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.site import secure_answers
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site.identity import open_identity

@@ -21,7 +21,7 @@ from fedfora.federated.site.identity import (
     simulated_identity,
 )
 from fedfora.federated.site.memory import AnsweredRounds
-from fedfora.federated.wire.taking_part import read_part
+from fedfora.federated.wire.taking_part import verify_participation
 from fedfora.models.saving import read_adapter
 from fedfora.protection.keys import key_id, make_signing_key, read_signing_key
 from fedfora.reporting.view import View
@@ -150,10 +150,10 @@ def test_a_signature_of_another_site_or_for_another_base_is_none(node_configs):
     part = sign_part(node_configs[1], 1, "base")
     public, signature = part["public-key"], part["signature"]
     other = sign_part(node_configs[2], 1, "base")["public-key"]
-    assert read_part(public, signature, 1, "base") == key_id(public)
+    assert verify_participation(public, signature, 1, "base") == key_id(public)
     for wrong in ((other, signature, 1, "base"), (public, signature, 2, "base")):
         with pytest.raises(ValueError, match="did not sign"):
-            read_part(*wrong)
+            verify_participation(*wrong)
     with pytest.raises(ValueError, match="site 1 did not sign"):
-        read_part(public, signature, 1, "another base")
+        verify_participation(public, signature, 1, "another base")
     assert sign_part({"partition-id": 0}, 0, "base") == {}

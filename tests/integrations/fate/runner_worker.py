@@ -33,7 +33,7 @@ transformers.Trainer.__init__ = with_tokenizer
 from fate_llm.runner.homo_seq2seq_runner import Seq2SeqRunner  # noqa: E402
 
 from fedfora.config import ConfigParser  # noqa: E402
-from fedfora.integrations.fate.joining import join  # noqa: E402
+from fedfora.integrations.fate.connection import join  # noqa: E402
 from fedfora.integrations.fate.runner_conf import runner_conf  # noqa: E402
 from fedfora.integrations.fate.settings import SECTIONS, FateSettings  # noqa: E402
 

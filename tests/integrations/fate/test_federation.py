@@ -15,7 +15,7 @@ from fedfora.adapter.state import fold
 from fedfora.data.clinic import clinic_rows
 from fedfora.federated.aggregation import RULES
 from fedfora.integrations.fate.installed import require_fate
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 from fedfora.models.saving import read_adapter
 from rabbitmq_broker import SERVER, broker
 

@@ -6,7 +6,7 @@ float32. To add a rule, write its function and register one `Rule` beside it.
 
 from fedfora.federated.aggregation.gauge import GAUGES
 from fedfora.federated.aggregation.robust import ROBUST
-from fedfora.federated.aggregation.rule import RULES, Rule, Update, Weighted
+from fedfora.federated.aggregation.rule import RULES, AdapterState, Rule, Weighted
 from fedfora.federated.aggregation.schedule import NAMES, Moment, rule_of_round, rules_of
 
 __all__ = [
@@ -14,9 +14,9 @@ __all__ = [
     "NAMES",
     "ROBUST",
     "RULES",
+    "AdapterState",
     "Moment",
     "Rule",
-    "Update",
     "Weighted",
     "rule_of_round",
     "rules_of",

@@ -8,17 +8,17 @@ Shape suffixes: I = inputs, O = outputs, R = rank.
 
 from collections.abc import Callable
 
-from fedfora._lowrank import FRESH_ROW_NORM, best_factors
-from fedfora._registry import Registry
 from fedfora._torch import Tensor, torch
-from fedfora.federated.aggregation.update import Update, layers_of, product
+from fedfora.federated.aggregation.update import AdapterState, layers_of, product
+from fedfora.lowrank import FRESH_ROW_NORM, best_factors
+from fedfora.registry import Registry
 
-Gauge = Callable[[Update, Update], Update]
+Gauge = Callable[[AdapterState, AdapterState], AdapterState]
 GAUGES: Registry[Gauge] = Registry("gauge")
 
 
 @GAUGES.register("svd")
-def svd(update: Update, reference: Update) -> Update:
+def svd(update: AdapterState, reference: AdapterState) -> AdapterState:
     """The canonical form: A with orthogonal rows, ordered by singular value, with fixed signs.
 
     It depends on the update alone; where singular values are close, those of two sites may come in
@@ -34,7 +34,7 @@ def svd(update: Update, reference: Update) -> Update:
 
 
 @GAUGES.register("aligned")
-def aligned(update: Update, reference: Update) -> Update:
+def aligned(update: AdapterState, reference: AdapterState) -> AdapterState:
     """The canonical form, rotated towards a reference by the closest rotation.
 
     Orthogonal Procrustes (Schoenemann 1966): G = U V^T from the SVD of A_ref A^T + D_ref^T D.
@@ -64,8 +64,10 @@ def rotate(D_OR: Tensor, A_RI: Tensor, D_ref_OR: Tensor, A_ref_RI: Tensor) -> tu
     return D_OR @ G_RR.mT, G_RR @ A_RI
 
 
-def _rewritten(update: Update, factors: Callable[[str], tuple[Tensor, Tensor]]) -> Update:
-    result: Update = {}
+def _rewritten(
+    update: AdapterState, factors: Callable[[str], tuple[Tensor, Tensor]]
+) -> AdapterState:
+    result: AdapterState = {}
     for layer in layers_of(update):
         D_OR, A_RI = factors(layer)
         result[f"{layer}.A"], result[f"{layer}.D"] = A_RI.float(), D_OR.float()

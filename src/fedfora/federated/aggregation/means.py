@@ -10,14 +10,14 @@ from collections.abc import Iterable
 
 from fedfora._torch import Tensor, torch
 from fedfora.federated.aggregation.rule import RULES, Combine, Rule, check_weight
-from fedfora.federated.aggregation.update import Update, Weighted
+from fedfora.federated.aggregation.update import AdapterState, Weighted
 
 NOBODY = "nothing to aggregate: no site sent an update"
 
 
 def mean_of_factors(
-    current: Update, updates: Iterable[Weighted], combine: Combine | None = None
-) -> Update:
+    current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
+) -> AdapterState:
     """Mean of each factor (McMahan et al. 2017, https://arxiv.org/abs/1602.05629, Alg. 1).
 
     The updates are read one by one and added up, so one adapter is in memory however many sites
@@ -46,7 +46,7 @@ def mean_of_factors(
     return {name: (value / total).float() for name, value in sums.items()}
 
 
-def _combined(current: Update, pairs: list[Weighted], combine: Combine) -> Update:
+def _combined(current: AdapterState, pairs: list[Weighted], combine: Combine) -> AdapterState:
     if not pairs:
         raise ValueError(NOBODY)
     for _, weight in pairs:
@@ -62,7 +62,7 @@ def _combined(current: Update, pairs: list[Weighted], combine: Combine) -> Updat
     }
 
 
-def _flat(update: Update, order: Update) -> Tensor:
+def _flat(update: AdapterState, order: AdapterState) -> Tensor:
     return torch.cat([update[name].double().flatten() for name in order])
 
 

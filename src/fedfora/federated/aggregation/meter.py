@@ -8,10 +8,10 @@ Squares are subtracted, so errors below about 1e-7 are rounding.
 
 from dataclasses import dataclass, field
 
-from fedfora._lowrank import best_factors
 from fedfora._torch import torch
 from fedfora.federated.aggregation.products import ProductSum, squared_norm
-from fedfora.federated.aggregation.update import Product, Update, layers_of, product
+from fedfora.federated.aggregation.update import AdapterState, Product, layers_of, product
+from fedfora.lowrank import best_factors
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class ErrorMeter:
     _sums: dict[str, ProductSum] = field(default_factory=dict)
     _total: float = 0.0
 
-    def add(self, update: Update, weight: float) -> None:
+    def add(self, update: AdapterState, weight: float) -> None:
         """See a site's whole adapter."""
         self._total += weight
         for layer in layers_of(update):
             self._sums.setdefault(layer, ProductSum()).add(product(update, layer), weight)
 
-    def read(self, aggregate: Update, before: Update) -> Reading:
+    def read(self, aggregate: AdapterState, before: AdapterState) -> Reading:
         """Compare an aggregate with the mean of what was seen.
 
         Args:

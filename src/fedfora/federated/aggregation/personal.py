@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 from fedfora.federated.aggregation.means import NOBODY, mean_of_factors
 from fedfora.federated.aggregation.rule import RULES, Combine, Rule, check_weight
-from fedfora.federated.aggregation.update import Update, Weighted
+from fedfora.federated.aggregation.update import AdapterState, Weighted
 
 
 def leave_as_it_is(
-    current: Update, updates: Iterable[Weighted], combine: Combine | None = None
-) -> Update:
+    current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
+) -> AdapterState:
     """Return the global adapter; the sites sent nothing of theirs.
 
     Raises:

@@ -9,18 +9,18 @@ N = all coefficients of an update.
 
 from collections.abc import Iterable
 
-from fedfora._lowrank import best_factors
 from fedfora._torch import Tensor, torch
 from fedfora.federated.aggregation.means import NOBODY
 from fedfora.federated.aggregation.rule import RULES, Combine, Rule, check_weight
 from fedfora.federated.aggregation.update import (
+    AdapterState,
     Product,
-    Update,
     Weighted,
     layers_of,
     product,
     rank_of,
 )
+from fedfora.lowrank import best_factors
 
 
 class ProductSum:
@@ -60,8 +60,8 @@ def squared_norm(factors: Product) -> float:
 
 
 def refactor(
-    current: Update, updates: Iterable[Weighted], combine: Combine | None = None
-) -> Update:
+    current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
+) -> AdapterState:
     """The mean of D K A, brought to the rank of the global adapter by the closest factors.
 
     Args:
@@ -74,14 +74,16 @@ def refactor(
     """
     rank = rank_of(current)
     combined = _mean(updates) if combine is None else _combined(current, list(updates), combine)
-    result: Update = {}
+    result: AdapterState = {}
     for layer, (P_OS, Q_SI) in combined.items():
         D_OR, A_RI = best_factors(P_OS, Q_SI, rank)
         result[f"{layer}.A"], result[f"{layer}.D"] = A_RI.float(), D_OR.float()
     return result
 
 
-def stack(current: Update, updates: Iterable[Weighted], combine: Combine | None = None) -> Update:
+def stack(
+    current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
+) -> AdapterState:
     """The global adapter plus the mean of what the sites trained on top of it; nothing is cut off.
 
     The ranks add up until they reach what a layer's matrix can have (FLoRA, Wang et al. 2024,
@@ -106,7 +108,7 @@ def stack(current: Update, updates: Iterable[Weighted], combine: Combine | None 
         sums[layer].add(terms)
     factors = {layer: total.factors() for layer, total in sums.items()}
     rank = max(min(*P.shape, *Q.shape) for P, Q in factors.values())
-    result: Update = {}
+    result: AdapterState = {}
     for layer, (P_OS, Q_SI) in factors.items():
         D_OS, A_SI = best_factors(P_OS, Q_SI, rank)
         result[f"{layer}.A"], result[f"{layer}.D"] = A_SI.float(), D_OS.float()
@@ -131,7 +133,7 @@ def _mean(updates: Iterable[Weighted]) -> dict[str, Product]:
 
 
 def _combined(
-    current: Update | None, pairs: list[Weighted], combine: Combine
+    current: AdapterState | None, pairs: list[Weighted], combine: Combine
 ) -> dict[str, Product]:
     """Combine the changes of products as rows of coefficients in orthonormal bases.
 

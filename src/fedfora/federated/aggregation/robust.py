@@ -10,9 +10,9 @@ Shape suffixes: K = sites, N = numbers of a change; f = sites that may be malici
 import logging
 from collections.abc import Callable
 
-from fedfora._registry import Registry
 from fedfora._torch import Tensor, torch
 from fedfora.federated.aggregation.rule import Combine
+from fedfora.registry import Registry
 
 logger = logging.getLogger(__name__)
 

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfora._registry import Registry
 from fedfora._torch import Tensor
-from fedfora.federated.aggregation.update import Update, Weighted
+from fedfora.federated.aggregation.update import AdapterState, Weighted
+from fedfora.registry import Registry
 
-__all__ = ["RULES", "Aggregate", "Combine", "Rule", "Update", "Weighted", "check_weight"]
+__all__ = ["RULES", "AdapterState", "Aggregate", "Combine", "Rule", "Weighted", "check_weight"]
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """Rows (K, N) and weights (K,) to one row (N,), as in `fedfora.federated.aggregation.robust`."""
 
-Aggregate = Callable[[Update, Iterable[Weighted], Combine | None], Update]
+Aggregate = Callable[[AdapterState, Iterable[Weighted], Combine | None], AdapterState]
 """The global adapter, the sites' updates as they come, and what to do instead of the mean."""
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedfora._registry import Registry
 from fedfora.federated.aggregation import means, personal, products  # noqa: F401  # fill RULES
 from fedfora.federated.aggregation.rule import RULES, Rule
+from fedfora.registry import Registry
 
 
 @dataclass(frozen=True)

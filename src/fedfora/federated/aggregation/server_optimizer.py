@@ -10,9 +10,9 @@ aggregate itself, to the bit. Moments are held in float64.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fedfora._registry import Registry
 from fedfora._torch import Tensor, torch
-from fedfora.federated.aggregation.update import Update
+from fedfora.federated.aggregation.update import AdapterState
+from fedfora.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ServerOptimizer:
     rates: Rates = field(default_factory=Rates)
     moments: dict[str, Tensor] = field(default_factory=dict)
 
-    def step(self, current: Update, aggregate: Update) -> Update:
+    def step(self, current: AdapterState, aggregate: AdapterState) -> AdapterState:
         """Return what takes the place of `current`, float32, and update the moments.
 
         Args:

@@ -8,22 +8,22 @@ Shape suffixes: I = inputs, O = outputs, R = rank.
 
 from fedfora._torch import Tensor, torch
 
-Update = dict[str, Tensor]
-Weighted = tuple[Update, float]
+AdapterState = dict[str, Tensor]
+Weighted = tuple[AdapterState, float]
 Product = tuple[Tensor, Tensor]
 
 
-def layers_of(update: Update) -> list[str]:
+def layers_of(update: AdapterState) -> list[str]:
     """Return the names of the layers, in order."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name in update))
 
 
-def part(update: Update, factors: str) -> Update:
+def part(update: AdapterState, factors: str) -> AdapterState:
     """Return the tensors of some factors, e.g. "AD"."""
     return {name: value for name, value in update.items() if name.rpartition(".")[2] in factors}
 
 
-def product(update: Update, layer: str) -> Product:
+def product(update: AdapterState, layer: str) -> Product:
     """Return D K (O, R) and A (R, I) of a layer, in float64; without E the core is I."""
     A_RI, D_OR = (update[f"{layer}.{factor}"].double() for factor in "AD")
     DK_OR = D_OR
@@ -34,9 +34,9 @@ def product(update: Update, layer: str) -> Product:
     return DK_OR, A_RI
 
 
-def absorb(update: Update) -> Update:
+def absorb(update: AdapterState) -> AdapterState:
     """Return the same adapter with its core taken into D: D' = D K, E' = 0 and no inner factors."""
-    absorbed: Update = {}
+    absorbed: AdapterState = {}
     for layer in layers_of(update):
         DK_OR, _ = product(update, layer)
         absorbed[f"{layer}.A"] = update[f"{layer}.A"]
@@ -45,7 +45,7 @@ def absorb(update: Update) -> Update:
     return absorbed
 
 
-def rank_of(update: Update) -> int:
+def rank_of(update: AdapterState) -> int:
     """Return the rank of an adapter whose layers have one; 0 where nothing tells it."""
     for name, value in update.items():
         factor = name.rpartition(".")[2]
@@ -56,7 +56,7 @@ def rank_of(update: Update) -> int:
     return 0
 
 
-def truncate(update: Update, rank: int) -> Update:
+def truncate(update: AdapterState, rank: int) -> AdapterState:
     """Return the first `rank` components of an adapter.
 
     For one whose core is I and whose components are ordered by size, as `refactor` makes it, that

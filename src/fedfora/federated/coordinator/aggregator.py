@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedfora.federated.aggregation import GAUGES, Rule, Update, Weighted
+from fedfora.federated.aggregation import GAUGES, AdapterState, Rule, Weighted
 from fedfora.federated.aggregation.meter import ErrorMeter, Reading
 from fedfora.federated.aggregation.robust import robust
 from fedfora.federated.aggregation.server_optimizer import Rates, ServerOptimizer
 from fedfora.federated.aggregation.update import layers_of, part
 from fedfora.federated.coordinator.site_privacy import SitePrivacy
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.wire.exchange import Exchange
+from fedfora.federated.wire.messages import RoundMessages
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class Aggregator:
         self.optimizer = ServerOptimizer(chosen.server_optimizer, rates)
 
     def aggregate(
-        self, exchange: Exchange, updates: Iterable[Weighted]
-    ) -> tuple[Update, Reading | None]:
+        self, exchange: RoundMessages, updates: Iterable[Weighted]
+    ) -> tuple[AdapterState, Reading | None]:
         """Return the new global adapter, and how far it is from the mean update.
 
         There is no reading where a part of the adapter stays at the sites.
@@ -85,7 +85,7 @@ class Aggregator:
         return _completed({**exchange.adapter, **stepped}), reading
 
     def _seen(
-        self, exchange: Exchange, updates: Iterable[Weighted], meter: ErrorMeter | None
+        self, exchange: RoundMessages, updates: Iterable[Weighted], meter: ErrorMeter | None
     ) -> Iterator[Weighted]:
         """Show every update to the meter, and turn it into the common gauge."""
         gauge = self.settings.aggregation.gauge
@@ -112,7 +112,7 @@ class Aggregator:
         )
 
 
-def _completed(adapter: Update) -> Update:
+def _completed(adapter: AdapterState) -> AdapterState:
     """Give E the rank of the other factors, where the rule grew them; its core is I."""
     for layer in layers_of(adapter):
         rank = len(adapter[f"{layer}.A"])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from fedfora.federated.coordinator.agreement import Agreement, OnAbsent, newcomers
+from fedfora.federated.coordinator.handshake import Agreement, OnAbsent, newcomers
 from fedfora.federated.coordinator.membership import Membership
 from fedfora.federated.coordinator.strategy import SiteInfo
 
@@ -14,7 +14,7 @@ DEADLINE_S = 60.0  # the others wait no longer for one that comes late; its base
 
 
 @dataclass
-class Arrivals:
+class LateJoiners:
     """Asks strangers who they are.
 
     Args:

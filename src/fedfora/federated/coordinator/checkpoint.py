@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fedfora._torch import Tensor
-from fedfora.federated.aggregation import Update
+from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.coordinator.selection import Selection
-from fedfora.federated.sharing import SITES
+from fedfora.federated.sharing import SITES_DIR
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors, sync
 
@@ -36,7 +36,7 @@ _STATE, _TENSORS = "state.json", "state.safetensors"
 
 
 @dataclass(frozen=True)
-class Progress:
+class FederationState:
     """Where a federation stands.
 
     Args:
@@ -48,14 +48,14 @@ class Progress:
     """
 
     round_number: int
-    adapter: Update
+    adapter: AdapterState
     server: dict[str, Tensor] = field(default_factory=dict)
     selection: Selection = field(default_factory=Selection)
     metrics_bytes: int = 0
 
 
 def save_checkpoint(
-    run_directory: Path, progress: Progress, save_adapter_to: Callable[[Path], None]
+    run_directory: Path, progress: FederationState, save_adapter_to: Callable[[Path], None]
 ) -> Path:
     """Write the checkpoint of a round, and return its directory.
 
@@ -85,7 +85,7 @@ def save_checkpoint(
     return directory
 
 
-def load_checkpoint(run_directory: Path) -> Progress | None:
+def load_checkpoint(run_directory: Path) -> FederationState | None:
     """Return the newest checkpoint; None where there is none.
 
     Raises:
@@ -98,7 +98,7 @@ def load_checkpoint(run_directory: Path) -> Progress | None:
     verify_directory(directory)
     state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
     tensors = load_tensors(directory / _TENSORS)
-    return Progress(
+    return FederationState(
         round_number=state["round_number"],
         adapter=_under("adapter.", tensors),
         server=_under("server.", tensors),
@@ -176,4 +176,4 @@ def forget_earlier_run(directory: Path) -> None:
     """Remove what an overwritten run left; its configuration went first, so it cannot come back."""
     for path in [*find_checkpoints(directory).values(), directory / BEST]:
         remove(path)
-    shutil.rmtree(directory / SITES, ignore_errors=True)
+    shutil.rmtree(directory / SITES_DIR, ignore_errors=True)

@@ -17,12 +17,12 @@ from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.selection import Selection, judging_score
 from fedfora.federated.coordinator.strategy import AdapterStrategy
 from fedfora.federated.settings import FederationSettings
+from fedfora.federated.site_runtime import load_runtime
 from fedfora.federated.wire.transport import from_record
-from fedfora.federated.workplace import open_workplace
 
 
 @dataclass(frozen=True)
-class Judge:
+class RoundEvaluator:
     """Judges the rounds of one run.
 
     Args:
@@ -41,7 +41,7 @@ class Judge:
     view: RoundView
     directory: Path
 
-    def judged(
+    def evaluate(
         self, selection: Selection, number: int, arrays: ArrayRecord, metrics: MetricRecord
     ) -> tuple[Selection, dict[str, Any], dict[str, Any]]:
         """Judge the rounds that can be judged now; return the selection, and what to record.
@@ -79,7 +79,7 @@ class Judge:
         if settings.data.test_file is None:
             return {}
         examples = load_examples(settings.data.test_file, settings.data)
-        workplace = open_workplace(self.run_config)
+        workplace = load_runtime(self.run_config)
         workplace.load(from_record(arrays))
         examples = examples[: settings.evaluation.max_eval_samples]
         result = evaluate(

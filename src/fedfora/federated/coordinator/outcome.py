@@ -6,7 +6,7 @@ from pathlib import Path
 from fedfora.federated.coordinator.checkpoint import BEST, find_checkpoints
 
 
-def outcome_lines(output_dir: str | Path) -> list[str]:
+def next_steps(output_dir: str | Path) -> list[str]:
     """Return which adapter is which, where the report is, and what to type to use it."""
     directory = Path(output_dir)
     last = max(find_checkpoints(directory), default=0)

@@ -3,16 +3,16 @@
 import math
 from typing import Any
 
+from fedfora.federated.arguments import RoundArguments
 from fedfora.federated.coordinator.round_view import RoundView
-from fedfora.federated.coordinator.strategy import Contribution, RoundWatcher
-from fedfora.federated.round_settings import RoundArguments
+from fedfora.federated.coordinator.strategy import RoundWatcher, SiteResult
 from fedfora.reporting.current_round import begin_round, note_sent
 from fedfora.reporting.record import RunRecord
 
 SHOWN = 8
 
 
-class Ledger(RoundWatcher):
+class RoundLog(RoundWatcher):
     """Keeps account of a round, and tells the record and the view as it happens."""
 
     def __init__(self, record: RunRecord, view: RoundView, rounds: RoundArguments) -> None:
@@ -21,7 +21,7 @@ class Ledger(RoundWatcher):
         self.rounds = rounds
         self.round_number = 0
         self.drawn: list[str] = []
-        self.used: list[Contribution] = []
+        self.used: list[SiteResult] = []
         self.refused: list[dict[str, Any]] = []
 
     def open(self, round_number: int, drawn: list[str]) -> None:
@@ -30,7 +30,7 @@ class Ledger(RoundWatcher):
         self.used, self.refused = [], []
         begin_round(self.record.directory, round_number, drawn)
 
-    def contributed(self, contribution: Contribution) -> None:
+    def contributed(self, contribution: SiteResult) -> None:
         """Note an update that was taken in."""
         self.used.append(contribution)
         note_sent(self.record.directory, contribution.site)

@@ -18,19 +18,12 @@ from safetensors import SafetensorError
 
 from fedfora.adapter.state import unfold
 from fedfora.config import Scalar
-from fedfora.federated.aggregation import Update
+from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.coordinator.aggregator import Aggregator
-from fedfora.federated.coordinator.agreement import (
-    SITE_TABLE,
-    Agreement,
-    agree,
-    base_of,
-    check_same_world,
-)
-from fedfora.federated.coordinator.arrivals import Arrivals
+from fedfora.federated.coordinator.arrivals import LateJoiners
 from fedfora.federated.coordinator.checkpoint import (
-    Progress,
+    FederationState,
     forget_earlier_run,
     forget_halves,
     load_checkpoint,
@@ -38,9 +31,16 @@ from fedfora.federated.coordinator.checkpoint import (
     publish_best,
     save_checkpoint,
 )
-from fedfora.federated.coordinator.judging import Judge
+from fedfora.federated.coordinator.handshake import (
+    SITE_TABLE,
+    Agreement,
+    agree,
+    base_of,
+    check_same_world,
+)
+from fedfora.federated.coordinator.judging import RoundEvaluator
 from fedfora.federated.coordinator.membership import Membership
-from fedfora.federated.coordinator.quorum import Ledger
+from fedfora.federated.coordinator.quorum import RoundLog
 from fedfora.federated.coordinator.receiving import receive
 from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.screening import Limits
@@ -105,12 +105,12 @@ def run_rounds(
             seed=settings.train.seed, base_fingerprint=agreement.base_fingerprint
         )
         record.write_json(SITE_TABLE, agreement.site_table())
-        progress = Progress(0, unpack(agreement.first, agreement.layout))
+        progress = FederationState(0, unpack(agreement.first, agreement.layout))
     else:
         check_same_world(directory, agreement, may_grow=members.grows)
         record.log("resumed", after_round=progress.round_number)
         view.resumed(progress.round_number)
-    arrivals = Arrivals(grid, members, deadline_s, absent)
+    arrivals = LateJoiners(grid, members, deadline_s, absent)
     _Rounds(grid, run_config, settings, record, agreement, view, arrivals).run(progress)
 
 
@@ -142,7 +142,7 @@ class _Rounds:
         record: RunRecord,
         agreement: Agreement,
         view: RoundView,
-        arrivals: Arrivals,
+        arrivals: LateJoiners,
     ) -> None:
         self.grid = grid
         self.run_config = run_config
@@ -151,17 +151,17 @@ class _Rounds:
         self.agreement = agreement
         self.view = view
         self.arrivals = arrivals
-        self.ledger = Ledger(record, view, settings.rounds)
+        self.ledger = RoundLog(record, view, settings.rounds)
         self.site_privacy = site_privacy_of(
             settings.privacy,
             open_ledger(settings.privacy, settings.run.output_dir, "sites"),
             num_sites=settings.federation.clients_per_round or len(agreement.sites),
             num_rounds=settings.federation.num_rounds,
-            fewest=self._fewest(),
+            fewest=self._min_noise_shares(),
         )
         self.strategy = AdapterStrategy(
             # Where the noise is shared the sites have clipped, and the sum is noisy.
-            Aggregator(settings, None if self._fewest() else self.site_privacy),
+            Aggregator(settings, None if self._min_noise_shares() else self.site_privacy),
             agreement.sites,
             agreement.layout,
             base_fingerprint=agreement.base_fingerprint,
@@ -169,9 +169,11 @@ class _Rounds:
             watcher=self.ledger,
             secure=self._secure_rounds(),
         )
-        self.judge = Judge(grid, run_config, settings, self.strategy, view, record.directory)
+        self.judge = RoundEvaluator(
+            grid, run_config, settings, self.strategy, view, record.directory
+        )
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: FederationState) -> None:
         """Run the rounds after `progress`, and leave the last adapter in the run directory."""
         self.strategy.restore(progress.server)
         forget_halves(self.record.directory)
@@ -190,7 +192,7 @@ class _Rounds:
         no_round(self.record.directory)
         finish_run(self.record)
 
-    def _play_or_lose(self, before: Progress) -> Progress:
+    def _play_or_lose(self, before: FederationState) -> FederationState:
         """Play a round; where a site's secret shares are wrong nobody learns its sum.
 
         It is not played again: the same sites would send the same updates without that one, and
@@ -204,7 +206,7 @@ class _Rounds:
             self.view.lost(number, str(error))
             return replace(before, round_number=number, metrics_bytes=self.record.metrics_bytes())
 
-    def _play(self, before: Progress) -> Progress:
+    def _play(self, before: FederationState) -> FederationState:
         """Train, fold and judge one round."""
         number = before.round_number + 1
         self._let_in(number)
@@ -228,17 +230,19 @@ class _Rounds:
         if self.site_privacy is not None:
             self.site_privacy.ledger.finish()
         adapter = self._finite(number, aggregated)
-        selection, validation, scores = self.judge.judged(
+        selection, validation, scores = self.judge.evaluate(
             before.selection, number, aggregated, metrics
         )
-        loss = self._told({"loss": float(metrics["loss"])}).get("loss")
+        loss = self._public_metrics({"loss": float(metrics["loss"])}).get("loss")
         self.record.log(
             "round",
             round=number,
             rule=self.settings.rule_of_round(number - 1).name,
             **({} if loss is None else {"loss": loss}),
             **_aggregation_errors(metrics),
-            sites=[self._told(contribution.to_line()) for contribution in self.ledger.used],
+            sites=[
+                self._public_metrics(contribution.to_line()) for contribution in self.ledger.used
+            ],
             rejected=self.ledger.refused,
             **self._secure_line(),
             **self._privacy_line(),
@@ -249,7 +253,7 @@ class _Rounds:
         )
         error = _aggregation_errors(metrics).get("aggregation_error")
         self.view.round_finished(number, loss, validation.get("validation_loss"), scores, error)
-        return Progress(
+        return FederationState(
             number, adapter, self.strategy.state(), selection, self.record.metrics_bytes()
         )
 
@@ -276,12 +280,12 @@ class _Rounds:
             ),
         )
 
-    def _told(self, numbers: dict[str, Any]) -> dict[str, Any]:
+    def _public_metrics(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Leave out a loss that no site has told, as it would betray records."""
-        hidden = self.settings.privacy.privacy_unit == "record" or self._fewest()
+        hidden = self.settings.privacy.privacy_unit == "record" or self._min_noise_shares()
         return {name: value for name, value in numbers.items() if name != "loss" or not hidden}
 
-    def _fewest(self) -> int:
+    def _min_noise_shares(self) -> int:
         """Return how many sites share the noise of a sum, at least; 0 where none is shared."""
         settings = self.settings
         if settings.privacy.privacy_unit != "site" or not settings.secure.secure_aggregation:
@@ -292,25 +296,25 @@ class _Rounds:
     def _secure_line(self) -> dict[str, Any]:
         if (secure := self.strategy.secure) is None:
             return {}
-        untold = {"clipped_numbers", "shortened_updates"} if self._fewest() else set()
+        untold = {"clipped_numbers", "shortened_updates"} if self._min_noise_shares() else set()
         line = {name: value for name, value in secure.line.items() if name not in untold}
         return {"secure_aggregation": line}
 
-    def _keep(self, progress: Progress) -> Progress:
+    def _keep(self, progress: FederationState) -> FederationState:
         """Write the checkpoint; then let the rest of the directory follow it."""
         save = partial(self._save_adapter, progress.adapter)
         save_checkpoint(self.record.directory, progress, save)
         self._follow(progress)
         return progress
 
-    def _follow(self, progress: Progress) -> None:
+    def _follow(self, progress: FederationState) -> None:
         """Let `best` and the older checkpoints be what the newest checkpoint says."""
         directory, best_round = self.record.directory, progress.selection.best_round
         if best_round:
             publish_best(directory, best_round)
         prune(directory, keep=self.settings.rounds.save_total_limit, best_round=best_round)
 
-    def _save_adapter(self, adapter: Update, directory: Path) -> None:
+    def _save_adapter(self, adapter: AdapterState, directory: Path) -> None:
         state, seed = adapter, self.settings.train.seed
         if self.settings.rule_of_round(0).folds:
             state = unfold(adapter, seed=seed, inner_dim=self.settings.adapter.inner_dim)
@@ -345,7 +349,7 @@ class _Rounds:
             total_steps=federation.num_rounds * federation.local_steps,
         )
 
-    def _finite(self, number: int, aggregated: ArrayRecord) -> Update:
+    def _finite(self, number: int, aggregated: ArrayRecord) -> AdapterState:
         adapter = from_record(aggregated)
         if all(bool(value.isfinite().all()) for value in adapter.values()):
             return adapter

@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from fedfora.federated.aggregation import Update
-from fedfora.federated.coordinator.peers import Peers
+from fedfora.federated.aggregation import AdapterState
+from fedfora.federated.coordinator.outliers import UpdateOutliers
 from fedfora.federated.wire.reply import (
     ARRAYS,
     METRIC_NAMES,
@@ -25,7 +25,7 @@ from fedfora.federated.wire.reply import (
     ORIGIN,
     RECORDS,
     VALIDATION_NAMES,
-    Expected,
+    ExpectedReply,
     Origin,
     Report,
 )
@@ -71,16 +71,16 @@ class Accepted(Generic[Sender]):
     """
 
     sender: Sender
-    update: Update
+    update: AdapterState
     report: Report
-    sent: Update
+    sent: AdapterState
     norm: float
     cosine: float | None = None
 
 
 def screen(
     replies: Iterable[tuple[Sender, Message]],
-    expected: Callable[[Sender], Expected],
+    expected: Callable[[Sender], ExpectedReply],
     limits: Limits,
     on_rejected: Callable[[Sender, str], None],
 ) -> Iterator[Accepted[Sender]]:
@@ -93,7 +93,7 @@ def screen(
         on_rejected: Called with the sender of a refused reply, and the reason.
     """
     held: list[Accepted[Sender]] = []
-    peers = Peers(limits.max_norm_ratio, limits.min_median_cosine)
+    peers = UpdateOutliers(limits.max_norm_ratio, limits.min_median_cosine)
     for sender, reply in replies:
         try:
             held.append(_inspect(sender, reply, expected(sender), limits))
@@ -163,7 +163,7 @@ def check_arrays(record: ArrayRecord, example: ArrayRecord) -> None:
 
 
 def _inspect(
-    sender: Sender, reply: Message, expected: Expected, limits: Limits
+    sender: Sender, reply: Message, expected: ExpectedReply, limits: Limits
 ) -> Accepted[Sender]:
     if reply.has_error():
         raise RejectedError(f"error {reply.error.code}: {reply.error.reason}")
@@ -236,7 +236,7 @@ def _check_payload(name: str, array: Array) -> None:
 
 def _like_the_others(
     candidates: list[Accepted[Sender]],
-    peers: Peers,
+    peers: UpdateOutliers,
     on_rejected: Callable[[Sender, str], None],
 ) -> Iterator[Accepted[Sender]]:
     directed, first = peers.min_median_cosine is not None, not peers.knows_direction
@@ -253,11 +253,11 @@ def _like_the_others(
             on_rejected(candidate.sender, reason)
 
 
-def _change(accepted: Accepted[Any]) -> Update:
+def _change(accepted: Accepted[Any]) -> AdapterState:
     return {name: value - accepted.sent[name] for name, value in accepted.update.items()}
 
 
-def distance(update: Update, sent: Update) -> float:
+def distance(update: AdapterState, sent: AdapterState) -> float:
     """Return ||update - sent||_2 over all factors, in float64.
 
     A factor whose shape is not that of the one sent (a site with a rank of its own) counts whole.

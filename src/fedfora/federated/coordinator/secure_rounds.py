@@ -14,8 +14,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedfora.federated.coordinator.receiving import receive
+from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Words
-from fedfora.federated.secure_aggregation.keys import SignedKey
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
 from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, WrongShares
 from fedfora.federated.secure_aggregation.vector import Summed, read_sum, vector_size

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from fedfora.federated.aggregation import Update, Weighted
+from fedfora.federated.aggregation import AdapterState, Weighted
 from fedfora.federated.shared_noise import site_noise_multiplier
 from fedfora.privacy.accounting import Ledger, Release, epsilon_of
 from fedfora.privacy.clipping import add_noise, clip
@@ -31,15 +31,15 @@ class SitePrivacy:
         clipping_norm: C.
         num_sites: Sites that are asked in a round.
         ledger: What the rounds have spent.
-        fewest: Sites whose shares of the noise are in every sum, where sites add it themselves
-            under secure aggregation; 0 where the coordinator does.
+        min_noise_shares: Sites whose shares of the noise are in every sum, where sites add it
+            themselves under secure aggregation; 0 where the coordinator does.
     """
 
     noise_multiplier: float
     clipping_norm: float
     num_sites: int
     ledger: Ledger
-    fewest: int = 0
+    min_noise_shares: int = 0
     noise: SecretNoise = field(default_factory=SecretNoise)
     _answers: int = 0
 
@@ -51,7 +51,7 @@ class SitePrivacy:
         """
         self.ledger.begin(f"round {round_number}", Release(1.0, self.noise_multiplier, 1))
 
-    def clipped(self, current: Update, updates: Iterable[Weighted]) -> Iterator[Weighted]:
+    def clipped(self, current: AdapterState, updates: Iterable[Weighted]) -> Iterator[Weighted]:
         """Yield the sites' updates with their change cut to C, all of one weight."""
         self._answers = 0
         for update, _ in updates:
@@ -59,7 +59,7 @@ class SitePrivacy:
             change = clip({n: update[n] - current[n] for n in current}, self.clipping_norm)
             yield {name: current[name] + change[name] for name in current}, 1.0
 
-    def noisy(self, current: Update, mean: Update) -> Update:
+    def noisy(self, current: AdapterState, mean: AdapterState) -> AdapterState:
         """Return the sum of the changes over n, with noise, from the mean of those that came."""
         share = self._answers / self.num_sites
         std = self.noise_multiplier * self.clipping_norm if self.noise_multiplier else 0.0
@@ -77,7 +77,7 @@ class SitePrivacy:
             self.ledger,
             clipping_norm=self.clipping_norm,
             num_sites=self.num_sites,
-            fewest=self.fewest,
+            fewest=self.min_noise_shares,
         )
 
 

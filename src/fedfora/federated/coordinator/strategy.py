@@ -16,10 +16,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedfora._seeds import derive_seed
 from fedfora.federated.aggregation import Weighted
 from fedfora.federated.aggregation.update import part
-from fedfora.federated.common_settings import agreed_part
 from fedfora.federated.coordinator.aggregator import Aggregator
 from fedfora.federated.coordinator.screening import (
     Limits,
@@ -29,9 +27,10 @@ from fedfora.federated.coordinator.screening import (
     screen,
 )
 from fedfora.federated.coordinator.secure_rounds import SecureRounds
-from fedfora.federated.wire.exchange import Exchange, content_bytes
+from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.wire.formats import FORMATS
-from fedfora.federated.wire.reply import Expected, Origin, Report
+from fedfora.federated.wire.messages import RoundMessages, content_bytes
+from fedfora.federated.wire.reply import ExpectedReply, Origin, Report
 from fedfora.federated.wire.secure_records import digest_of_task
 from fedfora.federated.wire.transport import (
     Layout,
@@ -40,6 +39,7 @@ from fedfora.federated.wire.transport import (
     to_record,
     unflatten,
 )
+from fedfora.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class SiteInfo:
 
 
 @dataclass(frozen=True)
-class Contribution:
+class SiteResult:
     """What one site did in one round: its report, the bytes that traveled, how far it moved.
 
     Under secure aggregation nobody knows a site's report and how far it moved; both are None. The
@@ -84,7 +84,7 @@ class Contribution:
 class RoundWatcher:
     """Whoever wants to know what became of each reply; this one does not."""
 
-    def contributed(self, contribution: Contribution) -> None:
+    def contributed(self, contribution: SiteResult) -> None:
         """A site's update was taken in."""
 
     def rejected(self, site: str, reason: str) -> None:
@@ -128,7 +128,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         self.limits = limits
         self.watcher = watcher
         self.secure = secure
-        self._exchange: Exchange | None = None
+        self._exchange: RoundMessages | None = None
         self._frozen_at: dict[int, str] = {}  # node to the digest of the frozen factors it has
         self._downlink_bytes: dict[int, int] = {}
 
@@ -188,7 +188,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         assert self._exchange is not None, "configure_train comes first"
         if self.secure is not None:
             return self._aggregate_sum(server_round, self._exchange, replies, self.secure)
-        used: list[Contribution] = []
+        used: list[SiteResult] = []
         weighted = self._weighted(server_round, self._exchange, replies, used)
         try:
             adapter, reading = self.aggregator.aggregate(self._exchange, weighted)
@@ -233,8 +233,8 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         """Log who takes part."""
         logger.info("%d sites, an adapter of %d numbers", len(self.sites), self.layout.size)
 
-    def _exchange_of(self, server_round: int, arrays: ArrayRecord) -> Exchange:
-        return Exchange(
+    def _exchange_of(self, server_round: int, arrays: ArrayRecord) -> RoundMessages:
+        return RoundMessages(
             self.settings.rule_of_round(server_round - 1),
             from_record(arrays),
             FORMATS[self.settings.aggregation.update_dtype],
@@ -252,7 +252,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         ]
 
     def _extra(
-        self, server_round: int, exchange: Exchange, drawn: list[SiteInfo], grid: Grid
+        self, server_round: int, exchange: RoundMessages, drawn: list[SiteInfo], grid: Grid
     ) -> Mapping[int, Mapping[str, ConfigRecord]]:
         """Return, for each site that is asked to train, what secure aggregation tells it."""
         if self.secure is None:
@@ -267,7 +267,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
     def _aggregate_sum(
         self,
         server_round: int,
-        exchange: Exchange,
+        exchange: RoundMessages,
         replies: Iterable[Message],
         secure: SecureRounds,
     ) -> tuple[ArrayRecord, MetricRecord]:
@@ -288,7 +288,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             uplink_bytes = payload_bytes(masked) + secure.uplink_bytes(site.node_id)
             downlink_bytes = self._downlink_bytes[site.node_id]
             self.watcher.contributed(
-                Contribution(site.name, None, uplink_bytes, downlink_bytes, None)
+                SiteResult(site.name, None, uplink_bytes, downlink_bytes, None)
             )
         summed = secure.close()
         change = unflatten(summed.mean_N.astype(np.float32), Layout.of(exchange.current))
@@ -299,13 +299,13 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
     def _weighted(
         self,
         server_round: int,
-        exchange: Exchange,
+        exchange: RoundMessages,
         replies: Iterable[Message],
-        used: list[Contribution],
+        used: list[SiteResult],
     ) -> Iterator[Weighted]:
         origin = Origin(server_round, self.base_fingerprint, self.layout.digest)
 
-        def expected(site: SiteInfo) -> Expected:
+        def expected(site: SiteInfo) -> ExpectedReply:
             return exchange.expected(site.rank, origin)
 
         def rejected(site: SiteInfo, reason: str) -> None:
@@ -316,7 +316,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         for accepted in screen(named, expected, self.limits, rejected):
             site = accepted.sender
             self._frozen_at[site.node_id] = exchange.digest
-            contribution = Contribution(
+            contribution = SiteResult(
                 site.name,
                 accepted.report,
                 uplink_bytes=payload_bytes(expected(site).example),
@@ -334,7 +334,7 @@ def _weight(report: Report, weighting: str) -> float:
     return float({"tokens": report.answer_tokens, "rows": report.rows, "equal": 1}[weighting])
 
 
-def _mean_metrics(used: list[Contribution]) -> MetricRecord:
+def _mean_metrics(used: list[SiteResult]) -> MetricRecord:
     reports = [contribution.report for contribution in used if contribution.report is not None]
     tokens = sum(report.answer_tokens for report in reports)
     loss = sum(report.loss * report.answer_tokens for report in reports) / tokens

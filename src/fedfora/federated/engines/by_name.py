@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedfora._registry import Registry
 from fedfora.config import Scalar
 from fedfora.federated.engines.embedded import run_embedded
 from fedfora.federated.engines.ray import run_ray
+from fedfora.registry import Registry
 
 Engine = Callable[[ServerApp, ClientApp, int, Mapping[str, Scalar]], None]
 

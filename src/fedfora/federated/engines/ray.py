@@ -19,8 +19,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedfora.config import Scalar
+from fedfora.federated.arguments import check_ray
 from fedfora.federated.coordinator.receiving import POLL_INTERVAL_S
-from fedfora.federated.round_settings import check_ray
 
 START_S = 600.0  # longest wait for Flower to register all sites
 

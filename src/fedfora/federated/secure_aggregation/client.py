@@ -9,9 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedfora.federated.secure_aggregation.fixed_point import Words
-from fedfora.federated.secure_aggregation.graph import is_connected
-from fedfora.federated.secure_aggregation.keys import (
+from fedfora.federated.secure_aggregation.crypto import (
     Identity,
     SignedKey,
     agree,
@@ -22,6 +20,8 @@ from fedfora.federated.secure_aggregation.keys import (
     unseal,
     verify,
 )
+from fedfora.federated.secure_aggregation.fixed_point import Words
+from fedfora.federated.secure_aggregation.graph import is_connected
 from fedfora.federated.secure_aggregation.masks import SEED_BYTES, add_mask, subtract_mask
 from fedfora.federated.secure_aggregation.messages import (
     Delivery,

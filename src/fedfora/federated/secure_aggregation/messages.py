@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.graph import (
     MIN_SITES,
     Graph,
@@ -14,7 +15,6 @@ from fedfora.federated.secure_aggregation.graph import (
     fewest_survivors,
     share_threshold,
 )
-from fedfora.federated.secure_aggregation.keys import SignedKey
 
 Roster = dict[int, SignedKey]
 

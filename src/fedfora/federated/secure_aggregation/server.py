@@ -11,9 +11,9 @@ from itertools import combinations
 
 import numpy as np
 
+from fedfora.federated.secure_aggregation.crypto import SignedKey, agree, public_key
 from fedfora.federated.secure_aggregation.fixed_point import Words
 from fedfora.federated.secure_aggregation.graph import is_connected
-from fedfora.federated.secure_aggregation.keys import SignedKey, agree, public_key
 from fedfora.federated.secure_aggregation.masks import SEED_BYTES, add_mask, subtract_mask
 from fedfora.federated.secure_aggregation.messages import (
     Delivery,

@@ -1,7 +1,7 @@
 """The site's side of the federation, as a Flower ClientApp: says what it has, trains, judges.
 
 The app does not know which engine runs it. Its handlers turn messages into plain values, call
-`fedfora.federated.workplace`, and turn the result back.
+`fedfora.federated.site_runtime`, and turn the result back.
 """
 
 import json
@@ -15,10 +15,10 @@ from fedfora.federated.site import secure_answers
 from fedfora.federated.site.identity import sign_part
 from fedfora.federated.site.local_round import carry_out, hide_result
 from fedfora.federated.site.memory import memory_of, remembering
-from fedfora.federated.wire.exchange import read_assignment
+from fedfora.federated.site_runtime import SiteData, SiteRuntime, load_runtime, site_of, validate
+from fedfora.federated.wire.messages import read_assignment
 from fedfora.federated.wire.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
 from fedfora.federated.wire.transport import pack
-from fedfora.federated.workplace import Site, Workplace, open_workplace, site_of, validate
 from fedfora.training.trainer import StepReport
 
 SiteReport = Callable[[str, StepReport], None]
@@ -134,12 +134,12 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 
-def _open(context: Context) -> tuple[Workplace, Site]:
-    workplace = open_workplace(context.run_config)
+def _open(context: Context) -> tuple[SiteRuntime, SiteData]:
+    workplace = load_runtime(context.run_config)
     return workplace, site_of(workplace, context.node_config)
 
 
-def _description(workplace: Workplace, site: Site) -> ConfigRecord:
+def _description(workplace: SiteRuntime, site: SiteData) -> ConfigRecord:
     return ConfigRecord(
         {
             "index": site.index,
@@ -153,7 +153,7 @@ def _description(workplace: Workplace, site: Site) -> ConfigRecord:
     )
 
 
-def public_digest(settings: FederationSettings, site: Site) -> str:
+def public_digest(settings: FederationSettings, site: SiteData) -> str:
     """Return the digest of a site's rows; nothing where records, or sites from all, are hidden.
 
     It would tell whoever knows all rows but one which one that is.
@@ -163,7 +163,7 @@ def public_digest(settings: FederationSettings, site: Site) -> str:
     return "" if hidden else site.digest
 
 
-def _is_secure(workplace: Workplace) -> bool:
+def _is_secure(workplace: SiteRuntime) -> bool:
     return workplace.settings.secure.secure_aggregation
 
 

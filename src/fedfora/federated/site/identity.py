@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedfora.config import Scalar
-from fedfora.federated.secure_aggregation.keys import Identity
-from fedfora.federated.wire.taking_part import write_part
+from fedfora.federated.secure_aggregation.crypto import Identity
+from fedfora.federated.wire.taking_part import sign_participation
 from fedfora.protection.keys import read_signing_key
 
 SIGNING_KEY, SITE_KEYS, SITE_STATE = "signing-key", "site-keys", "site-state"
@@ -64,7 +64,7 @@ def sign_part(node_config: Mapping[str, Scalar], index: int, base: str) -> dict[
     if SIGNING_KEY not in node_config:
         return {}
     private = read_signing_key(Path(str(node_config[SIGNING_KEY])))
-    return write_part(Identity(private.private_bytes_raw()), index, base)
+    return sign_participation(Identity(private.private_bytes_raw()), index, base)
 
 
 def read_site_keys(path: Path) -> Pinned:

@@ -6,15 +6,15 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 
 from fedfora.adapter.state import draw_fresh, fold
 from fedfora.federated.aggregation import Rule
-from fedfora.federated.aggregation.update import Update, absorb, part
-from fedfora.federated.common_settings import agreed_part
+from fedfora.federated.aggregation.update import AdapterState, absorb, part
+from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.shared_noise import SharedNoise, site_noise_multiplier
 from fedfora.federated.site.secure_answers import hide
-from fedfora.federated.wire.exchange import Assignment
+from fedfora.federated.site_runtime import SiteData, SiteRuntime, train_round, validate
 from fedfora.federated.wire.formats import FORMATS
+from fedfora.federated.wire.messages import Assignment
 from fedfora.federated.wire.secure_records import digest_of_task
 from fedfora.federated.wire.transport import Layout, flatten, pack_with_feedback, to_record, unpack
-from fedfora.federated.workplace import Site, Workplace, train_round, validate
 from fedfora.privacy.accounting import Release
 from fedfora.training.local import LocalResult
 from fedfora.training.privacy_plan import open_ledger
@@ -22,8 +22,8 @@ from fedfora.training.trainer import StepReport
 
 
 def carry_out(
-    workplace: Workplace,
-    site: Site,
+    workplace: SiteRuntime,
+    site: SiteData,
     assignment: Assignment,
     state: RecordDict,
     *,
@@ -69,7 +69,9 @@ def carry_out(
     return arrays, result, private_loss
 
 
-def _keep_the_better(workplace: Workplace, site: Site, received: Update, private: Update) -> float:
+def _keep_the_better(
+    workplace: SiteRuntime, site: SiteData, received: AdapterState, private: AdapterState
+) -> float:
     """Save the private adapter where it wins on the site's rows kept back, else the received one.
 
     Returns the private one's loss on them.
@@ -83,8 +85,8 @@ def _keep_the_better(workplace: Workplace, site: Site, received: Update, private
 def hide_result(
     content: RecordDict,
     context: Context,
-    workplace: Workplace,
-    site: Site,
+    workplace: SiteRuntime,
+    site: SiteData,
     assignment: Assignment,
     arrays: ArrayRecord,
     result: LocalResult,
@@ -134,14 +136,18 @@ def hide_result(
     return hidden
 
 
-def fresh_start(workplace: Workplace, site: Site, round_index: int) -> Update:
+def fresh_start(workplace: SiteRuntime, site: SiteData, round_index: int) -> AdapterState:
     """Return the fresh adapter that a site and the coordinator draw alike for a round."""
     shapes = dict(workplace.layout.at_rank(site.rank).shapes)
     return draw_fresh(shapes, seed=workplace.settings.train.seed, round_index=round_index)
 
 
 def _packed(
-    workplace: Workplace, rule: Rule, adapter: Update, start: Update, state: RecordDict
+    workplace: SiteRuntime,
+    rule: Rule,
+    adapter: AdapterState,
+    start: AdapterState,
+    state: RecordDict,
 ) -> ArrayRecord:
     """Return what travels; what its format loses is kept where the next round can make use of it.
 

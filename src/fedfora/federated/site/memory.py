@@ -26,11 +26,11 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from safetensors.numpy import load, save
 
-from fedfora._seeds import derive_seed
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.sharing import SITES
+from fedfora.federated.sharing import SITES_DIR
 from fedfora.federated.site.identity import SITE_STATE
 from fedfora.protection.sealing import SUFFIX, read_bytes, remove, write_bytes
+from fedfora.seeds import derive_seed
 
 SEPARATOR = "//"  # between a record's name and an array's
 
@@ -157,7 +157,7 @@ def answered_rounds(context: Context) -> AnsweredRounds | None:
 def memory_of(context: Context) -> SiteMemory:
     """Return the memory of a context's site."""
     run_directory = Path(from_run_config(context.run_config).run.output_dir)
-    return SiteMemory(run_directory / SITES / str(context.node_config["partition-id"]))
+    return SiteMemory(run_directory / SITES_DIR / str(context.node_config["partition-id"]))
 
 
 def _transient(state: RecordDict) -> RecordDict:

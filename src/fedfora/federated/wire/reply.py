@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
-from fedfora.federated.aggregation import Update
+from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.wire.formats import Format
 from fedfora.federated.wire.transport import FLOAT32, Layout
 
@@ -87,7 +87,7 @@ VALIDATION_NAMES = {"validation-loss", "validation-tokens"}
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedReply:
     """What an honest reply of a round looks like.
 
     Args:
@@ -101,5 +101,5 @@ class Expected:
     origin: Origin
     layout: Layout
     example: ArrayRecord
-    sent: Update
+    sent: AdapterState
     form: Format = FLOAT32

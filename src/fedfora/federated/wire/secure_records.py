@@ -12,10 +12,10 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord
 
 from fedfora.config import Scalar
-from fedfora.federated.aggregation import Update
+from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.secure_aggregation.client import Memory, OpenRound
+from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.fixed_point import Words
-from fedfora.federated.secure_aggregation.keys import SignedKey
 from fedfora.federated.secure_aggregation.messages import Delivery, Reveal, RoundKeys, Terms
 from fedfora.federated.wire.transport import Layout, flatten
 
@@ -27,7 +27,7 @@ DELIVERY = "delivery."
 KEY_BYTES, SIGNATURE_BYTES = 32, 64
 
 
-def digest_of_task(rule: str, received: Update, run_config: Mapping[str, Scalar]) -> bytes:
+def digest_of_task(rule: str, received: AdapterState, run_config: Mapping[str, Scalar]) -> bytes:
     """Return 32 bytes that differ for every other rule, adapter or settings.
 
     Args:

@@ -1,12 +1,12 @@
 """A site's signed word that it takes part: written by the site, read by the coordinator."""
 
-from fedfora.federated.secure_aggregation.keys import Identity, SignedKey, verify
+from fedfora.federated.secure_aggregation.crypto import Identity, SignedKey, verify
 from fedfora.protection.keys import key_id
 
 TAKES_PART = b"takes part\0"
 
 
-def write_part(identity: Identity, index: int, base: str) -> dict[str, bytes]:
+def sign_participation(identity: Identity, index: int, base: str) -> dict[str, bytes]:
     """Return a site's public key, and its signature under its number and its base.
 
     Args:
@@ -18,7 +18,7 @@ def write_part(identity: Identity, index: int, base: str) -> dict[str, bytes]:
     return {"public-key": identity.public_bytes, "signature": signed.signature}
 
 
-def read_part(public: bytes, signature: bytes, index: int, base: str) -> str:
+def verify_participation(public: bytes, signature: bytes, index: int, base: str) -> str:
     """Return the id of the key with which a site signed that it takes part.
 
     Raises:

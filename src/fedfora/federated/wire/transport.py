@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedfora.federated.aggregation.update import Update
+from fedfora.federated.aggregation.update import AdapterState
 from fedfora.federated.wire.formats import FORMATS, Format, Row
 
 FLOAT32 = FORMATS["float32"]
@@ -27,7 +27,7 @@ class Layout:
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
     @classmethod
-    def of(cls, update: Update) -> "Layout":
+    def of(cls, update: AdapterState) -> "Layout":
         """Return the layout of an adapter, with its names sorted."""
         return cls(tuple((name, tuple(update[name].shape)) for name in sorted(update)))
 
@@ -59,12 +59,12 @@ class Layout:
         return sum(math.prod(shape) for _, shape in self.shapes)
 
 
-def pack(update: Update, layout: Layout, form: Format = FLOAT32) -> ArrayRecord:
+def pack(update: AdapterState, layout: Layout, form: Format = FLOAT32) -> ArrayRecord:
     """Return the adapter as flat arrays."""
     return _record(form.encode(flatten(update, layout)))
 
 
-def unpack(record: ArrayRecord, layout: Layout, form: Format = FLOAT32) -> Update:
+def unpack(record: ArrayRecord, layout: Layout, form: Format = FLOAT32) -> AdapterState:
     """Return the adapter from its flat arrays.
 
     Raises:
@@ -75,7 +75,7 @@ def unpack(record: ArrayRecord, layout: Layout, form: Format = FLOAT32) -> Updat
 
 
 def pack_with_feedback(
-    update: Update, reference: Update, lost: Row | None, layout: Layout, form: Format
+    update: AdapterState, reference: AdapterState, lost: Row | None, layout: Layout, form: Format
 ) -> tuple[ArrayRecord, Row | None]:
     """Return what travels of an adapter, and what the format lost of it.
 
@@ -98,7 +98,9 @@ def pack_with_feedback(
     return _record(arrays), row - form.decode(arrays, layout.size)
 
 
-def unpack_from(record: ArrayRecord, reference: Update, layout: Layout, form: Format) -> Update:
+def unpack_from(
+    record: ArrayRecord, reference: AdapterState, layout: Layout, form: Format
+) -> AdapterState:
     """Return the adapter that `pack_with_feedback` packed.
 
     Raises:
@@ -110,13 +112,13 @@ def unpack_from(record: ArrayRecord, reference: Update, layout: Layout, form: Fo
     return {name: reference[name] + value for name, value in received.items()}
 
 
-def flatten(update: Update, layout: Layout) -> Row:
+def flatten(update: AdapterState, layout: Layout) -> Row:
     """Return all numbers in the order of the layout."""
     pieces = [update[name].float().numpy().ravel() for name, _ in layout.shapes]
     return np.concatenate([np.zeros(0, np.float32), *pieces])
 
 
-def unflatten(row: Row, layout: Layout) -> Update:
+def unflatten(row: Row, layout: Layout) -> AdapterState:
     """Return the tensors of a row."""
     sizes = [math.prod(shape) for _, shape in layout.shapes]
     pieces = torch.split(torch.from_numpy(row.copy()), sizes)
@@ -126,12 +128,12 @@ def unflatten(row: Row, layout: Layout) -> Update:
     }
 
 
-def to_record(update: Update) -> ArrayRecord:
+def to_record(update: AdapterState) -> ArrayRecord:
     """Return an adapter as a record that tells its own names and shapes; it does not travel."""
     return ArrayRecord({name: Array(value.numpy()) for name, value in update.items()})
 
 
-def from_record(record: ArrayRecord) -> Update:
+def from_record(record: ArrayRecord) -> AdapterState:
     """Return the adapter that `to_record` wrote down."""
     return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
 

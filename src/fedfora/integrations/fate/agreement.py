@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedfora.adapter.state import State
+from fedfora.adapter.state import AdapterState
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Card:
     error_probes: int
 
 
-def layout_digest(state: State) -> str:
+def layout_digest(state: AdapterState) -> str:
     """Return a short digest that differs for other names, shapes or another order."""
     shapes = [(name, tuple(tensor.shape)) for name, tensor in state.items()]
     return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
@@ -85,7 +85,7 @@ def agree(ctx: Any, card: Card, num_rows: int) -> float:
     return num_rows / float(verdict["num_rows"])
 
 
-def share_start(ctx: Any, folded: State) -> State:
+def share_start(ctx: Any, folded: AdapterState) -> AdapterState:
     """Return the guest's first adapter at every client."""
     if ctx.is_on_guest:
         ctx.hosts.put("fedfora_start", [tensor.numpy() for tensor in folded.values()])

@@ -16,9 +16,9 @@ from fate.ml.nn.trainer.trainer_base import (
     WrappedFedCallback,
 )
 
-from fedfora._seeds import derive_seed
-from fedfora.adapter.state import State, fold, read_state, unfold, write_state
+from fedfora.adapter.state import AdapterState, fold, read_state, unfold, write_state
 from fedfora.integrations.fate.round_sum import contribution, take_out, train_core_alone
+from fedfora.seeds import derive_seed
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class RoundReport:
     own_loss: float
     loss: float
     aggregation_error: float | None
-    sent: State
-    averaged: State
+    sent: AdapterState
+    averaged: AdapterState
 
 
 class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface

@@ -5,10 +5,10 @@ from typing import Any
 from fate.ml.nn.dataset.base import Dataset
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
-from fedfora.data.encoding import encode_examples, prompt_format
+from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_chosen
 from fedfora.data.settings import DataArguments
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 
 
 class AnswerRows(Dataset):  # type: ignore[misc]  # FATE's interface
@@ -23,7 +23,7 @@ class AnswerRows(Dataset):  # type: ignore[misc]  # FATE's interface
         super().__init__()
         self.settings = DataArguments(**data)
         self.tokenizer = _tokenizer(tokenizer_name_or_path)
-        self.prompts = prompt_format(self.settings, self.tokenizer)
+        self.prompts = prompt_format_of(self.settings, self.tokenizer)
         self.encoded: list[dict[str, list[int]]] = []
 
     def load(self, data_or_path: str | None) -> None:

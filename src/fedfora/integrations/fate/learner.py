@@ -8,7 +8,6 @@ from typing import Any
 
 from fate.components.components.nn.loader import Loader
 
-from fedfora._seeds import derive_seed
 from fedfora.adapter.state import fold, read_state, unfold, write_state
 from fedfora.integrations.fate.agreement import Card, agree, layout_digest, share_seed, share_start
 from fedfora.integrations.fate.client import FateClient, RoundReport
@@ -20,8 +19,9 @@ from fedfora.integrations.fate.watcher import Watcher
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.reporting.record import RunRecord
 from fedfora.reporting.view import View
+from fedfora.seeds import derive_seed
 from fedfora.training.local import train_locally
-from fedfora.training.schedule import Stretch
+from fedfora.training.schedule import StepWindow
 from fedfora.training.trainer import StepReport
 
 
@@ -112,7 +112,7 @@ class Learner:
             made.base.tokenizer,
             self.rows.encoded,
             self.settings.train,
-            stretch=Stretch(first_step=0, num_steps=num_steps, total_steps=num_steps),
+            stretch=StepWindow(first_step=0, num_steps=num_steps, total_steps=num_steps),
             seed=seed,
             callbacks=client.callbacks(),
             on_step=after_step,

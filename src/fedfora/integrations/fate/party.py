@@ -49,7 +49,7 @@ def run_party(
         ValueError: If the settings do not work, the parties disagree, or one of them is lost.
     """
     party = check_party(settings)
-    from fedfora.integrations.fate.joining import join, leave_together
+    from fedfora.integrations.fate.connection import join, leave_together
     from fedfora.integrations.fate.learner import Learner
 
     learner = None if party[0] == "arbiter" else Learner(settings, view, on_round)

@@ -10,14 +10,14 @@ from typing import Any
 import peft
 import torch
 
-from fedfora._seeds import derive_seed
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.state import draw_inner_factors
 from fedfora.integrations.fate.round_sum import train_core_alone
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import Base, load_base
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 from fedfora.models.settings import ModelArguments
+from fedfora.seeds import derive_seed
 
 peft.ForaConfig = ForaConfig
 

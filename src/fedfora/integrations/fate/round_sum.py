@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedfora._seeds import derive_seed
 from fedfora.adapter.layer import ForaLayer
-from fedfora.adapter.state import State, layers_of
+from fedfora.adapter.state import AdapterState, layers_of
+from fedfora.seeds import derive_seed
 
 TRAVELING = {"core": ("E",), "all": ("A", "D", "E")}
 
@@ -34,14 +34,14 @@ def train_core_alone(model: nn.Module, adapter_name: str = "default") -> None:
                 layer.factor(letter, adapter_name).requires_grad_(False)
 
 
-def traveling(folded: State, trainable: str) -> State:
+def traveling(folded: AdapterState, trainable: str) -> AdapterState:
     """Return the tensors of a folded adapter that go into the sum, in their order."""
     letters = TRAVELING[trainable]
     return {n: folded[n] for n in sorted(folded) if n.rpartition(".")[2] in letters}
 
 
 def contribution(
-    folded: State, trainable: str, *, loss: float, num_probes: int, seed: int
+    folded: AdapterState, trainable: str, *, loss: float, num_probes: int, seed: int
 ) -> list[Tensor]:
     """Return the arrays of one party for one round.
 
@@ -59,8 +59,8 @@ def contribution(
 
 
 def take_out(
-    means: list[Any], folded: State, trainable: str, *, num_probes: int, seed: int
-) -> tuple[State, float, float | None]:
+    means: list[Any], folded: AdapterState, trainable: str, *, num_probes: int, seed: int
+) -> tuple[AdapterState, float, float | None]:
     """Return the averaged adapter in float32, the mean loss, and the aggregation error.
 
     Args:
@@ -83,7 +83,7 @@ def take_out(
     return {name: tensor.float() for name, tensor in state.items()}, loss, error
 
 
-def _probed(folded: State, layer: str, num_probes: int, seed: int) -> Tensor:
+def _probed(folded: AdapterState, layer: str, num_probes: int, seed: int) -> Tensor:
     """Return D K A X (O, P) in float64."""
     A_RI, D_OR, E_RR = (folded[f"{layer}.{factor}"].double() for factor in ("A", "D", "E"))
     generator = torch.Generator().manual_seed(derive_seed(seed, "probe", layer))

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable
 
-from fedfora.adapter.state import State
+from fedfora.adapter.state import AdapterState
 from fedfora.integrations.fate.client import RoundReport
 from fedfora.integrations.fate.deadline import DeadlineFederation
 from fedfora.reporting.record import RunRecord
@@ -65,7 +65,7 @@ class Watcher:
         self.on_round(report)
 
 
-def adapter_digest(state: State) -> str:
+def adapter_digest(state: AdapterState) -> str:
     """Return a short digest of an adapter; equal at all clients when their adapters are equal."""
     digest = hashlib.sha256()
     for name in sorted(state):

@@ -6,7 +6,7 @@ Rows, directories and names are looked at first: whoever made a mistake there le
 from dataclasses import dataclass
 
 from fedfora.data.loading import Example, load_chosen, load_examples
-from fedfora.models.place import named_model
+from fedfora.models.resolve import checked_model_name
 from fedfora.reporting.record import check_output_dir
 from fedfora.training.settings import TrainSettings
 
@@ -24,7 +24,7 @@ class Rows:
     held_out: list[Example] | None
 
 
-def look_ahead(settings: TrainSettings) -> Rows:
+def preflight(settings: TrainSettings) -> Rows:
     """Return the rows, if they can be read and what else was named is there.
 
     Raises:
@@ -36,7 +36,7 @@ def look_ahead(settings: TrainSettings) -> Rows:
             overwrite=settings.run.overwrite_output_dir,
             to_resume="--resume_from_checkpoint last",
         )
-    named_model(settings.model)
+    checked_model_name(settings.model)
     return read_rows(settings)
 
 

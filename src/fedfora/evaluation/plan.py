@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedfora.data.encoding import PromptFormat, encode_prompts, prompt_format
+from fedfora.data.encoding import PromptFormat, encode_prompts, prompt_format_of
 from fedfora.data.loading import DataError, Example, load_chosen, options_of
 from fedfora.evaluation.choice import letters_of
 from fedfora.evaluation.output import check_output, identity_of
@@ -26,7 +26,7 @@ _PROMPT_SETTINGS = ("template", "source_prefix", "max_source_length", "max_targe
 
 
 @dataclass(frozen=True)
-class Task:
+class PredictionPlan:
     """What is to be done.
 
     Args:
@@ -52,7 +52,7 @@ class Task:
     identity: str
 
 
-def prepare(settings: PredictSettings) -> Task:
+def prepare(settings: PredictSettings) -> PredictionPlan:
     """Resolve and check the settings.
 
     Raises:
@@ -81,7 +81,9 @@ def prepare(settings: PredictSettings) -> Task:
     check_output(settings, examples, identity)
     prompts = encode_prompts(examples, tokenizer, layout)
     _check_context(settings, prompts)
-    return Task(settings, examples, prompts, options, kind, adapter_dir, record, layout, identity)
+    return PredictionPlan(
+        settings, examples, prompts, options, kind, adapter_dir, record, layout, identity
+    )
 
 
 def _adapter_dir(model_dir: str | None, checkpoint_dir: str | None) -> Path | None:
@@ -118,7 +120,7 @@ def _with_base(
 
 
 def _layout(settings: PredictSettings, record: dict[str, Any], tokenizer: Any) -> PromptFormat:
-    said = prompt_format(settings.data, tokenizer)
+    said = prompt_format_of(settings.data, tokenizer)
     if not record:
         return said
     given = [name for name in _PROMPT_SETTINGS if name in settings.given]

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PULSE = "trainer.pulse"  # in the kit's state; when it was touched last is the sign
+HEARTBEAT = "trainer.pulse"  # in the kit's state; when it was touched last is the sign
 BEAT_S = 2.0
 SILENCE_S = 60.0  # a machine that is very busy may keep a thread waiting for long
 
 
-class Pulse:
+class Heartbeat:
     """The trainer's side.
 
     Args:
@@ -62,7 +62,7 @@ class Pulse:
             self.path.write_text(doing, encoding="utf-8")
 
 
-class PulseWatch:
+class HeartbeatMonitor:
     """The daemon's side.
 
     Args:
@@ -81,7 +81,7 @@ class PulseWatch:
         """Begin anew: a process has been started, and gives its first sign when it is ready."""
         self.path.unlink(missing_ok=True)
 
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """Return, once, in what way the process hangs; None while it gives signs."""
         try:
             sign, doing = self.path.stat().st_mtime_ns, self.path.read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedfora.adapter.per_example import PerExampleGradients
-from fedfora.models.row_losses import row_losses
+from fedfora.models.losses import row_losses
 from fedfora.privacy.clipping import add_noise, clipped_sum
 from fedfora.privacy.noise import SecretNoise
 

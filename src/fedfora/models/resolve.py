@@ -9,7 +9,7 @@ from fedfora.models.settings import ModelArguments
 BUNDLED = {"clinic-base": "clinic_base"}
 
 
-def named_model(settings: ModelArguments) -> str:
+def checked_model_name(settings: ModelArguments) -> str:
     """Return what the user named, if it can be a model at all.
 
     Raises:
@@ -22,13 +22,13 @@ def named_model(settings: ModelArguments) -> str:
     return name
 
 
-def path_of(settings: ModelArguments) -> str:
+def resolve_model(settings: ModelArguments) -> str:
     """Return the directory of the model that the user named, or its id on Hugging Face.
 
     Raises:
         ValueError: If nothing was named, or there is no model.
     """
-    name = named_model(settings)
+    name = checked_model_name(settings)
     return model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
 
 

@@ -23,7 +23,7 @@ class Once(logging.Filter):
         return new
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Show warnings of fedfora and errors of everybody else; no bars but our own.
 
     Loads none of those libraries: they are quiet as soon as somebody does.

@@ -13,11 +13,11 @@ from flwr.serverapp import Grid
 from fedfora.federated.coordinator.membership import Membership
 from fedfora.federated.coordinator.receiving import receive
 from fedfora.federated.coordinator.strategy import SiteInfo
-from fedfora.federated.wire.taking_part import read_part
+from fedfora.federated.wire.taking_part import verify_participation
 from fedfora.federated.wire.transport import Layout
 
 SITE_TABLE = "sites.json"  # in the run directory: who has what
-SAME = ("base-fingerprint", "layout-digest")  # of a site's answer: must be everybody's
+MUST_MATCH = ("base-fingerprint", "layout-digest")  # of a site's answer: must be everybody's
 OnAbsent = Callable[[str, str], None]
 
 
@@ -109,18 +109,23 @@ def _of_one_mind(
     Raises:
         ValueError: If there is no such majority.
     """
-    held = {node_id: tuple(str(site[what]) for what in SAME) for node_id, site in described.items()}
+    held = {
+        node_id: tuple(str(site[what]) for what in MUST_MATCH)
+        for node_id, site in described.items()
+    }
     began = [each for each in held.values() if each[0] == base_fingerprint]
     candidates = began or list(held.values())
     ((most, count),) = Counter(candidates).most_common(1)
     if 2 * count <= len(candidates):
-        what = next(name for i, name in enumerate(SAME) if len({e[i] for e in candidates}) > 1)
+        what = next(
+            name for i, name in enumerate(MUST_MATCH) if len({e[i] for e in candidates}) > 1
+        )
         raise ValueError(
             f"the sites differ in their {what}, and no more than half of them agree: "
             f"{_by_value(described, what)}"
         )
     for site in described.values():
-        if reason := _difference(site, dict(zip(SAME, most, strict=True))):
+        if reason := _difference(site, dict(zip(MUST_MATCH, most, strict=True))):
             on_absent(str(site["name"]), reason)
     return {node_id: site for node_id, site in described.items() if held[node_id] == most}
 
@@ -228,7 +233,9 @@ def _key_id(site: ConfigRecord) -> str:
     if "public-key" not in site:
         return ""
     public, signature = bytes(site["public-key"]), bytes(site["signature"])
-    return read_part(public, signature, int(site["index"]), str(site["base-fingerprint"]))
+    return verify_participation(
+        public, signature, int(site["index"]), str(site["base-fingerprint"])
+    )
 
 
 def _false_part(site: ConfigRecord) -> str | None:

@@ -13,68 +13,70 @@ OTHERS = 0o077  # every right of group and world
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at.
 
     Args:
         what: In one word.
-        good: Whether the site can take part as far as this goes.
-        said: What was found.
+        ok: Whether the site can take part as far as this goes.
+        message: What was found.
         remedy: What to do where it is not good.
     """
 
     what: str
-    good: bool
-    said: str
+    ok: bool
+    message: str
     remedy: str = ""
 
     def line(self) -> str:
         """Return it as a line of text."""
-        line = f"{'ok  ' if self.good else 'FAIL'} {self.what:12s} {self.said}"
-        return line if self.good else f"{line}: {self.remedy}"
+        line = f"{'ok  ' if self.ok else 'FAIL'} {self.what:12s} {self.message}"
+        return line if self.ok else f"{line}: {self.remedy}"
 
 
-def found(what: str, look: Callable[[], str], remedy: str) -> Finding:
+def run_check(what: str, look: Callable[[], str], remedy: str) -> CheckResult:
     """Return what `look` says as good, or the `ValueError` that it raises as bad."""
     try:
-        return Finding(what, True, look())
+        return CheckResult(what, True, look())
     except ValueError as error:
-        return Finding(what, False, str(error), remedy)
+        return CheckResult(what, False, str(error), remedy)
 
 
-def check_modes(directory: Path, private: Iterable[Path]) -> Finding:
+def check_modes(directory: Path, private: Iterable[Path]) -> CheckResult:
     """Say whether only the owner can read what is private, and the owner is this account."""
     open_ones = [
         path.name for path in (directory, *private) if stat.S_IMODE(path.stat().st_mode) & OTHERS
     ]
     if open_ones:
         remedy = f"chmod 700 {directory}; chmod 600 {directory}/*.key"
-        return Finding("files", False, f"others may read {', '.join(open_ones)}", remedy)
+        return CheckResult("files", False, f"others may read {', '.join(open_ones)}", remedy)
     strange = [path.name for path in private if path.stat().st_uid != os.geteuid()]
     if strange:
         remedy = "run as the account that owns the kit, or give it the kit with chown"
-        return Finding("files", False, f"{', '.join(strange)} belongs to another account", remedy)
-    return Finding("files", True, "all there, private ones readable by you alone")
+        return CheckResult(
+            "files", False, f"{', '.join(strange)} belongs to another account", remedy
+        )
+    return CheckResult("files", True, "all there, private ones readable by you alone")
 
 
-def check_versions(made_with: Mapping[str, str]) -> Finding:
+def check_versions(made_with: Mapping[str, str]) -> CheckResult:
     """Say whether Flower and fedfora are those that the kit was made with."""
     here = {name: _version(name) for name in ("fedfora", "flwr")}
     said = ", ".join(f"{name} {number or 'missing'}" for name, number in here.items())
     for name, number in made_with.items():
         if name in here and (here[name] or "").split(".")[:2] != number.split(".")[:2]:
-            return Finding(
+            return CheckResult(
                 "versions",
                 False,
                 f"{said}; the federation has {name} {number}",
                 f"pip install {name}=={number}",
             )
     if here["flwr"] is None:
-        return Finding("versions", False, said, 'pip install "fedfora[federated,privacy]"')
-    return Finding("versions", True, said)
+        return CheckResult("versions", False, said, 'pip install "fedfora[federated,privacy]"')
+    return CheckResult("versions", True, said)
 
 
-def check_disk(state: Path, needed_bytes: int) -> Finding:
+def check_disk(state: Path, needed_bytes: int) -> CheckResult:
     """Say whether what will be written fits."""
 
     def look() -> str:
@@ -84,7 +86,7 @@ def check_disk(state: Path, needed_bytes: int) -> Finding:
             raise ValueError(str(error).removeprefix("--output_dir ")) from error
         return f"room for {needed_bytes / 2**20:,.0f} MiB under {state}"
 
-    return found("disk", look, "make room, or move the kit to a larger disk")
+    return run_check("disk", look, "make room, or move the kit to a larger disk")
 
 
 def _version(package: str) -> str | None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 MAX_BYTES = 2 << 30
-Head = dict[str, Any]
+Header = dict[str, Any]
 
 _FRAME, _JSON = struct.Struct(">Q"), struct.Struct(">I")
 _CHUNK = 1 << 20
@@ -35,7 +35,7 @@ class CutOffError(WireError):
     """The other side went away in the middle."""
 
 
-def send(connection: socket.socket, head: Head, content: RecordDict) -> int:
+def send(connection: socket.socket, head: Header, content: RecordDict) -> int:
     """Send a frame and return its bytes.
 
     Args:
@@ -48,7 +48,7 @@ def send(connection: socket.socket, head: Head, content: RecordDict) -> int:
     return _FRAME.size + len(frame)
 
 
-def receive(connection: socket.socket, *, max_bytes: int = MAX_BYTES) -> tuple[Head, RecordDict]:
+def receive(connection: socket.socket, *, max_bytes: int = MAX_BYTES) -> tuple[Header, RecordDict]:
     """Receive a frame.
 
     Raises:
@@ -60,7 +60,7 @@ def receive(connection: socket.socket, *, max_bytes: int = MAX_BYTES) -> tuple[H
     return decode(_exactly(connection, length))
 
 
-def encode(head: Head, content: RecordDict) -> bytes:
+def encode(head: Header, content: RecordDict) -> bytes:
     """Return a frame without the length before it."""
     arrays = {
         f"{i}.{j}": array.numpy()
@@ -74,7 +74,7 @@ def encode(head: Head, content: RecordDict) -> bytes:
     return _JSON.pack(len(text)) + text + block
 
 
-def decode(frame: bytes) -> tuple[Head, RecordDict]:
+def decode(frame: bytes) -> tuple[Header, RecordDict]:
     """Return what `encode` made a frame of.
 
     Raises:

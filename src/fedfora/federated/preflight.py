@@ -4,16 +4,16 @@ Nothing heavy is loaded here, so that whoever made a mistake learns of it at onc
 """
 
 from fedfora.data.loading import load_examples
-from fedfora.federated.round_settings import check_ray
+from fedfora.federated.arguments import check_ray
 from fedfora.federated.secure_aggregation.graph import MIN_SITES
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.sharing import site_names
-from fedfora.models.place import named_model
+from fedfora.models.resolve import checked_model_name
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import EVALUATED_ROW
 
 
-def check_simulation(settings: FederationSettings) -> list[str]:
+def preflight(settings: FederationSettings) -> list[str]:
     """Return the sites' names, once everything that needs no model has been checked."""
     if settings.rounds.resume is None:
         run = settings.run
@@ -24,7 +24,7 @@ def check_simulation(settings: FederationSettings) -> list[str]:
         )
     if settings.rounds.engine == "ray":
         check_ray()
-    named_model(settings.model)
+    checked_model_name(settings.model)
     names = site_names(settings)
     _check_rounds(settings, len(names))
     if settings.data.test_file is not None:

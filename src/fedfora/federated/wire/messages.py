@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedfora.adapter.state import draw_fresh
-from fedfora.federated.aggregation import RULES, Rule, Update
+from fedfora.federated.aggregation import RULES, AdapterState, Rule
 from fedfora.federated.aggregation.update import absorb, part, rank_of, truncate
 from fedfora.federated.wire.formats import Format
-from fedfora.federated.wire.reply import ARRAYS, Expected, Origin
+from fedfora.federated.wire.reply import ARRAYS, ExpectedReply, Origin
 from fedfora.federated.wire.transport import (
     Layout,
     from_record,
@@ -32,7 +32,7 @@ class FrozenFactorsMissingError(RuntimeError):
 
 
 @dataclass
-class Exchange:
+class RoundMessages:
     """The coordinator's side of one round.
 
     Args:
@@ -44,12 +44,12 @@ class Exchange:
     """
 
     rule: Rule
-    adapter: Update
+    adapter: AdapterState
     form: Format
     seed: int
     round_index: int
     _outgoing: dict[int, ArrayRecord] = field(default_factory=dict)
-    _expected: dict[int, Expected] = field(default_factory=dict)
+    _expected: dict[int, ExpectedReply] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Take the core into D where the rule does, and name what is frozen."""
@@ -61,7 +61,7 @@ class Exchange:
         self.digest = digest_of(frozen) if frozen else ""
 
     @property
-    def current(self) -> Update:
+    def current(self) -> AdapterState:
         """The factors that the sites' answers take the place of."""
         return part(self.adapter, self.rule.sends)
 
@@ -87,7 +87,7 @@ class Exchange:
             content[FROZEN] = self.frozen
         return content
 
-    def start(self, rank: int) -> Update:
+    def start(self, rank: int) -> AdapterState:
         """Return what a site of a rank trains from, as far as it sends it back."""
         whole = self.adapter
         if self.rule.on_top:
@@ -95,15 +95,15 @@ class Exchange:
             whole = draw_fresh(shapes, seed=self.seed, round_index=self.round_index)
         return truncate(part(whole, self.rule.sends), rank)
 
-    def expected(self, rank: int, origin: Origin) -> Expected:
+    def expected(self, rank: int, origin: Origin) -> ExpectedReply:
         """Return what an honest answer of a site of a rank looks like."""
         if rank not in self._expected:
             start, layout = self.start(rank), Layout.of(self.start(rank))
             example = pack(start, layout, self.form)
-            self._expected[rank] = Expected(origin, layout, example, start, self.form)
+            self._expected[rank] = ExpectedReply(origin, layout, example, start, self.form)
         return self._expected[rank]
 
-    def whole(self, update: Update) -> Update:
+    def whole(self, update: AdapterState) -> AdapterState:
         """Return a site's whole adapter: what it sent, with the frozen factors."""
         frozen = part(self.adapter, self.rule.frozen)
         return {**frozen, **update}
@@ -126,10 +126,10 @@ class Assignment:
 
     rule: Rule
     round_index: int
-    adapter: Update
+    adapter: AdapterState
 
 
-def read_assignment(content: RecordDict, state: RecordDict, fresh: Update) -> Assignment:
+def read_assignment(content: RecordDict, state: RecordDict, fresh: AdapterState) -> Assignment:
     """Return what a message asks for, and keep the frozen factors that it brings.
 
     Args:
@@ -153,7 +153,7 @@ def read_assignment(content: RecordDict, state: RecordDict, fresh: Update) -> As
     return Assignment(rule, int(config["round-index"]), absorb(whole) if rule.absorbs else whole)
 
 
-def digest_of(update: Update) -> str:
+def digest_of(update: AdapterState) -> str:
     """Return a short digest of names, shapes and numbers."""
     layout = Layout.of(update)
     digest = hashlib.sha256(layout.to_json().encode())
@@ -162,7 +162,7 @@ def digest_of(update: Update) -> str:
     return digest.hexdigest()[:16]
 
 
-def _frozen(content: RecordDict, state: RecordDict, layout: Layout, digest: str) -> Update:
+def _frozen(content: RecordDict, state: RecordDict, layout: Layout, digest: str) -> AdapterState:
     if not digest:
         return {}
     if FROZEN in content:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedfora.federated.coordinator.agreement import agree
+from fedfora.federated.coordinator.handshake import agree
 from fedfora.federated.engines.embedded import EmbeddedGrid
 from fedfora.federated.wire.transport import Layout
 

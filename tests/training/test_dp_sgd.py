@@ -5,15 +5,14 @@ import torch
 from transformers import DataCollatorForSeq2Seq
 
 from fedfora.adapter.state import read_state
-from fedfora.data.encoding import encode_examples, prompt_format
+from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.models.loading import add_adapter, load_base
-from fedfora.models.row_losses import row_losses
+from fedfora.models.losses import row_losses
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.noise import SecretNoise
-from fedfora.training.local import train_locally
-from fedfora.training.private_gradient import (
+from fedfora.training.dp_sgd import (
     PoissonBatches,
     RecordPrivacy,
     check_gradients,
@@ -21,7 +20,8 @@ from fedfora.training.private_gradient import (
     per_example_gradients,
     write_private_gradient,
 )
-from fedfora.training.schedule import Stretch
+from fedfora.training.local import train_locally
+from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 
 INFINITE = float("inf")
@@ -40,7 +40,7 @@ def workplace(tiny_dir, request):
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     data = DataArguments(train_file="clinic")
     rows = load_examples("clinic", data)[:12]
-    encoded = encode_examples(rows, base.tokenizer, prompt_format(data, base.tokenizer))
+    encoded = encode_examples(rows, base.tokenizer, prompt_format_of(data, base.tokenizer))
     return model, base.tokenizer, [_same_answer_length(row) for row in encoded]
 
 
@@ -117,7 +117,7 @@ def test_the_self_test_sees_a_gradient_that_is_not_the_examples_own(workplace, m
         losses, gradients = per_example_gradients(model, batch, **options)
         return losses, {name: gradient.flip(0) for name, gradient in gradients.items()}
 
-    monkeypatch.setattr("fedfora.training.private_gradient.per_example_gradients", swapped)
+    monkeypatch.setattr("fedfora.training.dp_sgd.per_example_gradients", swapped)
     with pytest.raises(ValueError, match="do not add up"):
         check_gradients(model, batch)
 
@@ -137,7 +137,7 @@ def train(workplace, privacy, **options):
         tokenizer,
         encoded,
         TrainArguments(**settings),
-        stretch=Stretch(first_step=0, num_steps=4, total_steps=4),
+        stretch=StepWindow(first_step=0, num_steps=4, total_steps=4),
         seed=5,
         privacy=privacy,
     )

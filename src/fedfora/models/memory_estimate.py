@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedfora.models.loading import Base, add_adapter
-from fedfora.models.place import model_path
+from fedfora.models.resolve import model_path
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit format

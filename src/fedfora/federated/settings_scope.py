@@ -13,7 +13,7 @@ from typing import Any
 from fedfora.config import Scalar
 from fedfora.federated.settings import SECTIONS
 
-OWN = frozenset(
+LOCAL_ONLY = frozenset(
     {
         "model_name_or_path",
         "hub",
@@ -37,7 +37,7 @@ OWN = frozenset(
 )
 
 # Travel as defaults; a site that sets another value takes part all the same.
-ADJUSTABLE = frozenset(
+SITE_MAY_OVERRIDE = frozenset(
     {
         "task",
         "source_prefix",
@@ -55,12 +55,12 @@ ADJUSTABLE = frozenset(
 
 def common_part(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return the settings that may travel from the coordinator to its sites."""
-    return {name: value for name, value in run_config.items() if _plain(name) not in OWN}
+    return {name: value for name, value in run_config.items() if _plain(name) not in LOCAL_ONLY}
 
 
 def agreed_part(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return the settings that are the same at the coordinator and at every site."""
-    left_out = OWN | ADJUSTABLE
+    left_out = LOCAL_ONLY | SITE_MAY_OVERRIDE
     return {name: value for name, value in run_config.items() if _plain(name) not in left_out}
 
 
@@ -72,7 +72,7 @@ def at_site(received: Mapping[str, Scalar], own: Mapping[str, Scalar]) -> dict[s
             another name that a command line has for it.
     """
     known = {field.name for section in SECTIONS.values() for field in fields(section)}
-    if wrong := sorted(name for name in received if _plain(name) not in known - OWN):
+    if wrong := sorted(name for name in received if _plain(name) not in known - LOCAL_ONLY):
         raise ValueError(f"the coordinator may not set {', '.join(wrong)} at a site")
     return {_plain(name): value for name, value in [*received.items(), *own.items()]}
 

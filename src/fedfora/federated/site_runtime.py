@@ -12,9 +12,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedfora._seeds import derive_seed
 from fedfora.adapter.state import (
-    State,
+    AdapterState,
     fold,
     read_state,
     set_trainable,
@@ -29,21 +28,22 @@ from fedfora.data.encoding import (
     check_context,
     encode_examples,
     encode_prompts,
-    prompt_format,
+    prompt_format_of,
 )
 from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.sharing import SITES, share_out
+from fedfora.federated.sharing import SITES_DIR, partition_sites
 from fedfora.federated.wire.transport import Layout
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
+from fedfora.seeds import derive_seed
+from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult, train_locally
 from fedfora.training.privacy_plan import pay_for_steps, public_part
-from fedfora.training.private_gradient import RecordPrivacy
-from fedfora.training.schedule import Stretch
+from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
 
@@ -52,7 +52,7 @@ SITE_NAME = "site-name"  # in the configuration of a real site's node
 
 
 @dataclass(frozen=True, eq=False)
-class Workplace:
+class SiteRuntime:
     """What the sites of a process share: a base with an adapter on it, and the prompt format."""
 
     settings: FederationSettings
@@ -60,14 +60,14 @@ class Workplace:
     base_fingerprint: str
     model: Any
     prompts: PromptFormat
-    fresh: State
+    fresh: AdapterState
 
     @cached_property
     def layout(self) -> Layout:
         """Names and shapes of the adapter."""
         return Layout.of(self.fresh)
 
-    def load(self, adapter: State) -> str:
+    def load(self, adapter: AdapterState) -> str:
         """Write an adapter of any rank into the model, alone, and return its name there."""
         rank = rank_of(adapter)
         name = "default" if rank == self.settings.adapter.lora_rank else f"rank-{rank}"
@@ -79,18 +79,18 @@ class Workplace:
 
     def train(
         self,
-        adapter: State,
+        adapter: AdapterState,
         encoded: Encoded,
         train: TrainArguments,
         *,
-        stretch: Stretch,
+        stretch: StepWindow,
         seed: int,
         on_step: Callable[[StepReport], None],
         factors: str = "ABCDE",
-        below: State | None = None,
+        below: AdapterState | None = None,
         proximal_mu: float = 0.0,
         privacy: RecordPrivacy | None = None,
-    ) -> tuple[State, LocalResult]:
+    ) -> tuple[AdapterState, LocalResult]:
         """Train an adapter on some rows.
 
         Args:
@@ -125,20 +125,20 @@ class Workplace:
         )
         return read_state(self.model, name), result
 
-    def keep(self, site: "Site", adapter: State) -> None:
+    def keep(self, site: "SiteData", adapter: AdapterState) -> None:
         """Save a site's own adapter, which nobody else gets to see, in its place in the run."""
-        directory = Path(self.settings.run.output_dir) / SITES / str(site.index) / "adapter"
+        directory = Path(self.settings.run.output_dir) / SITES_DIR / str(site.index) / "adapter"
         seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
         config, record = self.form()
         save_adapter(directory, unfold(adapter, seed=seed, inner_dim=inner_dim), config, record)
 
-    def _write(self, adapter: State, name: str) -> None:
+    def _write(self, adapter: AdapterState, name: str) -> None:
         if not any(key.endswith(".B") for key in adapter):
             seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
             adapter = unfold(adapter, seed=seed, inner_dim=inner_dim)
         write_state(self.model, adapter, name)
 
-    def _put_below(self, adapter: State, name: str) -> None:
+    def _put_below(self, adapter: AdapterState, name: str) -> None:
         """Let a second adapter work under the one called `name`, frozen."""
         rank = rank_of(adapter)
         config = self.model.peft_config.get(BELOW)
@@ -158,7 +158,7 @@ class Workplace:
 
 
 @dataclass(frozen=True)
-class Site:
+class SiteData:
     """A participant: its place in the federation and its encoded rows.
 
     Args:
@@ -181,12 +181,12 @@ class Site:
         return hashlib.sha256(repr((self.encoded, self.validation)).encode()).hexdigest()[:16]
 
 
-def open_workplace(run_config: Mapping[str, Scalar]) -> Workplace:
+def load_runtime(run_config: Mapping[str, Scalar]) -> SiteRuntime:
     """Load the base and put a fresh adapter on it; once per process for the same settings."""
-    return _workplace(tuple(sorted(run_config.items())))
+    return _runtime(tuple(sorted(run_config.items())))
 
 
-def check_rows(workplace: Workplace) -> None:
+def check_rows(workplace: SiteRuntime) -> None:
     """Encode the rows of all sites, and see that the model's context holds them and the test rows.
 
     Raises:
@@ -203,13 +203,13 @@ def check_rows(workplace: Workplace) -> None:
         check_context(config, rows, data, data.test_file)
 
 
-def open_site(workplace: Workplace, index: int) -> Site:
+def open_site(workplace: SiteRuntime, index: int) -> SiteData:
     """Return site `index` of the partition, as every process of the run computes it."""
     name, rows = _sites(workplace)[index]
     return _site(workplace, index, name, rows)
 
 
-def site_of(workplace: Workplace, node_config: Mapping[str, Scalar]) -> Site:
+def site_of(workplace: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData:
     """Return the site that a node's configuration describes.
 
     A real site has a name there, and all rows of its files. A simulated one has its share of the
@@ -225,9 +225,9 @@ def site_of(workplace: Workplace, node_config: Mapping[str, Scalar]) -> Site:
     return _site(workplace, index, str(node_config[SITE_NAME]), _own_rows(workplace))
 
 
-def _site(workplace: Workplace, index: int, name: str, rows: Encoded) -> Site:
+def _site(workplace: SiteRuntime, index: int, name: str, rows: Encoded) -> SiteData:
     kept = _rows_kept_back(workplace.settings, index, len(rows))
-    return Site(
+    return SiteData(
         index,
         name,
         encoded=[row for i, row in enumerate(rows) if i not in kept] + _canaries(workplace, index),
@@ -242,7 +242,7 @@ def site_rank(settings: FederationSettings, index: int) -> int:
     return ranks[index % len(ranks)] if ranks else settings.adapter.lora_rank
 
 
-def validate(workplace: Workplace, site: Site, adapter: State) -> tuple[float, int]:
+def validate(workplace: SiteRuntime, site: SiteData, adapter: AdapterState) -> tuple[float, int]:
     """Return an adapter's loss per answer token on a site's rows kept back, and their tokens."""
     if not site.validation:
         return 0.0, 0
@@ -257,16 +257,16 @@ def validate(workplace: Workplace, site: Site, adapter: State) -> tuple[float, i
 
 
 def train_round(
-    workplace: Workplace,
-    site: Site,
-    adapter: State,
+    workplace: SiteRuntime,
+    site: SiteData,
+    adapter: AdapterState,
     *,
     round_index: int,
     seed: int | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     factors: str = "ABCDE",
-    below: State | None = None,
-) -> tuple[State, LocalResult]:
+    below: AdapterState | None = None,
+) -> tuple[AdapterState, LocalResult]:
     """Take a site's steps of one round (counted from 0) and return its adapter's five factors.
 
     Args:
@@ -295,7 +295,7 @@ def train_round(
         adapter,
         site.encoded,
         settings.train,
-        stretch=Stretch(
+        stretch=StepWindow(
             first_step=round_index * federation.local_steps,
             num_steps=federation.local_steps,
             total_steps=total_steps,
@@ -316,7 +316,7 @@ def train_round(
 
 
 @lru_cache(maxsize=1)
-def _workplace(items: tuple[tuple[str, Scalar], ...]) -> Workplace:
+def _runtime(items: tuple[tuple[str, Scalar], ...]) -> SiteRuntime:
     settings = from_run_config(dict(items))
     base = load_base(settings.model)
     base_fingerprint = fingerprint(base)
@@ -328,12 +328,12 @@ def _workplace(items: tuple[tuple[str, Scalar], ...]) -> Workplace:
         init_weights=True if rule.start == "zero" else "svd",
     )
     state = read_state(model)
-    return Workplace(
+    return SiteRuntime(
         settings=settings,
         base=base,
         base_fingerprint=base_fingerprint,
         model=model,
-        prompts=prompt_format(settings.data, base.tokenizer),
+        prompts=prompt_format_of(settings.data, base.tokenizer),
         fresh=fold(state) if rule.folds else state,
     )
 
@@ -348,7 +348,7 @@ def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> 
     return set(rng.sample(range(num_rows), count))
 
 
-def _canaries(workplace: Workplace, index: int) -> Encoded:
+def _canaries(workplace: SiteRuntime, index: int) -> Encoded:
     """Return the planted rows of a site; none is kept back, so all of them are trained on."""
     settings = workplace.settings
     rows = planted(settings.data, site=index, seed=settings.train.seed)
@@ -356,19 +356,19 @@ def _canaries(workplace: Workplace, index: int) -> Encoded:
 
 
 @lru_cache(maxsize=1)
-def _own_rows(workplace: Workplace) -> Encoded:
+def _own_rows(workplace: SiteRuntime) -> Encoded:
     data = workplace.settings.data
     return _encoded(workplace, load_chosen(data.train_file, data, flag="--train_file"))
 
 
 @lru_cache(maxsize=1)
-def _sites(workplace: Workplace) -> list[tuple[str, Encoded]]:
-    examples, parts = share_out(workplace.settings)
+def _sites(workplace: SiteRuntime) -> list[tuple[str, Encoded]]:
+    examples, parts = partition_sites(workplace.settings)
     encoded = _encoded(workplace, examples)
     return [(name, [encoded[row] for row in rows]) for name, rows in parts.items()]
 
 
-def _encoded(workplace: Workplace, examples: list[Example]) -> Encoded:
+def _encoded(workplace: SiteRuntime, examples: list[Example]) -> Encoded:
     """Encode a site's rows.
 
     Raises:

@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from fedfora.adapter.learning_rates import loraplus_groups
-from fedfora.training.schedule import Stretch
+from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 
 # transformers 5.23 renamed the flag; older ones know only the old name.
@@ -16,7 +16,7 @@ _CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dat
 
 
 def trainer_arguments(
-    settings: TrainArguments, stretch: Stretch, *, seed: int, device: str, **extra: Any
+    settings: TrainArguments, stretch: StepWindow, *, seed: int, device: str, **extra: Any
 ) -> TrainingArguments:
     """Return the Trainer's arguments for a stretch of a schedule.
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from fedfora._registry import unknown
+from fedfora.registry import unknown
 
 Keys = tuple[str, ...]
 
 
-class Document:
+class YamlSource:
     """What a YAML file holds, and on which line each key stands.
 
     Args:

@@ -8,17 +8,17 @@ from contextlib import ExitStack
 
 import pytest
 
-from fedfora.deployment import pulse
-from fedfora.deployment.pulse import Pulse, PulseWatch
+from fedfora.deployment import heartbeat
+from fedfora.deployment.heartbeat import Heartbeat, HeartbeatMonitor
 from fedfora.deployment.supervisor import Child, Supervisor
 
 # A process that gives signs: of an operation with a limit and a length, then of waiting.
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from fedfora.deployment import pulse
-pulse.BEAT_S = 0.05
-own = pulse.Pulse(Path(sys.argv[1]))
+from fedfora.deployment import heartbeat
+heartbeat.BEAT_S = 0.05
+own = heartbeat.Heartbeat(Path(sys.argv[1]))
 own.start()
 with own.during("train", float(sys.argv[2])):
     time.sleep(float(sys.argv[3]))
@@ -32,10 +32,10 @@ def supervised(tmp_path):
     running = ExitStack()
 
     def run(limit_s, length_s):
-        watch = PulseWatch(tmp_path / pulse.PULSE, silence_s=1.0)
+        watch = HeartbeatMonitor(tmp_path / heartbeat.HEARTBEAT, silence_s=1.0)
         command = [sys.executable, "-c", PROGRAM, str(watch.path), str(limit_s), str(length_s)]
         log = tmp_path / "trainer.log"
-        watched = {"after_start": watch.begin, "trouble": watch.trouble}
+        watched = {"after_start": watch.begin, "trouble": watch.problem}
         child = Child("trainer", lambda: command, log, **watched)
         said = []
         supervisor = Supervisor([child], said.append)
@@ -88,13 +88,13 @@ def test_who_works_within_its_time_or_waits_is_left_alone(supervised):
 
 
 def test_who_has_not_begun_to_give_signs_is_not_missed(tmp_path):
-    watch = PulseWatch(tmp_path / pulse.PULSE, silence_s=0.0)
-    assert watch.trouble() is None
+    watch = HeartbeatMonitor(tmp_path / heartbeat.HEARTBEAT, silence_s=0.0)
+    assert watch.problem() is None
     watch.path.write_text("waiting")
-    assert watch.trouble() is not None
-    assert watch.trouble() is None, "it is said once"
+    assert watch.problem() is not None
+    assert watch.problem() is None, "it is said once"
 
 
 def test_a_full_disk_is_no_reason_to_stop(tmp_path):
-    with Pulse(tmp_path / "nowhere" / pulse.PULSE).during("train", 1.0):
+    with Heartbeat(tmp_path / "nowhere" / heartbeat.HEARTBEAT).during("train", 1.0):
         pass

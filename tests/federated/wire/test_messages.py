@@ -6,14 +6,14 @@ from flwr.app import RecordDict
 
 from fedfora.adapter.state import draw_fresh
 from fedfora.federated.aggregation import RULES
-from fedfora.federated.wire.exchange import (
-    Exchange,
+from fedfora.federated.wire.formats import FORMATS
+from fedfora.federated.wire.messages import (
     FrozenFactorsMissingError,
+    RoundMessages,
     content_bytes,
     digest_of,
     read_assignment,
 )
-from fedfora.federated.wire.formats import FORMATS
 from fedfora.federated.wire.transport import Layout
 
 
@@ -25,7 +25,7 @@ def adapter():
 
 
 def exchange_of(name, adapter):
-    return Exchange(RULES[name], adapter, FORMATS["float32"], seed=7, round_index=4)
+    return RoundMessages(RULES[name], adapter, FORMATS["float32"], seed=7, round_index=4)
 
 
 def test_frozen_factors_come_once_and_are_remembered(adapter):

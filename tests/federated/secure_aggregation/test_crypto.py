@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from fedfora.federated.secure_aggregation.keys import (
+from fedfora.federated.secure_aggregation.crypto import (
     Identity,
     agree,
     new_private_key,

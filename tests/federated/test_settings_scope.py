@@ -6,8 +6,14 @@ from typing import get_origin
 import pytest
 
 from fedfora.config import ConfigError
-from fedfora.federated.common_settings import ADJUSTABLE, OWN, agreed_part, at_site, common_part
 from fedfora.federated.settings import SECTIONS, from_run_config
+from fedfora.federated.settings_scope import (
+    LOCAL_ONLY,
+    SITE_MAY_OVERRIDE,
+    agreed_part,
+    at_site,
+    common_part,
+)
 
 # Flags that take any text and travel all the same: none of them is ever opened as a file.
 TEXTS = {
@@ -23,7 +29,7 @@ FIELDS = {field.name: field for section in SECTIONS.values() for field in fields
 
 
 def test_every_name_is_one_of_a_flag():
-    assert set(FIELDS) >= OWN | ADJUSTABLE | TEXTS
+    assert set(FIELDS) >= LOCAL_ONLY | SITE_MAY_OVERRIDE | TEXTS
 
 
 def test_a_flag_that_takes_any_text_is_a_sites_own_or_known_to_be_harmless():
@@ -35,7 +41,7 @@ def test_a_flag_that_takes_any_text_is_a_sites_own_or_known_to_be_harmless():
         and get_origin(field.type) is not dict
         and not field.metadata.get("choices")
     }
-    assert free - OWN <= TEXTS
+    assert free - LOCAL_ONLY <= TEXTS
 
 
 def test_what_a_site_sets_wins_and_what_is_its_own_does_not_travel():
@@ -50,7 +56,7 @@ def test_what_a_site_sets_wins_and_what_is_its_own_does_not_travel():
     }
 
 
-@pytest.mark.parametrize("name", sorted(OWN))
+@pytest.mark.parametrize("name", sorted(LOCAL_ONLY))
 def test_a_coordinator_cannot_set_what_is_a_sites_own(name):
     for spelling in (name, name.replace("_", "-")):
         with pytest.raises(ValueError, match=spelling):
@@ -65,7 +71,7 @@ def test_sites_with_other_files_and_columns_agree_on_the_rest():
 
 ALIASES = {
     alias.removeprefix("--"): name
-    for name in OWN
+    for name in LOCAL_ONLY
     for alias in FIELDS[name].metadata.get("aliases", [])
 }
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedfora.federated.aggregation import Update
+from fedfora.federated.aggregation import AdapterState
 
 FEWEST = 4  # updates: of the three others two can outvote one
 
 
-class Peers:
+class UpdateOutliers:
     """The updates of one round.
 
     Args:
@@ -46,7 +46,7 @@ class Peers:
         """Take the length of one more update into account."""
         insort(self._norms, norm)
 
-    def learn_direction(self, changes: Sequence[Update]) -> None:
+    def learn_direction(self, changes: Sequence[AdapterState]) -> None:
         """Take these updates for the round's first; once, and if there are enough of them.
 
         Args:
@@ -58,7 +58,7 @@ class Peers:
                 for name in changes[0]
             }
 
-    def cosine(self, change: Update, *, among_the_first: bool) -> float | None:
+    def cosine(self, change: AdapterState, *, among_the_first: bool) -> float | None:
         """Return the cosine of the angle to the others' median; None where that is not known.
 
         Args:
