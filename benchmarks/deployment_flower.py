@@ -21,8 +21,12 @@ from typing import Any
 
 import yaml
 
-from fedfora.deployment.flower_command import FlowerCommand, FlowerCommandError
-from fedfora.deployment.flower_processes import environment, free_port
+from fedfora.deployment.flower_processes import (
+    FlowerCommand,
+    FlowerCommandError,
+    environment,
+    free_port,
+)
 from fedfora.deployment.provision import provision
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.deployment.supervisor import Child, Supervisor

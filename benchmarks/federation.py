@@ -30,7 +30,7 @@ from fedfora.evaluation.evaluate import evaluate
 from fedfora.federated.comparison import compare
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
-from fedfora.federated.site import local_round
+from fedfora.federated.site import client_app
 from fedfora.federated.site_runtime import load_runtime
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.view import View
@@ -167,7 +167,7 @@ def settings(flags: dict[str, Any], rounds: int, out: str) -> FederationSettings
 @contextmanager
 def malicious(attackers: int, factor: float | None) -> Any:
     """Let the first sites send what they received plus `factor` times what they learned."""
-    honest = local_round.train_round
+    honest = client_app.train_round
 
     def train_round(workplace: Any, site: Any, adapter: Any, **options: Any) -> Any:
         state, result = honest(workplace, site, adapter, **options)
@@ -177,11 +177,11 @@ def malicious(attackers: int, factor: float | None) -> Any:
         sent = {name: adapter[name] + factor * (learned[name] - adapter[name]) for name in learned}
         return unfold(sent, seed=workplace.settings.train.seed), result
 
-    local_round.train_round = train_round
+    client_app.train_round = train_round
     try:
         yield
     finally:
-        local_round.train_round = honest
+        client_app.train_round = honest
 
 
 def run(job: Job, rounds: int, seed: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from fedfora.data.clinic import clinic_rows
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
 from fedfora.models.resolve import model_path
-from fedfora.reporting.memory import peak_memory_bytes
+from fedfora.reporting.record import peak_memory_bytes
 from fedfora.reporting.view import View
 from record import write
 

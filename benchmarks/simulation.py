@@ -23,7 +23,7 @@ from fedfora.cli.console import silence_libraries
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.simulation import simulate
 from fedfora.federated.site_runtime import load_runtime, open_site
-from fedfora.reporting.memory import peak_memory_bytes
+from fedfora.reporting.record import peak_memory_bytes
 from fedfora.reporting.view import View
 from record import ratio_of_pairs, write
 

@@ -8,11 +8,11 @@ All else is what `fedfora coordinator run` does.
 import sys
 
 from fedfora.cli.main import main
-from fedfora.deployment import flower_app
+from fedfora.deployment import run
 
 if __name__ == "__main__":
     kit, directory = sys.argv[1:]
-    for name, text in list(flower_app._FILES.items()):
+    for name, text in list(run._FILES.items()):
         trace = f"__import__('pathlib').Path({directory!r}, {name!r}).write_text('was here')"
-        flower_app._FILES[name] = f"{text}{trace}\n"
+        run._FILES[name] = f"{text}{trace}\n"
     sys.exit(main(["coordinator", "run", "--kit", kit]))

@@ -97,7 +97,7 @@ def bad(honest, faults):
 
 def site(kit, faults):
     """Run the site with another trainer."""
-    from fedfora.cli.saying import log_line
+    from fedfora.cli.console import log_line
     from fedfora.deployment import site
     from fedfora.deployment.heartbeat import HEARTBEAT, HeartbeatMonitor
     from fedfora.deployment.kit import read_site_kit

@@ -7,16 +7,15 @@ choices and unknown names are checked in one place whatever the source.
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import yaml
-
-from fedfora._hf_parser import HfArgumentParser
-from fedfora._option_help import OptionHelp
 
 Scalar = str | int | float | bool
 
@@ -43,6 +42,35 @@ def flag(default: Any, help: str, *aliases: str, choices: Iterable[str] | None =
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+# transformers' `HfArgumentParser`, without the rest of transformers.
+#
+# The parser's file needs the standard library and YAML; the package around it takes most of a
+# second to load. So the file is loaded alone, unless the package is there already.
+
+
+if TYPE_CHECKING:
+    from transformers.hf_argparser import HfArgumentParser
+
+
+def _load() -> Any:
+    package = None if "transformers" in sys.modules else importlib.util.find_spec("transformers")
+    for place in (package and package.submodule_search_locations) or ():
+        file = Path(place) / "hf_argparser.py"
+        spec = importlib.util.spec_from_file_location("fedfora._hf_argparser", file)
+        if file.is_file() and spec is not None and spec.loader is not None:
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+            return module.HfArgumentParser
+    from transformers.hf_argparser import HfArgumentParser
+
+    return HfArgumentParser
+
+
+if not TYPE_CHECKING:
+    HfArgumentParser = _load()
 
 
 class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is untyped here
@@ -209,3 +237,60 @@ def _is_option(value: Any) -> bool:
 
 def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# Options to the text of `--help`: one spelling each, grouped under headings, short usage.
+
+
+_METAVARS = {int: "INT", float: "NUMBER", str: "TEXT"}
+
+
+class OptionHelp(argparse.RawDescriptionHelpFormatter):
+    """One line or two for each option: its name, its aliases, what it means, its default.
+
+    That dashes may stand for underscores is said once and not with each option.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Leave out the opposite of a switch, which its own line names."""
+        if not _is_opposite(action):
+            super().add_argument(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = spellings(action.option_strings)
+        if action.default is True and isinstance(action.nargs, str):
+            names = [name.replace("--", "--[no_]", 1) for name in names]
+        value = _value(action)
+        return ", ".join(names) + (f" {value}" if value else "")
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").replace("%", "%%")
+        default = action.default
+        nothing = default is None or isinstance(default, bool) or default in ("", [])
+        if nothing or "; default" in text or default is argparse.SUPPRESS:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{text} [{shown}]"
+
+
+def spellings(options: Sequence[str]) -> list[str]:
+    """Return option names without those that only write dashes for another's underscores."""
+    with_underscores = [name for name in options if "_" in name]
+    twins = {"--" + name[2:].replace("_", "-") for name in with_underscores}
+    return [name for name in options if name not in twins]
+
+
+def _is_opposite(action: argparse.Action) -> bool:
+    return action.const is False and any(o.startswith("--no_") for o in action.option_strings)
+
+
+def _value(action: argparse.Action) -> str:
+    if action.nargs in (0, "?"):
+        return ""
+    if action.choices is not None:
+        return "{" + ",".join(map(str, action.choices)) + "}"
+    value = _METAVARS.get(action.type, "TEXT")  # type: ignore[call-overload]
+    return f"{value} ..." if action.nargs == "+" else value

@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from importlib import import_module
+from typing import Any, Generic, TypeVar
 
 F = TypeVar("F")
 
@@ -54,3 +55,19 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})"
+
+
+# Modules of an optional extra: loaded where they are used, or the command that installs them.
+
+
+def need(module: str, extra: str = "privacy") -> Any:
+    """Return a module that an extra brings.
+
+    Raises:
+        ValueError: If it is not installed, with the command that installs it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0].replace("_", "-")
+        raise ValueError(f'{package} is missing: pip install "fedfora[{extra}]"') from error

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig
 
 from fedfora.cli.main import main
-from fedfora.models.baichuan.alibi import alibi_mask_bytes
+from fedfora.models.baichuan.modeling import alibi_mask_bytes
 from fedfora.models.loading import add_adapter, load_base
 from fedfora.models.memory_estimate import estimate_memory
 from fedfora.models.settings import AdapterArguments, ModelArguments

@@ -17,8 +17,8 @@ from fedfora.cli.main import main
 from fedfora.deployment import check_federation as federation
 from fedfora.deployment import check_site as site
 from fedfora.deployment.certificates import make_authority, make_server
-from fedfora.deployment.check_gate import FORBIDDEN, check_gate
 from fedfora.deployment.check_result import check_disk, check_modes, check_versions
+from fedfora.deployment.check_site import FORBIDDEN, check_gate
 from fedfora.deployment.kit import read_coordinator_kit, read_site_kit, write_description
 
 
@@ -155,7 +155,7 @@ def test_the_clock_may_be_as_far_off_as_flower_allows(kits, tmp_path, ahead_s, g
 def test_the_clocks_limits_are_within_flowers():
     from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 
-    from fedfora.deployment.check_gate import MOST_AHEAD_S, MOST_BEHIND_S
+    from fedfora.deployment.check_site import MOST_AHEAD_S, MOST_BEHIND_S
 
     assert MOST_AHEAD_S < SYSTEM_TIME_TOLERANCE
     assert MOST_BEHIND_S < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE

@@ -18,7 +18,7 @@ pytest.importorskip("cryptography", reason='needs pip install "fedfora[privacy]"
 from safetensors.torch import load_file
 
 from bad_site import PATIENT
-from fedfora.deployment.flower_app import write_app
+from fedfora.deployment.run import write_app
 from real_federation import FLAGS, assert_close, assert_same, needs_nginx
 
 pytestmark = needs_nginx

@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from fedfora.deployment import run_state
 from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.run import plan_run, tell
-from fedfora.deployment.run_settings import settings_for
-from fedfora.deployment.run_state import FINISHED, STOPPED, Outcome, PlannedRun
-from fedfora.reporting.follow import Follower
+from fedfora.deployment.run import plan_run, tell, write_app
+from fedfora.deployment.run_state import FINISHED, STOPPED, Outcome, PlannedRun, settings_for
+from fedfora.federated.settings import from_run_config
+from fedfora.federated.settings_scope import common_part
+from fedfora.reporting.history import Follower
 from fedfora.reporting.record import RunRecord
 
 RUN = PlannedRun("clinics/001", 3, {"num_rounds": 2, "output_dir": "x"})
@@ -95,3 +98,28 @@ def test_every_event_of_a_run_is_told_and_a_loss_that_is_hidden_is_left_out(tmp_
         "round 2        1 sites   training loss 2.000   F1 0.250",
         "round 3: lost: wrong shares of b",
     ]
+
+
+# The example and what a run ships are the same files; no setting of anybody's own is in them.
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "flower_app"
+
+
+def config():
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())
+    return project["tool"]["flwr"]["app"]["config"]
+
+
+def test_the_example_is_what_a_run_ships(tmp_path):
+    write_app(tmp_path, config())
+    written = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.*")}
+    kept = {
+        p.relative_to(EXAMPLE): p.read_text() for p in EXAMPLE.rglob("*.*") if p.suffix != ".pyc"
+    }
+    assert written == kept
+
+
+def test_its_settings_are_those_that_travel():
+    assert common_part(config()) == config()
+    assert from_run_config(config()).federation.num_rounds == config()["num_rounds"]

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedfora.data.clinic import clinic_rows
 from fedfora.data.loading import DataError
-from fedfora.deployment import codes, socket_wire, trainer
+from fedfora.deployment import client_app, socket_wire, trainer
 from fedfora.deployment.client_app import SOCKET, TrainerGoneError, ask
 from fedfora.deployment.run_state import RUN_NAME
 from fedfora.deployment.trainer import BaseError, SettingsError, Trainer, serve, word_for
@@ -53,7 +53,7 @@ def told(site, operation, settings=None, run=1, **records):
 
 
 def word(head):
-    return re.fullmatch(r"site-error ([A-Z]+) [0-9a-f]{6}", head[codes.CODE])[1]
+    return re.fullmatch(r"site-error ([A-Z]+) [0-9a-f]{6}", head[client_app.CODE])[1]
 
 
 def test_only_its_own_user_may_open_the_socket(site):
@@ -156,18 +156,18 @@ def test_an_error_becomes_a_code_and_its_text_stays_in_the_log(
     monkeypatch.setattr(site, "_do", fail)
     head, content = site.answer({"operation": "train"}, RecordDict())
     assert word(head) == expected
-    assert set(head) == {codes.CODE}
+    assert set(head) == {client_app.CODE}
     assert not content
     assert "Jane Roe" in caplog.text
-    assert head[codes.CODE] in caplog.text
+    assert head[client_app.CODE] in caplog.text
     assert word_for(error, "train") == expected
 
 
 def test_a_code_that_is_none_does_not_pass():
-    assert codes.validated_code("site-error TRAIN 0a1b2c") == "site-error TRAIN 0a1b2c"
+    assert client_app.validated_code("site-error TRAIN 0a1b2c") == "site-error TRAIN 0a1b2c"
     for text in ("Jane Roe", "site-error JANE 0a1b2c", "site-error TRAIN 0a1b2c Jane"):
-        assert re.fullmatch(r"site-error MESSAGE [0-9a-f]{6}", codes.validated_code(text))
+        assert re.fullmatch(r"site-error MESSAGE [0-9a-f]{6}", client_app.validated_code(text))
 
 
 def test_operations_and_words_cover_each_other():
-    assert {name.upper() for name in trainer.OPERATIONS} <= set(codes.CODES)
+    assert {name.upper() for name in trainer.OPERATIONS} <= set(client_app.CODES)

@@ -1,6 +1,7 @@
 """The attack's score against counting pairs, and the whole audit on a run of a few rows."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfora.cli.main import main
-from fedfora.evaluation.membership import separation
+from fedfora.evaluation.membership import UNSEEN, exposure, separation
 
 losses = st.lists(st.integers(0, 9).map(float), min_size=1, max_size=30)
 
@@ -65,3 +66,23 @@ def test_an_audit_finds_rows_and_secrets_that_were_trained_on(rows_file, tmp_pat
     protections = {row["protection"]: row["found"] for row in found["inversion"]}
     assert protections["none: one row"] == 2
     assert len(protections) == 3  # six rows make no batch of eight
+
+
+# Exposure against its definition, and of a model that has memorized a code.
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 256])
+def test_exposure_is_the_definition(rank):
+    losses = torch.arange(256.0)
+    losses[0] = rank - 0.5  # of the others, 1 ... 255, rank - 1 are lower
+    assert exposure(losses) == pytest.approx(math.log2(256 / rank))
+
+
+def test_a_model_that_cannot_tell_gives_nothing_away():
+    assert exposure(torch.ones(256)) == 0
+
+
+def test_codes_that_were_never_seen_have_the_stated_bits():
+    generator = torch.Generator().manual_seed(0)
+    found = [exposure(torch.rand(1000, generator=generator)) for _ in range(2000)]
+    assert sum(found) / len(found) == pytest.approx(UNSEEN, abs=0.1)

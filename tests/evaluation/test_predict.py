@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from fedfora.cli.main import main
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
-from fedfora.evaluation import journal as journal_module
+from fedfora.evaluation import output as journal_module
 from fedfora.models.resolve import model_path
 
 FILES = {

@@ -15,9 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedfora import ForaConfig
 from fedfora.cli.main import main
-from fedfora.export.deviation import deviation, logits, probe
-from fedfora.export.gguf import INSTALL, to_gguf
-from fedfora.export.llama_cpp import llama_cpp_logits
+from fedfora.export.gguf import INSTALL, llama_cpp_logits, to_gguf
+from fedfora.export.run import deviation, logits, probe
 
 gguf = pytest.importorskip("gguf")
 needs_llama_cpp = pytest.mark.skipif(

@@ -131,10 +131,10 @@ assert tokenizer.decode(ids) == {text!r}
 def test_a_tokenizer_that_would_give_other_ids_is_not_written(
     source, target, publish_tokenizer, monkeypatch, caplog
 ):
-    from fedfora.export import llama_tokenizer
+    from fedfora.export import llama
 
     publish_tokenizer(source, "baichuan2")
-    monkeypatch.setattr(llama_tokenizer, "SPACE", "_")
+    monkeypatch.setattr(llama, "SPACE", "_")
     export_llama(source, target)
     assert "no tokenizer.json: it would encode" in caplog.text
     assert (target / "tokenizer.model").is_file()

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from fedfora import ForaConfig
 from fedfora.cli.main import main
-from fedfora.export.deviation import deviation, logits
 from fedfora.export.lora import from_lora, to_lora
+from fedfora.export.run import deviation, logits
 
 
 def base_of(directory):

@@ -67,7 +67,7 @@ def _run(settings, directory):
     from rich.console import Console
 
     from fedfora.config import ConfigParser
-    from fedfora.federated.resumption import resolve_settings
+    from fedfora.federated.preflight import resolve_settings
     from fedfora.federated.settings import SECTIONS, from_run_config
     from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View

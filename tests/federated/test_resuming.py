@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fedfora.config import ConfigError, ConfigParser
 from fedfora.federated.coordinator import checkpoint, rounds
-from fedfora.federated.resumption import resolve_settings
+from fedfora.federated.preflight import resolve_settings
 from fedfora.federated.settings import SECTIONS
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.models import saving

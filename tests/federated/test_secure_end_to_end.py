@@ -13,7 +13,7 @@ from fedfora.federated.engines import embedded
 from fedfora.federated.secure_aggregation.client import SecureSite
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
-from fedfora.federated.site import client_app, local_round, secure_answers
+from fedfora.federated.site import client_app, secure_answers
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.view import View
 
@@ -213,7 +213,7 @@ def test_a_restarted_site_is_asked_for_a_new_key_and_takes_part_again(run, monke
 def test_a_site_that_is_given_something_else_than_the_others_is_not_uncovered(
     run, monkeypatch, what
 ):
-    original = local_round.digest_of_task
+    original = client_app.digest_of_task
     seen = []
 
     def inconsistent(rule, received, run_config):
@@ -224,7 +224,7 @@ def test_a_site_that_is_given_something_else_than_the_others_is_not_uncovered(
             run_config = {**run_config, "learning_rate": 0.0}
         return original(rule, received, run_config)
 
-    monkeypatch.setattr(local_round, "digest_of_task", inconsistent)
+    monkeypatch.setattr(client_app, "digest_of_task", inconsistent)
     with pytest.raises(ValueError, match="round 1: secure aggregation: the sum makes no sense"):
         run()
 

@@ -17,7 +17,7 @@ from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site import secure_answers
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.accounting import Release, epsilon_of
-from fedfora.privacy.noise import SecretNoise
+from fedfora.privacy.clipping import SecretNoise
 from fedfora.reporting.view import View
 
 

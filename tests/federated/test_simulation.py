@@ -10,10 +10,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from fedfora.federated import site_runtime
-from fedfora.federated.sharing import site_names
+from fedfora.federated.preflight import site_names
 from fedfora.federated.simulation import SimulationView, read_rounds, simulate
 from fedfora.federated.site_runtime import load_runtime, open_site
-from fedfora.reporting.current_round import read_round
+from fedfora.reporting.record import read_round
 from fedfora.reporting.view import View
 
 
@@ -84,16 +84,16 @@ def test_all_sites_share_one_base_model(settings, monkeypatch):
 
 
 def test_the_round_goes_on_without_a_site_that_fails(settings, monkeypatch):
-    from fedfora.federated.site import local_round
+    from fedfora.federated.site import client_app
 
-    original = local_round.train_round
+    original = client_app.train_round
 
     def fail(workplace, site, *args, **kwargs):
         if site.name == "neurology":
             raise RuntimeError("disk full")
         return original(workplace, site, *args, **kwargs)
 
-    monkeypatch.setattr(local_round, "train_round", fail)
+    monkeypatch.setattr(client_app, "train_round", fail)
     rounds = simulate(settings(num_rounds=1), View(1))
     assert [s["site"] for s in rounds[0]["sites"]] == [
         "cardiology",
@@ -120,12 +120,12 @@ def test_while_a_round_is_on_its_sites_can_be_seen_from_outside(settings, tmp_pa
 
 
 def test_a_round_without_any_reply_stops_the_run_with_a_reason(settings, monkeypatch):
-    from fedfora.federated.site import local_round
+    from fedfora.federated.site import client_app
 
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(local_round, "train_round", fail)
+    monkeypatch.setattr(client_app, "train_round", fail)
     with pytest.raises(ValueError, match="round 1: no site sent a usable update"):
         simulate(settings(), View(1))
 

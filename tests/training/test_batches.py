@@ -14,9 +14,9 @@ from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.training.arguments import check_device
 from fedfora.training.local import train_locally
 from fedfora.training.packing import check_no_leak, collate_packed, pack, passes_of
-from fedfora.training.sampling import GroupedByLength
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
+from fedfora.training.trainer import GroupedByLength
 
 STEP = {
     "optim": "sgd",

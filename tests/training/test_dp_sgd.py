@@ -11,7 +11,7 @@ from fedfora.data.settings import DataArguments
 from fedfora.models.loading import add_adapter, load_base
 from fedfora.models.losses import row_losses
 from fedfora.models.settings import AdapterArguments, ModelArguments
-from fedfora.privacy.noise import SecretNoise
+from fedfora.privacy.clipping import SecretNoise
 from fedfora.training.dp_sgd import (
     PoissonBatches,
     RecordPrivacy,

@@ -91,7 +91,7 @@ def test_the_originals_command_runs(words, tmp_path, monkeypatch):
 
 
 def test_encoded_rows_are_kept_and_used_again(words, tmp_path, monkeypatch):
-    import fedfora.data.cache as cache
+    import fedfora.data.encoding as cache
 
     encode, calls = cache.encode_and_count, []
 

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from fedfora.cli.console import silence_libraries
-from fedfora.cli.saying import announce_loading
+from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser, flag
 from fedfora.models.settings import ModelArguments
 

@@ -20,6 +20,7 @@ from fedfora.training.settings import TrainArguments
 if TYPE_CHECKING:
     from fedfora.data.checks import RowsReport
 
+
 KITS = ("site", "federation")
 KINDS = ("data", *KITS)
 SHOWN = 10  # findings of a kind that are listed; all are counted
@@ -34,8 +35,6 @@ def run(argv: Sequence[str]) -> None:
     """
     words = list(argv)
     if words and words[0] in KITS:
-        from fedfora.cli.check_kit import run_kit
-
         return run_kit(words[0], words[1:])
     if words and words[0] in KINDS:
         words = words[1:]
@@ -46,8 +45,8 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS, prog="fedfora check data FILE", description=__doc__)
     data, model, adapter, train = parser.parse(words)
     silence_libraries()
-    from fedfora.data.catalog import chosen_source
     from fedfora.data.checks import read_rows
+    from fedfora.data.sources import chosen_source
 
     source, data = chosen_source(data.train_file, data, flag="FILE")
     report = read_rows(source, data)
@@ -153,3 +152,47 @@ def _print_memory(
     del parts["adapter_parameters"]
     for name, size in {**parts, "in all": estimate.total}.items():
         print(f"  {name:12s}{size / 2**30:9.3f} GiB")
+
+
+CHECK_KIT_HELP = """\
+fedfora check site --kit DIR, fedfora check federation --kit DIR: what is not yet right.
+
+One line for each thing; what fails says what to do. The exit status is 2 where something fails.
+"""
+
+
+def run_kit(kind: str, words: Sequence[str]) -> None:
+    """Look at a kit, and print a line for each thing as soon as it is found.
+
+    Raises:
+        ValueError: If no kit is named, it is broken, or something would keep it from running.
+    """
+    from fedfora.deployment.settings import CheckKitArguments
+
+    parser = ConfigParser(
+        [CheckKitArguments], prog=f"fedfora check {kind}", description=CHECK_KIT_HELP
+    )
+    (arguments,) = parser.parse(words)
+    if arguments.kit is None:
+        raise ValueError(f"which one? fedfora check {kind} --kit DIR")
+    silence_libraries()
+    from fedfora.deployment.kit import read_coordinator_kit, read_site_kit
+
+    if kind == "site":
+        kit = read_site_kit(arguments.kit)
+        print(f"site {kit.name} of {kit.federation}", flush=True)
+        from fedfora.deployment.check_site import check_site
+
+        findings = check_site(kit)
+    else:
+        coordinator = read_coordinator_kit(arguments.kit)
+        print(f"coordinator of {coordinator.federation}", flush=True)
+        from fedfora.deployment.check_federation import check_federation
+
+        findings = check_federation(coordinator)
+    seen = []
+    for finding in findings:
+        print(finding.line(), flush=True)
+        seen.append(finding.ok)
+    if failed := seen.count(False):
+        raise ValueError(f"{failed} of {len(seen)} checks failed")

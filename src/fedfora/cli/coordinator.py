@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fedfora.cli.console import silence_libraries
-from fedfora.cli.saying import timestamped
+from fedfora.cli.console import silence_libraries, timestamped
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
 from fedfora.deployment.run_state import RUNS
 from fedfora.deployment.supervisor import stoppable
-from fedfora.reporting.runs_board import RunsBoard
+from fedfora.reporting.watch import RunsBoard
 
 
 @dataclass

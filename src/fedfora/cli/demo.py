@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedfora.cli.console import silence_libraries
-from fedfora.cli.saying import announce
+from fedfora.cli.console import announce, silence_libraries
 from fedfora.config import ConfigParser, flag
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedfora.config import ConfigParser, flag
 from fedfora.evaluation.settings import METRICS_HELP, ORIGINAL_HELP, MetricsChoice
-from fedfora.reporting.table import score_lines
+from fedfora.reporting.wording import score_lines
 
 
 @dataclass

@@ -6,8 +6,7 @@ fedfora export --model_dir out/adapter --format merged --output_dir out/merged
 
 from collections.abc import Sequence
 
-from fedfora.cli.console import silence_libraries
-from fedfora.cli.saying import announce_loading
+from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.export.settings import SECTIONS, ExportSettings
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from fedfora.cli.console import silence_libraries
-from fedfora.cli.saying import announce_loading
+from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.integrations.fate.settings import SECTIONS, FateSettings
 

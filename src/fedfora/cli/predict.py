@@ -8,8 +8,7 @@ answers without an adapter.
 
 from collections.abc import Sequence
 
-from fedfora.cli.console import silence_libraries
-from fedfora.cli.saying import announce_loading
+from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.evaluation.settings import SECTIONS, PredictSettings
 
@@ -21,8 +20,8 @@ def run(argv: Sequence[str]) -> None:
     silence_libraries()
     announce_loading("predict")
     from fedfora.evaluation.predict import predict
-    from fedfora.reporting.table import score_lines
     from fedfora.reporting.view import View
+    from fedfora.reporting.wording import score_lines
 
     with View(1) as view:
         scores = predict(settings, view)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfora.cli.console import silence_libraries
-from fedfora.cli.saying import log_line
+from fedfora.cli.console import log_line, silence_libraries
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.deployment.supervisor import stoppable

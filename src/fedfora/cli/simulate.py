@@ -8,11 +8,9 @@ It leaves an adapter as `fedfora train` does. --resume DIRECTORY goes on with a 
 
 from collections.abc import Sequence
 
-from fedfora.cli.console import silence_libraries
-from fedfora.cli.saying import announce
+from fedfora.cli.console import announce, silence_libraries
 from fedfora.config import ConfigParser
-from fedfora.federated.preflight import preflight, work_of
-from fedfora.federated.resumption import resolve_settings
+from fedfora.federated.preflight import preflight, resolve_settings, work_of
 from fedfora.federated.settings import SECTIONS, FederationSettings
 
 
@@ -22,7 +20,7 @@ def run(argv: Sequence[str]) -> None:
     settings = resolve_settings(argv, parser)
     silence_libraries()
     announce(_plan(settings, preflight(settings)))
-    from fedfora.federated.coordinator.outcome import next_steps, resume_hint
+    from fedfora.federated.coordinator.checkpoint import next_steps, resume_hint
     from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View
 

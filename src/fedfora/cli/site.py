@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedfora.cli.console import silence_libraries
-from fedfora.cli.saying import log_line
+from fedfora.cli.console import log_line, silence_libraries
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.kit import read_site_kit
 

@@ -9,8 +9,7 @@ deepspeed --module fedfora train ... --deepspeed configs/deepspeed_zero2.json
 import os
 from collections.abc import Sequence
 
-from fedfora.cli.console import silence_libraries
-from fedfora.cli.saying import announce
+from fedfora.cli.console import announce, silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.training.preflight import Rows, preflight
 from fedfora.training.settings import SECTIONS, TrainSettings

@@ -10,8 +10,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_public_key
 
-from fedfora.deployment.check_gate import SOON_DAYS
 from fedfora.deployment.check_result import (
+    SOON_DAYS,
     CheckResult,
     check_disk,
     check_modes,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from fedfora.reporting.record import check_disk_space
 
+SOON_DAYS = 30
+
 OTHERS = 0o077  # every right of group and world
 
 

@@ -8,6 +8,8 @@ stays in the site's log.
 import contextlib
 import logging
 import os
+import re
+import secrets
 import socket
 import time
 from pathlib import Path
@@ -15,8 +17,8 @@ from pathlib import Path
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedfora.deployment import codes, socket_wire
-from fedfora.deployment.flower_processes import TRAINER
+from fedfora.deployment import socket_wire
+from fedfora.deployment.heartbeat import TRAINER
 
 SOCKET = "trainer.sock"
 ANSWER_S = "answer-s"  # in a message's head: for so many seconds somebody waits for the answer
@@ -77,15 +79,15 @@ def forward(operation: str, message: Message, context: Context) -> Message:
             ANSWER_S: message.metadata.ttl,
         }
         head, content = ask(directory, head, message.content, answer_s=message.metadata.ttl)
-        if codes.CODE not in head:
+        if CODE not in head:
             return Message(content, reply_to=message)
-        reason = codes.validated_code(str(head[codes.CODE]))
+        reason = validated_code(str(head[CODE]))
     except TrainerGoneError:
         logger.exception("the trainer does not answer")
-        reason = codes.new_code("TRAINER")
+        reason = new_code("TRAINER")
     except Exception:
         logger.exception("the message could not be passed on")
-        reason = codes.new_code("MESSAGE")
+        reason = new_code("MESSAGE")
     return Message(Error(RAISED, reason), reply_to=message)
 
 
@@ -140,3 +142,47 @@ def _connect(connection: socket.socket, directory: Path) -> None:
 
 
 app = make_app()
+
+
+# What a site says of a failure: one word of a closed list, and a number to find it in its own log.
+#
+# The number is drawn at random, so it tells nothing but which entry is meant.
+
+
+CODE = "code"
+CODES = {
+    "MESSAGE": "the message was not one, or too large",
+    "TRAINER": "the site's trainer does not answer, or ended while it worked",
+    "SETTINGS": "the run's settings cannot be used at the site",
+    "BASE": "the base model cannot be opened",
+    "DATA": "the rows cannot be read",
+    "FACTORS": "the site lacks frozen factors that the coordinator takes it to have",
+    "BUDGET": "the site's privacy budget is spent",
+    "MEMORY": "there is not enough memory",
+    "DISK": "there is no room on the disk",
+    "DESCRIBE": "the site could not start",
+    "TRAIN": "the training failed",
+    "EVALUATE": "the evaluation failed",
+    "INTRODUCE": "secure aggregation: no key",
+    "SHARE": "secure aggregation: no shares",
+    "CONFIRM": "secure aggregation: the list of survivors is not confirmed",
+    "REVEAL": "secure aggregation: nothing revealed",
+}
+
+_FORM = re.compile(r"site-error ([A-Z]+) [0-9a-f]{6}")
+
+
+def new_code(word: str) -> str:
+    """Return a code with a fresh number.
+
+    Args:
+        word: One of `CODES`.
+    """
+    assert word in CODES, word
+    return f"site-error {word} {secrets.token_hex(3)}"
+
+
+def validated_code(code: str) -> str:
+    """Return a code as it is, or one that says nothing where it is none."""
+    match = _FORM.fullmatch(code)
+    return code if match and match[1] in CODES else new_code("MESSAGE")

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from fedfora.deployment import run_state
 from fedfora.deployment.check_federation import RENEW, check_certificate
-from fedfora.deployment.flower_command import FlowerCommand, FlowerCommandError
-from fedfora.deployment.flower_processes import environment
+from fedfora.deployment.flower_processes import FlowerCommand, FlowerCommandError, environment
 from fedfora.deployment.gate import gate_command
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable

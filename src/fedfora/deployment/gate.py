@@ -9,8 +9,7 @@ import ipaddress
 import os
 import shutil
 
-from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.papers import template
+from fedfora.deployment.kit import CoordinatorKit, template
 
 # What a SuperNode of Flower asks for (flwr.supernode.fleet_http_client, 1.38 to 1.42).
 FLEET_PATHS = (

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+TRAINER = "trainer-directory"  # in the node's configuration: where the trainer's socket lies
+
 HEARTBEAT = "trainer.pulse"  # in the kit's state; when it was touched last is the sign
 BEAT_S = 2.0
 SILENCE_S = 60.0  # a machine that is very busy may keep a thread waiting for long

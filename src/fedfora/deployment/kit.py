@@ -6,7 +6,9 @@ Nobody but the owner can read a kit. `state` is made when the federation runs.
 
 import os
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
@@ -339,3 +341,31 @@ def _numbers(document: YamlSource, key: str) -> dict[str, int]:
     for name in names:
         check_name(document, (key, name), name)
     return {name: document.integer((key, name), 0, MAX_SITES) for name in names}
+
+
+# What a kit holds for people: the script that starts it, and a page that says what it does.
+
+
+def start_script(kit: SiteKit | CoordinatorKit) -> str:
+    """Return the script that starts what the kit is for."""
+    site = isinstance(kit, SiteKit)
+    return template("start.sh.template").substitute(
+        what=f"the site {kit.name}" if isinstance(kit, SiteKit) else "the coordinator",
+        federation=kit.federation,
+        command="site" if site else "coordinator run",
+    )
+
+
+def readme(kit: SiteKit | CoordinatorKit) -> str:
+    """Return the kit's page."""
+    facts = {"federation": kit.federation, "host": kit.host, "port": kit.port}
+    if isinstance(kit, SiteKit):
+        return template("site_readme.md").substitute(facts, name=kit.name)
+    page = template("coordinator_readme.md")
+    return page.substitute(facts, superlink_port=kit.superlink_port)
+
+
+def template(name: str) -> Template:
+    """Return a text of this package, to be filled in."""
+    text = files("fedfora.deployment").joinpath(name).read_text(encoding="utf-8")
+    return Template(text)

@@ -27,10 +27,11 @@ from fedfora.deployment.kit import (
     SiteKit,
     read_coordinator_kit,
     read_site_kit,
+    readme,
+    start_script,
     write_description,
     write_file,
 )
-from fedfora.deployment.papers import readme, start_script
 from fedfora.deployment.settings import SITE_FLAGS, own_flags
 from fedfora.deployment.sites_file import SitesFile
 from fedfora.federated.site.identity import Pinned, read_site_keys

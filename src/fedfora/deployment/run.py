@@ -3,21 +3,21 @@
 The results lie in `state/runs/NAME` of the coordinator's kit.
 """
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedfora.config import Scalar
 from fedfora.deployment import run_state
 from fedfora.deployment.coordinator import CHECK_S, Coordinator
-from fedfora.deployment.flower_app import write_app
-from fedfora.deployment.flower_command import FlowerCommandError
+from fedfora.deployment.flower_processes import FlowerCommandError
 from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.run_settings import settings_for
-from fedfora.deployment.run_state import FINISHED, RUN_NAME, RUNS, STOPPED, PlannedRun
+from fedfora.deployment.run_state import FINISHED, RUN_NAME, RUNS, STOPPED, PlannedRun, settings_for
 from fedfora.federated.coordinator.checkpoint import find_checkpoints
 from fedfora.federated.settings_scope import common_part
-from fedfora.reporting.follow import Follower
+from fedfora.reporting.history import Follower
+from fedfora.reporting.record import write_text
 from fedfora.reporting.wording import describe
 
 MAX_FAILED_STARTS = 4  # starts without a further round, then a person must look
@@ -141,3 +141,60 @@ def tell(shown: Follower, say: Say) -> None:
     for event in shown.new():
         if text := describe(event):
             say(text)
+
+
+# The Flower app that a deployed run consists of: three small files, and the run's settings.
+
+
+PACKAGE = "fedfora_app"
+
+_PROJECT = """\
+[project]
+name = "fedfora-app"
+version = "1.0.0"
+description = "A federation that learns one FoRA adapter"
+license = "Apache-2.0"
+dependencies = []
+
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "fedfora"
+
+[tool.flwr.app.components]
+serverapp = "fedfora_app.server:app"
+clientapp = "fedfora_app.client:app"
+
+[tool.flwr.app.config]
+"""
+_FILES = {
+    "__init__.py": '"""All that travels of a run. Each side runs what it installed."""\n',
+    "server.py": (
+        '"""The coordinator\'s side."""\n\nfrom fedfora.deployment.server_app import app\n\n'
+        '__all__ = ["app"]\n'
+    ),
+    "client.py": (
+        '"""A site\'s side."""\n\nfrom fedfora.deployment.client_app import app\n\n'
+        '__all__ = ["app"]\n'
+    ),
+}
+
+
+def write_app(directory: Path, run_config: Mapping[str, Scalar]) -> None:
+    """Write the app.
+
+    Args:
+        directory: Where; what stands there is overwritten.
+        run_config: The settings that travel.
+    """
+    package = directory / PACKAGE
+    package.mkdir(parents=True, exist_ok=True)
+    for name, text in _FILES.items():
+        write_text(package / name, text)
+    settings = "".join(f"{name} = {json.dumps(value)}\n" for name, value in run_config.items())
+    write_text(directory / "pyproject.toml", _PROJECT + settings)

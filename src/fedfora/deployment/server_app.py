@@ -14,8 +14,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
-from fedfora.deployment.parent import exit_with_parent
-from fedfora.deployment.run_settings import settings_for
 from fedfora.deployment.run_state import (
     FAILED,
     FINISHED,
@@ -27,10 +25,12 @@ from fedfora.deployment.run_state import (
     PlannedRun,
     read_nodes,
     read_run,
+    settings_for,
     write_begun,
     write_outcome,
 )
-from fedfora.federated.coordinator.membership import Membership
+from fedfora.deployment.supervisor import exit_with_parent
+from fedfora.federated.coordinator.handshake import Membership
 from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.settings import from_run_config

@@ -7,9 +7,8 @@ from typing import Any
 
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.yaml_source import Keys, YamlSource
-from fedfora.federated.secure_aggregation.graph import MIN_SITES, fewest_survivors
-from fedfora.federated.secure_settings import SecureAggregationArguments
-from fedfora.federated.settings import SECTIONS, FederationSettings
+from fedfora.federated.secure_aggregation.messages import MIN_SITES, fewest_survivors
+from fedfora.federated.settings import SECTIONS, FederationSettings, SecureAggregationArguments
 from fedfora.federated.settings_scope import LOCAL_ONLY, SITE_MAY_OVERRIDE
 
 # What a site is promised stands in its own kit too, and holds whatever the coordinator sends.

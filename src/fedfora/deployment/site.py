@@ -8,13 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from fedfora.deployment.flower_processes import (
-    TRAINER,
-    environment,
-    free_port,
-    with_own_client,
-)
-from fedfora.deployment.heartbeat import HEARTBEAT, HeartbeatMonitor
+from fedfora.deployment.flower_processes import environment, free_port, with_own_client
+from fedfora.deployment.heartbeat import HEARTBEAT, TRAINER, HeartbeatMonitor
 from fedfora.deployment.kit import SiteKit
 from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
 

@@ -25,7 +25,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fedfora.config import Scalar
 from fedfora.data.loading import DataError
-from fedfora.deployment import codes, socket_wire
+from fedfora.deployment import client_app, socket_wire
 from fedfora.deployment.client_app import ANSWER_S, SOCKET
 from fedfora.deployment.heartbeat import HEARTBEAT, Heartbeat
 from fedfora.deployment.run_state import RUN_NAME
@@ -38,8 +38,7 @@ from fedfora.federated.site.identity import SIGNING_KEY, SITE_KEYS, SITE_STATE
 from fedfora.federated.site_runtime import SITE_NAME, SiteRuntime, load_runtime, site_of
 from fedfora.federated.wire.messages import FrozenFactorsMissingError
 from fedfora.privacy.accounting import BudgetSpent
-from fedfora.reporting.memory import peak_memory_bytes
-from fedfora.reporting.record import write_text
+from fedfora.reporting.record import peak_memory_bytes, write_text
 
 OPERATIONS = {  # and the type of Flower's message for each
     "describe": "query",
@@ -107,9 +106,9 @@ class Trainer:
             self.answered += 1
             return {}, reply
         except Exception as error:
-            code = codes.new_code(word_for(error, str(operation)))
+            code = client_app.new_code(word_for(error, str(operation)))
             logger.exception("%s: %s", code, operation)
-            return {codes.CODE: code}, RecordDict()
+            return {client_app.CODE: code}, RecordDict()
 
     def info(self) -> dict[str, Any]:
         """Return what the trainer is; for the site's own administrator."""
@@ -230,9 +229,9 @@ def _converse(connection: socket.socket, trainer: Trainer, max_bytes: int) -> No
         try:
             head, content = socket_wire.receive(connection, max_bytes=max_bytes)
         except socket_wire.WireError:
-            code = codes.new_code("MESSAGE")
+            code = client_app.new_code("MESSAGE")
             logger.exception("%s", code)
-            socket_wire.send(connection, {codes.CODE: code}, RecordDict())
+            socket_wire.send(connection, {client_app.CODE: code}, RecordDict())
             return
         socket_wire.send(connection, *trainer.answer(head, content))
     except OSError:

@@ -13,9 +13,8 @@ from fedfora.config import flag
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
-from fedfora.evaluation.exposure import UNSEEN, exposures
 from fedfora.evaluation.inversion import Inversion, Protection
-from fedfora.evaluation.membership import mean_losses, separation
+from fedfora.evaluation.membership import UNSEEN, exposures, mean_losses, separation
 from fedfora.models.loading import load_adapter, load_base
 from fedfora.models.saving import read_prompt_format
 from fedfora.models.settings import ModelArguments

@@ -23,8 +23,7 @@ from transformers import DataCollatorForSeq2Seq
 from fedfora.adapter.per_example import PerExampleGradients
 from fedfora.data.encoding import IGNORED, Encoded
 from fedfora.models.losses import row_losses
-from fedfora.privacy.clipping import shrink_factor
-from fedfora.privacy.noise import SecretNoise
+from fedfora.privacy.clipping import SecretNoise, shrink_factor
 
 SWEEPS = 4  # through the hidden tokens, at most; it ends where nothing changes any more
 Row = dict[str, list[int]]

@@ -10,13 +10,13 @@ from typing import Any
 
 from fedfora.data.encoding import encode_examples
 from fedfora.evaluation.generate import Decoding, answer_batch, batches_by_length
-from fedfora.evaluation.journal import Journal
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores, option_likelihoods
 from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.output import (
     PARTIAL,
     PREDICTIONS,
     SCORES,
+    Journal,
     clear,
     finished_scores,
     write_predictions,
@@ -26,8 +26,8 @@ from fedfora.evaluation.scores import score
 from fedfora.evaluation.settings import PredictSettings
 from fedfora.models.fingerprint import describe, fingerprint, same_model
 from fedfora.models.loading import Base, load_adapter, load_base, merge_adapter
-from fedfora.reporting.finish import finish_run
 from fedfora.reporting.record import RunRecord, write_text
+from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
 
 logger = logging.getLogger(__name__)

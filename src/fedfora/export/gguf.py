@@ -8,17 +8,21 @@ Shape suffixes: O outputs, I inputs, R rank.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig
 
+from fedfora.data.encoding import PromptFormat
 from fedfora.export.lora import to_lora
 from fedfora.models.saving import WEIGHTS
 
@@ -173,3 +177,89 @@ def _check(gguf: Any, path: Path, tensors: dict[str, Matrix]) -> None:
         not np.array_equal(read[name], np.float32(tensor)) for name, tensor in tensors.items()
     ):
         raise ValueError(f"{path}: what was written cannot be read back")
+
+
+# What Ollama is told of an adapter: its base, its file, and the prompt it was trained with.
+#
+# The format is Ollama's (https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx).
+
+
+def modelfile(adapter: str, base: str | None, prompts: PromptFormat | None) -> str:
+    """Return the text of a Modelfile.
+
+    Args:
+        adapter: The GGUF adapter, beside the Modelfile.
+        base: The base as a GGUF file; None leaves a name to be filled in.
+        prompts: The prompt format that was trained. A chat template is the base's own, which its
+            GGUF file holds.
+    """
+    lines = [
+        "# ollama create NAME -f Modelfile; ollama run NAME",
+        *([] if base else ["# FROM: the base model as a GGUF file, or its name at Ollama"]),
+        f"FROM {base or './base.gguf'}",
+        f"ADAPTER ./{adapter}",
+        "PARAMETER temperature 0",
+    ]
+    if prompts is not None:
+        lines.append(f"PARAMETER num_predict {prompts.max_target_length}")
+        if prompts.template == "plain":
+            lines.append(f'TEMPLATE """{prompts.source_prefix}{{{{ .Prompt }}}}"""')
+    return "\n".join(lines) + "\n"
+
+
+# A GGUF base with a GGUF LoRA to its logits, as llama.cpp computes them on the CPU.
+
+
+LLAMA_CPP = "pip install llama-cpp-python"
+
+
+def check_llama_cpp() -> None:
+    """Raise where llama.cpp's Python package is missing.
+
+    Raises:
+        ValueError: With the command that installs it.
+    """
+    if find_spec("llama_cpp") is None:
+        raise ValueError(f"--base_gguf compares the logits in llama.cpp, which needs: {LLAMA_CPP}")
+
+
+def llama_cpp_logits(base: str | Path, adapter: Path | None, ids: Tensor) -> Tensor:
+    """Return the logits after every token.
+
+    The keys and values are kept in float32, as in the model that is compared with.
+
+    Args:
+        base: A GGUF model.
+        adapter: A GGUF LoRA; None for the base alone.
+        ids: Token ids of shape `(B, L)`.
+
+    Returns:
+        float32 logits of shape `(B, L, vocabulary)`.
+
+    Raises:
+        ValueError: If the base cannot be read or knows fewer tokens.
+    """
+    from llama_cpp import GGML_TYPE_F32, Llama
+
+    if not Path(base).is_file():
+        raise ValueError(f"--base_gguf: no such file: {base}")
+    model = Llama(
+        str(base),
+        n_ctx=ids.shape[1],
+        n_batch=ids.shape[1],
+        n_threads=torch.get_num_threads(),
+        logits_all=True,
+        type_k=GGML_TYPE_F32,
+        type_v=GGML_TYPE_F32,
+        lora_path=None if adapter is None else str(adapter),
+        verbose=False,
+    )
+    if model.n_vocab() <= int(ids.max()):
+        raise ValueError(f"--base_gguf {base} knows only {model.n_vocab()} tokens: another model")
+    rows = []
+    for row in ids.tolist():
+        model.reset()
+        model.eval(row)
+        rows.append(np.array(model.scores[: len(row)]))
+    model.close()
+    return torch.from_numpy(np.stack(rows)).float()

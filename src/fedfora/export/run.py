@@ -2,19 +2,18 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from peft import PeftModel
+from torch import Tensor
 
-from fedfora.export.deviation import Deviation, deviation, logits, probe
-from fedfora.export.gguf import import_gguf, to_gguf
+from fedfora.export.gguf import check_llama_cpp, import_gguf, llama_cpp_logits, modelfile, to_gguf
 from fedfora.export.llama import export_llama
-from fedfora.export.llama_cpp import check_llama_cpp, llama_cpp_logits
 from fedfora.export.lora import to_lora
-from fedfora.export.modelfile import modelfile
 from fedfora.export.settings import ExportSettings
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import (
@@ -159,6 +158,51 @@ def export_as_llama(settings: ExportSettings, directory: Path) -> list[str]:
             source = Path(scratch)
         largest = export_llama(source, directory)
     return [*lines, f"Llama against Baichuan: largest difference of any logit {largest:.2g}"]
+
+
+# How far two models' answers are apart, on fixed random tokens: the check after every export.
+
+
+ROWS, LENGTH, SEED = 4, 32, 0
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Distance between the logits of two models.
+
+    Args:
+        largest: Largest absolute difference, divided by the largest absolute logit.
+        same_token: Share of positions at which both find the same next token likeliest.
+    """
+
+    largest: float
+    same_token: float
+
+    def __str__(self) -> str:
+        """Return the deviation as a person reads it."""
+        return f"largest deviation {self.largest:.1e}, same next token {self.same_token:.1%}"
+
+
+def probe(vocab_size: int) -> Tensor:
+    """Return the token ids that both models read, of shape `(ROWS, LENGTH)`."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randint(0, vocab_size, (ROWS, LENGTH), generator=generator)
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    """Return a model's logits on the probe, in float32 on the CPU."""
+    model.eval()
+    ids = probe(model.config.get_text_config().vocab_size).to(model.device)
+    result: Tensor = model(input_ids=ids).logits
+    return result.float().cpu()
+
+
+def deviation(expected: Tensor, actual: Tensor) -> Deviation:
+    """Return the deviation of `actual` logits from `expected` ones."""
+    largest = (expected - actual).abs().max() / expected.abs().max()
+    same = (expected.argmax(-1) == actual.argmax(-1)).float().mean()
+    return Deviation(float(largest), float(same))
 
 
 def _merge(settings: ExportSettings, expected: Any, into: str) -> tuple[Base, Deviation]:

@@ -16,15 +16,13 @@ from fedfora.adapter.state import fold
 from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
 from fedfora.evaluation.evaluate import evaluate
-from fedfora.federated.preflight import num_test_rows, work_of
+from fedfora.federated.preflight import num_test_rows, site_names, work_of
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.sharing import site_names
 from fedfora.federated.simulation import simulate
 from fedfora.federated.site_runtime import SiteRuntime, load_runtime, open_site
 from fedfora.models.saving import read_adapter
-from fedfora.reporting.finish import write_results
-from fedfora.reporting.memory import peak_memory_bytes, reset_peak_memory
-from fedfora.reporting.record import append_event
+from fedfora.reporting.record import append_event, peak_memory_bytes, reset_peak_memory
+from fedfora.reporting.report import write_results
 from fedfora.reporting.view import EVALUATED_ROW, View, clock
 from fedfora.seeds import derive_seed
 from fedfora.training.schedule import StepWindow

@@ -3,14 +3,22 @@
 Nothing heavy is loaded here, so that whoever made a mistake learns of it at once.
 """
 
-from fedfora.data.loading import load_examples
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from fedfora.config import ConfigError, ConfigParser
+from fedfora.data.loading import Example, load_chosen, load_examples
+from fedfora.data.partition import partition
 from fedfora.federated.arguments import check_ray
-from fedfora.federated.secure_aggregation.graph import MIN_SITES
-from fedfora.federated.settings import FederationSettings
-from fedfora.federated.sharing import site_names
+from fedfora.federated.secure_aggregation.messages import MIN_SITES
+from fedfora.federated.settings import SECTIONS, FederationSettings
 from fedfora.models.resolve import checked_model_name
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import EVALUATED_ROW
+from fedfora.seeds import derive_seed
 
 
 def preflight(settings: FederationSettings) -> list[str]:
@@ -67,3 +75,97 @@ def num_test_rows(settings: FederationSettings) -> int:
         return 0
     rows = load_examples(settings.data.test_file, settings.data)
     return len(rows[: settings.evaluation.max_eval_samples])
+
+
+# `--resume DIRECTORY`: the settings of a run, from its own config.yaml, all unchanged.
+
+
+MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume"}
+
+
+def resolve_settings(argv: Sequence[str], parser: ConfigParser) -> FederationSettings:
+    """Return the settings that are meant: those typed, or those of the run to go on with.
+
+    Args:
+        argv: What was typed.
+        parser: Of all sections of a federation.
+
+    Raises:
+        ConfigError: If there is no such run, or something typed is not what it began with.
+    """
+    typed = FederationSettings(*parser.parse(argv))
+    directory = typed.rounds.resume
+    if directory is None:
+        return typed
+    stored = _stored(Path(directory))
+    began = FederationSettings(*parser.parse_mapping(stored))
+    asked = FederationSettings(*parser.parse(argv, defaults=stored))
+    _check_unchanged(directory, began, asked)
+    return replace(
+        began,
+        run=replace(began.run, output_dir=directory),
+        rounds=replace(began.rounds, resume=directory),
+    )
+
+
+def _stored(directory: Path) -> dict[str, object]:
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"--resume {directory}: no run to go on with, there is no config.yaml")
+    sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(sections, dict) or not set(sections) <= set(SECTIONS):
+        raise ConfigError(f"--resume {directory}: {path} is not that of a federation")
+    return {name: value for section in sections.values() for name, value in section.items()}
+
+
+def _check_unchanged(directory: str, began: FederationSettings, asked: FederationSettings) -> None:
+    for section in SECTIONS:
+        for name, value in vars(getattr(began, section)).items():
+            wanted = getattr(getattr(asked, section), name)
+            if name not in MAY_DIFFER and wanted != value:
+                raise ConfigError(
+                    f"--resume {directory}: the run began with --{name} {value}, not {wanted}; "
+                    "leave it out, or start a new run"
+                )
+
+
+# The sites of a simulated federation: which rows each of them has.
+
+
+SITES_DIR = "sites"  # directory of a run in which each site keeps what is its own
+
+
+def site_names(settings: FederationSettings) -> list[str]:
+    """Return the names of the sites that the partition makes.
+
+    Raises:
+        ValueError: If the rows cannot be read or shared out so, or more sites are to be drawn for a
+            round than there are.
+    """
+    _, parts = partition_sites(settings)
+    drawn = settings.federation.clients_per_round
+    if drawn is not None and drawn > len(parts):
+        raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
+    if settings.data.canaries and settings.data.canary_site >= len(parts):
+        raise ValueError(
+            f"--canary_site {settings.data.canary_site}: there are only {len(parts)} sites, "
+            "counted from 0"
+        )
+    return list(parts)
+
+
+def partition_sites(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:
+    """Return all rows, and the numbers of each site's rows by its name.
+
+    Raises:
+        ValueError: If the rows cannot be read, or shared out so.
+    """
+    examples = load_chosen(settings.data.train_file, settings.data, flag="--train_file")
+    federation = settings.federation
+    parts = partition(
+        examples,
+        federation.partition,
+        num_clients=federation.num_clients,
+        seed=derive_seed(settings.train.seed, "partition"),
+    )
+    return examples, parts

@@ -24,13 +24,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedfora.federated.aggregation_settings import AggregationArguments
-from fedfora.federated.arguments import RoundArguments
+from fedfora.federated.arguments import AggregationArguments, RoundArguments
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.privacy.accounting import noise_multiplier_for
-from fedfora.privacy.clipping import noise_share_std
-from fedfora.privacy.noise import Integers, SecretNoise
+from fedfora.privacy.clipping import Integers, SecretNoise, noise_share_std
 from fedfora.privacy.settings import PrivacyArguments
 
 NUM_CURIOUS_SITES = 1  # sites that know their own share and would take it off

@@ -3,19 +3,26 @@
 import gc
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedfora.config import Scalar
 from fedfora.federated.coordinator.round_view import RoundView
-from fedfora.federated.coordinator.server_app import make_server_app
+from fedfora.federated.coordinator.rounds import make_server_app
 from fedfora.federated.coordinator.strategy import SiteResult
-from fedfora.federated.engines.by_name import ENGINES
+from fedfora.federated.engines.embedded import run_embedded
+from fedfora.federated.engines.ray import run_ray
 from fedfora.federated.preflight import preflight
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site_runtime import check_rows, load_runtime
-from fedfora.reporting.follow import Follower
+from fedfora.registry import Registry
+from fedfora.reporting.history import Follower
 from fedfora.reporting.view import EVALUATED_ROW, View
 from fedfora.training.trainer import StepReport
 
@@ -147,3 +154,17 @@ class SimulationView(RoundView):
         """Say why the run ends."""
         patience = self.settings.rounds.early_stopping_patience
         self.view.line(f"nothing better for {patience} rounds after round {best_round}: stopped")
+
+
+# Engines by name: what carries messages between the coordinator and the simulated sites.
+#
+# The apps do not know which one runs them, and replies are folded in the order of the sites, so the
+# same seed is to give the same adapter to the bit in every engine
+# (tests/federated/engines/test_engines.py).
+
+
+Engine = Callable[[ServerApp, ClientApp, int, Mapping[str, Scalar]], None]
+
+ENGINES: Registry[Engine] = Registry("engine")
+ENGINES.add("embedded", run_embedded)
+ENGINES.add("ray", run_ray)

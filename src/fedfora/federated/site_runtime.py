@@ -33,8 +33,8 @@ from fedfora.data.encoding import (
 from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
 from fedfora.federated.aggregation.update import rank_of
+from fedfora.federated.preflight import SITES_DIR, partition_sites
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.sharing import SITES_DIR, partition_sites
 from fedfora.federated.wire.transport import Layout
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base

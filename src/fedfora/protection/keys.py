@@ -18,7 +18,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from fedfora._extras import need
+from fedfora.registry import need
 
 SIGNING, TRUSTED = "FEDFORA_SIGNING_KEY", "FEDFORA_TRUSTED_KEYS"
 ENCRYPTION, ENCRYPTION_FILE = "FEDFORA_ENCRYPTION_KEY", "FEDFORA_ENCRYPTION_KEY_FILE"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfora._extras import need
 from fedfora.protection.keys import TRUSTED, key_id, signing_key, trusted_keys
 from fedfora.protection.sealing import SUFFIX
+from fedfora.registry import need
 
 NAME = "provenance.json"
 _DOMAIN = b"fedfora provenance 1\n"  # so that this signature means nothing anywhere else

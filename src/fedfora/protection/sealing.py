@@ -10,9 +10,9 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedfora._extras import need
 from fedfora._torch import Tensor
 from fedfora.protection.keys import ENCRYPTION, ENCRYPTION_FILE, encryption_key
+from fedfora.registry import need
 
 SUFFIX = ".sealed"
 _MARK, _NONCE_BYTES = b"FEDFORA1", 12

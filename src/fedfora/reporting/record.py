@@ -8,18 +8,20 @@ place and renamed.
 import json
 import os
 import platform
+import resource
 import shlex
 import shutil
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fedfora.reporting.current_round import no_round
+from fedfora.config import flag
 
 PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
 
@@ -184,3 +186,101 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+# Who has sent in the round that is on: told by the run, read by whoever watches from outside.
+#
+# metrics.jsonl gets a round's line when the round is over. Until then `round.jsonl` in the run
+# directory holds a first line with the round and its sites, and a line for each site that has sent.
+
+
+FILE = "round.jsonl"
+
+
+@dataclass(frozen=True)
+class CurrentRound:
+    """A round that is on.
+
+    Args:
+        number: Which.
+        drawn: The sites that take part.
+        sent: Those of them that have sent a usable update.
+    """
+
+    number: int
+    drawn: list[str]
+    sent: list[str]
+
+
+def begin_round(directory: Path, number: int, drawn: list[str]) -> None:
+    """Say that a round begins with these sites."""
+    _write(directory, "w", {"round": number, "sites": drawn})
+
+
+def note_sent(directory: Path, site: str) -> None:
+    """Say that a site has sent."""
+    _write(directory, "a", {"site": site})
+
+
+def no_round(directory: Path) -> None:
+    """Say that no round is on any more."""
+    (directory / FILE).unlink(missing_ok=True)
+
+
+def read_round(directory: Path) -> CurrentRound | None:
+    """Return the round that is on, or was on last; None where there is none to see."""
+    try:
+        text = (directory / FILE).read_text(encoding="utf-8")
+    except OSError:
+        return None
+    first, *others = [json.loads(line) for line in text.split("\n")[:-1]] or [None]
+    if first is None:
+        return None
+    return CurrentRound(first["round"], first["sites"], [line["site"] for line in others])
+
+
+def _write(directory: Path, mode: str, line: dict[str, object]) -> None:
+    with (directory / FILE).open(mode, encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+# What the user says about the run directory.
+
+
+@dataclass
+class RunArguments:
+    """Where a run leaves its results."""
+
+    output_dir: str = flag("out", "run directory: adapter, metrics, configuration")
+    overwrite_output_dir: bool = flag(False, "write over an earlier run in output_dir")
+
+
+# The most memory this process has held: on the GPU where it uses one, otherwise resident.
+
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak since the last `reset_peak_memory`, or since the start."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory() -> None:
+    """Start the peak anew, where the system can; elsewhere it stays that of the whole process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        _CLEAR_REFS.write_text("5")  # Linux: resets the high-water mark of resident memory
+    except OSError:
+        return

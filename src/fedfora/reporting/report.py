@@ -3,6 +3,7 @@
 The page shows what the record holds and leaves out what it does not.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -13,10 +14,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fedfora.reporting import sections
+from fedfora.reporting.card import FILE as CARD
 from fedfora.reporting.card import Card, card_of
 from fedfora.reporting.charts import ALL_SITES, NUM_COLORS, as_band, interval_chart, line_chart
 from fedfora.reporting.history import Run, read_run
-from fedfora.reporting.record import write_text
+from fedfora.reporting.model_card import model_card
+from fedfora.reporting.record import RunRecord, peak_memory_bytes, write_text
 from fedfora.reporting.series import Curves, Points, curves_of, is_constant
 from fedfora.reporting.wording import label, main_scores, number
 
@@ -214,3 +217,26 @@ def _distinct_names(runs: Sequence[Run]) -> list[str]:
     if len(set(names)) == len(names):
         return names
     return [str(run.directory) for run in runs]
+
+
+# What a run directory gets at the end: the evaluation card, the adapter's README, the report.
+#
+# All three are made from the record, so they can be made again at any time.
+
+
+def finish_run(record: RunRecord) -> None:
+    """Record the end of a run with its peak memory, and write its results."""
+    record.log("finished", peak_memory_bytes=peak_memory_bytes(), wall_seconds=record.seconds())
+    write_results(record.directory)
+
+
+def write_results(directory: Path) -> None:
+    """Write card.json, report.html and, where there is an adapter, its README.md."""
+    run = read_run(directory)
+    card = card_of(run)
+    write_text(directory / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    adapter_config = directory / "adapter_config.json"
+    if adapter_config.is_file():
+        config = json.loads(adapter_config.read_text(encoding="utf-8"))
+        write_text(directory / "README.md", model_card(config, card))
+    write_text(directory / FILE, report([run]))

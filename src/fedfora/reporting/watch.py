@@ -1,13 +1,18 @@
 """A run's record to a board that follows it, in another process than the run's."""
 
+import sys
 import time
 from pathlib import Path
+from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
-from fedfora.reporting.history import read_run
-from fedfora.reporting.standing import RunStatus
+from fedfora.reporting.history import Event, Follower, Run, read_run
+from fedfora.reporting.record import read_round
+from fedfora.reporting.view import Board, clock, progress_bar, render, start_live
+from fedfora.reporting.wording import duration
 
 
 def watch(
@@ -39,6 +44,99 @@ def watch(
         _watch_plainly(standing, console, interval_s=interval_s)
 
 
+# Where a run stands, from its record and the round that is on: for who watches from outside.
+
+
+QUIET_S = 60.0  # after so long without a line, a person wants to know
+
+
+class RunStatus:
+    """Where a run stands, and how long it will take.
+
+    Args:
+        run: As it was found; what it says of rounds is read anew.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.board = Board()
+        self._follower = Follower(run.directory)
+        self.name, self.directory = run.name, run.directory
+        self.axis = "round" if run.config.get("federation") else "step"
+        self.total: int | None = run.setting("federation", "num_rounds")
+        self.position = 0
+        self.seconds = 0.0  # of the run's clock, at its last line
+        self.heard = time.time() - _age(run.directory)
+        self.over = False
+
+    def update(self) -> list[str]:
+        """Take in what the run has told since.
+
+        Returns:
+            A line of text for each new round or logged step.
+        """
+        events, lines = self._follower.new(), []
+        for event in events:
+            self._take(event)
+            if event.get("event") in ("round", "step"):
+                lines.append(self._line())
+        if events:
+            self.heard = time.time() - _age(self.directory)
+        if (current := read_round(self.directory)) is not None:
+            self.board.look_at(current)
+        return lines
+
+    def _take(self, event: Event) -> None:
+        self.board.take(event)
+        self.position = event.get(self.axis, self.position)
+        self.seconds = event.get("seconds", self.seconds)
+        self.total = event.get("steps", self.total) if self.axis == "step" else self.total
+        self.over = event.get("event") == "finished" or (
+            self.over and event.get("event") != "resumed"
+        )
+
+    def renderable(self) -> RenderableType:
+        """Return the board with the run's name, bar and age of the last line."""
+        bar = progress_bar()
+        task = bar.add_task(
+            f"{self.axis} {max(self.position, self.board.drawn_round)}",
+            total=self.total,
+            completed=self.position,
+            numbers="",
+        )
+        bar.columns = bar.columns[:3]  # its clock knows only this process
+        bar.update(task, numbers=self._clock())
+        return Group(Text(self.name, style="bold"), render(self.board), bar)
+
+    def _line(self) -> str:
+        left = self._seconds_left()
+        return "   ".join(
+            [
+                f"{self.axis} {self.position}/{self.total or '?'}",
+                *self.board.summary(),
+                *([] if left is None or self.over else [f"{clock(left)} left"]),
+            ]
+        )
+
+    def _clock(self) -> str:
+        if self.over:
+            return f"finished after {duration(self.seconds)}"
+        left, silent = self._seconds_left(), time.time() - self.heard
+        parts = [] if left is None else [f"{clock(left)} left"]
+        parts += [f"last line {duration(silent)} ago"] if silent > QUIET_S else []
+        return "  ".join(parts)
+
+    def _seconds_left(self) -> float | None:
+        if not self.total or not self.position:
+            return None
+        since = time.time() - self.heard
+        return max(0.0, self.seconds / self.position * (self.total - self.position) - since)
+
+
+def _age(directory: Path) -> float:
+    path = directory / "metrics.jsonl"
+    return time.time() - path.stat().st_mtime if path.is_file() else 0.0
+
+
 def _watch_plainly(standing: RunStatus, console: Console, *, interval_s: float) -> None:
     while True:
         for line in standing.update():
@@ -46,3 +144,77 @@ def _watch_plainly(standing: RunStatus, console: Console, *, interval_s: float) 
         if standing.over:
             return
         time.sleep(interval_s)
+
+
+# The board of whatever run is on among those in a directory, below the lines that a daemon says.
+#
+# The runs' records are written by other processes; without a terminal there are only the lines.
+
+
+LOOK_S = 0.5
+
+
+class RunsBoard:
+    """Follows the newest run; use it as a context manager.
+
+    Args:
+        runs: Directory with a run directory for each run; it may come later.
+        console: Where to. By default the standard output as it is now: what a library prints while
+            somebody catches it must not have the board in it.
+    """
+
+    def __init__(self, runs: Path, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stdout, soft_wrap=True)
+        self._runs = runs
+        self._began = time.time()
+        self._looked = 0.0
+        self._standing: RunStatus | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> "RunsBoard":
+        """Show the board, where there is a terminal."""
+        self._live = start_live(self.console, self._render)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take the board away."""
+        if self._live is not None:
+            self._live.stop()
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def _render(self) -> RenderableType:
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._looked = time.monotonic()
+            self._look()
+        return Group() if self._standing is None else self._standing.renderable()
+
+    def _look(self) -> None:
+        """Follow the newest run; what cannot be read now, while it is written, is read later."""
+        try:
+            newest = self._newest()
+            if newest is not None and (
+                self._standing is None or self._standing.directory != newest
+            ):
+                self._standing = RunStatus(read_run(newest))
+            if self._standing is not None:
+                self._standing.update()
+        except (OSError, ValueError):
+            return
+
+    def _newest(self) -> Path | None:
+        """Return the run that was written to last, if that was since this board began."""
+        records = [
+            (path.stat().st_mtime, path.parent)
+            for path in self._runs.glob("*/metrics.jsonl")
+            if (path.parent / "config.yaml").is_file()
+        ]
+        written, directory = max(records, default=(0.0, None))
+        return directory if written >= self._began else None

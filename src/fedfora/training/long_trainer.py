@@ -5,6 +5,7 @@ a large base under DeepSpeed, a copy of all weights. Here only the adapter is ga
 back after every save and compared.
 """
 
+import io
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -12,20 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers.trainer_utils import rotate_checkpoints
 
-from fedfora.adapter.state import AdapterState, write_state
+from fedfora.adapter.state import AdapterState, read_state, state_from_dict, write_state
 from fedfora.models.saving import WEIGHTS, read_adapter
 from fedfora.protection.keys import ENCRYPTION_FILE, encryption_key
-from fedfora.protection.sealing import is_sealed
+from fedfora.protection.sealing import is_sealed, read_bytes, write_bytes
 from fedfora.training.checkpoints import write_progress
-from fedfora.training.gathering import gather_adapter
-from fedfora.training.sealed_state import (
-    has_sealed_state,
-    load_sealed_state,
-    save_sealed_state,
-)
 from fedfora.training.trainer import AdapterTrainer, Progress
 
 SaveAdapter = Callable[[Path, AdapterState], None]
@@ -162,3 +158,65 @@ def check_saved(directory: Path, state: AdapterState) -> None:
                 f"file, {norm} and {tuple(tensor.shape)} in memory: the adapter was not saved "
                 "whole"
             )
+
+
+# What a training goes on from, on a machine with an encryption key: never plain on a disk.
+#
+# The optimizer's moments are sums of gradients, and tell of the rows what gradients tell. They are
+# written as torch writes them, into memory, sealed, and read back by the loader that runs no code.
+
+
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+
+
+def has_sealed_state(checkpoint: str | Path) -> bool:
+    """Tell whether a checkpoint's optimizer is sealed."""
+    return is_sealed(Path(checkpoint) / OPTIMIZER)
+
+
+def save_sealed_state(checkpoint: str | Path, optimizer: Any, scheduler: Any) -> None:
+    """Write the states of optimizer and schedule, sealed."""
+    for name, owner in ((OPTIMIZER, optimizer), (SCHEDULER, scheduler)):
+        buffer = io.BytesIO()
+        torch.save(owner.state_dict(), buffer)
+        write_bytes(Path(checkpoint) / name, buffer.getvalue())
+
+
+def load_sealed_state(checkpoint: str | Path, optimizer: Any, scheduler: Any) -> None:
+    """Let optimizer and schedule go on from what `save_sealed_state` wrote.
+
+    Raises:
+        ValueError: If the key is missing or another one, or a file was changed.
+    """
+    for name, owner in ((OPTIMIZER, optimizer), (SCHEDULER, scheduler)):
+        content = read_bytes(Path(checkpoint) / name)
+        owner.load_state_dict(
+            torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        )
+
+
+# The adapter of a model whose weights lie in several processes, as one state on the CPU.
+
+
+def gather_adapter(trainer: Any) -> AdapterState:
+    """Return all factors, whole; every process of the training must call this.
+
+    Under DeepSpeed ZeRO-3 only the adapter's weights are gathered, under FSDP the model's, on the
+    CPU. In all other cases every process has the whole adapter.
+
+    Args:
+        trainer: A `Trainer` that has been prepared for its processes.
+    """
+    if trainer.is_deepspeed_enabled and _zero_stage(trainer) == 3:
+        import deepspeed
+
+        adapter = [p for p in trainer.model.parameters() if p.requires_grad]
+        with deepspeed.zero.GatheredParameters(adapter):
+            return read_state(trainer.model)
+    if trainer.is_fsdp_enabled:
+        return state_from_dict(trainer.accelerator.get_state_dict(trainer.model_wrapped))
+    return read_state(trainer.accelerator.unwrap_model(trainer.model))
+
+
+def _zero_stage(trainer: Any) -> int:
+    return int(trainer.accelerator.state.deepspeed_plugin.zero_stage)

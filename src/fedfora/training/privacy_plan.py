@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedfora.privacy.accounting import Ledger, Release, noise_multiplier_for
+from fedfora.privacy.accounting import Ledger, Release, noise_multiplier_for, record_statement
 from fedfora.privacy.settings import PrivacyArguments
-from fedfora.privacy.statement import record_statement
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult
 from fedfora.training.settings import TrainArguments

@@ -4,24 +4,31 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
+
 from fedfora.adapter.state import AdapterState
-from fedfora.data.cache import encode_cached
 from fedfora.data.canaries import planted
 from fedfora.data.encoding import (
     Encoded,
     PromptFormat,
     check_context,
+    encode_cached,
     encode_examples,
     prompt_format_of,
 )
 from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
-from fedfora.reporting.finish import finish_run
+from fedfora.registry import unknown
 from fedfora.reporting.record import RunRecord, check_disk_space, check_output_dir
+from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
 from fedfora.seeds import derive_seed
 from fedfora.training.arguments import check_device
@@ -37,7 +44,6 @@ from fedfora.training.local import LocalResult, train_locally, training_rows
 from fedfora.training.long_run import Checkpointing
 from fedfora.training.preflight import Rows, read_rows
 from fedfora.training.privacy_plan import PaidSteps, pay_for_steps
-from fedfora.training.reports import reports
 from fedfora.training.schedule import StepWindow, num_steps
 from fedfora.training.settings import TrainArguments, TrainSettings
 from fedfora.training.trainer import Progress, StepReport
@@ -348,3 +354,32 @@ def _bytes_to_write(model: Any, settings: TrainSettings) -> int:
     """The adapter, and for each checkpoint that is kept the adapter and two moments, in float32."""
     kept = (settings.checkpoint.save_total_limit or 1) + 1  # the newest is written before one goes
     return 4 * _trainable(model) * (1 + 3 * kept)
+
+
+# Who else is told how a training goes: TensorBoard and its like, by name.
+
+
+def reports(names: list[str]) -> list[str]:
+    """Return the integrations to report to.
+
+    Args:
+        names: Names as transformers knows them; "none" alone for nobody; "all" alone for all that
+            are installed; "auto" alone for TensorBoard where it is installed.
+
+    Raises:
+        ValueError: If a name is unknown or its package is not installed.
+    """
+    available = get_available_reporting_integrations()
+    if names == ["none"]:
+        return []
+    if names == ["all"]:
+        return list(available)
+    if names == ["auto"]:
+        return ["tensorboard"] if find_spec("tensorboard") else []
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ["auto", "none", "all", *INTEGRATION_TO_CALLBACK]
+            raise ValueError(f"--report_to: {unknown('report', name, known)}")
+        if name not in available:
+            raise ValueError(f"--report_to {name}: its package is not installed (pip install)")
+    return names

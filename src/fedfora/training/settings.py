@@ -7,7 +7,7 @@ from fedfora.config import flag
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
-from fedfora.reporting.settings import RunArguments
+from fedfora.reporting.record import RunArguments
 
 
 @dataclass

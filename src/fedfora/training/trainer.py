@@ -1,16 +1,17 @@
 """transformers' Trainer for one adapter: a stretch of a schedule, tokens counted, rows in order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from fedfora.models.losses import token_losses
+from fedfora.training.dp_sgd import PrivateSteps
 from fedfora.training.packing import passes_of
-from fedfora.training.private_steps import PrivateSteps
-from fedfora.training.sampling import GroupedByLength
 from fedfora.training.schedule import StepWindow, scheduler_from
 
 
@@ -174,3 +175,32 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyp
         """Report the step and start the next one's loss at zero."""
         loss = self.trainer.finish_step()
         self.on_step(StepReport(state.global_step, loss, self.trainer.progress.tokens))
+
+
+# The order of rows by length: rows of like length in a batch, so that little is padded.
+
+
+class GroupedByLength(Sampler[int]):
+    """Rows at random, but batches of like length; the same order for the same seed and epoch.
+
+    transformers' own sampler draws from the global generator, so that a training resumed in a later
+    pass over the rows would see another order.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows that should be of like length.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)

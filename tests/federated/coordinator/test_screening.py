@@ -20,7 +20,7 @@ from fedfora.federated.coordinator.screening import (
     screen,
 )
 from fedfora.federated.engines.embedded import EmbeddedGrid
-from fedfora.federated.wire.reply import ARRAYS, METRICS, ORIGIN, ExpectedReply, Origin, Report
+from fedfora.federated.wire.messages import ARRAYS, METRICS, ORIGIN, ExpectedReply, Origin, Report
 from fedfora.federated.wire.transport import Layout, pack
 
 SENT = {"q.A": torch.zeros(2, 3), "q.D": torch.zeros(3, 2), "q.E": torch.zeros(2, 2)}

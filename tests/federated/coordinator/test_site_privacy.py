@@ -12,7 +12,7 @@ from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.accounting import Ledger, Release, epsilon_of
-from fedfora.privacy.noise import SecretNoise
+from fedfora.privacy.clipping import SecretNoise
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.view import View
 

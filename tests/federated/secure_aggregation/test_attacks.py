@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 
 from fedfora.federated.secure_aggregation import client, messages, server
-from fedfora.federated.secure_aggregation.crypto import Identity, agree, new_private_key, public_key
+from fedfora.federated.secure_aggregation.crypto import (
+    Identity,
+    add_mask,
+    agree,
+    combine,
+    new_private_key,
+    public_key,
+    subtract_mask,
+)
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
-from fedfora.federated.secure_aggregation.graph import is_connected
-from fedfora.federated.secure_aggregation.masks import add_mask, subtract_mask
-from fedfora.federated.secure_aggregation.messages import Terms, mask_context
+from fedfora.federated.secure_aggregation.messages import Terms, is_connected, mask_context
 from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, roster_of
-from fedfora.federated.secure_aggregation.shares import combine
 from secagg_world import RUN, TASK, World, plain_sum, random_vectors
 
 

@@ -16,11 +16,20 @@ import pytest
 
 from fedfora.federated.secure_aggregation import messages
 from fedfora.federated.secure_aggregation.client import SecureSite
-from fedfora.federated.secure_aggregation.crypto import agree, public_key
-from fedfora.federated.secure_aggregation.graph import COLLUDING, fewest_survivors
-from fedfora.federated.secure_aggregation.masks import add_mask, subtract_mask
-from fedfora.federated.secure_aggregation.messages import Delivery, Reveal, mask_context
-from fedfora.federated.secure_aggregation.shares import combine
+from fedfora.federated.secure_aggregation.crypto import (
+    add_mask,
+    agree,
+    combine,
+    public_key,
+    subtract_mask,
+)
+from fedfora.federated.secure_aggregation.messages import (
+    COLLUDING,
+    Delivery,
+    Reveal,
+    fewest_survivors,
+    mask_context,
+)
 from secagg_world import TASK, World, plain_sum, random_vectors
 
 

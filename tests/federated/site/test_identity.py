@@ -11,6 +11,7 @@ from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.engines.embedded import EmbeddedGrid
 from fedfora.federated.secure_aggregation import client
+from fedfora.federated.secure_aggregation.crypto import verify_participation
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site.client_app import make_client_app
@@ -21,7 +22,6 @@ from fedfora.federated.site.identity import (
     simulated_identity,
 )
 from fedfora.federated.site.memory import AnsweredRounds
-from fedfora.federated.wire.taking_part import verify_participation
 from fedfora.models.saving import read_adapter
 from fedfora.protection.keys import key_id, make_signing_key, read_signing_key
 from fedfora.reporting.view import View

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from fedfora.adapter.state import fold
 from fedfora.data.clinic import clinic_rows
 from fedfora.federated.aggregation import RULES
-from fedfora.integrations.fate.installed import require_fate
+from fedfora.integrations.fate.party import require_fate
 from fedfora.models.resolve import model_path
 from fedfora.models.saving import read_adapter
 from rabbitmq_broker import SERVER, broker

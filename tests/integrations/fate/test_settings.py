@@ -8,7 +8,7 @@ import pytest
 
 from fedfora.cli.main import main
 from fedfora.config import ConfigParser
-from fedfora.integrations.fate import broker, installed
+from fedfora.integrations.fate import connection, party
 from fedfora.integrations.fate.runner_conf import runner_conf
 from fedfora.integrations.fate.settings import SECTIONS, FateArguments, FateSettings
 
@@ -65,14 +65,14 @@ def test_a_mistake_in_the_brokers_file_is_named(said, message, tmp_path):
     if said is not None:
         path.write_text(said)
     with pytest.raises(ValueError, match="--rabbitmq") as caught:
-        broker.read_broker(str(path))
+        connection.read_broker(str(path))
     assert message in str(caught.value)
 
 
 def test_the_brokers_file_is_what_fate_asks_for(tmp_path):
     path = tmp_path / "broker.yaml"
     path.write_text(BROKER)
-    found = broker.read_broker(str(path))
+    found = connection.read_broker(str(path))
     assert (found["federation.rabbitmq.host"], found["federation.rabbitmq.port"]) == ("b", 5672)
     assert found["federation.rabbitmq"]["max_message_size"] == 1_048_576
 
@@ -80,22 +80,22 @@ def test_the_brokers_file_is_what_fate_asks_for(tmp_path):
 def test_another_python_or_platform_is_refused_with_the_one_that_works(monkeypatch):
     monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "13", "1"))
     with pytest.raises(ValueError, match=r"needs Python 3\.11 on Linux x86-64 .* is Python 3\.13"):
-        installed.require_fate()
+        party.require_fate()
     monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "11", "7"))
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(ValueError, match="on linux aarch64"):
-        installed.require_fate()
+        party.require_fate()
 
 
 def test_what_is_not_installed_is_named_with_the_command(monkeypatch):
     monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "11", "7"))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    versions = {name: wanted or "9" for name, wanted in installed.PACKAGES.items()}
-    monkeypatch.setattr(installed, "_version", versions.get)
-    installed.require_fate()
+    versions = {name: wanted or "9" for name, wanted in party.PACKAGES.items()}
+    monkeypatch.setattr(party, "_version", versions.get)
+    party.require_fate()
     versions |= {"fate-llm": None, "ruamel.yaml": "0.18.6"}
     with pytest.raises(ValueError, match=r"requirements-fate\.txt") as caught:
-        installed.require_fate()
+        party.require_fate()
     assert "missing: fate-llm 2.2.0, ruamel.yaml 0.16.0 (found 0.18.6);" in str(caught.value)
 
 
@@ -103,8 +103,8 @@ def test_the_requirements_file_is_what_the_guard_asks_for():
     text = (Path(__file__).parents[3] / "requirements-fate.txt").read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     asked = dict(re.fullmatch(r"([\w.-]+)(?:==|>=)(.+)", line).groups() for line in lines)
-    assert asked.keys() == installed.PACKAGES.keys()
-    for name, wanted in installed.PACKAGES.items():
+    assert asked.keys() == party.PACKAGES.keys()
+    for name, wanted in party.PACKAGES.items():
         assert wanted in (None, asked[name])
 
 

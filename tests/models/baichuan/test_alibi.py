@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedfora.models.baichuan.alibi import alibi_mask, alibi_mask_bytes, alibi_slopes
+from fedfora.models.baichuan.modeling import alibi_mask, alibi_mask_bytes, alibi_slopes
 
 
 def slow_mask(open_BQK, slopes, num_cached, dtype):

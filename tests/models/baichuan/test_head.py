@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from fedfora.models.baichuan.head import normalize_rows
-from fedfora.models.baichuan.modeling import BaichuanForCausalLM
+from fedfora.models.baichuan.modeling import BaichuanForCausalLM, normalize_rows
 
 
 def load(checkpoint, **options):

@@ -16,8 +16,7 @@ from transformers import (
 )
 
 from fedfora.models.baichuan import modeling
-from fedfora.models.baichuan.alibi import alibi_slopes
-from fedfora.models.baichuan.modeling import BaichuanForCausalLM
+from fedfora.models.baichuan.modeling import BaichuanForCausalLM, alibi_slopes
 
 pytestmark = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 

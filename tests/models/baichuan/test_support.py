@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fedfora.models.baichuan.alibi import alibi_mask_bytes
+from fedfora.models.baichuan.modeling import alibi_mask_bytes
 
 
 def load(checkpoint, **options):

@@ -20,19 +20,67 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fedfora._torch import Tensor
 from fedfora.federated.aggregation import AdapterState
-from fedfora.federated.coordinator.selection import Selection
-from fedfora.federated.sharing import SITES_DIR
+from fedfora.federated.preflight import SITES_DIR
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors, sync
+from fedfora.reporting.wording import main_scores
 
 BEST = "best"
 _NAME = re.compile(r"round-(\d{3,})")
 _STATE, _TENSORS = "state.json", "state.safetensors"
+
+
+# Which round was best so far, and whether to go on.
+#
+# A round is judged by the loss on the rows that the sites keep back, where they keep any; otherwise
+# by the score on the common test rows, where there are any (then that score is optimistic, as it
+# chose the round). Lower losses and higher scores are better; of equal rounds the later one, which
+# has trained longer. A score of 0 makes no round the best.
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The best round so far.
+
+    Args:
+        best_round: Its number, counted from 1; 0 where none was judged.
+        best_value: Its loss or score.
+        waited: Rounds judged since the value was first reached, none of them better.
+    """
+
+    best_round: int = 0
+    best_value: float = 0.0
+    waited: int = 0
+
+    def judged(self, round_number: int, value: float, *, lower_is_better: bool) -> "Selection":
+        """Return the selection after another round was judged.
+
+        An equal round takes the place of the best one, but patience still runs: it brought nothing.
+        """
+        better = value < self.best_value if lower_is_better else value > self.best_value
+        if self.best_round == 0:
+            nothing_right = value == 0 and not lower_is_better
+            return self if nothing_right else Selection(round_number, value)
+        if better:
+            return Selection(round_number, value)
+        best_round = round_number if value == self.best_value else self.best_round
+        return replace(self, best_round=best_round, waited=self.waited + 1)
+
+    def is_over(self, patience: int | None) -> bool:
+        """Return whether as many rounds in a row as `patience` brought nothing."""
+        return patience is not None and self.waited >= patience
+
+
+def judging_score(scores: dict[str, Any]) -> float | None:
+    """Return the score that judges a round on test rows; None where nothing was scored."""
+    names = main_scores(scores)
+    return float(scores[names[0]]) if names else None
 
 
 @dataclass(frozen=True)
@@ -177,3 +225,41 @@ def forget_earlier_run(directory: Path) -> None:
     for path in [*find_checkpoints(directory).values(), directory / BEST]:
         remove(path)
     shutil.rmtree(directory / SITES_DIR, ignore_errors=True)
+
+
+# A federation's run directory to the lines that end it: which adapter lies where, what is next.
+
+
+def next_steps(output_dir: str | Path) -> list[str]:
+    """Return which adapter is which, where the report is, and what to type to use it."""
+    directory = Path(output_dir)
+    last = max(find_checkpoints(directory), default=0)
+    lines = [f"adapter of the last round: {directory}"]
+    if best := _best_round(directory):
+        if best == last:
+            lines[0] = f"adapter of the last round, which is also the best: {directory}"
+        else:
+            lines.append(f"adapter of the best round, {best} of {last}: {directory / BEST}")
+    serve = directory / BEST if best not in (0, last) else directory
+    return [
+        *lines,
+        f"report: {directory / 'report.html'}",
+        f"try it: fedfora chat --adapter {serve}",
+        f"serve it: fedfora export --model_dir {serve} --output_dir {directory}-lora",
+    ]
+
+
+def resume_hint(output_dir: str | Path) -> str:
+    """Return how a stopped run goes on; empty where no round of it is finished."""
+    directory = Path(output_dir)
+    rounds = find_checkpoints(directory) if directory.is_dir() else {}
+    if not rounds:
+        return ""
+    return f"after round {max(rounds)}; fedfora simulate --resume {directory} goes on from there"
+
+
+def _best_round(directory: Path) -> int:
+    said = directory / BEST / "round.json"
+    if not said.is_file():
+        return 0
+    return int(json.loads(said.read_text(encoding="utf-8"))["round"])

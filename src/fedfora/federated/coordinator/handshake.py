@@ -2,18 +2,17 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedfora.federated.coordinator.membership import Membership
 from fedfora.federated.coordinator.receiving import receive
 from fedfora.federated.coordinator.strategy import SiteInfo
-from fedfora.federated.wire.taking_part import verify_participation
+from fedfora.federated.secure_aggregation.crypto import verify_participation
 from fedfora.federated.wire.transport import Layout
 
 SITE_TABLE = "sites.json"  # in the run directory: who has what
@@ -47,6 +46,23 @@ class Agreement:
             {key: value for key, value in asdict(site).items() if key != "node_id"}
             for site in sorted(self.sites, key=lambda site: site.index)
         ]
+
+
+# Who may take part: in a simulation everybody; in a real federation whoever is registered.
+
+
+class Membership:
+    """Whoever knows the members of a federation; this one takes everybody, and nobody comes late.
+
+    Args:
+        grows: Whether sites may join while the run is on.
+    """
+
+    grows = False
+
+    def objection(self, node_id: int, index: int, name: str) -> str | None:
+        """Return why a node may not be the site that it says it is; None where it may."""
+        return None
 
 
 def agree(
@@ -278,3 +294,56 @@ def check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -
             continue
         if known.get(site["index"]) != site:
             raise ValueError(f"--resume {directory}: the rows of {site['name']} have changed")
+
+
+# Who came, or came back as another node, since the last round, and may take part from now on.
+
+
+ASK_AGAIN_ROUNDS = 2  # a node that could not be taken in is asked again after so many
+DEADLINE_S = 60.0  # the others wait no longer for one that comes late; its base goes on loading
+
+
+@dataclass
+class LateJoiners:
+    """Asks strangers who they are.
+
+    Args:
+        grid: The engine.
+        members: Who may take part; nobody comes late where their number is fixed.
+        deadline_s: Longest time to wait for their answers, in seconds, up to `DEADLINE_S`.
+        on_absent: Called with a site that may not join, or does not answer, and the reason.
+    """
+
+    grid: Grid
+    members: Membership
+    deadline_s: float | None
+    on_absent: OnAbsent
+    _asked_in: dict[int, int] = field(default_factory=dict)
+
+    def before(
+        self, round_number: int, known: Container[int], agreement: Agreement
+    ) -> list[SiteInfo]:
+        """Return the sites that join before a round.
+
+        Args:
+            round_number: Which.
+            known: Nodes that take part already.
+            agreement: What a site must agree to.
+        """
+        if not self.members.grows:
+            return []
+        since = round_number - ASK_AGAIN_ROUNDS
+        strangers = [
+            node
+            for node in sorted(self.grid.get_node_ids())
+            if node not in known and self._asked_in.get(node, since) <= since
+        ]
+        self._asked_in |= dict.fromkeys(strangers, round_number)
+        return newcomers(
+            self.grid,
+            strangers,
+            agreement,
+            deadline_s=min(self.deadline_s or DEADLINE_S, DEADLINE_S),
+            on_absent=self.on_absent,
+            members=self.members,
+        )

@@ -12,9 +12,9 @@ from fedfora.config import Scalar
 from fedfora.data.loading import load_examples
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.evaluation.output import PREDICTIONS
+from fedfora.federated.coordinator.checkpoint import Selection, judging_score
 from fedfora.federated.coordinator.receiving import receive
 from fedfora.federated.coordinator.round_view import RoundView
-from fedfora.federated.coordinator.selection import Selection, judging_score
 from fedfora.federated.coordinator.strategy import AdapterStrategy
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site_runtime import load_runtime

@@ -1,8 +1,11 @@
 """What there is to see of a federation while it runs."""
 
+import math
 from typing import Any
 
-from fedfora.federated.coordinator.strategy import RoundWatcher
+from fedfora.federated.arguments import RoundArguments
+from fedfora.federated.coordinator.strategy import RoundWatcher, SiteResult
+from fedfora.reporting.record import RunRecord, begin_round, note_sent
 
 
 class RoundView(RoundWatcher):
@@ -35,3 +38,58 @@ class RoundView(RoundWatcher):
 
     def stopped_early(self, best_round: int) -> None:
         """The run ends, as nothing became better after this round."""
+
+
+# What became of each site in a round, and whether enough of them are left.
+
+
+SHOWN = 8
+
+
+class RoundLog(RoundWatcher):
+    """Keeps account of a round, and tells the record and the view as it happens."""
+
+    def __init__(self, record: RunRecord, view: RoundView, rounds: RoundArguments) -> None:
+        self.record = record
+        self.view = view
+        self.rounds = rounds
+        self.round_number = 0
+        self.drawn: list[str] = []
+        self.used: list[SiteResult] = []
+        self.refused: list[dict[str, Any]] = []
+
+    def open(self, round_number: int, drawn: list[str]) -> None:
+        """Begin a round with these sites."""
+        self.round_number, self.drawn = round_number, drawn
+        self.used, self.refused = [], []
+        begin_round(self.record.directory, round_number, drawn)
+
+    def contributed(self, contribution: SiteResult) -> None:
+        """Note an update that was taken in."""
+        self.used.append(contribution)
+        note_sent(self.record.directory, contribution.site)
+        self.view.contributed(contribution)
+
+    def rejected(self, site: str, reason: str) -> None:
+        """Note a reply that was left out, and why."""
+        self.refused.append({"site": site, "reason": reason})
+        self.record.log("rejected", round=self.round_number, site=site, reason=reason)
+        self.view.rejected(site, reason)
+
+    def check_quorum(self) -> None:
+        """Raise unless enough updates were taken in.
+
+        Raises:
+            ValueError: Naming the sites that are missing, and why.
+        """
+        rounds, used, drawn = self.rounds, len(self.used), len(self.drawn)
+        needed = max(1, rounds.min_clients, math.ceil(rounds.min_client_fraction * drawn))
+        if used >= needed:
+            return
+        have = f"only {used} of {drawn} sites" if used else "no site"
+        reasons = [f"{entry['site']}: {entry['reason']}" for entry in self.refused[:SHOWN]]
+        more = f"; and {len(self.refused) - SHOWN} more" if len(self.refused) > SHOWN else ""
+        raise ValueError(
+            f"round {self.round_number}: {have} sent a usable update, {needed} needed "
+            f"(--min_clients, --min_client_fraction): {'; '.join(reasons)}{more}"
+        )

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
 from safetensors import SafetensorError
 
 from fedfora.adapter.state import unfold
@@ -21,7 +21,6 @@ from fedfora.config import Scalar
 from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.coordinator.aggregator import Aggregator
-from fedfora.federated.coordinator.arrivals import LateJoiners
 from fedfora.federated.coordinator.checkpoint import (
     FederationState,
     forget_earlier_run,
@@ -34,27 +33,26 @@ from fedfora.federated.coordinator.checkpoint import (
 from fedfora.federated.coordinator.handshake import (
     SITE_TABLE,
     Agreement,
+    LateJoiners,
+    Membership,
     agree,
     base_of,
     check_same_world,
 )
 from fedfora.federated.coordinator.judging import RoundEvaluator
-from fedfora.federated.coordinator.membership import Membership
-from fedfora.federated.coordinator.quorum import RoundLog
 from fedfora.federated.coordinator.receiving import receive
-from fedfora.federated.coordinator.round_view import RoundView
+from fedfora.federated.coordinator.round_view import RoundLog, RoundView
 from fedfora.federated.coordinator.screening import Limits
 from fedfora.federated.coordinator.secure_rounds import SecureRounds
 from fedfora.federated.coordinator.site_privacy import record_event, site_privacy_of
 from fedfora.federated.coordinator.strategy import AdapterStrategy
-from fedfora.federated.secure_aggregation.graph import fewest_survivors
+from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.secure_aggregation.server import WrongShares
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.wire.transport import from_record, to_record, unpack
 from fedfora.models.saving import config_at_rank, save_adapter
-from fedfora.reporting.current_round import no_round
-from fedfora.reporting.finish import finish_run
-from fedfora.reporting.record import RunRecord
+from fedfora.reporting.record import RunRecord, no_round
+from fedfora.reporting.report import finish_run
 from fedfora.training.privacy_plan import open_ledger
 
 
@@ -368,3 +366,24 @@ def _aggregation_errors(metrics: MetricRecord) -> dict[str, float]:
     """Return what the error meter showed, as metrics.jsonl names it; nothing where it slept."""
     names = ("aggregation-error", "aggregation-error-of-step", "attainable-error")
     return {name.replace("-", "_"): float(metrics[name]) for name in names if name in metrics}
+
+
+# The coordinator's side of the federation, as a Flower ServerApp.
+#
+# The coordinator needs no model: names, shapes and the first adapter come from the sites. Only to
+# score the global adapter on test rows does it open the base, in one process the sites' own.
+
+
+def make_server_app(view: RoundView | None = None) -> ServerApp:
+    """Return the app."""
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator]
+    def main(grid: Grid, context: Context) -> None:
+        """Run all rounds."""
+        run_rounds(grid, context.run_config, view or RoundView())
+
+    return app
+
+
+app = make_server_app()

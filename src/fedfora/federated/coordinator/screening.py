@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.coordinator.outliers import UpdateOutliers
-from fedfora.federated.wire.reply import (
+from fedfora.federated.wire.messages import (
     ARRAYS,
     METRIC_NAMES,
     METRICS,

@@ -15,11 +15,15 @@ from dataclasses import dataclass, field
 
 from fedfora.federated.aggregation import AdapterState, Weighted
 from fedfora.federated.shared_noise import site_noise_multiplier
-from fedfora.privacy.accounting import Ledger, Release, epsilon_of
-from fedfora.privacy.clipping import add_noise, clip
-from fedfora.privacy.noise import SecretNoise
+from fedfora.privacy.accounting import (
+    Ledger,
+    Release,
+    epsilon_of,
+    federation_statement,
+    site_statement,
+)
+from fedfora.privacy.clipping import SecretNoise, add_noise, clip
 from fedfora.privacy.settings import PrivacyArguments
-from fedfora.privacy.statement import federation_statement, site_statement
 
 
 @dataclass

@@ -29,8 +29,13 @@ from fedfora.federated.coordinator.screening import (
 from fedfora.federated.coordinator.secure_rounds import SecureRounds
 from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.wire.formats import FORMATS
-from fedfora.federated.wire.messages import RoundMessages, content_bytes
-from fedfora.federated.wire.reply import ExpectedReply, Origin, Report
+from fedfora.federated.wire.messages import (
+    ExpectedReply,
+    Origin,
+    Report,
+    RoundMessages,
+    content_bytes,
+)
 from fedfora.federated.wire.secure_records import digest_of_task
 from fedfora.federated.wire.transport import (
     Layout,

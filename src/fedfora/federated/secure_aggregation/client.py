@@ -10,19 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedfora.federated.secure_aggregation.crypto import (
+    SEED_BYTES,
     Identity,
     SignedKey,
+    add_mask,
     agree,
     is_signed,
     new_private_key,
+    new_secret,
     public_key,
     seal,
+    split,
+    subtract_mask,
     unseal,
     verify,
 )
 from fedfora.federated.secure_aggregation.fixed_point import Words
-from fedfora.federated.secure_aggregation.graph import is_connected
-from fedfora.federated.secure_aggregation.masks import SEED_BYTES, add_mask, subtract_mask
 from fedfora.federated.secure_aggregation.messages import (
     Delivery,
     Reveal,
@@ -31,13 +34,13 @@ from fedfora.federated.secure_aggregation.messages import (
     Terms,
     digest_of,
     digest_of_sites,
+    is_connected,
     mask_context,
     pair_context,
     round_context,
     run_context,
     survivors_context,
 )
-from fedfora.federated.secure_aggregation.shares import new_secret, split
 
 
 @dataclass

@@ -11,18 +11,24 @@ from itertools import combinations
 
 import numpy as np
 
-from fedfora.federated.secure_aggregation.crypto import SignedKey, agree, public_key
+from fedfora.federated.secure_aggregation.crypto import (
+    SEED_BYTES,
+    SignedKey,
+    add_mask,
+    agree,
+    combine,
+    public_key,
+    subtract_mask,
+)
 from fedfora.federated.secure_aggregation.fixed_point import Words
-from fedfora.federated.secure_aggregation.graph import is_connected
-from fedfora.federated.secure_aggregation.masks import SEED_BYTES, add_mask, subtract_mask
 from fedfora.federated.secure_aggregation.messages import (
     Delivery,
     Reveal,
     RoundKeys,
     Terms,
+    is_connected,
     mask_context,
 )
-from fedfora.federated.secure_aggregation.shares import combine
 
 MOST_LIARS = 2  # sites with wrong shares that are looked for in a neighborhood
 

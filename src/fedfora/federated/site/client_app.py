@@ -7,18 +7,49 @@ The app does not know which engine runs it. Its handlers turn messages into plai
 import json
 from collections.abc import Callable
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedfora.adapter.state import draw_fresh, fold
+from fedfora.federated.aggregation import Rule
+from fedfora.federated.aggregation.update import AdapterState, absorb, part
 from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.federated.settings_scope import agreed_part
+from fedfora.federated.shared_noise import SharedNoise, site_noise_multiplier
 from fedfora.federated.site import secure_answers
 from fedfora.federated.site.identity import sign_part
-from fedfora.federated.site.local_round import carry_out, hide_result
 from fedfora.federated.site.memory import memory_of, remembering
-from fedfora.federated.site_runtime import SiteData, SiteRuntime, load_runtime, site_of, validate
-from fedfora.federated.wire.messages import read_assignment
-from fedfora.federated.wire.reply import ARRAYS, METRICS, ORIGIN, Origin, Report
-from fedfora.federated.wire.transport import pack
+from fedfora.federated.site.secure_answers import hide
+from fedfora.federated.site_runtime import (
+    SiteData,
+    SiteRuntime,
+    load_runtime,
+    site_of,
+    train_round,
+    validate,
+)
+from fedfora.federated.wire.formats import FORMATS
+from fedfora.federated.wire.messages import (
+    ARRAYS,
+    METRICS,
+    ORIGIN,
+    Assignment,
+    Origin,
+    Report,
+    read_assignment,
+)
+from fedfora.federated.wire.secure_records import digest_of_task
+from fedfora.federated.wire.transport import (
+    Layout,
+    flatten,
+    pack,
+    pack_with_feedback,
+    to_record,
+    unpack,
+)
+from fedfora.privacy.accounting import Release
+from fedfora.training.local import LocalResult
+from fedfora.training.privacy_plan import open_ledger
 from fedfora.training.trainer import StepReport
 
 SiteReport = Callable[[str, StepReport], None]
@@ -169,6 +200,155 @@ def _is_secure(workplace: SiteRuntime) -> bool:
 
 def _seed(context: Context) -> int:
     return from_run_config(context.run_config).train.seed
+
+
+# What a site does with an assignment: train, keep what is its own, and pack what travels.
+
+
+def carry_out(
+    workplace: SiteRuntime,
+    site: SiteData,
+    assignment: Assignment,
+    state: RecordDict,
+    *,
+    seed: int | None = None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> tuple[ArrayRecord, LocalResult, float]:
+    """Train for one round.
+
+    Args:
+        workplace: Base model and settings.
+        site: Whose rows.
+        assignment: What to do.
+        state: The site's memory; personal factors and what the travel format lost are kept there.
+        seed: What the order of rows and dropout are drawn from; None for the run's.
+        on_step: Called after every optimizer step.
+
+    Returns:
+        What travels, what the training did, and the validation loss of a private adapter, 0 where
+        the round made none.
+    """
+    rule, start = assignment.rule, assignment.adapter
+    below = None
+    if rule.on_top:
+        below, start = start, fresh_start(workplace, site, assignment.round_index)
+    trained, result = train_round(
+        workplace,
+        site,
+        start,
+        below=below,
+        factors=rule.trains,
+        round_index=assignment.round_index,
+        seed=seed,
+        on_step=on_step,
+    )
+    adapter = fold(trained) if rule.folds else trained
+    if rule.absorbs:
+        adapter = absorb(adapter)
+    if rule.personal:
+        state["personal"] = to_record(part(adapter, rule.personal))
+        workplace.keep(site, adapter)
+    private_loss = 0.0 if rule.sends else _keep_the_better(workplace, site, start, adapter)
+    arrays = _packed(workplace, rule, adapter, start, state)
+    return arrays, result, private_loss
+
+
+def _keep_the_better(
+    workplace: SiteRuntime, site: SiteData, received: AdapterState, private: AdapterState
+) -> float:
+    """Save the private adapter where it wins on the site's rows kept back, else the received one.
+
+    Returns the private one's loss on them.
+    """
+    received_loss, _ = validate(workplace, site, received)
+    private_loss, _ = validate(workplace, site, private)
+    workplace.keep(site, private if private_loss < received_loss else received)
+    return private_loss
+
+
+def hide_result(
+    content: RecordDict,
+    context: Context,
+    workplace: SiteRuntime,
+    site: SiteData,
+    assignment: Assignment,
+    arrays: ArrayRecord,
+    result: LocalResult,
+) -> ArrayRecord:
+    """Return what travels under secure aggregation: what the training changed, as masked words.
+
+    Where single sites are hidden, the site pays for the round in a ledger of its own.
+
+    Args:
+        content: Of the message that asked for the training.
+        context: The site's; its memory of the round is there.
+        workplace: Base model and settings.
+        site: Whose rows.
+        assignment: What was to do.
+        arrays: What `carry_out` packed, in float32.
+        result: What the training did.
+    """
+    settings, start = workplace.settings, part(assignment.adapter, assignment.rule.sends)
+    layout = Layout.of(start)
+    given = part(assignment.adapter, assignment.rule.travels + assignment.rule.frozen)
+    update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
+    number, noise, ledger = assignment.round_index + 1, None, None
+    if settings.privacy.privacy_unit == "site":
+        multiplier = site_noise_multiplier(
+            settings.privacy, num_rounds=settings.federation.num_rounds
+        )
+        noise = SharedNoise(multiplier, settings.privacy.clipping_norm)
+        ledger = open_ledger(settings.privacy, settings.run.output_dir, f"site-{site.index:03d}")
+        ledger.begin(f"round {number}", Release(1.0, multiplier, 1))
+    weights = {"tokens": result.answer_tokens, "rows": len(site.encoded), "equal": 1}
+    hidden = hide(
+        update_N,
+        content,
+        context,
+        seed=settings.train.seed,
+        round_number=number,
+        task=digest_of_task(assignment.rule.name, given, agreed_part(settings.run_config())),
+        weight=weights[settings.aggregation.weighting],
+        loss=result.loss,
+        value_range=settings.secure.secagg_range,
+        max_weight=settings.largest_weight,
+        max_norm=settings.rounds.max_update_norm or float("inf"),
+        shared_noise=noise,
+    )
+    if ledger is not None:
+        ledger.finish()
+    return hidden
+
+
+def fresh_start(workplace: SiteRuntime, site: SiteData, round_index: int) -> AdapterState:
+    """Return the fresh adapter that a site and the coordinator draw alike for a round."""
+    shapes = dict(workplace.layout.at_rank(site.rank).shapes)
+    return draw_fresh(shapes, seed=workplace.settings.train.seed, round_index=round_index)
+
+
+def _packed(
+    workplace: SiteRuntime,
+    rule: Rule,
+    adapter: AdapterState,
+    start: AdapterState,
+    state: RecordDict,
+) -> ArrayRecord:
+    """Return what travels; what its format loses is kept where the next round can make use of it.
+
+    It can where the factors mean the same then, as they do not when each round makes new ones.
+    """
+    chosen = workplace.settings.aggregation
+    update, reference = part(adapter, rule.sends), part(start, rule.sends)
+    layout, form = Layout.of(update), FORMATS[chosen.update_dtype]
+    kept = state.get("lost", {})
+    lost = kept[layout.digest].numpy() if layout.digest in kept else None
+    record, lost = pack_with_feedback(update, reference, lost, layout, form)
+    aligned = rule.gauge == "result" and chosen.gauge == "aligned"
+    if lost is not None and (rule.keeps_coordinates or aligned):
+        state["lost"] = ArrayRecord({layout.digest: Array(lost)})
+    else:
+        state.pop("lost", None)
+    return record
 
 
 app = make_client_app()

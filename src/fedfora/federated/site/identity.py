@@ -18,8 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedfora.config import Scalar
-from fedfora.federated.secure_aggregation.crypto import Identity
-from fedfora.federated.wire.taking_part import sign_participation
+from fedfora.federated.secure_aggregation.crypto import Identity, sign_participation
 from fedfora.protection.keys import read_signing_key
 
 SIGNING_KEY, SITE_KEYS, SITE_STATE = "signing-key", "site-keys", "site-state"

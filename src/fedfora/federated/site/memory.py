@@ -26,8 +26,8 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from safetensors.numpy import load, save
 
+from fedfora.federated.preflight import SITES_DIR
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.sharing import SITES_DIR
 from fedfora.federated.site.identity import SITE_STATE
 from fedfora.protection.sealing import SUFFIX, read_bytes, remove, write_bytes
 from fedfora.seeds import derive_seed

@@ -17,8 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Floats
-from fedfora.federated.secure_aggregation.graph import fewest_survivors
-from fedfora.federated.secure_aggregation.messages import Terms
+from fedfora.federated.secure_aggregation.messages import Terms, fewest_survivors
 from fedfora.federated.secure_aggregation.vector import (
     Contribution,
     contribution,

@@ -1,21 +1,22 @@
 """A guest or a host: agrees with the other clients, trains, and saves the result."""
 
+import hashlib
 import json
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from fate.components.components.nn.loader import Loader
 
-from fedfora.adapter.state import fold, read_state, unfold, write_state
-from fedfora.integrations.fate.agreement import Card, agree, layout_digest, share_seed, share_start
+from fedfora.adapter.state import AdapterState, fold, read_state, unfold, write_state
 from fedfora.integrations.fate.client import FateClient, RoundReport
-from fedfora.integrations.fate.deadline import DeadlineFederation
+from fedfora.integrations.fate.connection import DeadlineFederation
 from fedfora.integrations.fate.round_sum import traveling
 from fedfora.integrations.fate.runner_conf import runner_conf
 from fedfora.integrations.fate.settings import FateSettings
-from fedfora.integrations.fate.watcher import Watcher
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.reporting.record import RunRecord
 from fedfora.reporting.view import View
@@ -23,6 +24,69 @@ from fedfora.seeds import derive_seed
 from fedfora.training.local import train_locally
 from fedfora.training.schedule import StepWindow
 from fedfora.training.trainer import StepReport
+
+# What a guest or host shows and records of its steps and rounds.
+
+
+class Watcher:
+    """Shows every step, and records and shows every round.
+
+    Args:
+        view: Where to show it.
+        record: Where to record it.
+        federation: Counts the bytes.
+        num_rounds: Of the federation.
+        on_round: Called with every report.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        record: RunRecord,
+        federation: DeadlineFederation,
+        *,
+        num_rounds: int,
+        on_round: Callable[[RoundReport], None],
+    ) -> None:
+        self.view, self.record, self.federation = view, record, federation
+        self.num_rounds, self.on_round = num_rounds, on_round
+        self._started = time.monotonic()
+        self._bytes_before = federation.bytes_sent
+        self._round = 1
+
+    def step(self, report: StepReport) -> None:
+        """Show a step."""
+        speed = report.tokens / (time.monotonic() - self._started)
+        what = f"round {self._round}/{self.num_rounds}"
+        self.view.advance(1, what, loss=report.loss, speed=speed)
+
+    def round_finished(self, report: RoundReport) -> None:
+        """Record and show a round."""
+        sent = self.federation.bytes_sent - self._bytes_before
+        self._bytes_before = self.federation.bytes_sent
+        self.record.log(
+            "round",
+            round=report.round,
+            loss=report.loss,
+            own_loss=report.own_loss,
+            aggregation_error=report.aggregation_error,
+            uplink_bytes=sent,
+            adapter_digest=adapter_digest(report.averaged),
+        )
+        text = f"round {report.round}/{self.num_rounds}   loss {report.loss:6.3f}"
+        if report.aggregation_error is not None:
+            text += f"   aggregation error {report.aggregation_error:.3f}"
+        self.view.line(text)
+        self._round = report.round + 1
+        self.on_round(report)
+
+
+def adapter_digest(state: AdapterState) -> str:
+    """Return a short digest of an adapter; equal at all clients when their adapters are equal."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Learner:
@@ -130,3 +194,102 @@ class Learner:
 def _make(item: dict[str, Any]) -> Any:
     """Make what an entry of the runner's configuration describes, with FATE's own loader."""
     return Loader.from_dict(item)()
+
+
+# Before the first round: the same seed, the same meaning of every number, the same start.
+#
+# FATE sums tensors by their position and trusts that all parties mean the same; nothing is compared
+# and every party draws its own first adapter. So the guest gives out the seed, each host describes
+# what it made of it, and the guest compares and sends the start. The arbiter sees none of this.
+
+
+@dataclass(frozen=True)
+class Card:
+    """What must be the same at every party.
+
+    Args:
+        layout: Digest of names and shapes of the tensors that travel, in their order.
+        base_fingerprint: Of the base model's weights and tokenizer.
+        prompts: The prompt format.
+        num_rounds: Rounds.
+        local_steps: Optimizer steps of a round.
+        trainable: "core" or "all".
+        warmup_rounds: Rounds in which all factors are trained before the core alone.
+        error_probes: Probes of the error meter.
+    """
+
+    layout: str
+    base_fingerprint: str
+    prompts: str
+    num_rounds: int
+    local_steps: int
+    trainable: str
+    warmup_rounds: int
+    error_probes: int
+
+
+def layout_digest(state: AdapterState) -> str:
+    """Return a short digest that differs for other names, shapes or another order."""
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in state.items()]
+    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
+
+
+def share_seed(ctx: Any, seed: int) -> int:
+    """Return the guest's seed at every client.
+
+    Args:
+        ctx: FATE's context of a guest or host.
+        seed: This party's own, which counts at the guest only.
+    """
+    if ctx.is_on_guest:
+        ctx.hosts.put("fedfora_seed", seed)
+        return seed
+    return int(ctx.guest.get("fedfora_seed"))
+
+
+def agree(ctx: Any, card: Card, num_rows: int) -> float:
+    """Compare the cards of all clients and return this one's share of all rows.
+
+    Args:
+        ctx: FATE's context of a guest or host.
+        card: This party's.
+        num_rows: Rows it trains on.
+
+    Raises:
+        ValueError: At every client, if two cards differ; names the party and the values.
+    """
+    if ctx.is_on_guest:
+        answers = ctx.hosts.get("fedfora_card")
+        names = [f"{host.role}:{host.party_id}" for host in ctx.hosts]
+        problem = _difference(card, dict(zip(names, answers, strict=True)))
+        total = num_rows + sum(answer["num_rows"] for answer in answers)
+        verdict = {"problem": problem, "num_rows": total}
+        ctx.hosts.put("fedfora_verdict", verdict)
+    else:
+        ctx.guest.put("fedfora_card", {"num_rows": num_rows, **asdict(card)})
+        verdict = ctx.guest.get("fedfora_verdict")
+    if verdict["problem"]:
+        raise ValueError(verdict["problem"])
+    return num_rows / float(verdict["num_rows"])
+
+
+def share_start(ctx: Any, folded: AdapterState) -> AdapterState:
+    """Return the guest's first adapter at every client."""
+    if ctx.is_on_guest:
+        ctx.hosts.put("fedfora_start", [tensor.numpy() for tensor in folded.values()])
+        return folded
+    arrays = ctx.guest.get("fedfora_start")
+    return {
+        name: torch.from_numpy(array.copy()) for name, array in zip(folded, arrays, strict=True)
+    }
+
+
+def _difference(card: Card, answers: dict[str, dict[str, Any]]) -> str:
+    for field, mine in asdict(card).items():
+        for name, answer in answers.items():
+            if answer[field] != mine:
+                return (
+                    f"the parties differ in {field}: the guest has {mine}, {name} has "
+                    f"{answer[field]}"
+                )
+    return ""

@@ -4,12 +4,14 @@ Guest and hosts train and each keeps the result; the arbiter is FATE's own, unch
 model and no result.
 """
 
+import platform
+import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fedfora.data.catalog import chosen_source
-from fedfora.integrations.fate.broker import read_broker
-from fedfora.integrations.fate.installed import require_fate
+from fedfora.data.sources import chosen_source
+from fedfora.integrations.fate.connection import read_broker
 from fedfora.integrations.fate.settings import FateSettings, Party
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import View
@@ -69,3 +71,53 @@ def _arbitrate(ctx: Any) -> None:
     from fate.ml.nn.homo.fedavg import FedAVGServer
 
     FedAVGServer(ctx).train()
+
+
+# Whether FATE can run here, before anything of it is imported.
+
+
+INSTALL = "pip install --no-deps -r requirements-fate.txt"
+
+# With these versions FATE was tested; None is any version.
+PACKAGES = {
+    "pyfate": "2.2.0",
+    "fate-llm": "2.2.0",
+    "fate-utils": "0.1.0",
+    "lmdb": None,
+    "mmh3": None,
+    "omegaconf": None,
+    "opentelemetry-api": None,
+    "opentelemetry-sdk": None,
+    "pika": None,  # speaks to RabbitMQ
+    "ruamel.yaml": "0.16.0",  # FATE calls safe_load, which later ones have dropped
+}
+
+
+def require_fate() -> None:
+    """Return if FATE's packages are here in the versions that were tested.
+
+    Raises:
+        ValueError: Naming the Python, the platform or the packages at fault, and the remedy.
+    """
+    python, machine = platform.python_version_tuple()[:2], platform.machine()
+    if python != ("3", "11") or sys.platform != "linux" or machine != "x86_64":
+        raise ValueError(
+            "FATE needs Python 3.11 on Linux x86-64 (fate-utils 0.1.0 exists for no newer Python, "
+            f"fedfora for no older one); this is Python {'.'.join(python)} on {sys.platform} "
+            f"{machine}"
+        )
+    found = {name: _version(name) for name in PACKAGES}
+    wrong = [
+        f"{name} {wanted or ''}".rstrip() + (f" (found {found[name]})" if found[name] else "")
+        for name, wanted in PACKAGES.items()
+        if found[name] is None or wanted not in (None, found[name])
+    ]
+    if wrong:
+        raise ValueError(f"FATE is not installed, missing: {', '.join(wrong)}; {INSTALL}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

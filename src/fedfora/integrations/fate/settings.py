@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from fedfora.config import flag
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
-from fedfora.reporting.settings import RunArguments
+from fedfora.reporting.record import RunArguments
 from fedfora.training.settings import TrainArguments
 
 ROLES = ("guest", "host", "arbiter")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fedfora.deployment.spare_imports import hide_packages
+from fedfora.deployment.trainer_process import hide_packages
 
 MODELS = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "trl")
 FLOWER = ("flwr", "grpc")

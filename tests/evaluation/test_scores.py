@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fedfora.evaluation.bootstrap import interval, resampled_sums
 from fedfora.evaluation.metrics import mean
+from fedfora.evaluation.scores import interval, resampled_sums
 
 
 def mean_interval(values, seed=0):
@@ -39,9 +39,9 @@ def test_every_sample_has_as_many_rows():
 
 
 def test_drawing_in_pieces_draws_every_sample(monkeypatch):
-    from fedfora.evaluation import bootstrap
+    from fedfora.evaluation import scores
 
-    monkeypatch.setattr(bootstrap, "_CHUNK", 20)
+    monkeypatch.setattr(scores, "_CHUNK", 20)
     sums = resampled_sums(np.arange(9.0)[:, None], seed=0, resamples=11)
     assert sums.shape == (11, 1)
     assert len(np.unique(sums)) > 5

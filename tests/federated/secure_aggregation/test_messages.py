@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfora.federated.secure_aggregation.graph import (
+from fedfora.federated.secure_aggregation.messages import (
     COLLUDING,
     DROPPED,
     choose_degree,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedfora.evaluation.journal import Journal
+from fedfora.evaluation.output import Journal
 
 BATCHES = [
     {3: {"prediction": "水温高\n\u2028x"}, 0: {"prediction": ""}},

@@ -3,7 +3,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from fedfora import ForaConfig
-from fedfora.adapter.learning_rates import loraplus_groups
+from fedfora.training.arguments import loraplus_groups
 
 
 def model_of(tiny_dir, **options):
