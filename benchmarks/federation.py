@@ -169,13 +169,13 @@ def malicious(attackers: int, factor: float | None) -> Any:
     """Let the first sites send what they received plus `factor` times what they learned."""
     honest = client_app.train_round
 
-    def train_round(workplace: Any, site: Any, adapter: Any, **options: Any) -> Any:
-        state, result = honest(workplace, site, adapter, **options)
+    def train_round(runtime: Any, site: Any, adapter: Any, **options: Any) -> Any:
+        state, result = honest(runtime, site, adapter, **options)
         if factor is None or site.index >= attackers:
             return state, result
         learned = fold(state)
         sent = {name: adapter[name] + factor * (learned[name] - adapter[name]) for name in learned}
-        return unfold(sent, seed=workplace.settings.train.seed), result
+        return unfold(sent, seed=runtime.settings.train.seed), result
 
     client_app.train_round = train_round
     try:
@@ -230,7 +230,7 @@ def own_scores(
     chosen: FederationSettings, adapters: list[Path], column: str | None = None
 ) -> list[float]:
     """F1 of sites' own adapters on all test rows, or each on the rows of its value of a column."""
-    workplace = load_runtime(chosen.run_config())
+    runtime = load_runtime(chosen.run_config())
     rows = load_examples("clinic:test", chosen.data)
     parts = [rows] * len(adapters)
     if column is not None:
@@ -240,12 +240,12 @@ def own_scores(
         ]
     scores = []
     for adapter, own in zip(adapters, parts, strict=True):
-        workplace.load(fold(read_adapter(adapter)))
+        runtime.load(fold(read_adapter(adapter)))
         scored = evaluate(
-            workplace.model,
-            workplace.base.tokenizer,
+            runtime.model,
+            runtime.base.tokenizer,
             own,
-            workplace.prompts,
+            runtime.prompts,
             batch_size=120,
             max_new_tokens=chosen.evaluation.max_new_tokens,
         )

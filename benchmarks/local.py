@@ -199,9 +199,9 @@ def main() -> None:
     silence_libraries()
     examples = load_examples(options.train_file, DataArguments())
     tokenizer = tokenizer_of([f"{e.prompt}\n{e.output}" for e in examples])
-    layout = prompt_format_of(DataArguments(), tokenizer)
+    prompt_format = prompt_format_of(DataArguments(), tokenizer)
     chosen = examples[: options.rows]
-    rows = encode_examples(chosen, tokenizer, layout)
+    rows = encode_examples(chosen, tokenizer, prompt_format)
     model = base_model(tokenizer)
     arms = {
         "fedfora": (fedfora_arm(copy.deepcopy(model), tokenizer, options.batch), rows),

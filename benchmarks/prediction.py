@@ -74,9 +74,9 @@ def measure(
     model: Any, tokenizer: Any, num_rows: int, batch_sizes: list[int], pairs: int
 ) -> dict[str, Any]:
     """Return rows per second one by one and by batches, in turns, and whether the answers agree."""
-    layout = prompt_format_of(DataArguments(), tokenizer)
+    prompt_format = prompt_format_of(DataArguments(), tokenizer)
     examples = load_examples("clinic:test", DataArguments())[:num_rows]
-    prompts = [encode_prompt(example, tokenizer, layout) for example in examples]
+    prompts = [encode_prompt(example, tokenizer, prompt_format) for example in examples]
     seconds: dict[int, list[float]] = {size: [] for size in (1, *batch_sizes)}
     answers: dict[int, list[str]] = {}
     generate(model, tokenizer, prompts[:2], Decoding(4), batch_size=2)  # warm up

@@ -54,14 +54,12 @@ def settings(num_clients: int, num_rounds: int, quantization: str, out: str) -> 
 
 def plain_loop(run: FederationSettings, num_steps: int) -> None:
     """The same model, rows, batches and optimizer, written by hand."""
-    workplace = load_runtime(run.run_config())
+    runtime = load_runtime(run.run_config())
     rows = [
-        row
-        for i in range(run.federation.num_clients or 1)
-        for row in open_site(workplace, i).encoded
+        row for i in range(run.federation.num_clients or 1) for row in open_site(runtime, i).encoded
     ]
-    collate = DataCollatorForSeq2Seq(workplace.base.tokenizer, label_pad_token_id=-100)
-    model = workplace.model.train()
+    collate = DataCollatorForSeq2Seq(runtime.base.tokenizer, label_pad_token_id=-100)
+    model = runtime.model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     for step in range(num_steps):

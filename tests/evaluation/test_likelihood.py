@@ -16,15 +16,15 @@ from fedfora.models.settings import ModelArguments
 @pytest.fixture(scope="module")
 def setup():
     base = load_base(ModelArguments(model_name_or_path="clinic-base", quantization="none"))
-    layout = prompt_format_of(DataArguments(), base.tokenizer)
+    prompt_format = prompt_format_of(DataArguments(), base.tokenizer)
     examples = load_examples("clinic:test", DataArguments())[:7]
-    return base, layout, examples
+    return base, prompt_format, examples
 
 
 @torch.no_grad()
 def test_they_are_the_models_own_loss(setup):
-    base, layout, examples = setup
-    rows = [encode_example(example, base.tokenizer, layout) for example in examples]
+    base, prompt_format, examples = setup
+    rows = [encode_example(example, base.tokenizer, prompt_format) for example in examples]
     found = answer_likelihoods(base.model, base.tokenizer, rows, batch_size=3)
     for row, likelihood in zip(rows, found, strict=True):
         tensors = {name: torch.tensor([ids]) for name, ids in row.items()}
@@ -39,8 +39,8 @@ def test_they_are_the_models_own_loss(setup):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_batch_and_padding_side_change_nothing(setup, side, batch_size):
-    base, layout, examples = setup
-    rows = [encode_example(example, base.tokenizer, layout) for example in examples]
+    base, prompt_format, examples = setup
+    rows = [encode_example(example, base.tokenizer, prompt_format) for example in examples]
     one = answer_likelihoods(base.model, base.tokenizer, rows, batch_size=3)
     other = answer_likelihoods(
         base.model, base.tokenizer, rows, batch_size=batch_size, padding_side=side
@@ -51,23 +51,23 @@ def test_batch_and_padding_side_change_nothing(setup, side, batch_size):
 
 
 def test_each_row_has_its_own_options(setup):
-    base, layout, examples = setup
+    base, prompt_format, examples = setup
     options = [["a_b_c", "warfarin_dose_40 mg"], ["x", "y", "z"]]
     found = option_likelihoods(
-        base.model, base.tokenizer, examples[:2], options, layout, batch_size=4
+        base.model, base.tokenizer, examples[:2], options, prompt_format, batch_size=4
     )
     assert [len(row) for row in found] == [2, 3]
     alone = option_likelihoods(
-        base.model, base.tokenizer, [examples[1]], [["y"]], layout, batch_size=1
+        base.model, base.tokenizer, [examples[1]], [["y"]], prompt_format, batch_size=1
     )
     assert found[1][1] == pytest.approx(alone[0][0], rel=1e-4)
 
 
 def test_the_likeliest_of_a_copying_model_is_what_the_prompt_holds(setup):
     """The bundled base was trained to go on with text; its note names warfarin."""
-    base, layout, _ = setup
+    base, prompt_format, _ = setup
     example = Example("", "warfarin warfarin warfarin warfarin", None, {})
     (found,) = option_likelihoods(
-        base.model, base.tokenizer, [example], [["warfarin", "xqzjv"]], layout, batch_size=2
+        base.model, base.tokenizer, [example], [["warfarin", "xqzjv"]], prompt_format, batch_size=2
     )
     assert found[0] > found[1]

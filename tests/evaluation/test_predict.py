@@ -216,9 +216,9 @@ def test_prompts_are_as_in_training_unless_told_otherwise(predict, tmp_path, mon
     layouts = []
     encode = plan.encode_prompts
 
-    def spy(examples, tokenizer, layout):
-        layouts.append(layout)
-        return encode(examples, tokenizer, layout)
+    def spy(examples, tokenizer, prompt_format):
+        layouts.append(prompt_format)
+        return encode(examples, tokenizer, prompt_format)
 
     monkeypatch.setattr(plan, "encode_prompts", spy)
     assert predict("p", rows=1) == 0

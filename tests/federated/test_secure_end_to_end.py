@@ -196,10 +196,10 @@ def test_a_restarted_site_is_asked_for_a_new_key_and_takes_part_again(run, monke
     wire = Wire(monkeypatch)
     original = client_app.carry_out
 
-    def forgetful(workplace, site, assignment, state, **rest):
+    def forgetful(runtime, site, assignment, state, **rest):
         if site.name == "neurology" and assignment.round_index == 0:
             state.pop(secure_answers.STATE)
-        return original(workplace, site, assignment, state, **rest)
+        return original(runtime, site, assignment, state, **rest)
 
     monkeypatch.setattr(client_app, "carry_out", forgetful)
     rounds, _ = run(num_rounds=3)

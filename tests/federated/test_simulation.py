@@ -88,10 +88,10 @@ def test_the_round_goes_on_without_a_site_that_fails(settings, monkeypatch):
 
     original = client_app.train_round
 
-    def fail(workplace, site, *args, **kwargs):
+    def fail(runtime, site, *args, **kwargs):
         if site.name == "neurology":
             raise RuntimeError("disk full")
-        return original(workplace, site, *args, **kwargs)
+        return original(runtime, site, *args, **kwargs)
 
     monkeypatch.setattr(client_app, "train_round", fail)
     rounds = simulate(settings(num_rounds=1), View(1))

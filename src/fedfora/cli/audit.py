@@ -15,17 +15,17 @@ def run(argv: Sequence[str]) -> None:
     (arguments,) = parser.parse(argv)
     silence_libraries()
     announce_loading("audit")
-    found = audit(arguments)
-    print("\n".join([*_membership(found), *_canaries(found), *_inversion(found)]))
+    results = audit(arguments)
+    print("\n".join([*_membership(results), *_canaries(results), *_inversion(results)]))
 
 
-def _membership(found: dict[str, Any]) -> list[str]:
+def _membership(result: dict[str, Any]) -> list[str]:
     lines = [
         "membership inference by loss: 0.5 learns nothing, 1.0 knows every row",
         f"{'':8s}  AUC (95 % interval)      found at 1 % false   loss in / out",
     ]
     for name in ("adapter", "base"):
-        row = found[name]
+        row = result[name]
         interval = f"{row['auc']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
         losses = f"{row['loss_in']:.3f} / {row['loss_out']:.3f}"
         share = row["true_positive_rate"]
@@ -36,8 +36,8 @@ def _membership(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _canaries(found: dict[str, Any]) -> list[str]:
-    if (row := found.get("canaries")) is None:
+def _canaries(result: dict[str, Any]) -> list[str]:
+    if (row := result.get("canaries")) is None:
         return ["", "canaries: none were planted (--canaries, when training)"]
     lines = [
         "",
@@ -50,8 +50,8 @@ def _canaries(found: dict[str, Any]) -> list[str]:
     return [*lines, f"Codes that were never seen have {row['unseen_bits']:.2f} bits on average."]
 
 
-def _inversion(found: dict[str, Any]) -> list[str]:
-    if not (rows := found.get("inversion")):
+def _inversion(result: dict[str, Any]) -> list[str]:
+    if not (rows := result.get("inversion")):
         return []
     lines = ["", "gradient inversion: hidden answer tokens read from one update"]
     for row in rows:

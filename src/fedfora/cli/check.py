@@ -93,10 +93,10 @@ def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArgume
     from fedfora.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    layout = prompt_format_of(data, tokenizer)
-    limits = {"prompt": layout.max_source_length, "answer": layout.max_target_length}
+    prompt_format = prompt_format_of(data, tokenizer)
+    limits = {"prompt": prompt_format.max_source_length, "answer": prompt_format.max_target_length}
     print("tokens          " + "".join(f"{f'{p} %':>8s}" for p in PERCENTILES) + "   limit")
-    for name, values in token_percentiles(report.examples, tokenizer, layout).items():
+    for name, values in token_percentiles(report.examples, tokenizer, prompt_format).items():
         numbers = "".join(f"{values[p]:8d}" for p in PERCENTILES)
         print(f"  {name:14s}{numbers}{limits[name]:8d}")
     spelled = [
@@ -105,13 +105,13 @@ def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArgume
         if spells_control_token(example, tokenizer)
     ]
     _print_findings("rows that spell a control token (it stays text)", spelled)
-    encoded, cut = encode_and_count(report.examples, tokenizer, layout)
+    encoded, cut = encode_and_count(report.examples, tokenizer, prompt_format)
     print(f"rows that are cut: {cut} ({100 * cut / len(encoded):.1f} %)")
-    _print_row(encoded[0], tokenizer, report.places[0], layout.template)
+    _print_row(encoded[0], tokenizer, report.places[0], prompt_format.template)
     return max(len(row["input_ids"]) for row in encoded)
 
 
-def _print_row(row: dict[str, list[int]], tokenizer: Any, place: str, template: str) -> None:
+def _print_row(row: dict[str, list[int]], tokenizer: Any, where: str, template: str) -> None:
     """Print a row as the model reads it: what has a loss in green, the rest dim."""
     from rich.console import Console
     from rich.text import Text
@@ -123,7 +123,7 @@ def _print_row(row: dict[str, list[int]], tokenizer: Any, place: str, template: 
     text.append(tokenizer.decode(row["input_ids"][:size]), style="dim")
     text.append(tokenizer.decode(row["input_ids"][size:]), style="bold green")
     answer = len(row["labels"]) - size
-    print(f"{place} ({template} template): no loss on {size} tokens, loss on {answer} (green)")
+    print(f"{where} ({template} template): no loss on {size} tokens, loss on {answer} (green)")
     Console(soft_wrap=True, highlight=False).print(text)
 
 
@@ -190,9 +190,9 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
         from fedfora.deployment.check_federation import check_federation
 
         findings = check_federation(coordinator)
-    seen = []
+    passed = []
     for finding in findings:
         print(finding.line(), flush=True)
-        seen.append(finding.ok)
-    if failed := seen.count(False):
-        raise ValueError(f"{failed} of {len(seen)} checks failed")
+        passed.append(finding.ok)
+    if failed := passed.count(False):
+        raise ValueError(f"{failed} of {len(passed)} checks failed")

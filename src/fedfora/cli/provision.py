@@ -31,31 +31,31 @@ def run(argv: Sequence[str]) -> None:
 
     if arguments.sites_file is None:
         raise ValueError("which federation? fedfora provision SITES.yaml")
-    done = provision(
+    provisioned = provision(
         read_sites_file(arguments.sites_file),
         arguments.output_dir,
         valid_days=arguments.valid_days,
         renew=arguments.renew,
         revoke=arguments.revoke,
     )
-    _print(done)
+    _print(provisioned)
 
 
-def _print(done: "Provisioned") -> None:
-    kit, sites = done.kit, done.place / "sites"
+def _print(provisioned: "Provisioned") -> None:
+    kit, sites = provisioned.kit, provisioned.place / "sites"
     print(f"coordinator: {kit.directory} (sites reach it at {kit.host}:{kit.port})")
-    for name in done.added:
+    for name in provisioned.added:
         print(f"site {name}: {sites / name} (hand it over by a safe way, then delete it here)")
-    if done.revoked is not None:
-        print(f"revoked: {done.revoked}; its keys are in no list any more")
-    if done.revoked is not None or (done.added and done.need_keys):
+    if provisioned.revoked is not None:
+        print(f"revoked: {provisioned.revoked}; its keys are in no list any more")
+    if provisioned.revoked is not None or (provisioned.added and provisioned.need_keys):
         print("  a coordinator that runs on this kit knows it within seconds; one on another")
         print(f"  machine needs nodes, sites.json and kit.yaml of {kit.directory}")
-    if done.need_keys:
-        names = ", ".join(done.need_keys)
+    if provisioned.need_keys:
+        names = ", ".join(provisioned.need_keys)
         print(f"new list of keys: {kit.site_keys}")
         print(f"  put it into the kit of each older site, and start the site anew: {names}")
-    for note in done.notes:
+    for note in provisioned.notes:
         print(note)
     if kit.authority_key.exists():
         print(f"keep elsewhere: {kit.authority_key} (needed only for --renew)")

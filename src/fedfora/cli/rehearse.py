@@ -49,20 +49,20 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.deployment.rehearse import rehearse
 
     kept = arguments.keep is not None
-    place = Path(arguments.keep or tempfile.mkdtemp(prefix="fedfora-rehearsal-"))
+    directory = Path(arguments.keep or tempfile.mkdtemp(prefix="fedfora-rehearsal-"))
     result = None
     try:
         with stoppable():
             result = rehearse(
                 plan,
-                place,
+                directory,
                 log_line,
                 num_rounds=arguments.rehearsal_rounds,
                 deadline_s=arguments.deadline,
             )
     finally:
         if not kept:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
     if result is None:
         raise ValueError("stopped before its end")
     for verdict in result.verdicts:

@@ -43,12 +43,12 @@ class RowsReport:
     def duplicates(self) -> list[tuple[str, str]]:
         """Return where a row says the same as an earlier one, and where that is."""
         first: dict[tuple[Any, ...], str] = {}
-        found = []
+        pairs = []
         for place, example in zip(self.places, self.examples, strict=True):
             earlier = first.setdefault(_content(example), place)
             if earlier != place:
-                found.append((place, earlier))
-        return found
+                pairs.append((place, earlier))
+        return pairs
 
 
 def read_rows(source: str, settings: DataArguments) -> RowsReport:
@@ -80,7 +80,7 @@ def rows_in_common(one: RowsReport, other: RowsReport) -> list[tuple[str, str]]:
 
 
 def token_percentiles(
-    examples: list[Example], tokenizer: Any, layout: PromptFormat
+    examples: list[Example], tokenizer: Any, prompt_format: PromptFormat
 ) -> dict[str, dict[int, int]]:
     """Return the percentiles of the tokens of prompts and answers, before anything is cut.
 
@@ -88,7 +88,7 @@ def token_percentiles(
         "prompt" and "answer", each percentile in `PERCENTILES` to tokens; the answer's end counts.
     """
     lengths = {
-        "prompt": [prompt_tokens(example, tokenizer, layout) for example in examples],
+        "prompt": [prompt_tokens(example, tokenizer, prompt_format) for example in examples],
         "answer": [answer_tokens(example, tokenizer) for example in examples],
     }
     return {

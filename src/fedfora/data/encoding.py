@@ -74,61 +74,65 @@ def prompt_format_of(settings: DataArguments, tokenizer: Any) -> PromptFormat:
     )
 
 
-def encode_prompt(example: Example, tokenizer: Any, layout: PromptFormat) -> list[int]:
+def encode_prompt(example: Example, tokenizer: Any, prompt_format: PromptFormat) -> list[int]:
     """Return the ids a model reads before it answers."""
-    return _prompt(example, tokenizer, layout)[0]
+    return _prompt(example, tokenizer, prompt_format)[0]
 
 
 def encode_prompts(
-    examples: list[Example], tokenizer: Any, layout: PromptFormat
+    examples: list[Example], tokenizer: Any, prompt_format: PromptFormat
 ) -> list[list[int]]:
     """Return the ids of all prompts; warn with the count of those that had to be cut."""
-    encoded = [_prompt(example, tokenizer, layout) for example in examples]
-    warn_of_cut_rows(sum(is_cut for _, is_cut in encoded), len(examples), layout)
+    encoded = [_prompt(example, tokenizer, prompt_format) for example in examples]
+    warn_of_cut_rows(sum(is_cut for _, is_cut in encoded), len(examples), prompt_format)
     return [ids for ids, _ in encoded]
 
 
-def encode_example(example: Example, tokenizer: Any, layout: PromptFormat) -> dict[str, list[int]]:
+def encode_example(
+    example: Example, tokenizer: Any, prompt_format: PromptFormat
+) -> dict[str, list[int]]:
     """Return `input_ids` and `labels` of prompt and answer, closed by end-of-sequence.
 
     The labels of the prompt are -100. The answer is cut to `max_target_length - 1` tokens so that
     its end always fits.
     """
-    return _encode(example, tokenizer, layout)[0]
+    return _encode(example, tokenizer, prompt_format)[0]
 
 
-def encode_examples(examples: list[Example], tokenizer: Any, layout: PromptFormat) -> Encoded:
+def encode_examples(
+    examples: list[Example], tokenizer: Any, prompt_format: PromptFormat
+) -> Encoded:
     """Encode all examples; warn with the count of those that had to be cut."""
-    encoded, cut = encode_and_count(examples, tokenizer, layout)
-    warn_of_cut_rows(cut, len(examples), layout)
+    encoded, cut = encode_and_count(examples, tokenizer, prompt_format)
+    warn_of_cut_rows(cut, len(examples), prompt_format)
     return encoded
 
 
 def encode_and_count(
-    examples: list[Example], tokenizer: Any, layout: PromptFormat, *, num_workers: int = 1
+    examples: list[Example], tokenizer: Any, prompt_format: PromptFormat, *, num_workers: int = 1
 ) -> tuple[Encoded, int]:
     """Return the encoded examples and how many of them were cut.
 
     Args:
         examples: The rows.
         tokenizer: The base's.
-        layout: How rows become prompts.
+        prompt_format: How rows become prompts.
         num_workers: Processes that encode; starting one takes seconds.
     """
     if num_workers == 1:
-        encoded = [_encode(example, tokenizer, layout) for example in examples]
+        encoded = [_encode(example, tokenizer, prompt_format) for example in examples]
     else:
         share = math.ceil(len(examples) / num_workers)
         with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as workers:
-            work = partial(_encode, tokenizer=tokenizer, layout=layout)
+            work = partial(_encode, tokenizer=tokenizer, prompt_format=prompt_format)
             encoded = list(workers.map(work, examples, chunksize=share))
     return [row for row, _ in encoded], sum(cut for _, cut in encoded)
 
 
-def prompt_tokens(example: Example, tokenizer: Any, layout: PromptFormat) -> int:
+def prompt_tokens(example: Example, tokenizer: Any, prompt_format: PromptFormat) -> int:
     """Return the tokens of a prompt's text and history before anything is cut, without frame."""
-    said = sum(len(_text_ids(tokenizer, text)) for turn in example.history for text in turn)
-    return said + len(_text_ids(tokenizer, example.prompt, prefix=layout.source_prefix))
+    texts = sum(len(_text_ids(tokenizer, text)) for turn in example.history for text in turn)
+    return texts + len(_text_ids(tokenizer, example.prompt, prefix=prompt_format.source_prefix))
 
 
 def answer_tokens(example: Example, tokenizer: Any) -> int:
@@ -142,14 +146,14 @@ def spells_control_token(example: Example, tokenizer: Any) -> bool:
     return any(_spells(tokenizer, text) for text in texts)
 
 
-def warn_of_cut_rows(cut: int, num_rows: int, layout: PromptFormat) -> None:
+def warn_of_cut_rows(cut: int, num_rows: int, prompt_format: PromptFormat) -> None:
     """Say how many rows were cut, if any were."""
     if cut:
         logger.warning(
             "%d of %d rows (%.1f %%) are longer than --max_source_length %d or "
             "--max_target_length %d and were cut",
             *(cut, num_rows, 100 * cut / num_rows),
-            *(layout.max_source_length, layout.max_target_length),
+            *(prompt_format.max_source_length, prompt_format.max_target_length),
         )
 
 
@@ -177,12 +181,12 @@ def check_context(config: Any, encoded: Encoded, data: DataArguments, what: str)
 
 
 def _encode(
-    example: Example, tokenizer: Any, layout: PromptFormat
+    example: Example, tokenizer: Any, prompt_format: PromptFormat
 ) -> tuple[dict[str, list[int]], bool]:
     """The encoded row, and whether anything of it had to be cut."""
-    prompt_ids, prompt_cut = _prompt(example, tokenizer, layout)
+    prompt_ids, prompt_cut = _prompt(example, tokenizer, prompt_format)
     whole_ids = _text_ids(tokenizer, example.output or "")
-    answer_ids = [*whole_ids[: layout.max_target_length - 1], tokenizer.eos_token_id]
+    answer_ids = [*whole_ids[: prompt_format.max_target_length - 1], tokenizer.eos_token_id]
     row = {
         "input_ids": prompt_ids + answer_ids,
         "labels": [IGNORED] * len(prompt_ids) + answer_ids,
@@ -190,16 +194,18 @@ def _encode(
     return row, prompt_cut or len(answer_ids) <= len(whole_ids)
 
 
-def _prompt(example: Example, tokenizer: Any, layout: PromptFormat) -> tuple[list[int], bool]:
+def _prompt(
+    example: Example, tokenizer: Any, prompt_format: PromptFormat
+) -> tuple[list[int], bool]:
     """The prompt's ids, and whether it was cut: oldest turns go first, then the text's end."""
-    text_ids = _text_ids(tokenizer, example.prompt, prefix=layout.source_prefix)
-    cut = len(text_ids) > layout.max_source_length
-    text_ids = text_ids[: layout.max_source_length]
+    text_ids = _text_ids(tokenizer, example.prompt, prefix=prompt_format.source_prefix)
+    cut = len(text_ids) > prompt_format.max_source_length
+    text_ids = text_ids[: prompt_format.max_source_length]
     turns = _turns_that_fit(
-        example.history, tokenizer, room=layout.max_source_length - len(text_ids)
+        example.history, tokenizer, room=prompt_format.max_source_length - len(text_ids)
     )
     is_cut = cut or len(turns) < len(example.history)
-    if layout.template == "plain":
+    if prompt_format.template == "plain":
         line_end = _ids(tokenizer, "\n")
         history_ids = [
             token
@@ -213,7 +219,7 @@ def _prompt(example: Example, tokenizer: Any, layout: PromptFormat) -> tuple[lis
         for turn in turns
         for role, said in zip(("user", "assistant"), turn, strict=True)
     ]
-    text = tokenizer.decode(text_ids) if cut else layout.source_prefix + example.prompt
+    text = tokenizer.decode(text_ids) if cut else prompt_format.source_prefix + example.prompt
     return _chat_ids(tokenizer, [*messages, {"role": "user", "content": text}]), is_cut
 
 
@@ -327,7 +333,7 @@ def _check_template(tokenizer: Any, *, with_history: bool) -> None:
 def encode_cached(
     examples: list[Example],
     tokenizer: Any,
-    layout: PromptFormat,
+    prompt_format: PromptFormat,
     *,
     cache_dir: str | None,
     overwrite: bool,
@@ -338,30 +344,36 @@ def encode_cached(
     Args:
         examples: The rows.
         tokenizer: The base's.
-        layout: How rows become prompts.
+        prompt_format: How rows become prompts.
         cache_dir: Where encoded rows are kept; None keeps none.
         overwrite: Encode anew, whatever is kept.
         num_workers: Processes that encode.
     """
     if cache_dir is None:
-        encoded, cut = encode_and_count(examples, tokenizer, layout, num_workers=num_workers)
+        encoded, cut = encode_and_count(examples, tokenizer, prompt_format, num_workers=num_workers)
     else:
-        path = Path(cache_dir) / "encoded" / f"{_digest(examples, tokenizer, layout)}.safetensors"
-        kept = None if overwrite else _read(path)
-        encoded, cut = kept or encode_and_count(
-            examples, tokenizer, layout, num_workers=num_workers
+        path = (
+            Path(cache_dir)
+            / "encoded"
+            / f"{_digest(examples, tokenizer, prompt_format)}.safetensors"
         )
-        if kept is None:
+        cached = None if overwrite else _read(path)
+        encoded, cut = cached or encode_and_count(
+            examples, tokenizer, prompt_format, num_workers=num_workers
+        )
+        if cached is None:
             _write(path, encoded, cut)
-    warn_of_cut_rows(cut, len(examples), layout)
+    warn_of_cut_rows(cut, len(examples), prompt_format)
     return encoded
 
 
-def _digest(examples: list[Example], tokenizer: Any, layout: PromptFormat) -> str:
+def _digest(examples: list[Example], tokenizer: Any, prompt_format: PromptFormat) -> str:
     digest = hashlib.sha256(b"2")  # the encoding's version: 2 keeps control tokens out of texts
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab()))).encode())
-    digest.update(repr((tokenizer.chat_template, tokenizer.special_tokens_map, layout)).encode())
+    digest.update(
+        repr((tokenizer.chat_template, tokenizer.special_tokens_map, prompt_format)).encode()
+    )
     for example in examples:
         row = (example.instruction, example.input, example.output, example.history)
         digest.update(repr(row).encode())
@@ -389,6 +401,6 @@ def _write(path: Path, encoded: Encoded, cut: int) -> None:
         "labels": np.concatenate([np.array(row["labels"], dtype=np.int32) for row in encoded]),
         "ends": np.cumsum([len(row["input_ids"]) for row in encoded]),
     }
-    beside = path.with_name(f".{path.name}.tmp")
-    save_file(content, beside, metadata={"cut": str(cut)})
-    beside.replace(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(content, temporary, metadata={"cut": str(cut)})
+    temporary.replace(path)

@@ -233,7 +233,7 @@ def _entry(directory: Path, name: str) -> dict[str, Any]:
 def _columns(entry: dict[str, Any], where: str) -> dict[str, Any]:
     if entry.get("formatting", "alpaca") != "alpaca":
         raise DataError(f"{where}: formatting {entry['formatting']!r} is not read, only alpaca")
-    named = entry.get("columns", {})
-    if unread := sorted(named.keys() - _ROLES.keys()):
+    columns = entry.get("columns", {})
+    if unread := sorted(columns.keys() - _ROLES.keys()):
         raise DataError(f"{where}: columns {unread} are not read (known: {', '.join(_ROLES)})")
-    return {_ROLES[role]: column for role, column in named.items()}
+    return {_ROLES[role]: column for role, column in columns.items()}

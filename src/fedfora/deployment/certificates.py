@@ -125,7 +125,7 @@ def _named(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _usage(**said: bool) -> x509.KeyUsage:
+def _usage(**flags: bool) -> x509.KeyUsage:
     nothing = dict.fromkeys(
         (
             "digital_signature",
@@ -140,4 +140,4 @@ def _usage(**said: bool) -> x509.KeyUsage:
         ),
         False,
     )
-    return x509.KeyUsage(**{**nothing, **said})
+    return x509.KeyUsage(**{**nothing, **flags})

@@ -69,8 +69,8 @@ def check_certificate(kit: CoordinatorKit) -> str:
             since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
             raise ValueError(f"{file} holds from {since:%Y-%m-%d} to {until:%Y-%m-%d}, not now")
     days = (server.not_valid_after_utc - now).days
-    said = f"for {kit.host}, until {server.not_valid_after_utc:%Y-%m-%d} ({days} days)"
-    return said + ("; renew it soon" if days < SOON_DAYS else "")
+    message = f"for {kit.host}, until {server.not_valid_after_utc:%Y-%m-%d} ({days} days)"
+    return message + ("; renew it soon" if days < SOON_DAYS else "")
 
 
 def _written(names: x509.SubjectAlternativeName) -> list[str]:
@@ -110,11 +110,11 @@ def _gate(kit: CoordinatorKit) -> CheckResult:
     except ValueError as error:
         return CheckResult("gate", False, str(error), "install it, and check again")
     kit.state.mkdir(mode=DIRECTORY, exist_ok=True)
-    done = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split())
+    process = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60)
+    if process.returncode != 0:
+        message = " ".join(process.stderr.split())
         return CheckResult(
-            "gate", False, said, "fedfora provision SITES.yaml writes nginx.conf anew"
+            "gate", False, message, "fedfora provision SITES.yaml writes nginx.conf anew"
         )
     return CheckResult("gate", True, "nginx takes nginx.conf")
 

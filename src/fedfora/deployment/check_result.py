@@ -63,19 +63,19 @@ def check_modes(directory: Path, private: Iterable[Path]) -> CheckResult:
 
 def check_versions(made_with: Mapping[str, str]) -> CheckResult:
     """Say whether Flower and fedfora are those that the kit was made with."""
-    here = {name: _version(name) for name in ("fedfora", "flwr")}
-    said = ", ".join(f"{name} {number or 'missing'}" for name, number in here.items())
+    installed = {name: _version(name) for name in ("fedfora", "flwr")}
+    message = ", ".join(f"{name} {number or 'missing'}" for name, number in installed.items())
     for name, number in made_with.items():
-        if name in here and (here[name] or "").split(".")[:2] != number.split(".")[:2]:
+        if name in installed and (installed[name] or "").split(".")[:2] != number.split(".")[:2]:
             return CheckResult(
                 "versions",
                 False,
-                f"{said}; the federation has {name} {number}",
+                f"{message}; the federation has {name} {number}",
                 f"pip install {name}=={number}",
             )
-    if here["flwr"] is None:
-        return CheckResult("versions", False, said, 'pip install "fedfora[federated,privacy]"')
-    return CheckResult("versions", True, said)
+    if installed["flwr"] is None:
+        return CheckResult("versions", False, message, 'pip install "fedfora[federated,privacy]"')
+    return CheckResult("versions", True, message)
 
 
 def check_disk(state: Path, needed_bytes: int) -> CheckResult:

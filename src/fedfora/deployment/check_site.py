@@ -99,13 +99,15 @@ def _data(settings: FederationSettings) -> tuple[RowsReport | None, CheckResult]
         remedy = f"train_file (or dataset) under settings in {DESCRIPTION}"
         return None, CheckResult("data", False, str(error), remedy)
     rows, broken, empty = len(report.examples), len(report.broken), len(report.empty_answers())
-    said = f"{rows} rows, {broken} broken, {empty} empty answers, {len(report.duplicates())} twice"
+    message = (
+        f"{rows} rows, {broken} broken, {empty} empty answers, {len(report.duplicates())} twice"
+    )
     if broken and not data.skip_bad_rows:
         remedy = f"fedfora check data {source} lists them; or skip_bad_rows: true"
-        return report, CheckResult("data", False, said, remedy)
+        return report, CheckResult("data", False, message, remedy)
     if not rows:
-        return None, CheckResult("data", False, said, f"{source} must hold rows to train on")
-    return report, CheckResult("data", True, said)
+        return None, CheckResult("data", False, message, f"{source} must hold rows to train on")
+    return report, CheckResult("data", True, message)
 
 
 def _memory(
@@ -134,9 +136,9 @@ def _memory(
         return None, CheckResult("memory", False, str(error), remedy)
     needed = estimate.total + (0 if on_gpu else LIBRARIES_BYTES)
     free, where = _free(on_gpu)
-    said = f"{needed / 2**30:.1f} GiB for {batch} x {tokens} tokens, {free / 2**30:.1f} {where}"
+    message = f"{needed / 2**30:.1f} GiB for {batch} x {tokens} tokens, {free / 2**30:.1f} {where}"
     remedy = "free some, gradient_checkpointing: true, or ask for smaller batches or nf4"
-    return estimate, CheckResult("memory", free >= needed, said, remedy)
+    return estimate, CheckResult("memory", free >= needed, message, remedy)
 
 
 def _longest(settings: FederationSettings, rows: RowsReport | None) -> int:
@@ -163,20 +165,18 @@ def _base(kit: SiteKit, settings: FederationSettings) -> CheckResult:
     remedy = f"model_name_or_path under settings in {DESCRIPTION}: the directory of the base"
     try:
         base = load_base(settings.model)
-        here = fingerprint(base)
+        own = fingerprint(base)
     except (ValueError, OSError) as error:
         return CheckResult("base", False, str(error), remedy)
     del base
     gc.collect()
-    name, wanted = settings.model.model_name_or_path, kit.base_fingerprint
-    if wanted is None:
-        return CheckResult(
-            "base", True, f"{name}, fingerprint {here}: all sites must show the same"
-        )
-    if here != wanted:
-        said = f"{name} has fingerprint {here}, the federation {wanted}"
-        return CheckResult("base", False, said, "get the base from where the others have it")
-    return CheckResult("base", True, f"{name}, fingerprint {here} as the federation's")
+    name, expected = settings.model.model_name_or_path, kit.base_fingerprint
+    if expected is None:
+        return CheckResult("base", True, f"{name}, fingerprint {own}: all sites must show the same")
+    if own != expected:
+        message = f"{name} has fingerprint {own}, the federation {expected}"
+        return CheckResult("base", False, message, "get the base from where the others have it")
+    return CheckResult("base", True, f"{name}, fingerprint {own} as the federation's")
 
 
 # A site's look at the coordinator's gate: port, certificate, what it lets through, the clock.
@@ -229,18 +229,18 @@ def _certificate(kit: SiteKit) -> tuple[CheckResult, ssl.SSLContext | None]:
             socket.create_connection((kit.host, kit.port), timeout=TIMEOUT_S) as plain,
             context.wrap_socket(plain, server_hostname=kit.host) as connection,
         ):
-            shown = connection.getpeercert(binary_form=True) or b""
+            certificate = connection.getpeercert(binary_form=True) or b""
     except ssl.SSLCertVerificationError as error:
         return _bad_certificate(error), None
     except OSError as error:
         remedy = "is that the coordinator's gate? Ask the coordinator for host and port"
         return CheckResult("certificate", False, f"no TLS there ({error})", remedy), None
-    ends = x509.load_der_x509_certificate(shown).not_valid_after_utc
+    ends = x509.load_der_x509_certificate(certificate).not_valid_after_utc
     days = (ends - datetime.now(UTC)).days
-    said = f"of our authority, for {kit.host}, until {ends:%Y-%m-%d} ({days} days)"
+    message = f"of our authority, for {kit.host}, until {ends:%Y-%m-%d} ({days} days)"
     if days < SOON_DAYS:
-        said += "; tell the coordinator to renew it"
-    return CheckResult("certificate", True, said), context
+        message += "; tell the coordinator to renew it"
+    return CheckResult("certificate", True, message), context
 
 
 def _bad_certificate(error: ssl.SSLCertVerificationError) -> CheckResult:
@@ -269,8 +269,8 @@ def _answer(kit: SiteKit, context: ssl.SSLContext) -> list[CheckResult]:
         connection.close()
     if answer.status != 403:
         remedy = "do not start: without the gate anybody can run code here; tell the coordinator"
-        said = f"{FORBIDDEN} is answered with {answer.status} instead of 403"
-        return [CheckResult("gate", False, said, remedy)]
+        message = f"{FORBIDDEN} is answered with {answer.status} instead of 403"
+        return [CheckResult("gate", False, message, remedy)]
     gate = CheckResult("gate", True, "refuses everything but the sites' own paths")
     return [gate, _clock(answer.getheader("Date"))]
 
@@ -281,8 +281,8 @@ def _clock(date: str | None) -> CheckResult:
         return CheckResult("clock", False, "the gate does not tell its time", "ask the coordinator")
     theirs = parsedate_to_datetime(date).timestamp() + 0.5
     ahead = time.time() - theirs
-    said = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
+    message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
     if -MOST_BEHIND_S <= ahead <= MOST_AHEAD_S:
-        return CheckResult("clock", True, said)
+        return CheckResult("clock", True, message)
     limits = f"at most {MOST_AHEAD_S:.0f} s ahead, {MOST_BEHIND_S:.0f} s behind"
-    return CheckResult("clock", False, said, f"{limits}: let this machine keep its time by NTP")
+    return CheckResult("clock", False, message, f"{limits}: let this machine keep its time by NTP")

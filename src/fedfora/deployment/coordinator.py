@@ -82,16 +82,16 @@ class Coordinator:
         self._supervisor.children[0].signal(9)
 
     def _follow_kit(self) -> None:
-        found = self._found_keys()
-        gone = [name for name in self._keys if found.get(name) != self._keys[name]]
+        keys = self._found_keys()
+        gone = [name for name in self._keys if keys.get(name) != self._keys[name]]
         for name in gone:
             self.flower.unregister(self.nodes[name])
             self._forget(name)
             self.say(f"site {name} is no longer let in")
-        for name in found:
+        for name in keys:
             if name not in self._keys:
                 self.nodes[name] = self.flower.register(self.kit.node(name))
-                self._keys[name] = found[name]
+                self._keys[name] = keys[name]
                 run_state.write_nodes(self.kit.state, self.nodes)
                 self.say(f"site {name} is let in")
 

@@ -31,14 +31,14 @@ def environment(home: Path) -> dict[str, str]:
     Args:
         home: Directory for Flower's own files.
     """
-    beside = str(Path(sys.executable).parent)
+    scripts = str(Path(sys.executable).parent)
     return {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_HOME": str(home),
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "PATH": os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
     }
 
 
@@ -104,9 +104,9 @@ def clientapp() -> None:
     for name, replacement in replacements.items():
         setattr(run_clientapp, name, replacement)
     # Flower loads its SuperNode beside its client: half of the seconds that a message would wait.
-    beside = "flwr.supernode.cli.flower_supernode"
-    sys.modules[beside] = ModuleType(beside)
-    sys.modules[beside].flower_supernode = None  # type: ignore[attr-defined]
+    supernode_module = "flwr.supernode.cli.flower_supernode"
+    sys.modules[supernode_module] = ModuleType(supernode_module)
+    sys.modules[supernode_module].flower_supernode = None  # type: ignore[attr-defined]
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 
     flwr_clientapp()
@@ -169,16 +169,16 @@ class FlowerCommand:
     def _call(self, *words: str) -> dict[str, Any]:
         from flwr.cli.app import app
 
-        said = io.StringIO()
+        output = io.StringIO()
         failed: object = None
-        with _variable("FLWR_HOME", str(self.home)), _caught(said):
+        with _variable("FLWR_HOME", str(self.home)), _caught(output):
             try:
                 failed = app([*words, "--format", "json"], standalone_mode=False)
             except (Exception, SystemExit) as error:
                 failed = error
-        answer = _last_object(said.getvalue())
+        answer = _last_object(output.getvalue())
         if not answer.get("success"):
-            text = " ".join(said.getvalue().split())
+            text = " ".join(output.getvalue().split())
             raise FlowerCommandError(f"flwr {' '.join(words)}: {failed}: {text[-500:]}")
         return answer
 
@@ -194,11 +194,11 @@ def _last_object(text: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _caught(said: io.StringIO) -> Iterator[None]:
+def _caught(output: io.StringIO) -> Iterator[None]:
     """Catch what is printed; Flower's command prints JSON to the stream that Python began with."""
-    before, sys.__stdout__ = sys.__stdout__, said  # type: ignore[misc, assignment]
+    before, sys.__stdout__ = sys.__stdout__, output  # type: ignore[misc, assignment]
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(output):
             yield
     finally:
         sys.__stdout__ = before  # type: ignore[misc]

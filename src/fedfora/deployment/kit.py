@@ -104,8 +104,8 @@ class SiteKit:
     @property
     def files(self) -> list[Path]:
         """All files that must be there."""
-        shown = [self.authority, self.node_public_key, self.public_key, self.site_keys]
-        return [*self.private_files, *shown]
+        public = [self.authority, self.node_public_key, self.public_key, self.site_keys]
+        return [*self.private_files, *public]
 
     def description(self) -> dict[str, Any]:
         """Return what kit.yaml holds."""
@@ -201,8 +201,8 @@ class CoordinatorKit:
     @property
     def files(self) -> list[Path]:
         """All files that must be there."""
-        shown = [self.authority, self.server_certificate, self.site_keys, self.gate]
-        return [*self.private_files, *shown, *(self.node(name) for name in self.sites)]
+        public = [self.authority, self.server_certificate, self.site_keys, self.gate]
+        return [*self.private_files, *public, *(self.node(name) for name in self.sites)]
 
     @property
     def next_index(self) -> int:
@@ -284,25 +284,25 @@ def read_coordinator_kit(directory: str | Path) -> CoordinatorKit:
 
 def write_file(path: Path, content: bytes, mode: int) -> None:
     """Write a file that appears whole or not at all, and is never readable by more than `mode`."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
         file.write(content)
         file.flush()
         os.fsync(descriptor)
-    beside.replace(path)
+    temporary.replace(path)
 
 
-def _site(document: YamlSource, place: Path) -> SiteKit:
+def _site(document: YamlSource, directory: Path) -> SiteKit:
     needed = ("role", "federation", "name", "index", "coordinator")
     document.check_keys(
         (), needed=needed, allowed=("base_fingerprint", "settings", "planned", "made_with")
     )
     host, port, _ = read_address(document)
     return SiteKit(
-        directory=place,
+        directory=directory,
         federation=check_name(document, ("federation",), document.text(("federation",))),
         name=check_name(document, ("name",), document.text(("name",))),
         index=document.integer(("index",), 0, MAX_SITES),
@@ -315,14 +315,14 @@ def _site(document: YamlSource, place: Path) -> SiteKit:
     )
 
 
-def _coordinator(document: YamlSource, place: Path) -> CoordinatorKit:
+def _coordinator(document: YamlSource, directory: Path) -> CoordinatorKit:
     optional = ("quorum", "base_fingerprint", "settings", "revoked", "made_with")
     needed = ("role", "federation", "coordinator", "sites")
     document.check_keys((), needed=needed, allowed=optional)
     host, port, behind = read_address(document)
     sites = _numbers(document, "sites")
     return CoordinatorKit(
-        directory=place,
+        directory=directory,
         federation=check_name(document, ("federation",), document.text(("federation",))),
         host=host,
         port=port,

@@ -82,32 +82,36 @@ def provision(
     Raises:
         ValueError: If something is in the way, or the file does not fit the kits that exist.
     """
-    place = Path(output_dir).absolute()
-    if (place / COORDINATOR).exists():
-        done = Provisioned(place, _fitting(plan, place, revoke))
-        _check_way(done, plan, revoke=revoke, renew=renew)
+    directory = Path(output_dir).absolute()
+    if (directory / COORDINATOR).exists():
+        provisioned = Provisioned(directory, _fitting(plan, directory, revoke))
+        _check_way(provisioned, plan, revoke=revoke, renew=renew)
         if revoke is not None:
-            _revoke(done, plan, revoke)
-        _bring_up_to_date(done, plan)
+            _revoke(provisioned, plan, revoke)
+        _bring_up_to_date(provisioned, plan)
         if renew:
-            _renew(done, valid_days)
-        return done
+            _renew(provisioned, valid_days)
+        return provisioned
     if revoke is not None or renew:
         raise ValueError(f"--output_dir {output_dir} holds no kits yet")
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"--output_dir {output_dir} is not empty, and holds no kits")
-    with _appearing(place) as beside:
-        done = Provisioned(beside, _first(plan, beside, valid_days))
-        _bring_up_to_date(done, plan)
-    return replace(done, place=place, kit=replace(done.kit, directory=place / COORDINATOR))
+    with _appearing(directory) as staging:
+        provisioned = Provisioned(staging, _first(plan, staging, valid_days))
+        _bring_up_to_date(provisioned, plan)
+    return replace(
+        provisioned,
+        place=directory,
+        kit=replace(provisioned.kit, directory=directory / COORDINATOR),
+    )
 
 
-def _first(plan: SitesFile, place: Path, valid_days: int) -> CoordinatorKit:
+def _first(plan: SitesFile, directory: Path, valid_days: int) -> CoordinatorKit:
     """Write the coordinator's kit with the authority, and as yet no sites."""
     authority = certificates.make_authority(plan.federation)
     server = certificates.make_server(authority, plan.host, valid_days=valid_days)
     kit = CoordinatorKit(
-        place / COORDINATOR, plan.federation, plan.host, plan.port, plan.superlink_port
+        directory / COORDINATOR, plan.federation, plan.host, plan.port, plan.superlink_port
     )
     (kit.directory / "nodes").mkdir(parents=True, mode=DIRECTORY)
     kit.directory.chmod(DIRECTORY)
@@ -119,29 +123,30 @@ def _first(plan: SitesFile, place: Path, valid_days: int) -> CoordinatorKit:
     return kit
 
 
-def _fitting(plan: SitesFile, place: Path, revoke: str | None) -> CoordinatorKit:
+def _fitting(plan: SitesFile, directory: Path, revoke: str | None) -> CoordinatorKit:
     """Return the coordinator's kit that is there.
 
     Raises:
         ValueError: If it is another federation's, or the sites file leaves out one of its sites.
     """
-    kit = read_coordinator_kit(place / COORDINATOR)
+    kit = read_coordinator_kit(directory / COORDINATOR)
     for name in ("federation", "host", "port"):
         there, wanted = getattr(kit, name), getattr(plan, name)
         if there != wanted:
             raise ValueError(
-                f"{plan.path}: {name} is {wanted!r}, but the kits in {place} say {there!r}; sites "
+                f"{plan.path}: {name} is {wanted!r}, but the kits in {directory} say {there!r}; "
+                "sites "
                 "hold it in their kits: provision anew into another --output_dir"
             )
     if revoke is not None and revoke not in {**kit.sites, **kit.revoked}:
         known = ", ".join(kit.sites)
-        raise ValueError(f"--revoke {revoke}: no such site in {place} (known: {known})")
+        raise ValueError(f"--revoke {revoke}: no such site in {directory} (known: {known})")
     if list(kit.sites) == [revoke]:
         raise ValueError(f"--revoke {revoke}: it is the only site left")
     for name in kit.sites:
         if name not in plan.sites and name != revoke:
             raise ValueError(
-                f"{plan.path}: sites.{name} is missing, but it has a kit in {place}; "
+                f"{plan.path}: sites.{name} is missing, but it has a kit in {directory}; "
                 f"--revoke {name} takes it out"
             )
     for name in plan.sites:
@@ -153,54 +158,62 @@ def _fitting(plan: SitesFile, place: Path, revoke: str | None) -> CoordinatorKit
     return kit
 
 
-def _check_way(done: Provisioned, plan: SitesFile, *, revoke: str | None, renew: bool) -> None:
+def _check_way(
+    provisioned: Provisioned, plan: SitesFile, *, revoke: str | None, renew: bool
+) -> None:
     """Raise where something is missing or in the way, before anything is changed."""
     for name in plan.sites:
-        directory = done.place / SITES / name
-        if name not in {**done.kit.sites, **done.kit.revoked} and directory.exists():
+        directory = provisioned.place / SITES / name
+        if name not in {**provisioned.kit.sites, **provisioned.kit.revoked} and directory.exists():
             raise ValueError(
                 f"{directory} is there, but no part of the federation (a provisioning that was "
                 "interrupted?); move it away first"
             )
-    left = (set(plan.sites) | set(done.kit.sites)) - {revoke}
-    if plan.quorum is not None and plan.quorum > len(left):
-        raise ValueError(f"{plan.path}: quorum: {plan.quorum}, but {len(left)} sites are left")
-    if renew and not done.kit.authority_key.is_file():
-        raise ValueError(f"--renew needs {done.kit.authority_key}: put it back for the time of it")
+    remaining = (set(plan.sites) | set(provisioned.kit.sites)) - {revoke}
+    if plan.quorum is not None and plan.quorum > len(remaining):
+        raise ValueError(f"{plan.path}: quorum: {plan.quorum}, but {len(remaining)} sites are left")
+    if renew and not provisioned.kit.authority_key.is_file():
+        raise ValueError(
+            f"--renew needs {provisioned.kit.authority_key}: put it back for the time of it"
+        )
 
 
-def _bring_up_to_date(done: Provisioned, plan: SitesFile) -> None:
+def _bring_up_to_date(provisioned: Provisioned, plan: SitesFile) -> None:
     """Make kits for new sites, and write lists and descriptions."""
-    added = [name for name in plan.sites if name not in done.kit.sites and name != done.revoked]
-    older = list(done.kit.sites)
+    added = [
+        name
+        for name in plan.sites
+        if name not in provisioned.kit.sites and name != provisioned.revoked
+    ]
+    older = list(provisioned.kit.sites)
     for name in added:
-        _add(done, plan, name)
-    done.kit = replace(
-        done.kit,
+        _add(provisioned, plan, name)
+    provisioned.kit = replace(
+        provisioned.kit,
         superlink_port=plan.superlink_port,
         quorum=plan.quorum,
         settings=plan.settings,
         base_fingerprint=plan.base_fingerprint,
         made_with=_versions(),
     )
-    done.added = added
-    if added or done.revoked:
-        done.need_keys = older
-        _share_keys(done)
-    write_file(done.kit.gate, gate_configuration(done.kit).encode(), PUBLIC)
-    write_file(done.kit.start, start_script(done.kit).encode(), SCRIPT)
-    write_file(done.kit.directory / "README.md", readme(done.kit).encode(), PUBLIC)
-    write_description(done.kit)
-    _note_changes(done, plan, older)
+    provisioned.added = added
+    if added or provisioned.revoked:
+        provisioned.need_keys = older
+        _share_keys(provisioned)
+    write_file(provisioned.kit.gate, gate_configuration(provisioned.kit).encode(), PUBLIC)
+    write_file(provisioned.kit.start, start_script(provisioned.kit).encode(), SCRIPT)
+    write_file(provisioned.kit.directory / "README.md", readme(provisioned.kit).encode(), PUBLIC)
+    write_description(provisioned.kit)
+    _note_changes(provisioned, plan, older)
 
 
-def _add(done: Provisioned, plan: SitesFile, name: str) -> None:
+def _add(provisioned: Provisioned, plan: SitesFile, name: str) -> None:
     """Make the kit of a site, and enter its public keys into the coordinator's."""
     kit = SiteKit(
-        directory=done.place / SITES / name,
+        directory=provisioned.place / SITES / name,
         federation=plan.federation,
         name=name,
-        index=done.kit.next_index,
+        index=provisioned.kit.next_index,
         host=plan.host,
         port=plan.port,
         settings=own_flags(plan.settings, plan.sites[name], quorum=plan.quorum),
@@ -209,79 +222,81 @@ def _add(done: Provisioned, plan: SitesFile, name: str) -> None:
         made_with=_versions(),
     )
     private, public = certificates.make_node_key()
-    with _appearing(kit.directory) as beside:
-        new = replace(kit, directory=beside)
+    with _appearing(kit.directory) as staging:
+        new = replace(kit, directory=staging)
         make_signing_key(new.signing_key)
         new.signing_key.with_name("site.key.pub").replace(new.public_key)
         write_file(new.node_key, private, PRIVATE)
         write_file(new.node_public_key, public, PUBLIC)
-        write_file(new.authority, done.kit.authority.read_bytes(), PUBLIC)
-        keys = read_site_keys(done.kit.site_keys)
+        write_file(new.authority, provisioned.kit.authority.read_bytes(), PUBLIC)
+        keys = read_site_keys(provisioned.kit.site_keys)
         keys[kit.index] = read_signing_key(new.signing_key).public_key().public_bytes_raw()
         _write_keys(new.site_keys, keys)
         write_file(new.start, start_script(new).encode(), SCRIPT)
         write_file(new.directory / "README.md", readme(new).encode(), PUBLIC)
         write_description(new)
-    write_file(done.kit.node(name), public, PUBLIC)
-    _write_keys(done.kit.site_keys, keys)
-    done.kit = replace(done.kit, sites={**done.kit.sites, name: kit.index})
+    write_file(provisioned.kit.node(name), public, PUBLIC)
+    _write_keys(provisioned.kit.site_keys, keys)
+    provisioned.kit = replace(provisioned.kit, sites={**provisioned.kit.sites, name: kit.index})
 
 
-def _revoke(done: Provisioned, plan: SitesFile, name: str) -> None:
+def _revoke(provisioned: Provisioned, plan: SitesFile, name: str) -> None:
     """Take a site's keys out of the coordinator's kit, and delete those of a kit that is here.
 
     The description comes first and the keys after it: stopped in between, it can be done again.
     """
-    kit = done.kit
+    kit = provisioned.kit
     index = kit.revoked[name] if name in kit.revoked else kit.sites[name]
-    done.revoked = name
-    done.kit = replace(
+    provisioned.revoked = name
+    provisioned.kit = replace(
         kit,
         quorum=plan.quorum,
         sites={site: number for site, number in kit.sites.items() if site != name},
         revoked={**kit.revoked, name: index},
     )
-    write_description(done.kit)
+    write_description(provisioned.kit)
     kit.node(name).unlink(missing_ok=True)
     keys = read_site_keys(kit.site_keys)
     keys.pop(index, None)
     _write_keys(kit.site_keys, keys)
-    gone = SiteKit(done.place / SITES / name, kit.federation, name, index, kit.host, kit.port)
+    gone = SiteKit(
+        provisioned.place / SITES / name, kit.federation, name, index, kit.host, kit.port
+    )
     for path in (*gone.private_files, gone.node_public_key, gone.public_key, gone.site_keys):
         path.unlink(missing_ok=True)
 
 
-def _share_keys(done: Provisioned) -> None:
+def _share_keys(provisioned: Provisioned) -> None:
     """Bring the lists of public keys in all kits that are here up to date."""
-    keys = read_site_keys(done.kit.site_keys)
-    for name in done.kit.sites:
-        directory = done.place / SITES / name
+    keys = read_site_keys(provisioned.kit.site_keys)
+    for name in provisioned.kit.sites:
+        directory = provisioned.place / SITES / name
         if (directory / DESCRIPTION).is_file():
             _write_keys(directory / "sites.json", keys)
 
 
-def _renew(done: Provisioned, valid_days: int) -> None:
+def _renew(provisioned: Provisioned, valid_days: int) -> None:
     """Replace the server certificate."""
-    kit = done.kit
+    kit = provisioned.kit
     authority = kit.authority_key.read_bytes(), kit.authority.read_bytes()
     key, certificate = certificates.make_server(authority, kit.host, valid_days=valid_days)
     write_file(kit.server_key, key, PRIVATE)
     write_file(kit.server_certificate, certificate, PUBLIC)
-    done.notes.append(
+    provisioned.notes.append(
         "the server certificate is new: start the coordinator anew; sites need nothing"
     )
 
 
-def _note_changes(done: Provisioned, plan: SitesFile, older: list[str]) -> None:
+def _note_changes(provisioned: Provisioned, plan: SitesFile, older: list[str]) -> None:
     """Say where the sites file and a site's kit differ; the kit is the site's own."""
     for name in older:
-        directory = done.place / SITES / name
+        directory = provisioned.place / SITES / name
         if not (directory / DESCRIPTION).is_file() or name not in plan.sites:
             continue
         if read_site_kit(directory).settings != own_flags(
             plan.settings, plan.sites[name], quorum=plan.quorum
         ):
-            done.notes.append(
+            provisioned.notes.append(
                 f"{name}: its flags in {plan.path.name} are not those of its kit, which hold; "
                 f"change {directory / DESCRIPTION}"
             )
@@ -301,11 +316,11 @@ def _versions() -> dict[str, str]:
 def _appearing(directory: Path) -> Iterator[Path]:
     """Give a new directory beside its place; it takes its place if all goes well."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        beside.chmod(DIRECTORY)
-        yield beside
-        os.rename(beside, directory)
+        staging.chmod(DIRECTORY)
+        yield staging
+        os.rename(staging, directory)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise

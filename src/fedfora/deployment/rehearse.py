@@ -89,8 +89,8 @@ def rehearse(
         num_rounds: Rounds at most.
         deadline_s: Seconds after which it is stopped.
     """
-    done = provision(here(plan, num_rounds), place)
-    with processes(done, say) as supervisor:
+    provisioned = provision(here(plan, num_rounds), place)
+    with processes(provisioned, say) as supervisor:
         coordinator = supervisor.children[0]
         give_up = time.monotonic() + deadline_s
         while coordinator.is_alive and time.monotonic() < give_up:
@@ -98,13 +98,13 @@ def rehearse(
         status = None if coordinator.process is None else coordinator.process.poll()
     if status is None:
         say(f"stopped after {deadline_s:g} s")
-    state = done.kit.state
+    state = provisioned.kit.state
     run = run_state.read_run(state)
-    rounds = int(done.kit.settings["num_rounds"])
+    rounds = int(provisioned.kit.settings["num_rounds"])
     directory = (
         Path(str(run.run_config["output_dir"])) if run is not None else state / run_state.RUNS
     )
-    verdicts = [verdict_of(done, name, directory, rounds) for name in plan.sites]
+    verdicts = [verdict_of(provisioned, name, directory, rounds) for name in plan.sites]
     return Rehearsal(verdicts, status, directory)
 
 
@@ -122,17 +122,17 @@ def here(plan: SitesFile, num_rounds: int) -> SitesFile:
 
 
 @contextmanager
-def processes(done: Provisioned, say: Callable[[str], None]) -> Iterator[Supervisor]:
+def processes(provisioned: Provisioned, say: Callable[[str], None]) -> Iterator[Supervisor]:
     """Run the coordinator for one run, and all sites, by the commands that people type."""
-    kits = {"coordinator": done.kit.directory}
-    kits |= {name: done.place / "sites" / name for name in done.kit.sites}
+    kits = {"coordinator": provisioned.kit.directory}
+    kits |= {name: provisioned.place / "sites" / name for name in provisioned.kit.sites}
     words = {name: ["site"] for name in kits} | {"coordinator": ["coordinator", "run"]}
     fedfora = [sys.executable, "-m", "fedfora"]
     children = [
         Child(
             name,
             partial(list, [*fedfora, *words[name], "--kit", str(kits[name])]),
-            done.place / "logs" / f"{name}.log",
+            provisioned.place / "logs" / f"{name}.log",
         )
         for name in kits
     ]
@@ -141,19 +141,19 @@ def processes(done: Provisioned, say: Callable[[str], None]) -> Iterator[Supervi
         yield supervisor
 
 
-def verdict_of(done: Provisioned, name: str, directory: Path, num_rounds: int) -> Verdict:
+def verdict_of(provisioned: Provisioned, name: str, directory: Path, num_rounds: int) -> Verdict:
     """Return how a site did, from the run's record and, where it is of use, the site's own log."""
     events = _events(directory)
     rounds = [event for event in events if event["event"] == "round"]
     took_part = sum(name in [site["site"] for site in event["sites"]] for event in rounds)
-    nodes = run_state.read_nodes(done.kit.state)
+    nodes = run_state.read_nodes(provisioned.kit.state)
     called = {name, f"node {nodes.get(name)}"}
     trouble = [
         str(event["reason"])
         for event in events
         if event["event"] in ("rejected", "absent") and event["site"] in called
     ]
-    trouble = [text + _from_log(done.place / "sites" / name, text) for text in trouble]
+    trouble = [text + _from_log(provisioned.place / "sites" / name, text) for text in trouble]
     if not trouble and not took_part:
         trouble = ["it never came"]
     return Verdict(name, took_part, num_rounds, trouble)

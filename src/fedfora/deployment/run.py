@@ -69,27 +69,31 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
     """
     state = coordinator.kit.state
     directory = Path(str(run.run_config["output_dir"]))
-    shown = Follower(directory)
-    vain, furthest = 0, 0
+    follower = Follower(directory)
+    failed_starts, furthest = 0, 0
     while True:
         run = _next_attempt(run, directory)
         run_state.write_run(state, run)
         outcome = None
         if _start(coordinator, run):
             while outcome is None and run_state.is_running(state, run):
-                _pause(coordinator, shown, say)
+                _pause(coordinator, follower, say)
                 outcome = run_state.read_outcome(state, run)
             outcome = outcome or run_state.read_outcome(state, run)
-        tell(shown, say)
+        tell(follower, say)
         if outcome is not None and outcome.status == FINISHED:
             return directory
         if outcome is not None and outcome.status == STOPPED:
             raise ValueError(outcome.reason)
         reason = "was cut off" if outcome is None else f"failed ({outcome.reason})"
         reached = max(find_checkpoints(directory), default=0) if directory.is_dir() else 0
-        vain, furthest = (0, reached) if reached > furthest else (vain + 1, furthest)
-        if vain == MAX_FAILED_STARTS:
-            raise ValueError(f"{reason}, {vain} times after round {reached}; see {state}/logs")
+        failed_starts, furthest = (
+            (0, reached) if reached > furthest else (failed_starts + 1, furthest)
+        )
+        if failed_starts == MAX_FAILED_STARTS:
+            raise ValueError(
+                f"{reason}, {failed_starts} times after round {reached}; see {state}/logs"
+            )
         say(f"run {run.name} {reason}; it is started again")
 
 
@@ -129,11 +133,13 @@ def _start(coordinator: Coordinator, run: PlannedRun) -> bool:
     return True
 
 
-def _pause(coordinator: Coordinator, shown: Follower | None = None, say: Say | None = None) -> None:
+def _pause(
+    coordinator: Coordinator, follower: Follower | None = None, say: Say | None = None
+) -> None:
     time.sleep(CHECK_S)
     coordinator.check()
-    if shown is not None and say is not None:
-        tell(shown, say)
+    if follower is not None and say is not None:
+        tell(follower, say)
 
 
 def tell(shown: Follower, say: Say) -> None:

@@ -131,10 +131,10 @@ def settings_for(
         shared: The settings that travel to the sites, where somebody else started the run; of the
             kit's, only the coordinator's own hold then.
     """
-    given: dict[str, Any] = kit.settings
+    values: dict[str, Any] = kit.settings
     if shared is not None:
-        given = {**{name: value for name, value in given.items() if name in LOCAL_ONLY}, **shared}
-    settings = settings_of({**given, "output_dir": str(output_dir)})
+        values = {**{name: value for name, value in values.items() if name in LOCAL_ONLY}, **shared}
+    settings = settings_of({**values, "output_dir": str(output_dir)})
     rounds = settings.rounds
     rounds = replace(
         rounds,

@@ -105,16 +105,16 @@ def wait_for_sites(
     """
     started = time.monotonic()
     while True:
-        there = set(grid.get_node_ids())
-        missing = sorted(name for name, node in nodes.items() if node not in there)
+        present = set(grid.get_node_ids())
+        missing = sorted(name for name, node in nodes.items() if node not in present)
         if not missing:
             return
         if deadline_s is not None and time.monotonic() - started > deadline_s:
             break
         time.sleep(POLL_S)
-    if len(there) < quorum:
+    if len(present) < quorum:
         raise ValueError(
-            f"only {len(there)} of {len(nodes)} sites came within {deadline_s:g} s, {quorum} "
+            f"only {len(present)} of {len(nodes)} sites came within {deadline_s:g} s, {quorum} "
             f"needed; missing: {', '.join(missing[:10])}"
         )
 

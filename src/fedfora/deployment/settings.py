@@ -82,11 +82,11 @@ def own_flags(
         site: The site's own.
         quorum: With how many updates a round is content.
     """
-    kept = SITE_FLAGS - (
+    shared_names = SITE_FLAGS - (
         SITE_MAY_OVERRIDE - PROTECTION
     )  # what is left to the site travels as a default
-    told = {name: value for name, value in federation.items() if name in kept}
-    own = {**told, **site}
+    shared = {name: value for name, value in federation.items() if name in shared_names}
+    own = {**shared, **site}
     threshold = own.get("secagg_threshold", SecureAggregationArguments.secagg_threshold)
     sampled = federation.get("clients_per_round")
     fewest = [fewest_survivors(sampled, threshold)] if sampled else []
@@ -111,12 +111,12 @@ def check_federation_flags(document: YamlSource, keys: Keys) -> dict[str, Any]:
     Raises:
         ValueError: Naming file, line and flag.
     """
-    given = document.mapping(keys, empty=True)
-    for name in given:
+    flags = document.mapping(keys, empty=True)
+    for name in flags:
         if name in NOT_OF_FEDERATION:
             raise document.error((*keys, name), f"is not set here: {NOT_OF_FEDERATION[name]}")
-    _parse(document, keys, given, {})
-    return given
+    _parse(document, keys, flags, {})
+    return flags
 
 
 def check_site_flags(
@@ -127,27 +127,27 @@ def check_site_flags(
     Raises:
         ValueError: Naming file, line and flag.
     """
-    given = document.mapping(keys, empty=True)
+    flags = document.mapping(keys, empty=True)
     every = {field.name for section in SECTIONS.values() for field in fields(section)}
-    for name in given:
+    for name in flags:
         if name in NOT_OF_FEDERATION:
             raise document.error((*keys, name), f"is not set here: {NOT_OF_FEDERATION[name]}")
         if name in every - SITE_FLAGS:
             raise document.error(
                 (*keys, name), "is the same for all sites; it belongs under settings"
             )
-    _parse(document, keys, given, federation)
-    return given
+    _parse(document, keys, flags, federation)
+    return flags
 
 
 def _parse(
-    document: YamlSource, keys: Keys, given: Mapping[str, Any], others: Mapping[str, Any] | None
+    document: YamlSource, keys: Keys, flags: Mapping[str, Any], others: Mapping[str, Any] | None
 ) -> None:
     try:
         if others is None:
-            ConfigParser(SECTIONS.values()).parse_mapping(given)
+            ConfigParser(SECTIONS.values()).parse_mapping(flags)
         else:
-            settings_of({**others, **given})
+            settings_of({**others, **flags})
     except ValueError as error:
-        named = [name for name in re.findall(r"--(\w+)", str(error)) if name in given]
-        raise document.error((*keys, *named[:1]), str(error)) from error
+        names = [name for name in re.findall(r"--(\w+)", str(error)) if name in flags]
+        raise document.error((*keys, *names[:1]), str(error)) from error

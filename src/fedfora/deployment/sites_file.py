@@ -95,19 +95,19 @@ def read_address(document: YamlSource) -> tuple[str, int, int]:
     Raises:
         ValueError: If one of them cannot be.
     """
-    here = "coordinator"
-    document.check_keys((here,), needed=("host", "port"), allowed=("superlink_port",))
-    host = document.text((here, "host"))
+    path = "coordinator"
+    document.check_keys((path,), needed=("host", "port"), allowed=("superlink_port",))
+    host = document.text((path, "host"))
     if not _is_address(host) and (not DNS_NAME.fullmatch(host) or host.replace(".", "").isdigit()):
         raise document.error(
-            (here, "host"), f"expected a DNS name or an address without port, got {host!r}"
+            (path, "host"), f"expected a DNS name or an address without port, got {host!r}"
         )
-    port = document.integer((here, "port"), *PORTS)
+    port = document.integer((path, "port"), *PORTS)
     behind = document.integer(
-        (here, "superlink_port"), *PORTS, default=port + 1 if port < PORTS[1] else port - 1
+        (path, "superlink_port"), *PORTS, default=port + 1 if port < PORTS[1] else port - 1
     )
     if behind == port:
-        raise document.error((here, "superlink_port"), f"{behind} is the gate's port already")
+        raise document.error((path, "superlink_port"), f"{behind} is the gate's port already")
     return host, port, behind
 
 
@@ -120,9 +120,9 @@ def read_quorum(document: YamlSource, num_sites: int) -> int | None:
     if document.content.get("quorum") is None:
         return None
     quorum = document.integer(("quorum",), 1, num_sites)
-    asked = document.mapping(("settings",), empty=True).get("min_clients", quorum)
-    if asked != quorum:
-        raise document.error(("quorum",), f"{quorum}, but settings.min_clients says {asked}")
+    min_clients = document.mapping(("settings",), empty=True).get("min_clients", quorum)
+    if min_clients != quorum:
+        raise document.error(("quorum",), f"{quorum}, but settings.min_clients says {min_clients}")
     return quorum
 
 
@@ -134,13 +134,14 @@ def read_fingerprint(document: YamlSource) -> str | None:
     """
     if document.content.get("base_fingerprint") is None:
         return None
-    found = document.text(("base_fingerprint",))
-    if not FINGERPRINT.fullmatch(found):
+    fingerprint = document.text(("base_fingerprint",))
+    if not FINGERPRINT.fullmatch(fingerprint):
         raise document.error(
             ("base_fingerprint",),
-            f"expected the 16 hexadecimal digits that `fedfora check site` shows, got {found!r}",
+            "expected the 16 hexadecimal digits that `fedfora check site` shows, got "
+            f"{fingerprint!r}",
         )
-    return found
+    return fingerprint
 
 
 def _is_address(host: str) -> bool:

@@ -35,15 +35,15 @@ class CutOffError(WireError):
     """The other side went away in the middle."""
 
 
-def send(connection: socket.socket, head: Header, content: RecordDict) -> int:
+def send(connection: socket.socket, header: Header, records: RecordDict) -> int:
     """Send a frame and return its bytes.
 
     Args:
         connection: A connected socket.
-        head: What is not a record; JSON must be able to hold it.
-        content: The records.
+        header: What is not a record; JSON must be able to hold it.
+        records: The records.
     """
-    frame = encode(head, content)
+    frame = encode(header, records)
     connection.sendall(_FRAME.pack(len(frame)) + frame)
     return _FRAME.size + len(frame)
 
@@ -60,7 +60,7 @@ def receive(connection: socket.socket, *, max_bytes: int = MAX_BYTES) -> tuple[H
     return decode(_exactly(connection, length))
 
 
-def encode(head: Header, content: RecordDict) -> bytes:
+def encode(header: Header, content: RecordDict) -> bytes:
     """Return a frame without the length before it."""
     arrays = {
         f"{i}.{j}": array.numpy()
@@ -69,7 +69,7 @@ def encode(head: Header, content: RecordDict) -> bytes:
         for j, array in enumerate(record.values())
     }
     records = [[name, *_described(record)] for name, record in content.items()]
-    text = json.dumps({"head": head, "records": records}).encode()
+    text = json.dumps({"head": header, "records": records}).encode()
     block: bytes = save(arrays)
     return _JSON.pack(len(text)) + text + block
 

@@ -158,17 +158,17 @@ class Trainer:
     def _open(self, run_config: dict[str, Scalar]) -> SiteRuntime:
         """Open the base; it stays open until a run has other settings."""
         try:
-            workplace = load_runtime(run_config)
+            runtime = load_runtime(run_config)
         except (ValueError, OSError) as error:
             raise BaseError(str(error)) from error
-        found = workplace.base_fingerprint
-        if self.base_fingerprint not in (None, found):
-            raise BaseError(f"the base is {found}, the kit asks for {self.base_fingerprint}")
+        actual = runtime.base_fingerprint
+        if self.base_fingerprint not in (None, actual):
+            raise BaseError(f"the base is {actual}, the kit asks for {self.base_fingerprint}")
         text = json.dumps(run_config, indent=1)
         path = self.state / LAST_RUN
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
-        return workplace
+        return runtime
 
     def _context(self, run_id: int, run_config: dict[str, Scalar]) -> Context:
         """Return Flower's context of a run; keys of secure aggregation live in it, and only here.

@@ -38,8 +38,8 @@ class YamlSource:
 
     def error(self, keys: Keys, text: str) -> ValueError:
         """Return the error to raise about the value at `keys`."""
-        place = f"{self.path}, line {self._line(keys)}"
-        return ValueError(f"{place}: {'.'.join(keys)}: {text}" if keys else f"{place}: {text}")
+        where = f"{self.path}, line {self._line(keys)}"
+        return ValueError(f"{where}: {'.'.join(keys)}: {text}" if keys else f"{where}: {text}")
 
     def mapping(self, keys: Keys, *, empty: bool = False) -> dict[str, Any]:
         """Return the mapping at `keys`; where it may be empty, it may also be absent.
@@ -101,10 +101,10 @@ class YamlSource:
         node, line = self.root, 1
         for key in keys:
             pairs = node.value if isinstance(node, yaml.MappingNode) else []
-            found = [pair for pair in pairs if pair[0].value == key]
-            if not found:
+            matches = [pair for pair in pairs if pair[0].value == key]
+            if not matches:
                 break
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
+            line, node = matches[0][0].start_mark.line + 1, matches[0][1]
         return line
 
     def _refuse_doubles(self, node: Any, keys: Keys) -> None:

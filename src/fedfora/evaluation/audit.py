@@ -112,10 +112,10 @@ def _membership(
         means = {"loss_in": float(inside.mean()), "loss_out": float(outside.mean())}
         return asdict(separation(inside, outside)) | means
 
-    found = {"adapter": attack()}
+    results = {"adapter": attack()}
     with model.disable_adapter():
-        found["base"] = attack()
-    return found
+        results["base"] = attack()
+    return results
 
 
 def _canaries(

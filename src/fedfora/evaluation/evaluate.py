@@ -44,7 +44,7 @@ def evaluate(
     model: Any,
     tokenizer: Any,
     examples: list[Example],
-    layout: PromptFormat,
+    prompt_format: PromptFormat,
     *,
     batch_size: int,
     max_new_tokens: int | None = None,
@@ -57,7 +57,7 @@ def evaluate(
         tokenizer: Its tokenizer.
         examples: The rows; they are scored if all have references, as a choice where all have
             options, otherwise by the kind of task that the references look like.
-        layout: The prompt format of the training.
+        prompt_format: The prompt format of the training.
         batch_size: Prompts per batch.
         max_new_tokens: Longest answer; None takes the format's `max_target_length`.
         on_batch: Called with the number of rows answered.
@@ -65,8 +65,8 @@ def evaluate(
     predictions = generate(
         model,
         tokenizer,
-        [encode_prompt(example, tokenizer, layout) for example in examples],
-        Decoding(max_new_tokens=max_new_tokens or layout.max_target_length),
+        [encode_prompt(example, tokenizer, prompt_format) for example in examples],
+        Decoding(max_new_tokens=max_new_tokens or prompt_format.max_target_length),
         batch_size=batch_size,
         on_batch=on_batch,
     )

@@ -136,12 +136,12 @@ def _own_generation_config(model: Any) -> Iterator[None]:
     `generate` fills in whatever is not said from there, e.g. Baichuan2-Chat's repetition penalty of
     1.05 and sampling, and "greedy" would not be greedy.
     """
-    kept = model.generation_config
+    before = model.generation_config
     model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = kept
+        model.generation_config = before
 
 
 def _left_padded(

@@ -101,15 +101,15 @@ class Inversion:
             others: The rows that share the sum, where some do; at least as many as it asks for.
             protection: What the updates go through.
         """
-        tokens = found = 0
+        tokens = recovered = 0
         for index, row in enumerate(rows):
             rng = random.Random(self.seed + index)
             hidden = hidden_places(row)[: self.num_tokens]
             update_N = self.update(row, others[: protection.others], protection.noise_multiplier)
             guess = self.guess(row, hidden, update_N, rng)
             tokens += len(hidden)
-            found += sum(guess[place] == row["input_ids"][place] for place in hidden)
-        return Recovered(protection.name, tokens, found, 1 / self.num_choices)
+            recovered += sum(guess[place] == row["input_ids"][place] for place in hidden)
+        return Recovered(protection.name, tokens, recovered, 1 / self.num_choices)
 
     def update(self, row: Row, others: Sequence[Row], noise_multiplier: float) -> Tensor:
         """Return what the attacker sees, of shape `(N,)`."""

@@ -28,7 +28,7 @@ def option_likelihoods(
     tokenizer: Any,
     examples: Sequence[Example],
     options: Sequence[Sequence[str]],
-    layout: PromptFormat,
+    prompt_format: PromptFormat,
     *,
     batch_size: int,
 ) -> list[list[float]]:
@@ -38,12 +38,12 @@ def option_likelihoods(
     favored for being short, and these are the probabilities of different answers.
     """
     rows = [
-        encode_example(replace(example, output=option), tokenizer, layout)
+        encode_example(replace(example, output=option), tokenizer, prompt_format)
         for example, own in zip(examples, options, strict=True)
         for option in own
     ]
-    found = iter(answer_likelihoods(model, tokenizer, rows, batch_size=batch_size))
-    return [[next(found).log_probability for _ in own] for own in options]
+    likelihoods = iter(answer_likelihoods(model, tokenizer, rows, batch_size=batch_size))
+    return [[next(likelihoods).log_probability for _ in own] for own in options]
 
 
 def loss_scores(likelihoods: Sequence[Likelihood]) -> dict[str, float]:

@@ -53,14 +53,14 @@ def separation(members: Tensor, others: Tensor) -> Separation:
     variance += (len(others) - 1) * (q2 - auc**2)
     margin = 1.96 * math.sqrt(max(0.0, variance) / (len(members) * len(others)))
     threshold = others.sort().values[math.floor(0.01 * len(others))]
-    found = float((members < threshold).double().mean())
-    return Separation(auc, max(0.0, auc - margin), min(1.0, auc + margin), found)
+    detected = float((members < threshold).double().mean())
+    return Separation(auc, max(0.0, auc - margin), min(1.0, auc + margin), detected)
 
 
 def mean_losses(model: Any, tokenizer: Any, encoded: Encoded, *, batch_size: int) -> Tensor:
     """Return the mean loss of each row's answer tokens, of shape `(rows,)`."""
-    found = answer_likelihoods(model, tokenizer, encoded, batch_size=batch_size)
-    return torch.tensor([-row.log_probability / max(1, row.num_tokens) for row in found])
+    likelihoods = answer_likelihoods(model, tokenizer, encoded, batch_size=batch_size)
+    return torch.tensor([-row.log_probability / max(1, row.num_tokens) for row in likelihoods])
 
 
 # Exposure: how many bits of a planted secret a model gives away by its losses.
@@ -95,14 +95,14 @@ def exposures(
         seed: The run's seed.
         batch_size: Rows per forward pass.
     """
-    found = []
+    values = []
     for number, canary in enumerate(canaries(count, seed)):
         rows = [canary, *alternatives(number, num_alternatives, seed)]
         encoded = encode_examples(rows, tokenizer, prompts)
         tokens = torch.tensor([sum(t != IGNORED for t in row["labels"]) for row in encoded])
         means = mean_losses(model, tokenizer, encoded, batch_size=batch_size)
-        found.append(exposure(means * tokens))  # of the whole code: some have more tokens
-    return found
+        values.append(exposure(means * tokens))  # of the whole code: some have more tokens
+    return values
 
 
 def exposure(losses: Tensor) -> float:

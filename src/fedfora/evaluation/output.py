@@ -33,11 +33,11 @@ def identity_of(
     The batch size decides nothing where the tokens are not drawn, so a run that did not fit into
     memory can go on with smaller batches.
     """
-    said = asdict(settings)
-    del said["given"], said["predict"]["output_dir"], said["predict"]["overwrite_output_dir"]
+    values = asdict(settings)
+    del values["given"], values["predict"]["output_dir"], values["predict"]["overwrite_output_dir"]
     if not settings.decoding.do_sample:
-        del said["evaluation"]["per_device_eval_batch_size"]
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+        del values["evaluation"]["per_device_eval_batch_size"]
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for example in examples:
         digest.update(repr((example.instruction, example.input, example.output)).encode())
     if adapter_dir is not None:
@@ -61,18 +61,19 @@ def check_output(settings: PredictSettings, examples: list[Example], identity: s
     text = sum(len(e.prompt.encode()) + len((e.output or "").encode()) for e in examples)
     check_output_dir(directory, overwrite=True)
     check_disk_space(directory, 2 * (text + tokens * _BYTES_PER_TOKEN))
-    held = [n for n in ("config.yaml", PREDICTIONS, PARTIAL) if (directory / n).exists()]
-    if held and not settings.predict.overwrite_output_dir and _held(directory) != identity:
+    existing = [n for n in ("config.yaml", PREDICTIONS, PARTIAL) if (directory / n).exists()]
+    if existing and not settings.predict.overwrite_output_dir and _held(directory) != identity:
         raise ValueError(
-            f"--output_dir {directory} holds another run ({held[0]}); name another directory, or "
+            f"--output_dir {directory} holds another run ({existing[0]}); name another directory, "
+            "or "
             "--overwrite_output_dir"
         )
 
 
 def finished_scores(directory: Path, identity: str) -> dict[str, Any] | None:
     """Return the scores of a run that was finished before; None where there is work to do."""
-    done = (directory / PREDICTIONS).is_file() or (directory / SCORES).is_file()
-    if not done or (directory / PARTIAL).is_file() or _held(directory) != identity:
+    is_finished = (directory / PREDICTIONS).is_file() or (directory / SCORES).is_file()
+    if not is_finished or (directory / PARTIAL).is_file() or _held(directory) != identity:
         return None
     path = directory / SCORES
     scores: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -161,10 +162,10 @@ class Journal:
             return {}
         answers: dict[int, dict[str, Any]] = {}
         raw = self.path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        if whole < len(raw):
-            os.truncate(self.path, whole)
-        for line in raw[:whole].splitlines():
+        complete = raw.rfind(b"\n") + 1
+        if complete < len(raw):
+            os.truncate(self.path, complete)
+        for line in raw[:complete].splitlines():
             answers |= {int(row): answer for row, answer in json.loads(line).items()}
         return answers
 

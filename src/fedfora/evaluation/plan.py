@@ -73,16 +73,16 @@ def prepare(settings: PredictSettings) -> PredictionPlan:
     )[: settings.evaluation.max_eval_samples]
     kind, options = _kind(settings, examples)
     tokenizer = load_tokenizer(settings.model)
-    layout = _layout(settings, record, tokenizer)
+    prompt_format = _layout(settings, record, tokenizer)
     if settings.evaluation.max_new_tokens is None:
-        longest = replace(settings.evaluation, max_new_tokens=layout.max_target_length)
+        longest = replace(settings.evaluation, max_new_tokens=prompt_format.max_target_length)
         settings = replace(settings, evaluation=longest)
     identity = identity_of(settings, examples, adapter_dir)
     check_output(settings, examples, identity)
-    prompts = encode_prompts(examples, tokenizer, layout)
+    prompts = encode_prompts(examples, tokenizer, prompt_format)
     _check_context(settings, prompts)
     return PredictionPlan(
-        settings, examples, prompts, options, kind, adapter_dir, record, layout, identity
+        settings, examples, prompts, options, kind, adapter_dir, record, prompt_format, identity
     )
 
 
@@ -93,16 +93,16 @@ def _adapter_dir(model_dir: str | None, checkpoint_dir: str | None) -> Path | No
             check_adapter_dir(model_dir)
         return None if model_dir is None else Path(model_dir)
     places = [Path(checkpoint_dir), Path(model_dir or "") / checkpoint_dir]
-    for place in places:
-        if (place / "adapter_config.json").is_file():
-            return place
+    for path in places:
+        if (path / "adapter_config.json").is_file():
+            return path
     raise ValueError(f"--checkpoint_dir {checkpoint_dir}: no directory with adapter_config.json")
 
 
 def _record(adapter_dir: Path, model_dir: str | None) -> dict[str, Any]:
     """Return what is stored with the adapter, or with the run that a checkpoint belongs to."""
-    for place in (adapter_dir, *([Path(model_dir)] if model_dir else []), adapter_dir.parent):
-        if record := read_record(place):
+    for path in (adapter_dir, *([Path(model_dir)] if model_dir else []), adapter_dir.parent):
+        if record := read_record(path):
             return record
     return {}
 
@@ -120,14 +120,14 @@ def _with_base(
 
 
 def _layout(settings: PredictSettings, record: dict[str, Any], tokenizer: Any) -> PromptFormat:
-    said = prompt_format_of(settings.data, tokenizer)
+    own = prompt_format_of(settings.data, tokenizer)
     if not record:
-        return said
-    given = [name for name in _PROMPT_SETTINGS if name in settings.given]
+        return own
+    explicit = [name for name in _PROMPT_SETTINGS if name in settings.given]
     if settings.data.template == "auto":
-        given = [name for name in given if name != "template"]
+        explicit = [name for name in explicit if name != "template"]
     return replace(
-        PromptFormat(**record["prompts"]), **{name: getattr(said, name) for name in given}
+        PromptFormat(**record["prompts"]), **{name: getattr(own, name) for name in explicit}
     )
 
 

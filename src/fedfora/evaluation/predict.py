@@ -44,22 +44,22 @@ def predict(settings: PredictSettings, view: View) -> dict[str, Any]:
     Raises:
         ValueError: If rows, adapter, model or directory do not work; the message names the flag.
     """
-    task = prepare(settings)
+    plan = prepare(settings)
     directory = Path(settings.predict.output_dir)
     if not settings.predict.overwrite_output_dir:
-        scores = finished_scores(directory, task.identity)
+        scores = finished_scores(directory, plan.identity)
         if scores is not None:
             view.line(f"{directory} holds the finished answers of this very command")
             return scores
-    base = load_base(task.settings.model)
+    base = load_base(plan.settings.model)
     base_fingerprint = fingerprint(base)
-    _check_base(task, base, base_fingerprint)
-    model = _model(task, base)
+    _check_base(plan, base, base_fingerprint)
+    model = _model(plan, base)
     try:
-        record = _open_record(task, base_fingerprint)
+        record = _open_record(plan, base_fingerprint)
         if settings.predict.predict_with_generate:
-            return _generate(task, model, base.tokenizer, record, view)
-        return _measure_loss(task, model, base.tokenizer, record, view)
+            return _generate(plan, model, base.tokenizer, record, view)
+        return _measure_loss(plan, model, base.tokenizer, record, view)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -72,156 +72,156 @@ def predict(settings: PredictSettings, view: View) -> dict[str, Any]:
         raise
 
 
-def _check_base(task: PredictionPlan, base: Base, base_fingerprint: str) -> None:
+def _check_base(plan: PredictionPlan, base: Base, base_fingerprint: str) -> None:
     """Raise if the adapter was trained on another model; warn if on the same, loaded otherwise.
 
     Raises:
         ValueError: Naming both fingerprints.
     """
-    stored = task.record.get("base_fingerprint")
+    stored = plan.record.get("base_fingerprint")
     if stored in (None, base_fingerprint):
         return
-    if "base" not in task.record:  # by an earlier fedfora, which kept no more than the fingerprint
+    if "base" not in plan.record:  # by an earlier fedfora, which kept no more than the fingerprint
         logger.warning("the base is not as in training: %s, then %s", base_fingerprint, stored)
         return
-    trained_on, here = task.record["base"], describe(base)
+    trained_on, own = plan.record["base"], describe(base)
     conditions = ("quantization", "dtype")
-    loaded_alike = all(trained_on[key] == here[key] for key in conditions)
-    if loaded_alike or not same_model(trained_on["sketch"], here["sketch"]):
+    loaded_alike = all(trained_on[key] == own[key] for key in conditions)
+    if loaded_alike or not same_model(trained_on["sketch"], own["sketch"]):
         raise ValueError(
-            f"--ori_model_dir {base.name} is not the base that {task.adapter_dir} was trained on: "
+            f"--ori_model_dir {base.name} is not the base that {plan.adapter_dir} was trained on: "
             f"fingerprint {base_fingerprint}, the adapter's base {trained_on['name']} has {stored}"
         )
     logger.warning(
         "the adapter was trained on its base in %s, %s; here it is in %s, %s",
         *(trained_on[key] for key in conditions),
-        *(here[key] for key in conditions),
+        *(own[key] for key in conditions),
     )
 
 
-def _model(task: PredictionPlan, base: Base) -> Any:
-    if task.adapter_dir is None:
+def _model(plan: PredictionPlan, base: Base) -> Any:
+    if plan.adapter_dir is None:
         return base.model
-    if task.settings.predict.merge:
-        return merge_adapter(base, task.adapter_dir)
-    return load_adapter(base, task.adapter_dir)
+    if plan.settings.predict.merge:
+        return merge_adapter(base, plan.adapter_dir)
+    return load_adapter(base, plan.adapter_dir)
 
 
-def _open_record(task: PredictionPlan, base_fingerprint: str) -> RunRecord:
+def _open_record(plan: PredictionPlan, base_fingerprint: str) -> RunRecord:
     """Make the run directory, or open that of the run that is continued."""
-    if task.settings.predict.overwrite_output_dir:
-        clear(Path(task.settings.predict.output_dir))
-    record = RunRecord(task.settings.predict.output_dir, overwrite=True)  # prepare() has checked
-    config = asdict(task.settings)
+    if plan.settings.predict.overwrite_output_dir:
+        clear(Path(plan.settings.predict.output_dir))
+    record = RunRecord(plan.settings.predict.output_dir, overwrite=True)  # prepare() has checked
+    config = asdict(plan.settings)
     del config["given"]
     record.write_config(config)
     record.write_environment(
-        identity=task.identity, base_fingerprint=base_fingerprint, rows=len(task.examples)
+        identity=plan.identity, base_fingerprint=base_fingerprint, rows=len(plan.examples)
     )
     return record
 
 
 def _generate(
-    task: PredictionPlan, model: Any, tokenizer: Any, record: RunRecord, view: View
+    plan: PredictionPlan, model: Any, tokenizer: Any, record: RunRecord, view: View
 ) -> dict[str, Any]:
     """Answer the rows that are not answered yet; when all are, score and write them."""
     started = time.monotonic()
     journal = Journal(record.directory / PARTIAL)
     answers = journal.read()
-    left = [i for i in range(len(task.examples)) if i not in answers]
+    pending = [i for i in range(len(plan.examples)) if i not in answers]
     if answers:
-        view.line(f"{len(answers)} of {len(task.examples)} rows were answered before")
-    view.total = len(left)
-    batch_size = task.settings.evaluation.per_device_eval_batch_size
-    for batch in batches_by_length([len(task.prompts[i]) for i in left], batch_size):
-        rows = [left[i] for i in batch]
-        new = dict(zip(rows, _answer(task, model, tokenizer, rows), strict=True))
+        view.line(f"{len(answers)} of {len(plan.examples)} rows were answered before")
+    view.total = len(pending)
+    batch_size = plan.settings.evaluation.per_device_eval_batch_size
+    for batch in batches_by_length([len(plan.prompts[i]) for i in pending], batch_size):
+        rows = [pending[i] for i in batch]
+        new = dict(zip(rows, _answer(plan, model, tokenizer, rows), strict=True))
         journal.append(new)
         answers |= new
-        view.advance(len(rows), f"{len(answers)}/{len(task.examples)} rows")
-    ordered = [answers[i] for i in range(len(task.examples))]
-    scores, row_scores = _score(task, ordered)
+        view.advance(len(rows), f"{len(answers)}/{len(plan.examples)} rows")
+    ordered = [answers[i] for i in range(len(plan.examples))]
+    scores, row_scores = _score(plan, ordered)
     path = record.directory / PREDICTIONS
-    write_predictions(path, task.examples, ordered, row_scores, task.kind)
+    write_predictions(path, plan.examples, ordered, row_scores, plan.kind)
     if scores:
         write_text(record.directory / SCORES, json.dumps(scores, indent=2) + "\n")
     seconds = time.monotonic() - started
-    record.log("predicted", rows=len(left), rows_per_s=len(left) / seconds, scores=scores)
+    record.log("predicted", rows=len(pending), rows_per_s=len(pending) / seconds, scores=scores)
     finish_run(record)
     journal.remove()
     return scores
 
 
 def _answer(
-    task: PredictionPlan, model: Any, tokenizer: Any, rows: list[int]
+    plan: PredictionPlan, model: Any, tokenizer: Any, rows: list[int]
 ) -> list[dict[str, Any]]:
     """Return what is kept of each row of a batch: its prediction, and a choice's likelihoods."""
-    decoding, evaluation = task.settings.decoding, task.settings.evaluation
+    decoding, evaluation = plan.settings.decoding, plan.settings.evaluation
     texts = answer_batch(
         model,
         tokenizer,
-        [task.prompts[i] for i in rows],
+        [plan.prompts[i] for i in rows],
         Decoding(max_new_tokens=evaluation.max_new_tokens or 1, **asdict(decoding)),
         first=rows[0],
     )
-    if task.kind != "choice":
+    if plan.kind != "choice":
         return [{"prediction": text} for text in texts]
-    found = option_likelihoods(
+    likelihoods = option_likelihoods(
         model,
         tokenizer,
-        [task.examples[i] for i in rows],
-        [task.options[i] for i in rows],
-        task.layout,
+        [plan.examples[i] for i in rows],
+        [plan.options[i] for i in rows],
+        plan.layout,
         batch_size=evaluation.per_device_eval_batch_size,
     )
     return [
         {
             "prediction": text,
-            "options": task.options[i],
+            "options": plan.options[i],
             "log_probabilities": likelihoods,
             "likeliest": likelihoods.index(max(likelihoods)),
         }
-        for i, text, likelihoods in zip(rows, texts, found, strict=True)
+        for i, text, likelihoods in zip(rows, texts, likelihoods, strict=True)
     ]
 
 
 def _score(
-    task: PredictionPlan, answers: list[dict[str, Any]]
+    plan: PredictionPlan, answers: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[int, dict[str, float]]]:
     """Return the scores of all rows that have references, and those of each."""
-    known = [i for i, example in enumerate(task.examples) if example.output is not None]
-    if not known or task.kind is None or not task.settings.predict.do_eval:
+    known = [i for i, example in enumerate(plan.examples) if example.output is not None]
+    if not known or plan.kind is None or not plan.settings.predict.do_eval:
         return {}, {}
     rows = [
         Answer(
             answers[i]["prediction"],
-            str(task.examples[i].output),
-            prompt=task.examples[i].prompt,
-            options=task.options[i],
+            str(plan.examples[i].output),
+            prompt=plan.examples[i].prompt,
+            options=plan.options[i],
             likeliest=answers[i].get("likeliest"),
         )
         for i in known
     ]
     scores = score(
         rows,
-        task.kind,
-        seed=task.settings.decoding.seed,
-        original=task.settings.predict.original_scores,
+        plan.kind,
+        seed=plan.settings.decoding.seed,
+        original=plan.settings.predict.original_scores,
     )
     return scores.summary, dict(zip(known, scores.rows, strict=True))
 
 
 def _measure_loss(
-    task: PredictionPlan, model: Any, tokenizer: Any, record: RunRecord, view: View
+    plan: PredictionPlan, model: Any, tokenizer: Any, record: RunRecord, view: View
 ) -> dict[str, Any]:
     """Measure how likely the references are, without writing answers."""
-    view.total = len(task.examples)
+    view.total = len(plan.examples)
     likelihoods = answer_likelihoods(
         model,
         tokenizer,
-        encode_examples(task.examples, tokenizer, task.layout),
-        batch_size=task.settings.evaluation.per_device_eval_batch_size,
-        padding_side=task.settings.predict.padding_side,
+        encode_examples(plan.examples, tokenizer, plan.layout),
+        batch_size=plan.settings.evaluation.per_device_eval_batch_size,
+        padding_side=plan.settings.predict.padding_side,
         on_batch=lambda rows: view.advance(rows, f"{int(view.done) + rows} rows"),
     )
     scores = loss_scores(likelihoods)

@@ -164,8 +164,8 @@ def resampled_sums(
     step = max(1, _CHUNK // num_rows)
     parts = []
     for start in range(0, resamples, step):
-        drawn = rng.integers(num_rows, size=(min(step, resamples - start), num_rows))
-        times = np.stack([np.bincount(sample, minlength=num_rows) for sample in drawn])
+        rows = rng.integers(num_rows, size=(min(step, resamples - start), num_rows))
+        times = np.stack([np.bincount(sample, minlength=num_rows) for sample in rows])
         parts.append(times @ counts_NK)
     return np.concatenate(parts)
 

@@ -139,9 +139,9 @@ def _write(
     source: PeftModel | str | Path,
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    beside = directory / f".{WEIGHTS}.tmp"
-    save_file({k: v.contiguous() for k, v in weights.items()}, beside, metadata={"format": "pt"})
-    beside.replace(directory / WEIGHTS)
+    temporary = directory / f".{WEIGHTS}.tmp"
+    save_file({k: v.contiguous() for k, v in weights.items()}, temporary, metadata={"format": "pt"})
+    temporary.replace(directory / WEIGHTS)
     config.save_pretrained(directory)
     if not isinstance(source, PeftModel) and (Path(source) / RECORD).is_file():
         shutil.copy(Path(source) / RECORD, directory / RECORD)

@@ -54,15 +54,15 @@ def export(settings: ExportSettings) -> list[str]:
     if output.exists() and any(output.iterdir()) and not arguments.overwrite_output_dir:
         raise ValueError(f"--output_dir {output} is not empty (--overwrite_output_dir)")
     settings = _with_base(settings)
-    beside = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        lines = FORMATS[arguments.format](settings, beside)
+        lines = FORMATS[arguments.format](settings, temporary)
         if output.exists():
             shutil.rmtree(output)
-        beside.replace(output)
+        temporary.replace(output)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return lines
 
 

@@ -81,28 +81,28 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     started = time.monotonic()
     examples = load_examples(settings.data.test_file, settings.data)
     examples = examples[: settings.evaluation.max_eval_samples]
-    workplace = load_runtime(settings.run_config())
-    sites = [open_site(workplace, i) for i in range(len(site_names(settings)))]
+    runtime = load_runtime(settings.run_config())
+    sites = [open_site(runtime, i) for i in range(len(site_names(settings)))]
     rounds: list[dict[str, Any]] = []
 
     def measure(kind: str, prepare: Callable[[], object], name: str | None = None) -> Row:
-        return _measured(name or kind, kind, prepare, workplace, examples, view)
+        return _measured(name or kind, kind, prepare, runtime, examples, view)
 
     def federate() -> None:
         rounds.extend(simulate(settings, view))
-        workplace.load(fold(read_adapter(settings.run.output_dir)))
+        runtime.load(fold(read_adapter(settings.run.output_dir)))
 
-    base = measure("base", lambda: workplace.load(workplace.fresh))
+    base = measure("base", lambda: runtime.load(runtime.fresh))
     federated = measure("federated", federate)
     alone = {
         site.name: measure(
-            "alone", partial(_train, workplace, site.encoded, site.name, view), site.name
+            "alone", partial(_train, runtime, site.encoded, site.name, view), site.name
         )
         for site in sites
     }
     pooled = [row for site in sites for row in site.encoded]
     central = measure(
-        "central", partial(_train, workplace, pooled, "central", view, batches=len(sites))
+        "central", partial(_train, runtime, pooled, "central", view, batches=len(sites))
     )
     directory = Path(settings.run.output_dir)
     _record(directory, [base, *alone.values(), federated, central])
@@ -136,7 +136,7 @@ def _measured(
     name: str,
     kind: str,
     prepare: Callable[[], object],
-    workplace: SiteRuntime,
+    runtime: SiteRuntime,
     examples: list[Example],
     view: View,
 ) -> Row:
@@ -144,12 +144,12 @@ def _measured(
     reset_peak_memory()
     started = time.monotonic()
     prepare()
-    evaluation = workplace.settings.evaluation
+    evaluation = runtime.settings.evaluation
     result = evaluate(
-        workplace.model,
-        workplace.base.tokenizer,
+        runtime.model,
+        runtime.base.tokenizer,
         examples,
-        workplace.prompts,
+        runtime.prompts,
         batch_size=evaluation.per_device_eval_batch_size,
         max_new_tokens=evaluation.max_new_tokens,
         on_batch=lambda rows: view.advance(rows * EVALUATED_ROW, f"{name}: evaluation"),
@@ -161,11 +161,11 @@ def _measured(
 
 
 def _train(
-    workplace: SiteRuntime, encoded: Encoded, name: str, view: View, *, batches: int = 1
+    runtime: SiteRuntime, encoded: Encoded, name: str, view: View, *, batches: int = 1
 ) -> None:
     """Train the fresh adapter as long as the federation does, `batches` times the rows per step."""
-    train = workplace.settings.train
-    num_steps = _num_steps(workplace.settings)
+    train = runtime.settings.train
+    num_steps = _num_steps(runtime.settings)
     started = time.monotonic()
 
     def show(report: StepReport) -> None:
@@ -173,8 +173,8 @@ def _train(
         what = f"{name} step {report.step}/{num_steps}"
         view.advance(batches, what, loss=report.loss, speed=speed)
 
-    workplace.train(
-        workplace.fresh,
+    runtime.train(
+        runtime.fresh,
         encoded,
         replace(train, gradient_accumulation_steps=batches * train.gradient_accumulation_steps),
         stretch=StepWindow(first_step=0, num_steps=num_steps, total_steps=num_steps),

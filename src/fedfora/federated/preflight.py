@@ -43,17 +43,21 @@ def preflight(settings: FederationSettings) -> list[str]:
 def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
     """Raise where no round could have a quorum, or nothing says when to stop early."""
     rounds = settings.rounds
-    drawn = settings.federation.clients_per_round or num_sites
-    if settings.secure.secure_aggregation and drawn < MIN_SITES:
+    num_sampled = settings.federation.clients_per_round or num_sites
+    if settings.secure.secure_aggregation and num_sampled < MIN_SITES:
         raise ValueError(
-            f"--secure_aggregation: a round has only {drawn} sites, at least {MIN_SITES} are needed"
+            f"--secure_aggregation: a round has only {num_sampled} sites, at least {MIN_SITES} are "
+            "needed"
         )
-    if settings.secure.secure_aggregation and (settings.secure.secagg_min_sites or 0) > drawn:
+    if settings.secure.secure_aggregation and (settings.secure.secagg_min_sites or 0) > num_sampled:
         raise ValueError(
-            f"--secagg_min_sites {settings.secure.secagg_min_sites}: a round has only {drawn} sites"
+            f"--secagg_min_sites {settings.secure.secagg_min_sites}: a round has only "
+            f"{num_sampled} sites"
         )
-    if rounds.min_clients > drawn:
-        raise ValueError(f"--min_clients {rounds.min_clients}: a round has only {drawn} sites")
+    if rounds.min_clients > num_sampled:
+        raise ValueError(
+            f"--min_clients {rounds.min_clients}: a round has only {num_sampled} sites"
+        )
     judged = rounds.validation_fraction > 0 or settings.data.test_file is not None
     if rounds.early_stopping_patience is not None and not judged:
         raise ValueError("--early_stopping_patience needs --validation_fraction or --test_file")
@@ -99,8 +103,8 @@ def resolve_settings(argv: Sequence[str], parser: ConfigParser) -> FederationSet
         return typed
     stored = _stored(Path(directory))
     began = FederationSettings(*parser.parse_mapping(stored))
-    asked = FederationSettings(*parser.parse(argv, defaults=stored))
-    _check_unchanged(directory, began, asked)
+    requested = FederationSettings(*parser.parse(argv, defaults=stored))
+    _check_unchanged(directory, began, requested)
     return replace(
         began,
         run=replace(began.run, output_dir=directory),
@@ -118,13 +122,15 @@ def _stored(directory: Path) -> dict[str, object]:
     return {name: value for section in sections.values() for name, value in section.items()}
 
 
-def _check_unchanged(directory: str, began: FederationSettings, asked: FederationSettings) -> None:
+def _check_unchanged(
+    directory: str, began: FederationSettings, requested: FederationSettings
+) -> None:
     for section in SECTIONS:
         for name, value in vars(getattr(began, section)).items():
-            wanted = getattr(getattr(asked, section), name)
-            if name not in MAY_DIFFER and wanted != value:
+            value_now = getattr(getattr(requested, section), name)
+            if name not in MAY_DIFFER and value_now != value:
                 raise ConfigError(
-                    f"--resume {directory}: the run began with --{name} {value}, not {wanted}; "
+                    f"--resume {directory}: the run began with --{name} {value}, not {value_now}; "
                     "leave it out, or start a new run"
                 )
 
@@ -143,9 +149,11 @@ def site_names(settings: FederationSettings) -> list[str]:
             round than there are.
     """
     _, parts = partition_sites(settings)
-    drawn = settings.federation.clients_per_round
-    if drawn is not None and drawn > len(parts):
-        raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
+    clients_per_round = settings.federation.clients_per_round
+    if clients_per_round is not None and clients_per_round > len(parts):
+        raise ValueError(
+            f"--clients_per_round {clients_per_round}: there are only {len(parts)} sites"
+        )
     if settings.data.canaries and settings.data.canary_site >= len(parts):
         raise ValueError(
             f"--canary_site {settings.data.canary_site}: there are only {len(parts)} sites, "

@@ -126,8 +126,8 @@ class SimulationView(RoundView):
     ) -> None:
         """Print the round's line."""
         self._read_record()
-        told = "-" if loss is None else f"{loss:.3f}"
-        text = f"{self.label:12s} loss {told:>6s}"
+        shown_loss = "-" if loss is None else f"{loss:.3f}"
+        text = f"{self.label:12s} loss {shown_loss:>6s}"
         if validation_loss is not None:
             text += f"   validation loss {validation_loss:6.3f}"
         if "f1" in scores:

@@ -186,53 +186,54 @@ def load_runtime(run_config: Mapping[str, Scalar]) -> SiteRuntime:
     return _runtime(tuple(sorted(run_config.items())))
 
 
-def check_rows(workplace: SiteRuntime) -> None:
+def check_rows(runtime: SiteRuntime) -> None:
     """Encode the rows of all sites, and see that the model's context holds them and the test rows.
 
     Raises:
         ValueError: Naming the file and the longest row.
     """
-    _sites(workplace)
-    settings, config = workplace.settings, workplace.base.model.config
+    _sites(runtime)
+    settings, config = runtime.settings, runtime.base.model.config
     data, evaluation = settings.data, settings.evaluation
     if data.test_file is not None:
         answer = [0] * (evaluation.max_new_tokens or data.max_target_length)
         examples = load_examples(data.test_file, data)[: evaluation.max_eval_samples]
-        prompts = encode_prompts(examples, workplace.base.tokenizer, workplace.prompts)
+        prompts = encode_prompts(examples, runtime.base.tokenizer, runtime.prompts)
         rows = [{"input_ids": prompt + answer} for prompt in prompts]
         check_context(config, rows, data, data.test_file)
 
 
-def open_site(workplace: SiteRuntime, index: int) -> SiteData:
+def open_site(runtime: SiteRuntime, index: int) -> SiteData:
     """Return site `index` of the partition, as every process of the run computes it."""
-    name, rows = _sites(workplace)[index]
-    return _site(workplace, index, name, rows)
+    name, rows = _sites(runtime)[index]
+    return _site(runtime, index, name, rows)
 
 
-def site_of(workplace: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData:
+def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData:
     """Return the site that a node's configuration describes.
 
     A real site has a name there, and all rows of its files. A simulated one has its share of the
     partition.
 
     Args:
-        workplace: Base model and settings.
+        runtime: Base model and settings.
         node_config: The node's own; `partition-id` is the site's number.
     """
     index = int(node_config["partition-id"])
     if SITE_NAME not in node_config:
-        return open_site(workplace, index)
-    return _site(workplace, index, str(node_config[SITE_NAME]), _own_rows(workplace))
+        return open_site(runtime, index)
+    return _site(runtime, index, str(node_config[SITE_NAME]), _own_rows(runtime))
 
 
-def _site(workplace: SiteRuntime, index: int, name: str, rows: Encoded) -> SiteData:
-    kept = _rows_kept_back(workplace.settings, index, len(rows))
+def _site(runtime: SiteRuntime, index: int, name: str, rows: Encoded) -> SiteData:
+    held_back = _rows_kept_back(runtime.settings, index, len(rows))
     return SiteData(
         index,
         name,
-        encoded=[row for i, row in enumerate(rows) if i not in kept] + _canaries(workplace, index),
-        validation=[rows[i] for i in sorted(kept)],
-        rank=site_rank(workplace.settings, index),
+        encoded=[row for i, row in enumerate(rows) if i not in held_back]
+        + _canaries(runtime, index),
+        validation=[rows[i] for i in sorted(held_back)],
+        rank=site_rank(runtime.settings, index),
     )
 
 
@@ -242,22 +243,22 @@ def site_rank(settings: FederationSettings, index: int) -> int:
     return ranks[index % len(ranks)] if ranks else settings.adapter.lora_rank
 
 
-def validate(workplace: SiteRuntime, site: SiteData, adapter: AdapterState) -> tuple[float, int]:
+def validate(runtime: SiteRuntime, site: SiteData, adapter: AdapterState) -> tuple[float, int]:
     """Return an adapter's loss per answer token on a site's rows kept back, and their tokens."""
     if not site.validation:
         return 0.0, 0
-    workplace.load(adapter)
+    runtime.load(adapter)
     likelihoods = answer_likelihoods(
-        workplace.model,
-        workplace.base.tokenizer,
+        runtime.model,
+        runtime.base.tokenizer,
         site.validation,
-        batch_size=workplace.settings.evaluation.per_device_eval_batch_size,
+        batch_size=runtime.settings.evaluation.per_device_eval_batch_size,
     )
     return loss_scores(likelihoods)["loss"], sum(each.num_tokens for each in likelihoods)
 
 
 def train_round(
-    workplace: SiteRuntime,
+    runtime: SiteRuntime,
     site: SiteData,
     adapter: AdapterState,
     *,
@@ -270,7 +271,7 @@ def train_round(
     """Take a site's steps of one round (counted from 0) and return its adapter's five factors.
 
     Args:
-        workplace: Base model and settings.
+        runtime: Base model and settings.
         site: Whose rows.
         adapter: Where to start.
         round_index: Which round.
@@ -279,7 +280,7 @@ def train_round(
         factors: Those that are trained; E stands for the core.
         below: An adapter that works too and stays as it is.
     """
-    federation, settings = workplace.settings.federation, workplace.settings
+    federation, settings = runtime.settings.federation, runtime.settings
     total_steps = federation.num_rounds * federation.local_steps
     paid = pay_for_steps(
         settings.privacy,
@@ -291,7 +292,7 @@ def train_round(
         total_steps=total_steps,
         what=f"round {round_index}",
     )
-    trained, result = workplace.train(
+    trained, result = runtime.train(
         adapter,
         site.encoded,
         settings.train,
@@ -348,33 +349,33 @@ def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> 
     return set(rng.sample(range(num_rows), count))
 
 
-def _canaries(workplace: SiteRuntime, index: int) -> Encoded:
+def _canaries(runtime: SiteRuntime, index: int) -> Encoded:
     """Return the planted rows of a site; none is kept back, so all of them are trained on."""
-    settings = workplace.settings
+    settings = runtime.settings
     rows = planted(settings.data, site=index, seed=settings.train.seed)
-    return encode_examples(rows, workplace.base.tokenizer, workplace.prompts)
+    return encode_examples(rows, runtime.base.tokenizer, runtime.prompts)
 
 
 @lru_cache(maxsize=1)
-def _own_rows(workplace: SiteRuntime) -> Encoded:
-    data = workplace.settings.data
-    return _encoded(workplace, load_chosen(data.train_file, data, flag="--train_file"))
+def _own_rows(runtime: SiteRuntime) -> Encoded:
+    data = runtime.settings.data
+    return _encoded(runtime, load_chosen(data.train_file, data, flag="--train_file"))
 
 
 @lru_cache(maxsize=1)
-def _sites(workplace: SiteRuntime) -> list[tuple[str, Encoded]]:
-    examples, parts = partition_sites(workplace.settings)
-    encoded = _encoded(workplace, examples)
+def _sites(runtime: SiteRuntime) -> list[tuple[str, Encoded]]:
+    examples, parts = partition_sites(runtime.settings)
+    encoded = _encoded(runtime, examples)
     return [(name, [encoded[row] for row in rows]) for name, rows in parts.items()]
 
 
-def _encoded(workplace: SiteRuntime, examples: list[Example]) -> Encoded:
+def _encoded(runtime: SiteRuntime, examples: list[Example]) -> Encoded:
     """Encode a site's rows.
 
     Raises:
         ValueError: If one is longer than the model's context.
     """
-    data, base = workplace.settings.data, workplace.base
-    encoded = encode_examples(examples, base.tokenizer, workplace.prompts)
+    data, base = runtime.settings.data, runtime.base
+    encoded = encode_examples(examples, base.tokenizer, runtime.prompts)
     check_context(base.model.config, encoded, data, str(data.train_file or data.dataset))
     return encoded

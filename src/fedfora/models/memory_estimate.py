@@ -76,16 +76,16 @@ def estimate_memory(
     base_bytes = _base_bytes(base.model, model_settings.quantization, doubled)
     model = add_adapter(base, adapter_settings, seed=0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kept = _kept_bytes(model, rows, tokens)
+    activations = _kept_bytes(model, rows, tokens)
     if gradient_checkpointing:
         _checkpoint(model)
         borders = _kept_bytes(model, rows, tokens)
-        kept = borders + (kept - borders) // base.model.config.num_hidden_layers
+        activations = borders + (activations - borders) // base.model.config.num_hidden_layers
     logits_gradient = 4 * rows * tokens * base.model.config.vocab_size
     return MemoryEstimate(
         base=base_bytes,
         adapter=int(trained * (8 + OPTIMIZER_BYTES[optim])),
-        activations=kept + logits_gradient,
+        activations=activations + logits_gradient,
         adapter_parameters=trained,
     )
 
@@ -146,11 +146,13 @@ def _is_tied(model: nn.Module, module: nn.Module, output: Any) -> bool:
 def _kept_bytes(model: nn.Module, rows: int, tokens: int) -> int:
     """Return the bytes of all different tensors that autograd keeps, weights left out."""
     weights = {_storage(p) for p in model.parameters()}
-    kept: dict[int, tuple[int, Tensor]] = {}  # the tensor is held so that its place is not reused
+    storages: dict[
+        int, tuple[int, Tensor]
+    ] = {}  # the tensor is held so that its place is not reused
 
     def keep(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in weights:
-            kept[_storage(tensor)] = (tensor.untyped_storage().nbytes(), tensor)
+            storages[_storage(tensor)] = (tensor.untyped_storage().nbytes(), tensor)
         return tensor
 
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
@@ -158,7 +160,7 @@ def _kept_bytes(model: nn.Module, rows: int, tokens: int) -> int:
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with _FusedAttention(), hooks:
         model(input_ids=ids, labels=ids)
-    return sum(size for size, _ in kept.values())
+    return sum(size for size, _ in storages.values())
 
 
 def _storage(tensor: Tensor) -> int:
@@ -176,9 +178,9 @@ class _FusedAttention(TorchFunctionMode):
             return True  # what transformers asks of masks: is nothing padded, nothing packed?
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-        tensors = (named[name] for name in ("query", "key", "value"))
-        return _Kept.apply(*tensors, named.get("attn_mask"))  # type: ignore[no-untyped-call]
+        arguments = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+        tensors = (arguments[name] for name in ("query", "key", "value"))
+        return _Kept.apply(*tensors, arguments.get("attn_mask"))  # type: ignore[no-untyped-call]
 
 
 class _Kept(torch.autograd.Function):

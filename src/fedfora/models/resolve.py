@@ -52,17 +52,17 @@ def check_model_name(name: str) -> None:
     """
     if name in BUNDLED:
         return
-    place = Path(name)
-    if place.is_dir() and not (place / "config.json").is_file():
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(
             f"--model_name_or_path {name}: "
             + (
                 "that is an adapter, not a base model (an adapter: --model_dir)"
-                if (place / "adapter_config.json").is_file()
+                if (path / "adapter_config.json").is_file()
                 else "the directory holds no config.json"
             )
         )
-    if not place.is_dir() and _looks_like_a_path(name):
+    if not path.is_dir() and _looks_like_a_path(name):
         raise ValueError(f"--model_name_or_path {name}: no model there: no such directory")
 
 

@@ -168,9 +168,9 @@ class Ledger:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{self.path.name}.tmp")
-        beside.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
-        beside.replace(self.path)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.path)
 
     def _where(self) -> str:
         return f"see {self.path}" if self.path else "in this run"
@@ -255,14 +255,17 @@ def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> 
     )
 
 
-def site_statement(ledger: Ledger, *, clipping_norm: float, num_sites: int, fewest: int = 0) -> str:
+def site_statement(
+    ledger: Ledger, *, clipping_norm: float, num_sites: int, min_noise_shares: int = 0
+) -> str:
     """Return the guarantee for each site of a federation.
 
     Args:
         ledger: What was released.
         clipping_norm: C.
         num_sites: Sites in an average, which counts as public.
-        fewest: Sites that share the noise of a sum, at least; 0 where the coordinator adds it.
+        min_noise_shares: Sites that share the noise of a sum, at least; 0 where the coordinator
+            adds it.
     """
     if ledger.epsilon == float("inf"):
         return NONE
@@ -270,10 +273,11 @@ def site_statement(ledger: Ledger, *, clipping_norm: float, num_sites: int, fewe
     whom, neighbor = "anyone who sees the global adapters", "one site with all its records"
     who = "the coordinator, who sees single updates, adds the noise honestly"
     floats = f", and {FLOATS}"
-    if fewest:
+    if min_noise_shares:
         whom += " or the sums under secure aggregation, the coordinator and any one other site too"
         who = (
-            f"sites share the noise honestly, so that {fewest - 1} shares beside that one site's "
+            f"sites share the noise honestly, so that {min_noise_shares - 1} shares beside that "
+            "one site's "
             "make it whole, no two sites collude, who takes part is public"
         )
         floats = "; the noise is an exact discrete normal, so nothing is assumed of floats"

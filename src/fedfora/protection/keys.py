@@ -88,7 +88,7 @@ def read_trusted_keys(path: Path) -> set[bytes]:
     blocks = [part + end for part in _read(path, TRUSTED).split(end)[:-1]]
     if not blocks:
         raise ValueError(f"{TRUSTED} {path}: no public key in PEM")
-    found = set()
+    keys = set()
     for block in blocks:
         try:
             key = need(_SERIALIZATION).load_pem_public_key(block.strip().encode())
@@ -96,8 +96,8 @@ def read_trusted_keys(path: Path) -> set[bytes]:
             raise ValueError(f"{TRUSTED} {path}: no public key in PEM: {error}") from error
         if not isinstance(key, need(_ED25519).Ed25519PublicKey):
             raise ValueError(f"{TRUSTED} {path}: {type(key).__name__} is not an Ed25519 key")
-        found.add(key.public_bytes_raw())
-    return found
+        keys.add(key.public_bytes_raw())
+    return keys
 
 
 def make_signing_key(path: Path) -> str:

@@ -43,11 +43,11 @@ def sign_directory(directory: Path, facts: dict[str, Any] | None = None) -> None
         facts: How they came about; JSON. None repeats those of the record that is there, for a
             directory whose own writer adds or removes files.
     """
-    place, key = directory / NAME, signing_key()
+    path, key = directory / NAME, signing_key()
     if facts is None:
-        facts = _read(place)[0]["facts"] if place.is_file() else {}
+        facts = _read(path)[0]["facts"] if path.is_file() else {}
     if key is None:
-        place.unlink(missing_ok=True)  # an older record would not fit the files any more
+        path.unlink(missing_ok=True)  # an older record would not fit the files any more
         return
     statement = {"files": _digests(directory), "facts": facts}
     content = {
@@ -55,9 +55,9 @@ def sign_directory(directory: Path, facts: dict[str, Any] | None = None) -> None
         "public_key": _encoded(key.public_key().public_bytes_raw()),
         "signature": _encoded(key.sign(_DOMAIN + _canonical(statement))),
     }
-    beside = place.with_name(f".{NAME}.tmp")
-    beside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    beside.replace(place)
+    temporary = path.with_name(f".{NAME}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def verify_directory(directory: Path) -> Provenance | None:
@@ -67,25 +67,25 @@ def verify_directory(directory: Path) -> Provenance | None:
         ValueError: If the record is missing though trusted keys are named, is broken, is signed by
             a key that does not count, or does not fit the files.
     """
-    trusted, place = trusted_keys(), directory / NAME
-    if not place.is_file():
+    trusted, path = trusted_keys(), directory / NAME
+    if not path.is_file():
         if trusted is not None:
             raise ValueError(f"{directory} is not signed, and {TRUSTED} asks for a signature")
         return None
-    statement, public_key, signature = _read(place)
-    _check_signature(place, statement, public_key, signature)
+    statement, public_key, signature = _read(path)
+    _check_signature(path, statement, public_key, signature)
     if trusted is not None and public_key not in trusted:
         raise ValueError(
-            f"{place} is signed by key {key_id(public_key)}, which is not among the "
+            f"{path} is signed by key {key_id(public_key)}, which is not among the "
             f"{len(trusted)} of {TRUSTED}"
         )
     _check_files(directory, statement["files"])
     return Provenance(key_id(public_key), statement["facts"])
 
 
-def _read(place: Path) -> tuple[dict[str, Any], bytes, bytes]:
+def _read(path: Path) -> tuple[dict[str, Any], bytes, bytes]:
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         statement = content["statement"]
         if not isinstance(statement["files"], dict) or not isinstance(statement["facts"], dict):
             raise TypeError("files and facts must be mappings")
@@ -93,12 +93,12 @@ def _read(place: Path) -> tuple[dict[str, Any], bytes, bytes]:
             base64.b64decode(content[name], validate=True) for name in ("public_key", "signature")
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{place} is no provenance record: {error}") from error
+        raise ValueError(f"{path} is no provenance record: {error}") from error
     return statement, public_key, signature
 
 
 def _check_signature(
-    place: Path, statement: dict[str, Any], public_key: bytes, signature: bytes
+    path: Path, statement: dict[str, Any], public_key: bytes, signature: bytes
 ) -> None:
     ed25519 = need("cryptography.hazmat.primitives.asymmetric.ed25519")
     invalid = need("cryptography.exceptions").InvalidSignature
@@ -106,17 +106,17 @@ def _check_signature(
         key = ed25519.Ed25519PublicKey.from_public_bytes(public_key)
         key.verify(signature, _DOMAIN + _canonical(statement))
     except (invalid, ValueError) as error:
-        raise ValueError(f"{place}: the signature is not that of this record") from error
+        raise ValueError(f"{path}: the signature is not that of this record") from error
 
 
 def _check_files(directory: Path, stated: dict[str, str]) -> None:
-    found = _digests(directory)
-    for name in sorted(stated.keys() | found.keys()):
-        if name not in found:
+    digests = _digests(directory)
+    for name in sorted(stated.keys() | digests.keys()):
+        if name not in digests:
             raise ValueError(f"{directory / name} is missing, though the signed record names it")
         if name not in stated:
             raise ValueError(f"{directory / name} is not in the signed record")
-        if found[name] != stated[name]:
+        if digests[name] != stated[name]:
             raise ValueError(f"{directory / name} is not the file that was signed")
 
 

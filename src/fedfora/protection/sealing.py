@@ -83,19 +83,19 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
         durable: Return only when a power cut could not undo it; such a file is its owner's alone.
     """
     sealed_path, key = path.with_name(path.name + SUFFIX), encryption_key()
-    place, other = (sealed_path, path) if key else (path, sealed_path)
-    beside = place.with_name(f".{place.name}.tmp")
+    target, other = (sealed_path, path) if key else (path, sealed_path)
+    temporary = target.with_name(f".{target.name}.tmp")
     if durable:
-        beside.unlink(missing_ok=True)
-        beside.touch(mode=0o600)
-    beside.write_bytes(seal(content, key, path.name) if key else content)
+        temporary.unlink(missing_ok=True)
+        temporary.touch(mode=0o600)
+    temporary.write_bytes(seal(content, key, path.name) if key else content)
     if durable:
-        sync(beside)
-    beside.replace(place)
+        sync(temporary)
+    temporary.replace(target)
     other.unlink(missing_ok=True)
     if durable:
-        sync(place.parent)
-    return place
+        sync(target.parent)
+    return target
 
 
 def sync(path: Path) -> None:

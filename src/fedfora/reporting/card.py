@@ -84,11 +84,11 @@ def privacy_of(events: Iterable[Event]) -> dict[str, Any]:
         for values in (line, *(value for value in line.values() if isinstance(value, Mapping))):
             if not {"epsilon", "privacy_statement"} & set(values):
                 continue
-            said = values.get("privacy_statement", values.get("statement"))
+            statement = values.get("privacy_statement", values.get("statement"))
             spent = {
                 "epsilon": values.get("epsilon", spent["epsilon"]),
                 "delta": values.get("delta", spent["delta"]),
-                "statement": said or spent["statement"],
+                "statement": statement or spent["statement"],
             }
     return {**spent, "statement": spent["statement"] or _statement(**spent)}
 

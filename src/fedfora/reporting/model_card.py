@@ -42,9 +42,9 @@ def _training(card: Card) -> str:
     ]
     if federation := card.get("federation"):
         sites, settings = federation["sites"], federation["settings"]
-        named = f": {', '.join(sites)}" if len(sites) <= 8 else ""
+        names = f": {', '.join(sites)}" if len(sites) <= 8 else ""
         lines += [
-            f"- federation of {len(sites)} sites{named}",
+            f"- federation of {len(sites)} sites{names}",
             f"- {federation['rounds']} rounds of {settings.get('local_steps')} steps, aggregation "
             f"`{settings.get('aggregation')}`",
             f"- sent by all sites together: {data_size(federation['uplink_bytes'])}",

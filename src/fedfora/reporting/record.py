@@ -169,9 +169,9 @@ def command() -> str | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _gpus() -> list[str]:
@@ -212,9 +212,9 @@ class CurrentRound:
     sent: list[str]
 
 
-def begin_round(directory: Path, number: int, drawn: list[str]) -> None:
+def begin_round(directory: Path, number: int, sampled: list[str]) -> None:
     """Say that a round begins with these sites."""
-    _write(directory, "w", {"round": number, "sites": drawn})
+    _write(directory, "w", {"round": number, "sites": sampled})
 
 
 def note_sent(directory: Path, site: str) -> None:

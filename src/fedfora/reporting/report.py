@@ -83,9 +83,9 @@ def _page(name: str, run: Run) -> dict[str, Any]:
     """Return what the template needs of one run."""
     card = card_of(run)
     curves = curves_of(run.events)
-    drawn = [(name, _chart(curves, name)) for name in _order(curves) if _drawn(curves, name)]
+    charts = [(name, _chart(curves, name)) for name in _order(curves) if _drawn(curves, name)]
     if shares := _shares(curves):
-        drawn.insert(1, ("scores", _drawn_chart(shares, "scores", curves.axis)))
+        charts.insert(1, ("scores", _drawn_chart(shares, "scores", curves.axis)))
     return {
         "name": name,
         "card": card,
@@ -98,8 +98,8 @@ def _page(name: str, run: Run) -> dict[str, Any]:
         "other_scores": sections.other_scores(card),
         "relations": sections.relations(card),
         "intervals": _intervals(card),
-        "charts": [chart for name, chart in drawn if name not in LAST],
-        "more_charts": [chart for name, chart in drawn if name in LAST],
+        "charts": [chart for name, chart in charts if name not in LAST],
+        "more_charts": [chart for name, chart in charts if name in LAST],
         "steady": [(label(name), number(name, points[0][1])) for name, points in _steady(curves)],
         "contributions": sections.contributions(run),
         "incidents": sections.incidents(run),
@@ -155,10 +155,10 @@ def _shared_charts(names: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
         some = {name: curves.whole for name, curves in by_run.items() if curves.axis == axis}
         for measure in _by_rank({m for whole in some.values() for m in whole}):
             # A run without the measure keeps its place, so that each run has one color throughout.
-            drawn = {name: whole.get(measure, []) for name, whole in some.items()}
-            held = [points for points in drawn.values() if points]
-            if len(held) > 1 and not all(is_constant(points) for points in held):
-                charts.append(_drawn_chart(as_band(drawn), measure, axis))
+            curves = {name: whole.get(measure, []) for name, whole in some.items()}
+            nonempty = [points for points in curves.values() if points]
+            if len(nonempty) > 1 and not all(is_constant(points) for points in nonempty):
+                charts.append(_drawn_chart(as_band(curves), measure, axis))
     return charts
 
 
@@ -201,14 +201,14 @@ def _points(curves: Curves, name: str) -> Points:
 
 def _steady(curves: Curves) -> list[tuple[str, Any]]:
     """Return the measurements that are the same in every round and at every site."""
-    found = []
+    values = []
     for name in _order(curves):
         if name.startswith("scores.") and _shares(curves):
             continue
         points = _points(curves, name)
         if points and points[0][1] and is_constant(points):  # zeros are what was not measured
-            found.append((name, points))
-    return found
+            values.append((name, points))
+    return values
 
 
 def _distinct_names(runs: Sequence[Run]) -> list[str]:

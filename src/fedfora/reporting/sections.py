@@ -48,26 +48,26 @@ def summary(run: Run, card: Card) -> str:
 
 def facts(run: Run, card: Card) -> list[tuple[str, str]]:
     """Return the few numbers that are asked for first, each with its name."""
-    found = _headline(card)
+    rows = _headline(card)
     losses = [
         line["loss"]
         for line in run.events
         if line.get("event") in ("round", "step") and isinstance(line.get("loss"), int | float)
     ]
     if losses:
-        found.append(("training loss, last", f"{losses[-1]:.3f}"))
+        rows.append(("training loss, last", f"{losses[-1]:.3f}"))
     if federation := card.get("federation"):
-        found.append(("sent by all sites", data_size(federation["uplink_bytes"])))
+        rows.append(("sent by all sites", data_size(federation["uplink_bytes"])))
         each = federation["uplink_bytes_per_round_and_site"]
-        found += [("per round and site", data_size(each))] if each else []
+        rows += [("per round and site", data_size(each))] if each else []
     memory = [row["peak_memory_bytes"] for row in card["rows"] if "peak_memory_bytes" in row]
     memory += [line["peak_memory_bytes"] for line in run.events if "peak_memory_bytes" in line]
-    found += [("peak memory", data_size(max(memory)))] if memory else []
-    found += [("time", duration(card["seconds"]))] if card["seconds"] is not None else []
+    rows += [("peak memory", data_size(max(memory)))] if memory else []
+    rows += [("time", duration(card["seconds"]))] if card["seconds"] is not None else []
     epsilon = card["privacy"]["epsilon"]
     if "federation" in card:
-        found.append(("epsilon", "none" if epsilon is None else f"{epsilon:.3g}"))
-    return found
+        rows.append(("epsilon", "none" if epsilon is None else f"{epsilon:.3g}"))
+    return rows
 
 
 def score_names(card: Card) -> list[str]:
@@ -192,9 +192,9 @@ def incidents(run: Run) -> Table | None:
             ]
     for line in run.events:
         if line.get("event") in _INCIDENTS:
-            said = {k: v for k, v in line.items() if k not in ("event", "seconds", "round")}
+            details = {k: v for k, v in line.items() if k not in ("event", "seconds", "round")}
             where = f"round {line['round']}" if "round" in line else _clock(line)
-            rows.append([where, label(str(line.get("event"))), _described(said)])
+            rows.append([where, label(str(line.get("event"))), _described(details)])
     # A rejection is logged when it happens and again in its round's line.
     rows = [list(row) for row in dict.fromkeys(map(tuple, rows))]
     return {"columns": ["when", "what", "details"], "rows": rows} if rows else None
@@ -212,9 +212,9 @@ def examples(predictions: Sequence[dict[str, Any]]) -> Table | None:
         return None
     judged = [row for row in answered if row["wrong"] is not None]
     wrong = [row for row in judged if row["wrong"]]
-    shown = wrong[: EXAMPLES // 2]
-    shown += [row for row in answered if not row["wrong"]][: EXAMPLES - len(shown)]
-    return {"rows": shown, "all": len(answered), "judged": len(judged), "wrong": len(wrong)}
+    chosen = wrong[: EXAMPLES // 2]
+    chosen += [row for row in answered if not row["wrong"]][: EXAMPLES - len(chosen)]
+    return {"rows": chosen, "all": len(answered), "judged": len(judged), "wrong": len(wrong)}
 
 
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -243,17 +243,17 @@ def overview(names: Sequence[str], runs: Sequence[Run]) -> Table:
     """Return the runs side by side: what they came to, and the settings in which they differ."""
     cards = [card_of(run) for run in runs]
     rows: list[list[str]] = []
-    found = [dict(facts(run, card)) for run, card in zip(runs, cards, strict=True)]
-    for name in dict.fromkeys(key for column in found for key in column):
-        rows.append([name, *(column.get(name, "") for column in found)])
-    given = [
+    facts_of_runs = [dict(facts(run, card)) for run, card in zip(runs, cards, strict=True)]
+    for name in dict.fromkeys(key for column in facts_of_runs for key in column):
+        rows.append([name, *(column.get(name, "") for column in facts_of_runs)])
+    columns = [
         {f"{section}.{name}": value for section, values in settings(run) for name, value in values}
         for run in runs
     ]
-    for name in dict.fromkeys(key for column in given for key in column):
-        values = [column.get(name, "") for column in given]
-        held = sum(name in column for column in given)
-        if held > 1 and len(set(values)) > 1 and name != "run.output_dir":
+    for name in dict.fromkeys(key for column in columns for key in column):
+        values = [column.get(name, "") for column in columns]
+        count = sum(name in column for column in columns)
+        if count > 1 and len(set(values)) > 1 and name != "run.output_dir":
             rows.append([label(name), *values])
     return {"columns": ["", *names], "rows": rows}
 

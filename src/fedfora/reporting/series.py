@@ -41,13 +41,13 @@ def curves_of(events: Iterable[Event]) -> Curves:
     for line in events:
         if line.get("event") != axis or axis not in line:
             continue
-        place = float(line[axis])
+        position = float(line[axis])
         for name, value in _numbers(line, _PLACES | _NOT_CURVES):
-            curves.whole.setdefault(name, []).append((place, value))
+            curves.whole.setdefault(name, []).append((position, value))
         for site in sites_of(line):
             for name, value in _numbers(site, _NOT_CURVES):
                 by_site = curves.sites.setdefault(name, {})
-                by_site.setdefault(str(site["site"]), []).append((place, value))
+                by_site.setdefault(str(site["site"]), []).append((position, value))
     return curves
 
 

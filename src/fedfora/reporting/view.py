@@ -74,15 +74,15 @@ class View:
             speed: Tokens per second.
         """
         self.done += steps
-        shown = [] if loss is None else [f"loss {loss:.3f}"]
-        numbers = "  ".join(shown if speed is None else [*shown, f"{speed:,.0f} tokens/s"])
+        parts = [] if loss is None else [f"loss {loss:.3f}"]
+        numbers = "  ".join(parts if speed is None else [*parts, f"{speed:,.0f} tokens/s"])
         self._bar.update(
             self._task, advance=steps, total=self.total, description=what, numbers=numbers
         )
         if self._live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
             self._last_line = time.monotonic()
-            left = [f"{clock(self._seconds_left())} left"] if self.done else []
-            self.line("  ".join([what, *filter(None, [numbers]), *left]))
+            remaining = [f"{clock(self._seconds_left())} left"] if self.done else []
+            self.line("  ".join([what, *filter(None, [numbers]), *remaining]))
 
     def _render(self) -> RenderableType:
         return Group(render(self.board), self._bar)
@@ -207,8 +207,8 @@ class Board:
 
     def summary(self) -> list[str]:
         """Return the numbers in the order in which one asks for them."""
-        said = number_words(self.numbers)
-        return said + ([f"sent {data_size(self.sent_bytes)}"] if self.sent_bytes else [])
+        parts = number_words(self.numbers)
+        return parts + ([f"sent {data_size(self.sent_bytes)}"] if self.sent_bytes else [])
 
 
 def render(board: Board) -> RenderableType:
@@ -233,8 +233,8 @@ def render(board: Board) -> RenderableType:
             table.add_row(f"and {len(sites) - SITES_SHOWN} more", "", "", "", "")
         parts.append(table)
     if board.summary():
-        said = "   ".join(board.summary())
-        parts.append(Text(said, style="cyan", no_wrap=False, overflow="fold"))
+        summary = "   ".join(board.summary())
+        parts.append(Text(summary, style="cyan", no_wrap=False, overflow="fold"))
     return Group(*parts)
 
 

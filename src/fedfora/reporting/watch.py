@@ -108,20 +108,20 @@ class RunStatus:
         return Group(Text(self.name, style="bold"), render(self.board), bar)
 
     def _line(self) -> str:
-        left = self._seconds_left()
+        remaining_s = self._seconds_left()
         return "   ".join(
             [
                 f"{self.axis} {self.position}/{self.total or '?'}",
                 *self.board.summary(),
-                *([] if left is None or self.over else [f"{clock(left)} left"]),
+                *([] if remaining_s is None or self.over else [f"{clock(remaining_s)} left"]),
             ]
         )
 
     def _clock(self) -> str:
         if self.over:
             return f"finished after {duration(self.seconds)}"
-        left, silent = self._seconds_left(), time.time() - self.heard
-        parts = [] if left is None else [f"{clock(left)} left"]
+        remaining_s, silent = self._seconds_left(), time.time() - self.heard
+        parts = [] if remaining_s is None else [f"{clock(remaining_s)} left"]
         parts += [f"last line {duration(silent)} ago"] if silent > QUIET_S else []
         return "  ".join(parts)
 

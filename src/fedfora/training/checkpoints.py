@@ -54,20 +54,20 @@ def checkpoint_to_resume(output_dir: str, resume_from: str | None) -> Path | Non
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """Return the whole checkpoint with the most steps; None where there is none."""
-    whole = [path for path in _checkpoints(run_dir) if (path / PROGRESS).is_file()]
-    return max(whole, key=_step, default=None)
+    complete = [path for path in _checkpoints(run_dir) if (path / PROGRESS).is_file()]
+    return max(complete, key=_step, default=None)
 
 
-def remove_checkpoints(run_dir: Path, *, but_to: Path | None) -> None:
+def remove_checkpoints(run_dir: Path, *, keep_up_to: Path | None) -> None:
     """Remove checkpoints that are no part of the training that begins now.
 
     Args:
         run_dir: The run directory.
-        but_to: The checkpoint it goes on from: whole ones up to there stay. None removes all.
+        keep_up_to: The checkpoint it goes on from: whole ones up to there stay. None removes all.
     """
     for path in list(_checkpoints(run_dir)):
-        whole = (path / PROGRESS).is_file()
-        if but_to is None or not whole or _step(path) > _step(but_to):
+        is_complete = (path / PROGRESS).is_file()
+        if keep_up_to is None or not is_complete or _step(path) > _step(keep_up_to):
             shutil.rmtree(path)
 
 

@@ -149,19 +149,19 @@ def check_gradients(model: nn.Module, batch: Batch) -> float:
     try:
         model.zero_grad()
         _, gradients = per_example_gradients(model, batch)
-        whole = _autograd(model)
+        expected = _autograd(model)
         _pass_alone(model, _without_padding({k: v[:1] for k, v in batch.items()}))
         alone = _autograd(model)
     finally:
         model.zero_grad()
         model.train(was_training)
-    largest = max(float(grad.abs().max()) for grad in whole.values())
+    largest = max(float(grad.abs().max()) for grad in expected.values())
     apart = max(
         max(
-            float((gradients[name].sum(0) - whole[name]).abs().max()),
+            float((gradients[name].sum(0) - expected[name]).abs().max()),
             float((gradients[name][0] - alone[name]).abs().max()),
         )
-        for name in whole
+        for name in expected
     )
     deviation = apart / max(largest, 1e-30)
     if not deviation <= TOLERANCE:
@@ -173,13 +173,13 @@ def check_gradients(model: nn.Module, batch: Batch) -> float:
 
 
 def _autograd(model: nn.Module) -> dict[str, Tensor]:
-    found = {
+    gradients = {
         name: p.grad.float().clone()
         for name, p in model.named_parameters()
         if p.requires_grad and p.grad is not None
     }
     model.zero_grad()
-    return found
+    return gradients
 
 
 def _pass_alone(model: nn.Module, row: Batch) -> None:

@@ -147,11 +147,11 @@ class Interruption(TrainerCallback):  # type: ignore[misc]  # transformers is un
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop if any process was asked to."""
-        asked = self.asked
+        stop_asked = self.asked
         if args.world_size > 1:
-            votes = torch.tensor([int(asked)], device=args.device)
+            votes = torch.tensor([int(stop_asked)], device=args.device)
             torch.distributed.all_reduce(votes)
-            asked = bool(votes.item())
-        if asked:
+            stop_asked = bool(votes.item())
+        if stop_asked:
             self.stopped_at = state.global_step
             control.should_save = control.should_training_stop = True

@@ -138,9 +138,9 @@ class LongTrainer(AdapterTrainer):
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         """Let this run's own intervals hold, not those stored in the checkpoint."""
-        found = super()._init_training_state(max_steps, *args, **kwargs)
+        state = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)
-        return found
+        return state
 
 
 def check_saved(directory: Path, state: AdapterState) -> None:

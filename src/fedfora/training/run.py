@@ -96,7 +96,7 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     if processes.is_first:
         first_step = 0 if resume_from is None else step_of(resume_from)
         record = _open_record(settings, earlier if goes_on_here else None)
-        remove_checkpoints(Path(run.output_dir), but_to=resume_from)
+        remove_checkpoints(Path(run.output_dir), keep_up_to=resume_from)
         _describe(record, settings, prepared, identity)
         record.log("started", steps=prepared.steps)
         view.total = prepared.steps
@@ -352,8 +352,10 @@ def _numel(parameter: Any) -> int:
 
 def _bytes_to_write(model: Any, settings: TrainSettings) -> int:
     """The adapter, and for each checkpoint that is kept the adapter and two moments, in float32."""
-    kept = (settings.checkpoint.save_total_limit or 1) + 1  # the newest is written before one goes
-    return 4 * _trainable(model) * (1 + 3 * kept)
+    num_checkpoints = (
+        settings.checkpoint.save_total_limit or 1
+    ) + 1  # the newest is written before one goes
+    return 4 * _trainable(model) * (1 + 3 * num_checkpoints)
 
 
 # Who else is told how a training goes: TensorBoard and its like, by name.

@@ -48,11 +48,11 @@ def scheduler_from(
     optimizer: Any, stretch: StepWindow, *, lr_scheduler_type: str, warmup_ratio: float
 ) -> LambdaLR:
     """Return the whole schedule, started where the stretch starts."""
-    whole = get_scheduler(
+    schedule = get_scheduler(
         lr_scheduler_type,
         optimizer=optimizer,
         num_warmup_steps=math.ceil(warmup_ratio * stretch.total_steps),
         num_training_steps=stretch.total_steps,
     )
-    rate_at, first = whole.lr_lambdas[0], stretch.first_step
+    rate_at, first = schedule.lr_lambdas[0], stretch.first_step
     return LambdaLR(optimizer, lambda step: rate_at(first + step))

@@ -70,8 +70,8 @@ def krum(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
 def multi_krum(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
     """Mean of the K - f changes closest to their neighbors (Blanchard et al. 2017, Sec. 5)."""
     scores_K = _krum_scores(rows_KN, f)
-    kept = scores_K.argsort(stable=True)[: max(1, len(rows_KN) - f)]
-    return rows_KN[kept.sort().values].mean(dim=0)
+    chosen = scores_K.argsort(stable=True)[: max(1, len(rows_KN) - f)]
+    return rows_KN[chosen.sort().values].mean(dim=0)
 
 
 @ROBUST.register("norm-clipping")

@@ -62,11 +62,11 @@ def truncate(update: AdapterState, rank: int) -> AdapterState:
     For one whose core is I and whose components are ordered by size, as `refactor` makes it, that
     is the closest adapter of that rank.
     """
-    kept = {
+    truncated = {
         "A": lambda value: value[:rank],
         "B": lambda value: value[:, :rank],
         "C": lambda value: value[:rank],
         "D": lambda value: value[:, :rank],
         "E": lambda value: value[:rank, :rank],
     }
-    return {name: kept[name.rpartition(".")[2]](value) for name, value in update.items()}
+    return {name: truncated[name.rpartition(".")[2]](value) for name, value in update.items()}

@@ -113,22 +113,22 @@ def save_checkpoint(
         save_adapter_to: Writes the adapter as PEFT reads it into a directory.
     """
     directory = run_directory / f"round-{progress.round_number:03d}"
-    beside = directory.with_name(f".{directory.name}.tmp")
-    remove(beside)
-    save_adapter_to(beside)
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    remove(temporary)
+    save_adapter_to(temporary)
     tensors = {f"adapter.{name}": value for name, value in progress.adapter.items()}
     tensors |= {f"server.{name}": value for name, value in progress.server.items()}
-    save_tensors(beside / _TENSORS, tensors)
+    save_tensors(temporary / _TENSORS, tensors)
     state = {
         "round_number": progress.round_number,
         "selection": asdict(progress.selection),
         "metrics_bytes": progress.metrics_bytes,
     }
-    (beside / _STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    sign_directory(beside)
-    _to_disk(beside)
+    (temporary / _STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    sign_directory(temporary)
+    _to_disk(temporary)
     remove(directory)
-    beside.rename(directory)
+    temporary.rename(directory)
     sync(run_directory)
     return directory
 
@@ -166,21 +166,23 @@ def find_checkpoints(run_directory: Path) -> dict[int, Path]:
 
 def publish_best(run_directory: Path, best_round: int) -> None:
     """Make `best` a copy of the best round's adapter, unless it is that already."""
-    place = run_directory / BEST
-    said = place / "round.json"
-    if said.is_file() and json.loads(said.read_text(encoding="utf-8"))["round"] == best_round:
+    target = run_directory / BEST
+    record = target / "round.json"
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["round"] == best_round:
         return
-    beside, old = run_directory / f".{BEST}.tmp", run_directory / f".{BEST}.old"
-    remove(beside)
+    temporary, old = run_directory / f".{BEST}.tmp", run_directory / f".{BEST}.old"
+    remove(temporary)
     remove(old)
     source = find_checkpoints(run_directory)[best_round]
-    shutil.copytree(source, beside, ignore=shutil.ignore_patterns(_STATE, f"{_TENSORS}*"))
-    sign_directory(beside)
-    (beside / "round.json").write_text(json.dumps({"round": best_round}) + "\n", encoding="utf-8")
-    _to_disk(beside)
-    if place.exists():
-        place.rename(old)
-    beside.rename(place)
+    shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(_STATE, f"{_TENSORS}*"))
+    sign_directory(temporary)
+    (temporary / "round.json").write_text(
+        json.dumps({"round": best_round}) + "\n", encoding="utf-8"
+    )
+    _to_disk(temporary)
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
     remove(old)
 
 
@@ -259,7 +261,7 @@ def resume_hint(output_dir: str | Path) -> str:
 
 
 def _best_round(directory: Path) -> int:
-    said = directory / BEST / "round.json"
-    if not said.is_file():
+    record = directory / BEST / "round.json"
+    if not record.is_file():
         return 0
-    return int(json.loads(said.read_text(encoding="utf-8"))["round"])
+    return int(json.loads(record.read_text(encoding="utf-8"))["round"])

@@ -125,12 +125,12 @@ def _of_one_mind(
     Raises:
         ValueError: If there is no such majority.
     """
-    held = {
+    facts = {
         node_id: tuple(str(site[what]) for what in MUST_MATCH)
         for node_id, site in described.items()
     }
-    began = [each for each in held.values() if each[0] == base_fingerprint]
-    candidates = began or list(held.values())
+    began = [each for each in facts.values() if each[0] == base_fingerprint]
+    candidates = began or list(facts.values())
     ((most, count),) = Counter(candidates).most_common(1)
     if 2 * count <= len(candidates):
         what = next(
@@ -143,7 +143,7 @@ def _of_one_mind(
     for site in described.values():
         if reason := _difference(site, dict(zip(MUST_MATCH, most, strict=True))):
             on_absent(str(site["name"]), reason)
-    return {node_id: site for node_id, site in described.items() if held[node_id] == most}
+    return {node_id: site for node_id, site in described.items() if facts[node_id] == most}
 
 
 def _difference(site: ConfigRecord, expected: Mapping[str, str]) -> str | None:

@@ -79,14 +79,14 @@ class RoundEvaluator:
         if settings.data.test_file is None:
             return {}
         examples = load_examples(settings.data.test_file, settings.data)
-        workplace = load_runtime(self.run_config)
-        workplace.load(from_record(arrays))
+        runtime = load_runtime(self.run_config)
+        runtime.load(from_record(arrays))
         examples = examples[: settings.evaluation.max_eval_samples]
         result = evaluate(
-            workplace.model,
-            workplace.base.tokenizer,
+            runtime.model,
+            runtime.base.tokenizer,
             examples,
-            workplace.prompts,
+            runtime.prompts,
             batch_size=settings.evaluation.per_device_eval_batch_size,
             max_new_tokens=settings.evaluation.max_new_tokens,
             on_batch=self.view.evaluated,

@@ -67,12 +67,12 @@ def _from_its_site(reply: Message, message: Message) -> Message:
 
 def _expected(replies: Iterable[Message], pending: dict[str, None]) -> dict[str, Message]:
     """Return the replies to pending messages by the message's id, and strike those off."""
-    found = {}
+    expected = {}
     for reply in replies:
         message_id = reply.metadata.reply_to_message_id
         if message_id in pending:
             del pending[message_id]
-            found[message_id] = reply
+            expected[message_id] = reply
         else:
             logger.warning("ignored a reply to a message that is not waited for")
-    return found
+    return expected

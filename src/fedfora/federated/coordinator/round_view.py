@@ -58,11 +58,11 @@ class RoundLog(RoundWatcher):
         self.used: list[SiteResult] = []
         self.refused: list[dict[str, Any]] = []
 
-    def open(self, round_number: int, drawn: list[str]) -> None:
+    def open(self, round_number: int, sampled: list[str]) -> None:
         """Begin a round with these sites."""
-        self.round_number, self.drawn = round_number, drawn
+        self.round_number, self.drawn = round_number, sampled
         self.used, self.refused = [], []
-        begin_round(self.record.directory, round_number, drawn)
+        begin_round(self.record.directory, round_number, sampled)
 
     def contributed(self, contribution: SiteResult) -> None:
         """Note an update that was taken in."""
@@ -82,11 +82,11 @@ class RoundLog(RoundWatcher):
         Raises:
             ValueError: Naming the sites that are missing, and why.
         """
-        rounds, used, drawn = self.rounds, len(self.used), len(self.drawn)
-        needed = max(1, rounds.min_clients, math.ceil(rounds.min_client_fraction * drawn))
+        rounds, used, num_sampled = self.rounds, len(self.used), len(self.drawn)
+        needed = max(1, rounds.min_clients, math.ceil(rounds.min_client_fraction * num_sampled))
         if used >= needed:
             return
-        have = f"only {used} of {drawn} sites" if used else "no site"
+        have = f"only {used} of {num_sampled} sites" if used else "no site"
         reasons = [f"{entry['site']}: {entry['reason']}" for entry in self.refused[:SHOWN]]
         more = f"; and {len(self.refused) - SHOWN} more" if len(self.refused) > SHOWN else ""
         raise ValueError(

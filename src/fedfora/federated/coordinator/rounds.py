@@ -155,7 +155,7 @@ class _Rounds:
             open_ledger(settings.privacy, settings.run.output_dir, "sites"),
             num_sites=settings.federation.clients_per_round or len(agreement.sites),
             num_rounds=settings.federation.num_rounds,
-            fewest=self._min_noise_shares(),
+            min_noise_shares=self._min_noise_shares(),
         )
         self.strategy = AdapterStrategy(
             # Where the noise is shared the sites have clipped, and the sum is noisy.
@@ -209,11 +209,11 @@ class _Rounds:
         number = before.round_number + 1
         self._let_in(number)
         arrays = to_record(before.adapter)
-        drawn = [site.name for site in self.strategy.sample(number)]
+        sampled = [site.name for site in self.strategy.sample(number)]
         if self.site_privacy is not None:
             self.site_privacy.begin(number)
-        self.ledger.open(number, drawn)
-        self.view.round_started(number, self.settings.federation.num_rounds, drawn)
+        self.ledger.open(number, sampled)
+        self.view.round_started(number, self.settings.federation.num_rounds, sampled)
         aggregated, metrics = self.strategy.aggregate_train(
             number,
             receive(

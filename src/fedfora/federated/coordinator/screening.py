@@ -154,12 +154,12 @@ def check_arrays(record: ArrayRecord, example: ArrayRecord) -> None:
         raise RejectedError(f"arrays: expected {list(example)}, got {list(record)[:10]}")
     for name, array in example.items():
         for what in ("dtype", "shape", "stype"):
-            wanted, got = getattr(array, what), getattr(record[name], what)
-            if got != wanted:
-                raise RejectedError(f"{what} of {name!r}: expected {wanted}, got {got}")
-        wanted, got = len(array.data), len(record[name].data)
-        if got != wanted:
-            raise RejectedError(f"size of {name!r}: expected {wanted} bytes, got {got}")
+            expected_value, got = getattr(array, what), getattr(record[name], what)
+            if got != expected_value:
+                raise RejectedError(f"{what} of {name!r}: expected {expected_value}, got {got}")
+        expected_value, got = len(array.data), len(record[name].data)
+        if got != expected_value:
+            raise RejectedError(f"size of {name!r}: expected {expected_value} bytes, got {got}")
 
 
 def _inspect(
@@ -191,11 +191,15 @@ def _inspect(
 
 
 def _check_origin(content: RecordDict, expected: Origin) -> None:
-    if content[ORIGIN] != (wanted := expected.to_record()):
+    if content[ORIGIN] != (expected_origin := expected.to_record()):
         got = dict(content[ORIGIN])
-        wrong = [f"{name} {got.get(name)!r}, not {wanted[name]!r}" for name in wanted]
         wrong = [
-            text for text, name in zip(wrong, wanted, strict=True) if got.get(name) != wanted[name]
+            f"{name} {got.get(name)!r}, not {expected_origin[name]!r}" for name in expected_origin
+        ]
+        wrong = [
+            text
+            for text, name in zip(wrong, expected_origin, strict=True)
+            if got.get(name) != expected_origin[name]
         ]
         raise RejectedError(f"origin: {'; '.join(wrong) or 'more than was asked for'}")
 

@@ -114,10 +114,10 @@ class SecureRounds:
         """
         self._grid, self._reasons, self._uplink_bytes = grid, [], {}
         self._collect_keys(nodes if self._keys else self.numbers)
-        asked = {self.numbers[node] for node in nodes} - self._excluded
-        drawn = sorted(asked.intersection(self._keys))
-        terms = Terms(round_number, tuple(drawn), self.threshold, digest_of(self._keys))
-        self._code = FixedPoint(self.value_range, len(drawn), self.max_weight)
+        candidates = {self.numbers[node] for node in nodes} - self._excluded
+        sampled = sorted(candidates.intersection(self._keys))
+        terms = Terms(round_number, tuple(sampled), self.threshold, digest_of(self._keys))
+        self._code = FixedPoint(self.value_range, len(sampled), self.max_weight)
         self._round = SecureRound(terms, vector_size(num_numbers), task)
         for node, reply in self._ask(SHARE, self._invitations(terms)):
             try:

@@ -81,7 +81,7 @@ class SitePrivacy:
             self.ledger,
             clipping_norm=self.clipping_norm,
             num_sites=self.num_sites,
-            fewest=self.min_noise_shares,
+            min_noise_shares=self.min_noise_shares,
         )
 
 
@@ -91,13 +91,15 @@ def site_privacy_of(
     *,
     num_sites: int,
     num_rounds: int,
-    fewest: int = 0,
+    min_noise_shares: int = 0,
 ) -> SitePrivacy | None:
     """Return what the user asks for; None where sites are not to be hidden."""
     if arguments.privacy_unit != "site":
         return None
     noise_multiplier = site_noise_multiplier(arguments, num_rounds=num_rounds)
-    return SitePrivacy(noise_multiplier, arguments.clipping_norm, num_sites, ledger, fewest)
+    return SitePrivacy(
+        noise_multiplier, arguments.clipping_norm, num_sites, ledger, min_noise_shares
+    )
 
 
 def record_event(

@@ -167,18 +167,18 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         if clients_per_round is None or not self.settings.rule_of_round(server_round - 1).sends:
             return sites
         rng = random.Random(derive_seed(self.settings.train.seed, "sample", server_round))
-        drawn = rng.sample(sites, min(clients_per_round, len(sites)))
-        return sorted(drawn, key=lambda site: site.index)
+        sampled = rng.sample(sites, min(clients_per_round, len(sites)))
+        return sorted(sampled, key=lambda site: site.index)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one message for each site of the round."""
         exchange = self._exchange = self._exchange_of(server_round, arrays)
-        drawn = self.sample(server_round)
-        extra = self._extra(server_round, exchange, drawn, grid)
+        sampled = self.sample(server_round)
+        extra = self._extra(server_round, exchange, sampled, grid)
         contents = {}
-        for site in drawn:
+        for site in sampled:
             if site.node_id in extra:
                 has_frozen = self._frozen_at.get(site.node_id) == exchange.digest
                 content = exchange.message(site.rank, has_frozen=has_frozen)
@@ -257,15 +257,15 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         ]
 
     def _extra(
-        self, server_round: int, exchange: RoundMessages, drawn: list[SiteInfo], grid: Grid
+        self, server_round: int, exchange: RoundMessages, sampled: list[SiteInfo], grid: Grid
     ) -> Mapping[int, Mapping[str, ConfigRecord]]:
         """Return, for each site that is asked to train, what secure aggregation tells it."""
         if self.secure is None:
-            return {site.node_id: {} for site in drawn}
+            return {site.node_id: {} for site in sampled}
         rule = exchange.rule
-        given = part(exchange.adapter, rule.travels + rule.frozen)
-        task = digest_of_task(rule.name, given, agreed_part(self.settings.run_config()))
-        nodes = [site.node_id for site in drawn]
+        received = part(exchange.adapter, rule.travels + rule.frozen)
+        task = digest_of_task(rule.name, received, agreed_part(self.settings.run_config()))
+        nodes = [site.node_id for site in sampled]
         size = Layout.of(exchange.current).size
         return self.secure.open(grid, server_round, nodes, size, task)
 
@@ -278,7 +278,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Fold what the sum of the masked updates says; how far it misses, nobody can tell."""
         origin = Origin(server_round, self.base_fingerprint, self.layout.digest)
-        taken = 0
+        num_accepted = 0
         for reply in replies:
             site = self.sites[reply.metadata.src_node_id]
             try:
@@ -288,7 +288,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
                 self._frozen_at.pop(site.node_id, None)
                 self.watcher.rejected(site.name, str(error))
                 continue
-            taken += 1
+            num_accepted += 1
             self._frozen_at[site.node_id] = exchange.digest
             uplink_bytes = payload_bytes(masked) + secure.uplink_bytes(site.node_id)
             downlink_bytes = self._downlink_bytes[site.node_id]
@@ -299,7 +299,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         change = unflatten(summed.mean_N.astype(np.float32), Layout.of(exchange.current))
         update = {name: value + change[name] for name, value in exchange.current.items()}
         adapter, _ = self.aggregator.aggregate(exchange, [(update, float(summed.weight))])
-        return to_record(adapter), MetricRecord({"loss": summed.loss, "sites": taken})
+        return to_record(adapter), MetricRecord({"loss": summed.loss, "sites": num_accepted})
 
     def _weighted(
         self,

@@ -134,9 +134,9 @@ class SecureSite:
         opened = OpenRound(terms, new_secret(), new_secret())
         self.memory.open_round = opened
         neighbors = terms.graph[self.site]
-        wanted = {"threshold": terms.threshold, "num_shares": len(neighbors)}
-        seed_shares = split(opened.seed, **wanted)
-        key_shares = split(opened.private_key, **wanted)
+        expected = {"threshold": terms.threshold, "num_shares": len(neighbors)}
+        seed_shares = split(opened.seed, **expected)
+        key_shares = split(opened.private_key, **expected)
         return RoundKeys(
             key=self.identity.sign(
                 self.site, public_key(opened.private_key), context=round_context(terms)
@@ -166,7 +166,7 @@ class SecureSite:
             raise ValueError("this round's vector was masked already")
         present = self._check_delivery(opened.terms, delivery)
         unsealed = {v: self._unseal(opened.terms, v, delivery.sealed[v]) for v in present}
-        held = {v: shares for v, shares in unsealed.items() if shares}
+        received = {v: shares for v, shares in unsealed.items() if shares}
         for neighbor in present:
             key = delivery.keys[neighbor]
             verify(key, self.pinned[neighbor], context=round_context(opened.terms))
@@ -174,7 +174,7 @@ class SecureSite:
             seed = agree(opened.private_key, key.public, context=context)
             (add_mask if self.site < neighbor else subtract_mask)(vector, seed)
         add_mask(vector, opened.seed)
-        opened.present, opened.held = delivery.present, held
+        opened.present, opened.held = delivery.present, received
 
     def confirm(self, survivors: tuple[int, ...]) -> bytes:
         """Third answer: sign the list of survivors; one list a round, so no other can be revealed.
@@ -250,8 +250,8 @@ class SecureSite:
             raise ValueError("this site has not sent a vector in the round")
         if self.site not in survivors or not survivors <= set(opened.present):
             raise ValueError("the survivors are not among the sites that were present")
-        near = survivors.intersection(terms.graph[self.site])
-        _require_enough(terms, "have sent a vector", len(survivors), len(near))
+        neighbors_present = survivors.intersection(terms.graph[self.site])
+        _require_enough(terms, "have sent a vector", len(survivors), len(neighbors_present))
         if not is_connected(terms.graph, survivors):
             raise ValueError("the survivors fall apart into groups, whose sums would show")
 
@@ -301,14 +301,15 @@ class SecureSite:
         return self.memory.open_round
 
 
-def _require_enough(terms: Terms, what: str, everybody: int, near: int) -> None:
+def _require_enough(terms: Terms, what: str, everybody: int, neighbors_present: int) -> None:
     if everybody < terms.min_survivors:
         raise ValueError(
             f"{everybody} of {len(terms.participants)} sites {what}, fewer than the "
             f"{terms.min_survivors} that the threshold asks for"
         )
-    if near < terms.threshold:
+    if neighbors_present < terms.threshold:
         raise ValueError(
-            f"{near} of {terms.degree} neighbors {what}, fewer than the {terms.threshold} that "
+            f"{neighbors_present} of {terms.degree} neighbors {what}, fewer than the "
+            f"{terms.threshold} that "
             "the threshold asks for"
         )

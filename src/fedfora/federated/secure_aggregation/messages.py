@@ -55,15 +55,15 @@ def draw_graph(sites: Sequence[int], degree: int, seed: bytes) -> Graph:
     }
 
 
-def is_connected(graph: Graph, kept: Collection[int]) -> bool:
+def is_connected(graph: Graph, members: Collection[int]) -> bool:
     """Return whether the kept sites still hang together; if not, parts of the sum would show."""
-    left = set(kept)
-    reached = [left.pop()] if left else []
+    unvisited = set(members)
+    reached = [unvisited.pop()] if unvisited else []
     while reached:
-        new = left.intersection(graph[reached.pop()])
-        left -= new
+        new = unvisited.intersection(graph[reached.pop()])
+        unvisited -= new
         reached += new
-    return not left
+    return not unvisited
 
 
 def share_threshold(degree: int, fraction: float) -> int:

@@ -241,10 +241,10 @@ class SecureRound:
                 f"{terms.fraction} asks for {terms.min_survivors}"
             )
         for site in sites:
-            near = len(set(sites).intersection(terms.graph[site]))
-            if near < terms.threshold:
+            neighbors_present = len(set(sites).intersection(terms.graph[site]))
+            if neighbors_present < terms.threshold:
                 raise RoundLost(
-                    f"{near} of the {terms.degree} neighbors of site {site} {what}; "
+                    f"{neighbors_present} of the {terms.degree} neighbors of site {site} {what}; "
                     f"--secagg_threshold {terms.fraction} asks for {terms.threshold}"
                 )
         if not is_connected(terms.graph, sites):

@@ -98,16 +98,16 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
 
 def describe(message: Message, context: Context) -> Message:
     """Answer with what the coordinator must know before the first round."""
-    workplace, site = _open(context)
-    content = RecordDict({"site": _description(workplace, site)})
-    own_part = sign_part(context.node_config, site.index, workplace.base_fingerprint)
+    runtime, site = _open(context)
+    content = RecordDict({"site": _description(runtime, site)})
+    own_part = sign_part(context.node_config, site.index, runtime.base_fingerprint)
     content["site"].update(own_part)
     if message.content["ask"]["adapter"]:
-        config, record = workplace.form()
-        content["fresh"] = pack(workplace.fresh, workplace.layout)
+        config, record = runtime.form()
+        content["fresh"] = pack(runtime.fresh, runtime.layout)
         content["form"] = ConfigRecord(
             {
-                "layout": workplace.layout.to_json(),
+                "layout": runtime.layout.to_json(),
                 "adapter-config": json.dumps(config),
                 "record": json.dumps(record),
             }
@@ -117,25 +117,25 @@ def describe(message: Message, context: Context) -> Message:
 
 def train(message: Message, context: Context, on_step: SiteReport) -> Message:
     """Judge the received adapter on the rows kept back, then train it for one round."""
-    workplace, site = _open(context)
-    secure = _is_secure(workplace)
+    runtime, site = _open(context)
+    secure = _is_secure(runtime)
     if not secure:
         secure_answers.check_in_clear(context)
-    assignment = read_assignment(message.content, context.state, workplace.fresh)
-    validation_loss, validation_tokens = validate(workplace, site, assignment.adapter)
+    assignment = read_assignment(message.content, context.state, runtime.fresh)
+    validation_loss, validation_tokens = validate(runtime, site, assignment.adapter)
     arrays, result, private_loss = carry_out(
-        workplace,
+        runtime,
         site,
         assignment,
         context.state,
         seed=secure_answers.seed_of_order(context, assignment.round_index + 1),
         on_step=lambda report: on_step(site.name, report),
     )
-    origin = Origin(assignment.round_index + 1, workplace.base_fingerprint, workplace.layout.digest)
+    origin = Origin(assignment.round_index + 1, runtime.base_fingerprint, runtime.layout.digest)
     content = RecordDict({ARRAYS: arrays, ORIGIN: origin.to_record()})
     if secure:
         content[ARRAYS] = hide_result(
-            message.content, context, workplace, site, assignment, arrays, result
+            message.content, context, runtime, site, assignment, arrays, result
         )
         return Message(content, reply_to=message)
     report = Report(
@@ -156,30 +156,30 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Judge the received adapter on the rows kept back."""
     secure_answers.check_in_clear(context)  # a loss tells something, too
-    workplace, site = _open(context)
+    runtime, site = _open(context)
     round_index = int(message.content["config"]["round-index"])
     state = memory_of(context).read(before=round_index + 2)
-    assignment = read_assignment(message.content, state, workplace.fresh)
-    loss, tokens = validate(workplace, site, assignment.adapter)
+    assignment = read_assignment(message.content, state, runtime.fresh)
+    loss, tokens = validate(runtime, site, assignment.adapter)
     metrics = MetricRecord({"validation-loss": loss, "validation-tokens": tokens})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 
 def _open(context: Context) -> tuple[SiteRuntime, SiteData]:
-    workplace = load_runtime(context.run_config)
-    return workplace, site_of(workplace, context.node_config)
+    runtime = load_runtime(context.run_config)
+    return runtime, site_of(runtime, context.node_config)
 
 
-def _description(workplace: SiteRuntime, site: SiteData) -> ConfigRecord:
+def _description(runtime: SiteRuntime, site: SiteData) -> ConfigRecord:
     return ConfigRecord(
         {
             "index": site.index,
             "name": site.name,
-            "rows": 0 if _is_secure(workplace) else len(site.encoded),
+            "rows": 0 if _is_secure(runtime) else len(site.encoded),
             "rank": site.rank,
-            "data-digest": public_digest(workplace.settings, site),
-            "base-fingerprint": workplace.base_fingerprint,
-            "layout-digest": workplace.layout.digest,
+            "data-digest": public_digest(runtime.settings, site),
+            "base-fingerprint": runtime.base_fingerprint,
+            "layout-digest": runtime.layout.digest,
         }
     )
 
@@ -194,8 +194,8 @@ def public_digest(settings: FederationSettings, site: SiteData) -> str:
     return "" if hidden else site.digest
 
 
-def _is_secure(workplace: SiteRuntime) -> bool:
-    return workplace.settings.secure.secure_aggregation
+def _is_secure(runtime: SiteRuntime) -> bool:
+    return runtime.settings.secure.secure_aggregation
 
 
 def _seed(context: Context) -> int:
@@ -206,7 +206,7 @@ def _seed(context: Context) -> int:
 
 
 def carry_out(
-    workplace: SiteRuntime,
+    runtime: SiteRuntime,
     site: SiteData,
     assignment: Assignment,
     state: RecordDict,
@@ -217,7 +217,7 @@ def carry_out(
     """Train for one round.
 
     Args:
-        workplace: Base model and settings.
+        runtime: Base model and settings.
         site: Whose rows.
         assignment: What to do.
         state: The site's memory; personal factors and what the travel format lost are kept there.
@@ -231,9 +231,9 @@ def carry_out(
     rule, start = assignment.rule, assignment.adapter
     below = None
     if rule.on_top:
-        below, start = start, fresh_start(workplace, site, assignment.round_index)
+        below, start = start, fresh_start(runtime, site, assignment.round_index)
     trained, result = train_round(
-        workplace,
+        runtime,
         site,
         start,
         below=below,
@@ -247,29 +247,29 @@ def carry_out(
         adapter = absorb(adapter)
     if rule.personal:
         state["personal"] = to_record(part(adapter, rule.personal))
-        workplace.keep(site, adapter)
-    private_loss = 0.0 if rule.sends else _keep_the_better(workplace, site, start, adapter)
-    arrays = _packed(workplace, rule, adapter, start, state)
+        runtime.keep(site, adapter)
+    private_loss = 0.0 if rule.sends else _keep_the_better(runtime, site, start, adapter)
+    arrays = _packed(runtime, rule, adapter, start, state)
     return arrays, result, private_loss
 
 
 def _keep_the_better(
-    workplace: SiteRuntime, site: SiteData, received: AdapterState, private: AdapterState
+    runtime: SiteRuntime, site: SiteData, received: AdapterState, private: AdapterState
 ) -> float:
     """Save the private adapter where it wins on the site's rows kept back, else the received one.
 
     Returns the private one's loss on them.
     """
-    received_loss, _ = validate(workplace, site, received)
-    private_loss, _ = validate(workplace, site, private)
-    workplace.keep(site, private if private_loss < received_loss else received)
+    received_loss, _ = validate(runtime, site, received)
+    private_loss, _ = validate(runtime, site, private)
+    runtime.keep(site, private if private_loss < received_loss else received)
     return private_loss
 
 
 def hide_result(
     content: RecordDict,
     context: Context,
-    workplace: SiteRuntime,
+    runtime: SiteRuntime,
     site: SiteData,
     assignment: Assignment,
     arrays: ArrayRecord,
@@ -282,15 +282,15 @@ def hide_result(
     Args:
         content: Of the message that asked for the training.
         context: The site's; its memory of the round is there.
-        workplace: Base model and settings.
+        runtime: Base model and settings.
         site: Whose rows.
         assignment: What was to do.
         arrays: What `carry_out` packed, in float32.
         result: What the training did.
     """
-    settings, start = workplace.settings, part(assignment.adapter, assignment.rule.sends)
+    settings, start = runtime.settings, part(assignment.adapter, assignment.rule.sends)
     layout = Layout.of(start)
-    given = part(assignment.adapter, assignment.rule.travels + assignment.rule.frozen)
+    received = part(assignment.adapter, assignment.rule.travels + assignment.rule.frozen)
     update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
     number, noise, ledger = assignment.round_index + 1, None, None
     if settings.privacy.privacy_unit == "site":
@@ -307,7 +307,7 @@ def hide_result(
         context,
         seed=settings.train.seed,
         round_number=number,
-        task=digest_of_task(assignment.rule.name, given, agreed_part(settings.run_config())),
+        task=digest_of_task(assignment.rule.name, received, agreed_part(settings.run_config())),
         weight=weights[settings.aggregation.weighting],
         loss=result.loss,
         value_range=settings.secure.secagg_range,
@@ -320,14 +320,14 @@ def hide_result(
     return hidden
 
 
-def fresh_start(workplace: SiteRuntime, site: SiteData, round_index: int) -> AdapterState:
+def fresh_start(runtime: SiteRuntime, site: SiteData, round_index: int) -> AdapterState:
     """Return the fresh adapter that a site and the coordinator draw alike for a round."""
-    shapes = dict(workplace.layout.at_rank(site.rank).shapes)
-    return draw_fresh(shapes, seed=workplace.settings.train.seed, round_index=round_index)
+    shapes = dict(runtime.layout.at_rank(site.rank).shapes)
+    return draw_fresh(shapes, seed=runtime.settings.train.seed, round_index=round_index)
 
 
 def _packed(
-    workplace: SiteRuntime,
+    runtime: SiteRuntime,
     rule: Rule,
     adapter: AdapterState,
     start: AdapterState,
@@ -337,11 +337,11 @@ def _packed(
 
     It can where the factors mean the same then, as they do not when each round makes new ones.
     """
-    chosen = workplace.settings.aggregation
+    chosen = runtime.settings.aggregation
     update, reference = part(adapter, rule.sends), part(start, rule.sends)
     layout, form = Layout.of(update), FORMATS[chosen.update_dtype]
-    kept = state.get("lost", {})
-    lost = kept[layout.digest].numpy() if layout.digest in kept else None
+    feedback = state.get("lost", {})
+    lost = feedback[layout.digest].numpy() if layout.digest in feedback else None
     record, lost = pack_with_feedback(update, reference, lost, layout, form)
     aligned = rule.gauge == "result" and chosen.gauge == "aligned"
     if lost is not None and (rule.keeps_coordinates or aligned):

@@ -37,13 +37,13 @@ def open_identity(node_config: Mapping[str, Scalar], *, seed: int) -> tuple[Iden
         ValueError: If only some of the three are named, or a file cannot be read.
     """
     needed = (SIGNING_KEY, SITE_KEYS, SITE_STATE)
-    named = [name for name in needed if name in node_config]
-    if not named:
+    names = [name for name in needed if name in node_config]
+    if not names:
         index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
         return simulated_identity(seed, index), _simulated_pins(seed, count)
-    if missing := [name for name in needed if name not in named]:
+    if missing := [name for name in needed if name not in names]:
         raise ValueError(
-            f"the node's configuration names {' and '.join(named)}, but not {' and '.join(missing)}"
+            f"the node's configuration names {' and '.join(names)}, but not {' and '.join(missing)}"
         )
     private = read_signing_key(Path(str(node_config[SIGNING_KEY])))
     return Identity(private.private_bytes_raw()), read_site_keys(Path(str(node_config[SITE_KEYS])))

@@ -165,19 +165,23 @@ def hide(
             raise ValueError(f"round {round_number} was not shared for by this site")
         code = FixedPoint(value_range, len(opened.terms.participants), max_weight)
         if shared_noise is None:
-            made = contribution(update_N, weight=weight, loss=loss, code=code, max_norm=max_norm)
+            contribution_made = contribution(
+                update_N, weight=weight, loss=loss, code=code, max_norm=max_norm
+            )
         else:
             shared_noise.check(opened.terms, code)
             noise_N = shared_noise.draw(len(update_N), opened.terms, code)
             clipping_norm = shared_noise.clipping_norm
-            made = contribution_with_noise(
+            contribution_made = contribution_with_noise(
                 update_N, noise_N, code=code, clipping_norm=clipping_norm
             )
         if (answered := answered_rounds(context)) is not None:
             answered.leave(_run_of(context), round_number)
-        _say_what_was_cut(made, round_number, value_range=value_range, max_norm=max_norm)
-        site.mask(made.words, read_delivery(_delivery_in(content)), task=task)
-        return ArrayRecord({WORDS: Array(made.words)})
+        _say_what_was_cut(
+            contribution_made, round_number, value_range=value_range, max_norm=max_norm
+        )
+        site.mask(contribution_made.words, read_delivery(_delivery_in(content)), task=task)
+        return ArrayRecord({WORDS: Array(contribution_made.words)})
 
 
 def _say_what_was_cut(
@@ -225,8 +229,8 @@ def reveal(content: RecordDict, context: Context, *, seed: int) -> RecordDict:
 def _secure_site(context: Context, seed: int) -> Iterator[SecureSite]:
     """Lend the site with its memory; what changed in it is kept, also after an error."""
     identity, pinned = open_identity(context.node_config, seed=seed)
-    kept = context.state.get(STATE)
-    memory = read_memory(kept) if kept is not None else Memory()
+    stored = context.state.get(STATE)
+    memory = read_memory(stored) if stored is not None else Memory()
     index = int(context.node_config["partition-id"])
     try:
         yield SecureSite(index, identity, pinned, memory)

@@ -188,11 +188,11 @@ class RoundMessages:
 
     def start(self, rank: int) -> AdapterState:
         """Return what a site of a rank trains from, as far as it sends it back."""
-        whole = self.adapter
+        adapter = self.adapter
         if self.rule.on_top:
-            shapes = dict(Layout.of(whole).at_rank(rank).shapes)
-            whole = draw_fresh(shapes, seed=self.seed, round_index=self.round_index)
-        return truncate(part(whole, self.rule.sends), rank)
+            shapes = dict(Layout.of(adapter).at_rank(rank).shapes)
+            adapter = draw_fresh(shapes, seed=self.seed, round_index=self.round_index)
+        return truncate(part(adapter, self.rule.sends), rank)
 
     def expected(self, rank: int, origin: Origin) -> ExpectedReply:
         """Return what an honest answer of a site of a rank looks like."""

@@ -229,19 +229,19 @@ def read_broker(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"--rabbitmq {path}: no such file")
     try:
-        said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        options_given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"--rabbitmq {path}: {error}") from None
-    if not isinstance(said, dict):
+    if not isinstance(options_given, dict):
         raise ValueError(f"--rabbitmq {path}: expected keys and values")
     for key in REQUIRED:
-        if key not in said:
+        if key not in options_given:
             raise ValueError(f"--rabbitmq {path}: {key} is missing")
-    for key in said:
+    for key in options_given:
         if key not in (*REQUIRED, *OPTIONAL):
             known = ", ".join((*REQUIRED, *OPTIONAL))
             raise ValueError(f"--rabbitmq {path}: unknown key {key}; there are {known}")
-    options = OPTIONAL | said
+    options = OPTIONAL | options_given
     for key in ("port", "mng_port"):
         if not isinstance(options[key], int) or not 0 < options[key] < 65_536:
             raise ValueError(f"--rabbitmq {path}: {key} {options[key]!r} is no port")
@@ -249,8 +249,8 @@ def read_broker(path: str) -> dict[str, Any]:
         raise ValueError(f"--rabbitmq {path}: mode {options['mode']}: one of {', '.join(MODES)}")
     if options["mode"] == "replication" and not options["route_table"]:
         raise ValueError(f"--rabbitmq {path}: mode replication needs a route_table")
-    place = "federation.rabbitmq"
-    return {place: options, f"{place}.host": options["host"], f"{place}.port": options["port"]}
+    prefix = "federation.rabbitmq"
+    return {prefix: options, f"{prefix}.host": options["host"], f"{prefix}.port": options["port"]}
 
 
 def open_vhosts(federation: Any, party: Party, parties: list[Party], *, timeout_s: float) -> None:

@@ -117,16 +117,16 @@ class Learner:
         settings, fate = self.settings, self.settings.fate
         seed = share_seed(ctx, settings.train.seed)
         conf = runner_conf(settings, seed=seed)
-        made = _make(conf["model_conf"])
-        share = self._settle(ctx, made, seed)
+        model = _make(conf["model_conf"])
+        share = self._settle(ctx, model, seed)
 
-        record = self._open_record(conf, seed, made.base_fingerprint)
+        record = self._open_record(conf, seed, model.base_fingerprint)
         watcher = Watcher(
             self.view, record, federation, num_rounds=fate.num_rounds, on_round=self.on_round
         )
         client = FateClient(
             ctx,
-            made.peft_model,
+            model.peft_model,
             num_rows=len(self.rows),
             share=share,
             local_steps=fate.local_steps,
@@ -136,12 +136,14 @@ class Learner:
             inner_dim=settings.adapter.inner_dim,
             on_round=watcher.round_finished,
         )
-        self._train(made, client, watcher, seed=derive_seed(seed, "train", *federation.local_party))
+        self._train(
+            model, client, watcher, seed=derive_seed(seed, "train", *federation.local_party)
+        )
         save_adapter(
             Path(settings.run.output_dir),
-            read_state(made.peft_model),
-            adapter_config(made.peft_model),
-            adapter_record(self.rows.prompts, made.base_fingerprint),
+            read_state(model.peft_model),
+            adapter_config(model.peft_model),
+            adapter_record(self.rows.prompts, model.base_fingerprint),
         )
 
     def _settle(self, ctx: Any, made: Any, seed: int) -> float:
@@ -163,7 +165,7 @@ class Learner:
         write_state(model, unfold(start, seed=seed, inner_dim=self.settings.adapter.inner_dim))
         return share
 
-    def _train(self, made: Any, client: FateClient, watcher: Watcher, *, seed: int) -> None:
+    def _train(self, model: Any, client: FateClient, watcher: Watcher, *, seed: int) -> None:
         fate = self.settings.fate
 
         def after_step(report: StepReport) -> None:
@@ -172,8 +174,8 @@ class Learner:
 
         num_steps = fate.num_rounds * fate.local_steps
         train_locally(
-            made.peft_model,
-            made.base.tokenizer,
+            model.peft_model,
+            model.base.tokenizer,
             self.rows.encoded,
             self.settings.train,
             stretch=StepWindow(first_step=0, num_steps=num_steps, total_steps=num_steps),

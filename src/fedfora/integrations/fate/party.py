@@ -106,11 +106,12 @@ def require_fate() -> None:
             f"fedfora for no older one); this is Python {'.'.join(python)} on {sys.platform} "
             f"{machine}"
         )
-    found = {name: _version(name) for name in PACKAGES}
+    installed = {name: _version(name) for name in PACKAGES}
     wrong = [
-        f"{name} {wanted or ''}".rstrip() + (f" (found {found[name]})" if found[name] else "")
+        f"{name} {wanted or ''}".rstrip()
+        + (f" (found {installed[name]})" if installed[name] else "")
         for name, wanted in PACKAGES.items()
-        if found[name] is None or wanted not in (None, found[name])
+        if installed[name] is None or wanted not in (None, installed[name])
     ]
     if wrong:
         raise ValueError(f"FATE is not installed, missing: {', '.join(wrong)}; {INSTALL}")

@@ -22,11 +22,11 @@ def runner_conf(settings: FateSettings, *, seed: int) -> dict[str, Any]:
     name, train, fate = settings.model.model_name_or_path, settings.train, settings.fate
     base = {k: v for k, v in asdict(settings.model).items() if k != "model_name_or_path"}
     data = {k: v for k, v in asdict(settings.data).items() if k not in NOT_FOR_FATE}
-    here = "fedfora.integrations.fate"
+    package = "fedfora.integrations.fate"
     return {
         "algo": "fedavg",
         "model_conf": _item(
-            f"{here}.pellm",
+            f"{package}.pellm",
             "ForaCausalLM",
             pretrained_path=name,
             peft_type="ForaConfig",
@@ -34,9 +34,11 @@ def runner_conf(settings: FateSettings, *, seed: int) -> dict[str, Any]:
             seed=seed,
             **base,
         ),
-        "dataset_conf": _item(f"{here}.dataset", "AnswerRows", tokenizer_name_or_path=name, **data),
+        "dataset_conf": _item(
+            f"{package}.dataset", "AnswerRows", tokenizer_name_or_path=name, **data
+        ),
         "data_collator_conf": _item(
-            f"{here}.dataset", "answer_collator", tokenizer_name_or_path=name
+            f"{package}.dataset", "answer_collator", tokenizer_name_or_path=name
         ),
         "training_args_conf": {
             "max_steps": fate.num_rounds * fate.local_steps,
