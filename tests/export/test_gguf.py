@@ -4,6 +4,7 @@ llama.cpp needs the base as GGUF too; its converter is no package, so a small on
 stands here. It shares nothing with the exporter but the names of tensors.
 """
 
+import json
 from importlib.util import find_spec
 
 import numpy as np
@@ -11,12 +12,17 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fedfora import ForaConfig
 from fedfora.cli.main import main
+from fedfora.data.encoding import PromptFormat, encode_prompt
+from fedfora.data.loading import Example
 from fedfora.export.gguf import INSTALL, llama_cpp_logits, to_gguf
+from fedfora.export.gguf_model import model_to_gguf
 from fedfora.export.run import deviation, logits, probe
+from fedfora.models.resolve import model_path
+from fedfora.models.saving import adapter_record
 
 gguf = pytest.importorskip("gguf")
 needs_llama_cpp = pytest.mark.skipif(
@@ -34,6 +40,9 @@ WIDTHS = {
     "tie_word_embeddings": False,
     "max_position_embeddings": 64,
 }
+CHAT = (
+    "You help.\n{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}helper: "
+)
 ADAPTERS = {
     "plain": {"r": 3},
     "rslora": {"r": 4, "lora_alpha": 5, "use_rslora": True},
@@ -150,14 +159,93 @@ def test_what_llama_cpp_has_no_place_for_is_refused(model_type, options, message
         to_gguf(tmp_path / "fora", str(tmp_path / "base"), tmp_path / "out")
 
 
-def test_the_command_writes_adapter_and_modelfile(tmp_path, capsys):
-    adapted(base_of("llama", tmp_path / "base"), {"r": 2}, tmp_path / "fora")
-    words = f"export --format gguf --model_dir {tmp_path}/fora --output_dir {tmp_path}/out "
-    words += f"--model_name_or_path {tmp_path}/base --quantization none"
-    assert main(words.split()) == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["Modelfile", "adapter.gguf"]
-    assert "ADAPTER ./adapter.gguf" in (tmp_path / "out" / "Modelfile").read_text()
+def with_tokenizer(model_type, directory, **widths):
+    """A tiny base with the clinics' tokenizer and a chat template."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**WIDTHS, "vocab_size": 1600, **widths})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(model_path("clinic-base"))
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(directory)
+    return model
+
+
+def export_words(tmp_path, form):
+    words = f"export --format {form} --model_dir {tmp_path}/fora --output_dir {tmp_path}/out "
+    return (words + f"--model_name_or_path {tmp_path}/base --quantization none").split()
+
+
+def test_the_command_writes_an_adapter_for_llama_cpp(tmp_path, capsys):
+    adapted(with_tokenizer("llama", tmp_path / "base"), {"r": 2}, tmp_path / "fora")
+    assert main(export_words(tmp_path, "gguf-lora")) == 0
+    assert (tmp_path / "out" / "adapter.gguf").is_file()
     assert "read back, equal to the bit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_the_command_writes_one_model_and_the_prompt_it_was_trained_with(template, tmp_path):
+    """What Ollama makes of the Modelfile's template is what the model read in training."""
+    model = adapted(with_tokenizer("llama", tmp_path / "base"), {"r": 2}, tmp_path / "fora")
+    prompts = PromptFormat(template, "Please: ", 100, 20)
+    record = adapter_record(prompts, "f00d")
+    (tmp_path / "fora" / "fedfora.json").write_text(json.dumps(record))
+    assert main(export_words(tmp_path, "gguf")) == 0
+    text = (tmp_path / "out" / "Modelfile").read_text()
+    assert "FROM ./model.gguf" in text
+    assert "ADAPTER" not in text
+    asked = text.split('"""')[1].replace("{{ .Prompt }}", "Takes aspirin.")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    expected = encode_prompt(Example("", "Takes aspirin.", None, {}), tokenizer, prompts)
+    assert tokenizer(asked).input_ids == expected
+    written = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
+    assert written.get_field("tokenizer.chat_template").contents() == tokenizer.chat_template
+    read = {t.name: torch.tensor(np.array(t.data)) for t in written.tensors}
+    merged = model.merge_and_unload().state_dict()
+    down = "model.layers.1.mlp.down_proj.weight"
+    torch.testing.assert_close(read["blk.1.ffn_down.weight"], merged[down])
+    assert len(read) == len(merged)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_model_keeps_its_number_format(dtype, tmp_path):
+    model = with_tokenizer("qwen3", tmp_path / "base", tie_word_embeddings=True)
+    model.to(dtype).save_pretrained(tmp_path / "base")
+    read = gguf.GGUFReader(model_to_gguf(tmp_path / "base", tmp_path / "out"))
+    kinds = {t.name: t.tensor_type.name for t in read.tensors}
+    assert kinds["token_embd.weight"] == {2: "F16", 4: "F32"}.get(dtype.itemsize, "") or (
+        dtype == torch.bfloat16 and kinds["token_embd.weight"] == "BF16"
+    )
+    assert kinds["output_norm.weight"] == "F32"
+    assert "output.weight" not in kinds  # tied
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "no export for this kind of tokenizer"),
+        ({"rope": "yarn"}, "positions are scaled by 'yarn'"),
+    ],
+)
+def test_what_cannot_be_written_faithfully_is_refused(change, message, tmp_path):
+    with_tokenizer("llama", tmp_path / "base")
+    name = "config.json" if "rope" in change else "tokenizer.json"
+    path = tmp_path / "base" / name
+    content = json.loads(path.read_text())
+    if "rope" in change:
+        content["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0}
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(ValueError, match=message):
+        model_to_gguf(tmp_path / "base", tmp_path / "out")
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_llama_cpp_computes_the_logits_of_the_whole_model(model_type, tmp_path):
+    model = with_tokenizer(model_type, tmp_path / "base")
+    path = model_to_gguf(tmp_path / "base", tmp_path / "out")
+    result = deviation(logits(model), llama_cpp_logits(path, None, probe(1600)))
+    assert result.largest < 1e-4, result
 
 
 def test_without_the_package_the_command_that_installs_it_is_named(tmp_path, monkeypatch, capsys):

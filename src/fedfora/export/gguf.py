@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from fedfora.data.encoding import PromptFormat
+from fedfora.data.encoding import PromptFormat, encode_prompt
+from fedfora.data.loading import Example
 from fedfora.export.lora import to_lora
 from fedfora.models.saving import WEIGHTS
 
@@ -30,6 +31,7 @@ INSTALL = 'pip install "fedfora[gguf]"'
 FILE = "adapter.gguf"
 
 Matrix = NDArray[np.float32]
+M = TypeVar("M", Matrix, Tensor)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def architecture_of(config: Any) -> Architecture:
     )
 
 
-def reorder(W_OX: Matrix, layer: str, config: Any, architecture: Architecture) -> Matrix:
+def reorder(W_OX: M, layer: str, config: Any, architecture: Architecture) -> M:
     """Return the rows of q or k as llama.cpp holds them; other layers as they are.
 
     A head's rows are pairs (i, i + half) that one rotation turns. transformers holds all first
@@ -128,7 +130,7 @@ def reorder(W_OX: Matrix, layer: str, config: Any, architecture: Architecture) -
         return W_OX
     heads = config.num_attention_heads if part == "q_proj" else config.num_key_value_heads
     grouped = W_OX.reshape(heads, 2, -1, *W_OX.shape[1:])
-    return np.ascontiguousarray(grouped.swapaxes(1, 2).reshape(W_OX.shape))
+    return grouped.swapaxes(1, 2).reshape(W_OX.shape)
 
 
 def _pairs(weights: dict[str, Any]) -> dict[str, tuple[Matrix, Matrix]]:
@@ -179,32 +181,53 @@ def _check(gguf: Any, path: Path, tensors: dict[str, Matrix]) -> None:
         raise ValueError(f"{path}: what was written cannot be read back")
 
 
-# What Ollama is told of an adapter: its base, its file, and the prompt it was trained with.
+# What Ollama is told of a model: its file, and the prompt that it was trained with.
 #
-# The format is Ollama's (https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx).
+# The format is Ollama's (https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx). Ollama
+# takes no LoRA adapter in GGUF (since 0.34.1), so the file is the merged model.
 
 
-def modelfile(adapter: str, base: str | None, prompts: PromptFormat | None) -> str:
+_QUESTION = "fedfora's question"
+
+
+def modelfile(model: str, prompts: PromptFormat | None, tokenizer: Any) -> str:
     """Return the text of a Modelfile.
 
     Args:
-        adapter: The GGUF adapter, beside the Modelfile.
-        base: The base as a GGUF file; None leaves a name to be filled in.
-        prompts: The prompt format that was trained. A chat template is the base's own, which its
-            GGUF file holds.
+        model: The GGUF model, beside the Modelfile.
+        prompts: The prompt format that was trained; None where nobody knows.
+        tokenizer: The model's.
     """
     lines = [
         "# ollama create NAME -f Modelfile; ollama run NAME",
-        *([] if base else ["# FROM: the base model as a GGUF file, or its name at Ollama"]),
-        f"FROM {base or './base.gguf'}",
-        f"ADAPTER ./{adapter}",
+        "# (ollama create NAME -f Modelfile --quantize q4_K_M makes it smaller and less exact)",
+        f"FROM ./{model}",
         "PARAMETER temperature 0",
     ]
+    template = None if prompts is None else _template(prompts, tokenizer)
     if prompts is not None:
         lines.append(f"PARAMETER num_predict {prompts.max_target_length}")
-        if prompts.template == "plain":
-            lines.append(f'TEMPLATE """{prompts.source_prefix}{{{{ .Prompt }}}}"""')
+    if template is None:
+        lines.append(
+            "# No TEMPLATE: Ollama takes the model's own where it knows it; compare first."
+        )
+    else:
+        lines += ["# One question at a time, as in training:", f'TEMPLATE """{template}"""']
     return "\n".join(lines) + "\n"
+
+
+def _template(prompts: PromptFormat, tokenizer: Any) -> str | None:
+    """Return the prompt as trained, with Ollama's sign for the question; None if it has no place.
+
+    A first token that the tokenizer puts before every text is left out: so does llama.cpp.
+    """
+    ids = encode_prompt(Example("", _QUESTION, None, {}), tokenizer, prompts)
+    if ids[:1] == tokenizer("").input_ids[:1]:
+        ids = ids[1:]
+    parts = tokenizer.decode(ids).split(_QUESTION)
+    if len(parts) != 2 or any(sign in part for sign in ('"""', "{{") for part in parts):
+        return None
+    return "{{ .Prompt }}".join(parts)
 
 
 # A GGUF base with a GGUF LoRA to its logits, as llama.cpp computes them on the CPU.

@@ -10,8 +10,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
 
-from fedfora.export.gguf import check_llama_cpp, import_gguf, llama_cpp_logits, modelfile, to_gguf
+from fedfora.export.gguf import (
+    architecture_of,
+    check_llama_cpp,
+    import_gguf,
+    llama_cpp_logits,
+    modelfile,
+    to_gguf,
+)
+from fedfora.export.gguf_model import model_to_gguf
 from fedfora.export.llama import export_llama
 from fedfora.export.lora import to_lora
 from fedfora.export.settings import ExportSettings
@@ -120,7 +129,30 @@ def export_merged(settings: ExportSettings, directory: Path) -> list[str]:
 
 @FORMATS.register("gguf")
 def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
-    """Write a GGUF LoRA and a Modelfile; compare with llama.cpp where a GGUF base is given.
+    """Write base and adapter as one GGUF model for Ollama and llama.cpp, with a Modelfile.
+
+    Raises:
+        ValueError: If llama.cpp has no place for the model, or a package is missing.
+    """
+    arguments, model = settings.export, settings.model
+    import_gguf()
+    if arguments.base_gguf is not None:
+        raise ValueError("--base_gguf compares an adapter alone: --format gguf-lora")
+    base_path = model_path(str(model.model_name_or_path), hub=model.hub, cache_dir=model.cache_dir)
+    architecture_of(AutoConfig.from_pretrained(base_path).get_text_config())
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=directory.parent, prefix=".merged-") as scratch:
+        lines = export_merged(settings, Path(scratch))
+        path = model_to_gguf(Path(scratch), directory)
+        tokenizer = AutoTokenizer.from_pretrained(scratch)
+    prompts = read_prompt_format(str(arguments.model_dir))
+    write_text(directory / "Modelfile", modelfile(path.name, prompts, tokenizer))
+    return [*lines, "as GGUF read back, equal to the bit"]
+
+
+@FORMATS.register("gguf-lora")
+def export_gguf_lora(settings: ExportSettings, directory: Path) -> list[str]:
+    """Write a GGUF LoRA for llama.cpp; compare with it where a GGUF base is given.
 
     Raises:
         ValueError: If llama.cpp has no place for the model or the adapter, or a package is missing.
@@ -131,8 +163,6 @@ def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
         check_llama_cpp()
     base_path = model_path(str(model.model_name_or_path), hub=model.hub, cache_dir=model.cache_dir)
     path = to_gguf(str(arguments.model_dir), base_path, directory)
-    prompts = read_prompt_format(str(arguments.model_dir))
-    write_text(directory / "Modelfile", modelfile(path.name, arguments.base_gguf, prompts))
     lines = ["read back, equal to the bit"]
     if arguments.base_gguf is None:
         return [*lines, "not run in llama.cpp: --base_gguf FILE compares the logits"]

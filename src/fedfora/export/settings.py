@@ -12,11 +12,12 @@ class ExportArguments:
     """Which adapter, in which form, and where to."""
 
     model_dir: str | None = flag(None, "directory of the adapter; for llama also of a whole model")
-    format: Literal["lora", "merged", "gguf", "llama", "quantized-base"] = flag(
+    format: Literal["lora", "merged", "gguf", "gguf-lora", "llama", "quantized-base"] = flag(
         "lora",
-        "lora: an adapter for any PEFT or server; merged: base and adapter as one model; gguf: a "
-        "LoRA adapter for llama.cpp and Ollama; llama: a Baichuan-7B, merged where it is an "
-        "adapter, as a Llama model; quantized-base: the base alone, as sites hold it",
+        "lora: an adapter for any PEFT or server; merged: base and adapter as one model; gguf: the "
+        "same as one file for Ollama and llama.cpp; gguf-lora: an adapter for llama.cpp; llama: a "
+        "Baichuan-7B, merged where it is an adapter, as a Llama model; quantized-base: the "
+        "base alone, as sites hold it",
     )
     output_dir: str = flag("out/export", "where the result is written")
     overwrite_output_dir: bool = flag(False, "write over what is in output_dir")
@@ -24,7 +25,7 @@ class ExportArguments:
         "dequantized", "for merged: the base as it was trained on, or its original weights"
     )
     base_gguf: str | None = flag(
-        None, "for gguf: the base as a GGUF file, to compare the logits in llama.cpp with"
+        None, "for gguf-lora: the base as a GGUF file, to compare the logits in llama.cpp with"
     )
 
 
