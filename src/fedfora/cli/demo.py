@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedfora.cli.console import announce, silence_libraries
+from fedfora.cli.simulate import print_comparison
 from fedfora.config import ConfigParser, flag
 
 if TYPE_CHECKING:
-    from fedfora.federated.comparison import Comparison, Row
+    from fedfora.federated.comparison import Comparison
 
 # What `fedfora simulate` would be told; docs/log.md says how the numbers were found.
 SETTINGS: dict[str, Any] = {
@@ -32,6 +33,7 @@ SETTINGS: dict[str, Any] = {
     "per_device_eval_batch_size": 120,
     "eval_rounds": 10,
     "max_target_length": 64,
+    "compare": "base alone central",
 }
 
 
@@ -79,68 +81,22 @@ def summarize(comparison: "Comparison") -> dict[str, Any]:
     return {
         "rows": [
             {"name": name, **{key: scores[key] for key in names}, "seconds": seconds}
-            for name, scores, _, seconds in table_rows(comparison)
+            for name, scores, _, seconds in comparison.arms()
         ],
         "uplink_bytes_per_round_and_site": comparison.uplink_bytes_per_round_and_site,
-        "peak_memory_bytes": max(memory for _, _, memory, _ in table_rows(comparison)),
+        "peak_memory_bytes": max(memory for _, _, memory, _ in comparison.arms()),
         "seconds": comparison.seconds,
     }
 
 
-def table_rows(comparison: "Comparison") -> list[tuple[str, dict[str, float], int, float]]:
-    """Return name, scores, peak memory and seconds of each row of the table."""
-    alone = list(comparison.alone.values())
-    worst = min(alone, key=lambda row: row.scores["f1"])
-    keys = ("precision", "recall", "f1", "parse_rate")
-    mean = {key: sum(row.scores[key] for row in alone) / len(alone) for key in keys}
-    return [
-        _table_row("base", comparison.base),
-        (
-            "alone_mean",
-            mean,
-            max(row.peak_memory_bytes for row in alone),
-            sum(row.seconds for row in alone) / len(alone),
-        ),
-        _table_row("alone_worst", worst),
-        _table_row("federated", comparison.federated),
-        _table_row("central", comparison.central),
-    ]
-
-
 def show(comparison: "Comparison", output_dir: str) -> None:
-    """Print the table, three notes with their triples, and what to type next."""
-    from rich.box import SIMPLE_HEAD
+    """Print the tables, three notes with their triples, and what to type next."""
     from rich.console import Console
-    from rich.table import Table
 
     from fedfora.reporting.view import clock
 
-    labels = {
-        "base": "base",
-        "alone_mean": "alone, mean",
-        "alone_worst": "alone, worst",
-        "federated": "federated",
-        "central": "central",
-    }
-    title = "Triples found in held-out notes of all four specialties"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
-    sent, memory_title = "uplink per\nround and site", "peak\nmemory"
-    for column in ("precision", "recall", "F1", "parse\nrate", sent, memory_title, "time"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, scores, memory, seconds in table_rows(comparison):
-        uplink = comparison.uplink_bytes_per_round_and_site
-        table.add_row(
-            labels[name],
-            *(f"{scores[key]:.3f}" for key in ("precision", "recall", "f1", "parse_rate")),
-            f"{uplink / 1024:.0f} KiB" if name == "federated" else "-",
-            f"{memory / 2**20:,.0f} MiB",
-            clock(seconds),
-            style="bold" if name == "federated" else "",
-        )
+    print_comparison(comparison, "Triples found in held-out notes of all four specialties")
     console = Console(soft_wrap=True)
-    console.print()
-    console.print(table)
     console.print(
         "base: no adapter. alone: one clinic on its own notes. federated: all clinics, the notes\n"
         "stay, adapters are averaged. central: all notes in one place, as many steps.\n"
@@ -168,7 +124,3 @@ def _show_examples(console: Any, comparison: "Comparison") -> None:
         for triple in predicted:
             if triple not in expected:
                 console.print(f"    wrong   {triple}", highlight=False)
-
-
-def _table_row(name: str, row: "Row") -> tuple[str, dict[str, float], int, float]:
-    return name, row.scores, row.peak_memory_bytes, row.seconds

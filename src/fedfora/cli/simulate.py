@@ -3,15 +3,20 @@
     fedfora simulate --model_name_or_path MODEL --train_file rows.json --test_file test.json
         --partition iid --num_clients 4 --num_rounds 10 --output_dir out/federation
 
-It leaves an adapter as `fedfora train` does. --resume DIRECTORY goes on with a stopped run.
+It leaves an adapter as `fedfora train` does. --compare base alone central shows what each site
+gains. --resume DIRECTORY resumes a stopped run.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from fedfora.cli.console import announce, silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.federated.preflight import preflight, resolve_settings, work_of
 from fedfora.federated.settings import SECTIONS, FederationSettings
+
+if TYPE_CHECKING:
+    from fedfora.federated.comparison import Comparison
 
 
 def run(argv: Sequence[str]) -> None:
@@ -20,24 +25,97 @@ def run(argv: Sequence[str]) -> None:
     settings = resolve_settings(argv, parser)
     silence_libraries()
     announce(_plan(settings, preflight(settings)))
+    from fedfora.federated.comparison import compare, work_of_comparison
     from fedfora.federated.coordinator.checkpoint import next_steps, resume_hint
     from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View
 
+    comparison = None
     try:
-        with View(work_of(settings)) as view:
-            simulate(settings, view)
+        if settings.federation.compare:
+            with View(work_of_comparison(settings)) as view:
+                comparison = compare(settings, view)
+        else:
+            with View(work_of(settings)) as view:
+                simulate(settings, view)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(resume_hint(settings.run.output_dir)) from stop
+    if comparison is not None:
+        print_comparison(comparison, f"All test rows of {settings.data.test_file}")
     for line in next_steps(settings.run.output_dir):
         print(line)
 
 
-def _plan(settings: FederationSettings, names: list[str]) -> str:
-    """Return in two lines who is going to train, and what."""
-    more = " ..." if len(names) > 8 else ""
-    model, federation = settings.model, settings.federation
-    return (
-        f"{len(names)} sites: {', '.join(names[:8])}{more}\n{federation.num_rounds} rounds of "
-        f"{settings.aggregation.aggregation} for {model.model_name_or_path} ({model.quantization})"
-    )
+def _plan(settings: FederationSettings, rows: dict[str, int]) -> str:
+    """Return in two or three lines who is going to train on how many rows, and what."""
+    shown = [f"{name} ({count:,})" for name, count in list(rows.items())[:8]]
+    more = " ..." if len(rows) > 8 else ""
+    model, federation, train = settings.model, settings.federation, settings.train
+    step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    lines = [
+        f"{len(rows)} sites (rows): {', '.join(shown)}{more}",
+        f"{federation.num_rounds} rounds of {settings.aggregation.aggregation} for "
+        f"{model.model_name_or_path} ({model.quantization})",
+    ]
+    if small := [f"{name} ({count})" for name, count in rows.items() if count < step]:
+        lines.append(
+            f"fewer rows than the {step} of a step: {', '.join(small[:8])} (--min_rows_per_site "
+            "joins small sites)"
+        )
+    return "\n".join(lines)
+
+
+LABELS = {"alone_mean": "alone, mean", "alone_worst": "alone, worst"}
+COLUMNS = {
+    "f1": ("precision", "recall", "f1", "parse_rate"),
+    "accuracy": ("accuracy", "likelihood_accuracy", "parsed_share"),
+    "rougeL": ("rougeL", "chrf", "token_f1", "exact_match"),
+}
+
+
+def print_comparison(comparison: "Comparison", title: str) -> None:
+    """Print what every arm came to on all test rows, and what each site gains on its own kind."""
+    from rich.console import Console
+
+    from fedfora.reporting.view import clock
+    from fedfora.reporting.wording import label, number
+
+    headline = comparison.headline
+    names = [n for n in COLUMNS.get(headline, (headline,)) if n in comparison.federated.scores]
+    table = _table(title)
+    sent, memory_title = "uplink per\nround and site", "peak\nmemory"
+    headings = [label(name).replace("parse rate", "parse\nrate") for name in names]
+    for column in (*headings, sent, memory_title, "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, scores, memory, seconds in comparison.arms():
+        uplink = comparison.uplink_bytes_per_round_and_site
+        table.add_row(
+            LABELS.get(name, name),
+            *(number(key, scores[key]) for key in names),
+            f"{uplink / 1024:.0f} KiB" if name == "federated" else "-",
+            f"{memory / 2**20:,.0f} MiB",
+            clock(seconds),
+            style="bold" if name == "federated" else "",
+        )
+    console = Console(soft_wrap=True)
+    console.print()
+    console.print(table)
+    if not (sites := comparison.own_kind()):
+        return
+    arms = [n for n in ("base", "alone", "federated", "central") if n in sites[0][1]]
+    table = _table(f"{label(headline)} of each site on its own kind of test rows")
+    for column in (*arms, *(["gain over alone"] if "alone" in arms else [])):
+        table.add_column(column, justify="right", no_wrap=True)
+    for site, own in sites:
+        gain = [f"{own['federated'] - own['alone']:+.3f}"] if "alone" in own else []
+        table.add_row(site, *(number(headline, own[arm]) for arm in arms), *gain)
+    console.print(table)
+
+
+def _table(title: str) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    return table

@@ -4,11 +4,12 @@ from typing import Any
 
 from fedfora.data.loading import DataError, Example
 
+JOINED = "small sites"
 FORMS = "iid, by-column:COLUMN, dirichlet:COLUMN:ALPHA"
 
 
 def partition(
-    examples: list[Example], how: str, *, num_clients: int | None, seed: int
+    examples: list[Example], how: str, *, num_clients: int | None, seed: int, min_rows: int = 1
 ) -> dict[str, list[int]]:
     """Return the row indices of every client, by the client's name.
 
@@ -19,10 +20,29 @@ def partition(
             the smaller ALPHA > 0, the less alike the clients.
         num_clients: How many clients; None where `how` already says it.
         seed: Seed of the draw.
+        min_rows: Rows of a client at least. With `by-column` smaller ones are joined into one,
+            called `JOINED`.
 
     Raises:
         DataError: If the partition is unknown or cannot be made of these rows.
     """
+    parts = _parts(examples, how, num_clients=num_clients, seed=seed)
+    small = [name for name, rows in parts.items() if len(rows) < min_rows]
+    if small and how.startswith("by-column:"):
+        joined = sorted(row for name in small for row in parts.pop(name))
+        parts[JOINED], small = joined, [JOINED] if len(joined) < min_rows else []
+    if small:
+        counts = ", ".join(f"{name} {len(rows)}" for name, rows in parts.items())
+        raise DataError(
+            f"--min_rows_per_site {min_rows}: {small[0]} has {len(parts[small[0]])} rows "
+            f"(rows of all sites: {counts})"
+        )
+    return parts
+
+
+def _parts(
+    examples: list[Example], how: str, *, num_clients: int | None, seed: int
+) -> dict[str, list[int]]:
     kind, *rest = how.split(":")
     if kind == "by-column" and len(rest) == 1:
         return _by_column(examples, rest[0], num_clients)

@@ -1,6 +1,6 @@
 """A model and held-out examples to predictions and scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,16 @@ class Evaluation:
     row_scores: list[dict[str, float]] = field(default_factory=list)
     kind: str | None = None
     options: list[tuple[str, ...]] = field(default_factory=list)
+
+    def scores_of(self, chosen: Sequence[int], examples: list[Example]) -> dict[str, Any]:
+        """Return the scores of some of the rows, by their numbers; none where nothing is scored."""
+        if self.kind is None:
+            return {}
+        answers = [
+            Answer(self.predictions[i], examples[i].output or "", prompt=examples[i].prompt)
+            for i in chosen
+        ]
+        return score(answers, self.kind).summary
 
     def write(self, path: Path, examples: list[Example]) -> None:
         """Write predictions.jsonl, one object per row."""

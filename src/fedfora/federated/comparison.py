@@ -2,7 +2,10 @@
 
 All of them start from the same adapter and answer the same test rows. A site alone takes as many
 steps as it takes in the federation; central training takes as many on the pooled rows, each step on
-as many rows as all sites together.
+as many rows as all sites together. Neither knows privacy or secure aggregation.
+
+Where sites are the values of a column, test rows have such a value too: each arm is scored on every
+site's own kind of rows as well.
 """
 
 import time
@@ -15,6 +18,7 @@ from typing import Any
 from fedfora.adapter.state import fold
 from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
+from fedfora.data.partition import JOINED
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.federated.preflight import num_test_rows, site_names, work_of
 from fedfora.federated.settings import FederationSettings
@@ -24,6 +28,7 @@ from fedfora.models.saving import read_adapter
 from fedfora.reporting.record import append_event, peak_memory_bytes, reset_peak_memory
 from fedfora.reporting.report import write_results
 from fedfora.reporting.view import EVALUATED_ROW, View, clock
+from fedfora.reporting.wording import label, number
 from fedfora.seeds import derive_seed
 from fedfora.training.schedule import StepWindow
 from fedfora.training.trainer import StepReport
@@ -37,6 +42,7 @@ class Row:
         name: A site's name, or the kind.
         kind: "base", "alone", "federated" or "central".
         scores: On the test rows.
+        groups: The scores on each site's own kind of test rows, by the site's name.
         predictions: The answers to the test rows.
         peak_memory_bytes: Of the process, while it trained and answered.
         seconds: Wall time of both.
@@ -48,30 +54,79 @@ class Row:
     predictions: list[str]
     peak_memory_bytes: int
     seconds: float
+    groups: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, the test rows they answered, and what a site sent in a round."""
+    """All rows, the test rows they answered, and what a site sent in a round.
 
-    base: Row
+    `base` and `central` are None, and `alone` is empty, where they were not asked for.
+    """
+
+    base: Row | None
     alone: dict[str, Row]
     federated: Row
-    central: Row
+    central: Row | None
     examples: list[Example]
     uplink_bytes_per_round_and_site: int
     seconds: float
+
+    @property
+    def headline(self) -> str:
+        """The score that judges: F1 of triples, accuracy of choices, ROUGE-L of text."""
+        return headline_score(self.federated.scores)
+
+    def arms(self) -> list[tuple[str, dict[str, float], int, float]]:
+        """Return name, scores, peak memory and seconds for each line of the table of all rows."""
+        rows = [_arm("base", self.base)] if self.base else []
+        if alone := list(self.alone.values()):
+            worst = min(alone, key=lambda row: row.scores[self.headline])
+            mean = {
+                name: sum(row.scores[name] for row in alone) / len(alone)
+                for name, value in worst.scores.items()
+                if isinstance(value, int | float)
+            }
+            memory = max(row.peak_memory_bytes for row in alone)
+            seconds = sum(row.seconds for row in alone) / len(alone)
+            rows += [("alone_mean", mean, memory, seconds), _arm("alone_worst", worst)]
+        rows.append(_arm("federated", self.federated))
+        return [*rows, _arm("central", self.central)] if self.central else rows
+
+    def own_kind(self) -> list[tuple[str, dict[str, float]]]:
+        """Return for each site the headline score of each arm on the site's own kind of rows."""
+        arms = {"base": self.base, "federated": self.federated, "central": self.central}
+        table = []
+        for site in self.federated.groups:
+            rows = {**arms, "alone": self.alone.get(site)}
+            table.append((site, {n: r.groups[site][self.headline] for n, r in rows.items() if r}))
+        return table
+
+
+def headline_score(scores: dict[str, Any]) -> str:
+    """Return the name of the score by which rows of this kind are judged.
+
+    Raises:
+        ValueError: If nothing was scored, as the test rows lack references.
+    """
+    for name in ("f1", "accuracy", "rougeL", "exact_match"):
+        if name in scores:
+            return name
+    raise ValueError("--compare: the test rows have no answers to score")
 
 
 def work_of_comparison(settings: FederationSettings) -> float:
     """Return the work of `compare`, in optimizer steps, for the view's total."""
     num_sites, num_steps = len(site_names(settings)), _num_steps(settings)
-    evaluations = (num_sites + 2) * num_test_rows(settings) * EVALUATED_ROW
-    return work_of(settings) + 2 * num_sites * num_steps + evaluations
+    arms = settings.federation.compare
+    trainings = num_sites * (("alone" in arms) + ("central" in arms))
+    evaluations = 1 + (num_sites if "alone" in arms else 0) + ("base" in arms) + ("central" in arms)
+    rows = num_test_rows(settings) * EVALUATED_ROW
+    return work_of(settings) + trainings * num_steps + evaluations * rows
 
 
 def compare(settings: FederationSettings, view: View) -> Comparison:
-    """Run all four, add them to the run's record, and return their rows.
+    """Run the federation and the arms of `--compare`, add them to the record, return their rows.
 
     Raises:
         ValueError: If there are no test rows, or the settings do not work.
@@ -84,28 +139,34 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     runtime = load_runtime(settings.run_config())
     sites = [open_site(runtime, i) for i in range(len(site_names(settings)))]
     rounds: list[dict[str, Any]] = []
+    arms, directory = settings.federation.compare, Path(settings.run.output_dir)
+    groups = _groups(settings, examples, [site.name for site in sites])
+    measured: list[Row] = []
 
     def measure(kind: str, prepare: Callable[[], object], name: str | None = None) -> Row:
-        return _measured(name or kind, kind, prepare, runtime, examples, view)
+        row = _measured(name or kind, kind, prepare, runtime, examples, groups, view)
+        measured.append(row)
+        return row
 
     def federate() -> None:
         rounds.extend(simulate(settings, view))
         runtime.load(fold(read_adapter(settings.run.output_dir)))
 
-    base = measure("base", lambda: runtime.load(runtime.fresh))
+    base = measure("base", lambda: runtime.load(runtime.fresh)) if "base" in arms else None
     federated = measure("federated", federate)
     alone = {
         site.name: measure(
             "alone", partial(_train, runtime, site.encoded, site.name, view), site.name
         )
-        for site in sites
+        for site in (sites if "alone" in arms else [])
     }
-    pooled = [row for site in sites for row in site.encoded]
-    central = measure(
-        "central", partial(_train, runtime, pooled, "central", view, batches=len(sites))
-    )
-    directory = Path(settings.run.output_dir)
-    _record(directory, [base, *alone.values(), federated, central])
+    central = None
+    if "central" in arms:
+        pooled = [row for site in sites for row in site.encoded]
+        central = measure(
+            "central", partial(_train, runtime, pooled, "central", view, batches=len(sites))
+        )
+    _record(directory, measured)
     return Comparison(
         base=base,
         alone=alone,
@@ -117,6 +178,22 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     )
 
 
+def _groups(
+    settings: FederationSettings, examples: list[Example], sites: list[str]
+) -> dict[str, list[int]]:
+    """Return the test rows of each site's own kind; none where sites are no values of a column."""
+    how, _, column = settings.federation.partition.partition(":")
+    if how != "by-column":
+        return {}
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        value = str(example.columns.get(column))
+        site = value if value in sites else JOINED
+        if site in sites:
+            groups.setdefault(site, []).append(index)
+    return groups
+
+
 def _record(directory: Path, rows: list[Row]) -> None:
     """Add the rows to the run's record, and write card and report anew with them."""
     for row in rows:
@@ -126,6 +203,7 @@ def _record(directory: Path, rows: list[Row]) -> None:
             name=f"{row.name}, alone" if row.kind == "alone" else row.name,
             kind=row.kind,
             scores=row.scores,
+            groups=row.groups,
             peak_memory_bytes=row.peak_memory_bytes,
             wall_seconds=round(row.seconds, 3),
         )
@@ -138,6 +216,7 @@ def _measured(
     prepare: Callable[[], object],
     runtime: SiteRuntime,
     examples: list[Example],
+    groups: dict[str, list[int]],
     view: View,
 ) -> Row:
     """Let `prepare` leave the model as it is to be judged; judge it, and measure both."""
@@ -156,8 +235,17 @@ def _measured(
     )
     seconds = time.monotonic() - started
     what = f"{name} alone" if kind == "alone" else name
-    view.line(f"{what:24s} F1 {result.scores['f1']:.3f}   {clock(seconds)}")
-    return Row(name, kind, result.scores, result.predictions, peak_memory_bytes(), seconds)
+    headline = headline_score(result.scores)
+    score_text = number(headline, result.scores[headline])
+    view.line(f"{what:24s} {label(headline)} {score_text}   {clock(seconds)}")
+    by_group = {group: result.scores_of(rows, examples) for group, rows in groups.items()}
+    return Row(
+        name, kind, result.scores, result.predictions, peak_memory_bytes(), seconds, by_group
+    )
+
+
+def _arm(name: str, row: Row) -> tuple[str, dict[str, float], int, float]:
+    return name, row.scores, row.peak_memory_bytes, row.seconds
 
 
 def _train(

@@ -21,8 +21,8 @@ from fedfora.reporting.view import EVALUATED_ROW
 from fedfora.seeds import derive_seed
 
 
-def preflight(settings: FederationSettings) -> list[str]:
-    """Return the sites' names, once everything that needs no model has been checked."""
+def preflight(settings: FederationSettings) -> dict[str, int]:
+    """Return each site's number of rows, once all that needs no model has been checked."""
     if settings.rounds.resume is None:
         run = settings.run
         check_output_dir(
@@ -33,11 +33,11 @@ def preflight(settings: FederationSettings) -> list[str]:
     if settings.rounds.engine == "ray":
         check_ray()
     checked_model_name(settings.model)
-    names = site_names(settings)
-    _check_rounds(settings, len(names))
+    rows = site_rows(settings)
+    _check_rounds(settings, len(rows))
     if settings.data.test_file is not None:
         load_examples(settings.data.test_file, settings.data)
-    return names
+    return rows
 
 
 def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
@@ -141,25 +141,28 @@ def _check_unchanged(
 SITES_DIR = "sites"  # directory of a run in which each site keeps what is its own
 
 
-def site_names(settings: FederationSettings) -> list[str]:
-    """Return the names of the sites that the partition makes.
+def site_rows(settings: FederationSettings) -> dict[str, int]:
+    """Return the sites that the partition makes: their names, and how many rows each has.
 
     Raises:
         ValueError: If the rows cannot be read or shared out so, or more sites are to be drawn for a
             round than there are.
     """
     _, parts = partition_sites(settings)
-    clients_per_round = settings.federation.clients_per_round
-    if clients_per_round is not None and clients_per_round > len(parts):
-        raise ValueError(
-            f"--clients_per_round {clients_per_round}: there are only {len(parts)} sites"
-        )
+    drawn = settings.federation.clients_per_round
+    if drawn is not None and drawn > len(parts):
+        raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
     if settings.data.canaries and settings.data.canary_site >= len(parts):
         raise ValueError(
             f"--canary_site {settings.data.canary_site}: there are only {len(parts)} sites, "
             "counted from 0"
         )
-    return list(parts)
+    return {name: len(rows) for name, rows in parts.items()}
+
+
+def site_names(settings: FederationSettings) -> list[str]:
+    """Return the names of the sites that the partition makes."""
+    return list(site_rows(settings))
 
 
 def partition_sites(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:
@@ -175,5 +178,6 @@ def partition_sites(settings: FederationSettings) -> tuple[list[Example], dict[s
         federation.partition,
         num_clients=federation.num_clients,
         seed=derive_seed(settings.train.seed, "partition"),
+        min_rows=federation.min_rows_per_site,
     )
     return examples, parts

@@ -21,6 +21,8 @@ from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.record import RunArguments
 from fedfora.training.settings import TrainArguments
 
+ARMS = ("base", "alone", "central")  # what a federation is compared with
+
 
 @dataclass
 class FederationArguments:
@@ -30,6 +32,14 @@ class FederationArguments:
         "iid", "who gets which rows: iid, by-column:COLUMN, dirichlet:COLUMN:ALPHA"
     )
     num_clients: int | None = flag(None, "how many sites; by-column knows it by itself")
+    min_rows_per_site: int = flag(
+        1, "by-column: sites with fewer rows are joined into one, called 'small sites'"
+    )
+    compare: list[str] = flag(
+        [],
+        "besides the federation, score the base, every site alone, central training on all rows: "
+        "any of base, alone, central; needs --test_file",
+    )
     num_rounds: int = flag(3, "rounds of training and aggregation")
     clients_per_round: int | None = flag(None, "sites drawn for each round; default all")
     local_steps: int = flag(10, "optimizer steps of a site in a round")
@@ -40,6 +50,7 @@ class FederationArguments:
         for name in (
             "num_rounds",
             "local_steps",
+            "min_rows_per_site",
             "num_clients",
             "clients_per_round",
             "eval_rounds",
@@ -47,6 +58,9 @@ class FederationArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
+        for name in self.compare:
+            if name not in ARMS:
+                raise ValueError(f"--compare {name}: choose from {', '.join(ARMS)}")
 
 
 # What the user says about secure aggregation, and what else cannot be had together with it.
@@ -173,6 +187,8 @@ class FederationSettings:
                 "--validation_fraction lets every site send a loss without noise: not with "
                 f"--privacy_unit {self.privacy.privacy_unit}"
             )
+        if self.federation.compare and self.data.test_file is None:
+            raise ValueError("--compare scores held-out rows: it needs --test_file")
         if self.rounds.min_median_cosine is not None:
             check_directions(self.aggregation, self.privacy)
         if self.privacy.privacy_unit == "site":
