@@ -157,10 +157,11 @@ def padded_batch(lengths):
     st.lists(st.integers(1, 60), min_size=1, max_size=24),
     st.one_of(st.none(), st.integers(1, 400)),
     st.sampled_from(["cpu", "cuda"]),
+    st.sampled_from([0, 10**6, 10**8, 10**10]),
 )
-def test_passes_hold_every_row_once_whole_and_within_the_limit(lengths, limit, device):
+def test_passes_hold_every_row_once_whole_and_within_the_limit(lengths, limit, device, size):
     batch = padded_batch(lengths)
-    passes = passes_of(batch, limit, device=device)
+    passes = passes_of(batch, limit, device=device, num_parameters=size)
     rows = [row[row > 0].tolist() for each in passes for row in each["input_ids"]]
     assert sorted(rows) == sorted(row[row > 0].tolist() for row in batch["input_ids"])
     for each in passes:
@@ -174,11 +175,13 @@ def test_passes_hold_every_row_once_whole_and_within_the_limit(lengths, limit, d
 def test_passes_of_unlike_rows_are_hardly_padded():
     """Rows as long as those of real notes: at most a tenth of what is computed is padding."""
     lengths = [474, 310, 251, 198, 160, 141, 133, 124, 118, 113, 108, 101, 95, 90, 84, 77, 70, 61]
-    passes = passes_of(padded_batch(lengths), None, device="cpu")
+    passes = passes_of(padded_batch(lengths), None, device="cpu", num_parameters=135_000_000)
     computed = sum(each["input_ids"].numel() for each in passes)
     assert computed <= 1.1 * sum(lengths)
     assert len(lengths) * max(lengths) > 2 * sum(lengths)  # what one padded batch computes
     assert len(passes) < len(lengths)
+    small = passes_of(padded_batch(lengths), None, device="cpu", num_parameters=10**6)
+    assert len(small) < len(passes)  # where tokens are cheap, calls are what a pass costs
 
 
 def test_a_federated_or_private_step_counts_tokens_once_whatever_the_passes(setup):

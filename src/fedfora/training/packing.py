@@ -16,13 +16,17 @@ from fedfora.data.encoding import IGNORED, Encoded
 PackedRow = dict[str, list[int]]
 Batch = dict[str, torch.Tensor]
 
-# What a forward and backward pass costs whatever its size (launches, reading and dequantizing the
-# weights), as the number of tokens that cost as much.
-TOKENS_PER_PASS = {"cpu": 16, "cuda": 512}
+# What a forward and backward pass costs whatever its size, as the tokens that cost as much: reading
+# and dequantizing weights is worth about 16. Calls and launches (15 ms of a CPU core, 50 ms of a
+# GPU) are given as tokens x parameters: few tokens of a large model, many of a small one.
+TOKENS_PER_PASS = 16
+CALLS_PER_PASS = {"cpu": 2.5e8, "cuda": 2.5e12}
 MAX_TOKENS = {"cpu": 2048, "cuda": 16384}  # beyond these a larger pass is no faster
 
 
-def passes_of(batch: Batch, max_tokens: int | None, *, device: str) -> list[Batch]:
+def passes_of(
+    batch: Batch, max_tokens: int | None, *, device: str, num_parameters: int
+) -> list[Batch]:
     """Cut a padded batch into passes of rows of like length, the longest rows first.
 
     The cut is the one with the least work: padded tokens, and a fixed cost for each pass. Rows stay
@@ -33,11 +37,13 @@ def passes_of(batch: Batch, max_tokens: int | None, *, device: str) -> list[Batc
             has no padding and is not cut.
         max_tokens: Padded tokens of a pass at most; None for what suits the device.
         device: Type of the device.
+        num_parameters: Of the model.
     """
     if "attention_mask" not in batch:
         return [batch]
     limit = max_tokens or MAX_TOKENS.get(device, MAX_TOKENS["cuda"])
-    fixed = TOKENS_PER_PASS.get(device, TOKENS_PER_PASS["cuda"])
+    calls = CALLS_PER_PASS.get(device, CALLS_PER_PASS["cuda"])
+    fixed = TOKENS_PER_PASS + calls / max(1, num_parameters)
     length_B = batch["attention_mask"].sum(dim=1)
     order = length_B.argsort(descending=True, stable=True)
     lengths = length_B[order].tolist()

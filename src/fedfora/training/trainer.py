@@ -59,6 +59,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         # What the Trainer asks of a loss that is already a mean over all batches of a step.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.max_tokens_per_pass = max_tokens_per_pass
+        self.num_parameters = sum(p.numel() for p in self.model.parameters())
         self.group_by_length = group_by_length
         self._grouped: GroupedByLength | None = None
         self.stretch = stretch
@@ -95,7 +96,12 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             return self.private.step(self, model, inputs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they count the backward passes
             return super().training_step(model, inputs, num_items_in_batch)
-        *passes, last = passes_of(inputs, self.max_tokens_per_pass, device=self.args.device.type)
+        *passes, last = passes_of(
+            inputs,
+            self.max_tokens_per_pass,
+            device=self.args.device.type,
+            num_parameters=self.num_parameters,
+        )
         loss = torch.zeros((), device=self.args.device)
         with self.accelerator.no_sync(model):
             for each in passes:
