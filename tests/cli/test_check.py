@@ -7,8 +7,10 @@ import torch
 from transformers import LlamaConfig
 
 from fedfora.cli.main import main
+from fedfora.data.encoding import IGNORED
 from fedfora.models.baichuan.modeling import alibi_mask_bytes
 from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.losses import token_losses
 from fedfora.models.memory_estimate import estimate_memory
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
@@ -77,8 +79,8 @@ def test_the_weights_are_counted_as_they_lie_in_memory(tiny_dir, quantization):
     assert (estimate.adapter_parameters, estimate.adapter) == (trained, 16 * trained)
 
 
-@pytest.mark.parametrize("shape", [(4, 100), (1, 300)])
-def test_what_the_backward_pass_keeps_is_counted(tiny_dir, shape):
+@pytest.mark.parametrize(("shape", "answer"), [((4, 100), 30), ((1, 300), 299)])
+def test_what_the_backward_pass_keeps_is_counted(tiny_dir, shape, answer):
     """Against the tensors that autograd really keeps on this machine."""
     settings = ModelArguments(model_name_or_path=tiny_dir, quantization="none", device="cpu")
     adapter = AdapterArguments(lora_rank=8)
@@ -92,17 +94,22 @@ def test_what_the_backward_pass_keeps_is_counted(tiny_dir, shape):
         return tensor
 
     ids = torch.zeros(shape, dtype=torch.long)
+    labels = ids.clone()
+    labels[:, :-answer] = IGNORED
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=ids, labels=ids)
+        token_losses(model, {"input_ids": ids, "labels": labels})[0].mean()
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    estimate = estimate_memory(settings, adapter, rows=shape[0], tokens=shape[1])
-    logits_gradient = 4 * ids.numel() * model.config.vocab_size
+    estimate = estimate_memory(
+        settings, adapter, rows=shape[0], tokens=shape[1], answer_tokens=answer
+    )
+    logits_gradient = 4 * shape[0] * answer * model.config.vocab_size
     assert estimate.activations - logits_gradient == pytest.approx(measured, rel=0.05)
 
 
 def estimated(directory, **options):
-    settings = ModelArguments(model_name_or_path=str(directory), quantization="nf4")
     options = {"rows": 1, "tokens": 64, "on_gpu": True} | options
+    dtype = "auto" if options["on_gpu"] else "float32"
+    settings = ModelArguments(str(directory), quantization="nf4", torch_dtype=dtype)
     return estimate_memory(settings, AdapterArguments(lora_rank=8), **options)
 
 
@@ -132,3 +139,17 @@ def test_alibis_mask_is_part_of_the_estimate(tmp_path):
         square[kind] = long - 2 * short
     short, long = (alibi_mask_bytes(4, n, dtype=torch.bfloat16) for n in (256, 512))
     assert square["alibi"] - square["rope"] == long - 2 * short
+
+
+def test_a_pass_is_bounded_by_its_tokens_and_logits_by_the_answers(tmp_path):
+    """Llama-2-7B's shape, batch 20 of 474 tokens: what a pass may hold, not the whole batch."""
+    LlamaConfig().save_pretrained(tmp_path)
+    step = {"rows": 20, "tokens": 474, "answer_tokens": 16}
+    bounded = estimated(tmp_path, **step, max_tokens=2048)
+    assert bounded == estimated(tmp_path, **{**step, "rows": 4})
+    assert bounded.activations < estimated(tmp_path, **step).activations / 4.5
+    one_row = estimated(tmp_path, **step, max_tokens=1)  # rows stay whole
+    assert one_row == estimated(tmp_path, **{**step, "rows": 1})
+    every_token = estimated(tmp_path, rows=1, tokens=474)
+    logits = 458 * 32000 * 4  # of the tokens without a loss: one copy at least
+    assert every_token.activations - one_row.activations > logits

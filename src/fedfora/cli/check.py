@@ -19,6 +19,7 @@ from fedfora.training.settings import TrainArguments
 
 if TYPE_CHECKING:
     from fedfora.data.checks import RowsReport
+    from fedfora.data.encoding import Encoded
 
 
 KITS = ("site", "federation")
@@ -54,8 +55,7 @@ def run(argv: Sequence[str]) -> None:
     if data.test_file is not None:
         _print_common(report, read_rows(data.test_file, data))
     if model.model_name_or_path is not None and report.examples:
-        longest = _print_lengths(report, data, model)
-        _print_memory(model, adapter, train, longest)
+        _print_memory(model, adapter, train, _print_lengths(report, data, model))
     if report.broken and not data.skip_bad_rows:
         raise ValueError(f"{source}: {len(report.broken)} broken rows (--skip_bad_rows skips them)")
 
@@ -86,8 +86,8 @@ def _print_findings(what: str, findings: list[str]) -> None:
         print(f"  ... and {len(findings) - SHOWN} more")
 
 
-def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArguments) -> int:
-    """Print percentiles and a row; return the tokens of the longest row as it would be trained."""
+def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArguments) -> "Encoded":
+    """Print percentiles and a row; return the rows as they would be trained."""
     from fedfora.data.checks import PERCENTILES, token_percentiles
     from fedfora.data.encoding import encode_and_count, prompt_format_of, spells_control_token
     from fedfora.models.loading import load_tokenizer
@@ -108,7 +108,7 @@ def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArgume
     encoded, cut = encode_and_count(report.examples, tokenizer, prompt_format)
     print(f"rows that are cut: {cut} ({100 * cut / len(encoded):.1f} %)")
     _print_row(encoded[0], tokenizer, report.places[0], prompt_format.template)
-    return max(len(row["input_ids"]) for row in encoded)
+    return encoded
 
 
 def _print_row(row: dict[str, list[int]], tokenizer: Any, where: str, template: str) -> None:
@@ -128,30 +128,20 @@ def _print_row(row: dict[str, list[int]], tokenizer: Any, where: str, template: 
 
 
 def _print_memory(
-    model: ModelArguments, adapter: AdapterArguments, train: TrainArguments, tokens: int
+    model: ModelArguments, adapter: AdapterArguments, train: TrainArguments, encoded: "Encoded"
 ) -> None:
-    import torch
+    from fedfora.training.packing import estimate_step
 
-    from fedfora.models.memory_estimate import estimate_memory
-
-    rows = train.per_device_train_batch_size
-    estimate = estimate_memory(
-        model,
-        adapter,
-        rows=rows,
-        tokens=tokens,
-        optim=train.optim,
-        gradient_checkpointing=train.gradient_checkpointing,
-        on_gpu=model.device == "cuda" or (model.device == "auto" and torch.cuda.is_available()),
-    )
+    estimate, what = estimate_step(model, adapter, train, encoded)
     print(
-        f"memory of a training, {rows} x {tokens} tokens, --quantization {model.quantization}, "
-        f"rank {adapter.lora_rank} ({estimate.adapter_parameters:,} trained):"
+        f"memory of a training, {what}, --quantization {model.quantization}, rank "
+        f"{adapter.lora_rank} ({estimate.adapter_parameters:,} trained):"
     )
     parts = asdict(estimate)
     del parts["adapter_parameters"]
     for name, size in {**parts, "in all": estimate.total}.items():
         print(f"  {name:12s}{size / 2**30:9.3f} GiB")
+    print("  beside it the libraries' own memory, about 0.6 GiB")
 
 
 CHECK_KIT_HELP = """\

@@ -18,7 +18,7 @@ import torch
 from cryptography import x509
 
 from fedfora.data.checks import RowsReport, read_rows
-from fedfora.data.encoding import encode_examples, prompt_format_of
+from fedfora.data.encoding import IGNORED, Encoded, encode_examples, prompt_format_of
 from fedfora.data.sources import chosen_source
 from fedfora.deployment.check_result import (
     SOON_DAYS,
@@ -34,8 +34,9 @@ from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site.identity import read_site_keys
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base, load_tokenizer
-from fedfora.models.memory_estimate import MemoryEstimate, estimate_memory
+from fedfora.models.memory_estimate import MemoryEstimate
 from fedfora.protection.keys import read_signing_key
+from fedfora.training.packing import estimate_step
 
 LOGS_BYTES = 256 * 2**20
 ADAPTERS_KEPT = 8  # messages on their way, error feedback, copies while writing
@@ -119,36 +120,27 @@ def _memory(
     if on_gpu and not torch.cuda.is_available():
         remedy = f"device: cpu in {DESCRIPTION}, or a driver that PyTorch finds"
         return None, CheckResult("memory", False, "device is cuda, and there is no GPU", remedy)
-    batch = settings.train.per_device_train_batch_size
     try:
-        tokens = _longest(settings, rows)
-        estimate = estimate_memory(
-            settings.model,
-            settings.adapter,
-            rows=batch,
-            tokens=tokens,
-            optim=settings.train.optim,
-            gradient_checkpointing=settings.train.gradient_checkpointing,
-            on_gpu=on_gpu,
-        )
+        encoded = _encoded(settings, rows)
+        estimate, what = estimate_step(settings.model, settings.adapter, settings.train, encoded)
     except (ValueError, OSError) as error:
         remedy = f"model_name_or_path under settings in {DESCRIPTION}: the directory of the base"
         return None, CheckResult("memory", False, str(error), remedy)
     needed = estimate.total + (0 if on_gpu else LIBRARIES_BYTES)
     free, where = _free(on_gpu)
-    message = f"{needed / 2**30:.1f} GiB for {batch} x {tokens} tokens, {free / 2**30:.1f} {where}"
+    message = f"{needed / 2**30:.1f} GiB for {what}, {free / 2**30:.1f} {where}"
     remedy = "free some, gradient_checkpointing: true, or ask for smaller batches or nf4"
     return estimate, CheckResult("memory", free >= needed, message, remedy)
 
 
-def _longest(settings: FederationSettings, rows: RowsReport | None) -> int:
-    """Return the tokens of the longest row as it will be trained."""
-    limit = settings.data.max_source_length + settings.data.max_target_length
+def _encoded(settings: FederationSettings, rows: RowsReport | None) -> Encoded:
+    """Return the rows as they will be trained; where there are none, one as long as allowed."""
     if rows is None or not rows.examples:
-        return limit
+        source, target = settings.data.max_source_length, settings.data.max_target_length
+        labels = [IGNORED] * source + [0] * target
+        return [{"input_ids": [0] * (source + target), "labels": labels}]
     tokenizer = load_tokenizer(settings.model)
-    encoded = encode_examples(rows.examples, tokenizer, prompt_format_of(settings.data, tokenizer))
-    return max(len(row["input_ids"]) for row in encoded)
+    return encode_examples(rows.examples, tokenizer, prompt_format_of(settings.data, tokenizer))
 
 
 def _free(on_gpu: bool) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fedfora.models.loading import Base, add_adapter
+from fedfora.models.loading import Base, add_adapter, fast_in_bfloat16
 from fedfora.models.resolve import model_path
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
@@ -51,17 +51,22 @@ def estimate_memory(
     *,
     rows: int,
     tokens: int,
+    answer_tokens: int | None = None,
+    max_tokens: int | None = None,
     optim: str = "adamw_torch",
     gradient_checkpointing: bool = False,
     on_gpu: bool = False,
 ) -> MemoryEstimate:
-    """Return the memory for batches of `rows` rows of `tokens` tokens each.
+    """Return the memory for optimizer steps of `rows` rows of `tokens` tokens each.
 
     Args:
         model_settings: Base model, quantization and number format.
         adapter_settings: Rank and layers.
-        rows: Rows of a forward pass.
-        tokens: Length of the padded rows.
+        rows: Rows of an optimizer step.
+        tokens: Length of the longest row.
+        answer_tokens: Tokens of a row that have a loss, and so logits; None for all.
+        max_tokens: Tokens of a forward pass at most, where that is more than one row; None for all
+            rows at once.
         optim: Optimizer, as in the training settings.
         gradient_checkpointing: Whether only the borders between blocks are kept.
         on_gpu: Whether "auto" number formats and double quantization are those of a GPU.
@@ -69,19 +74,22 @@ def estimate_memory(
     Raises:
         ValueError: If there is no such model.
     """
-    dtype = _dtype(model_settings, on_gpu)
-    base = _without_numbers(model_settings, dtype)
+    base = _without_numbers(model_settings, on_gpu)
     double = model_settings.bnb_4bit_use_double_quant
     doubled = on_gpu if double == "auto" else double == "true"
     base_bytes = _base_bytes(base.model, model_settings.quantization, doubled)
     model = add_adapter(base, adapter_settings, seed=0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    activations = _kept_bytes(model, rows, tokens)
+    for parameter in model.parameters():  # autocast multiplies in the base's format
+        parameter.data = parameter.data.to(base.model.dtype)
+    rows = rows if max_tokens is None else min(rows, max(1, max_tokens // tokens))
+    answer_tokens = min(tokens, answer_tokens or tokens)
+    activations = _kept_bytes(model, rows, tokens, answer_tokens)
     if gradient_checkpointing:
         _checkpoint(model)
-        borders = _kept_bytes(model, rows, tokens)
+        borders = _kept_bytes(model, rows, tokens, answer_tokens)
         activations = borders + (activations - borders) // base.model.config.num_hidden_layers
-    logits_gradient = 4 * rows * tokens * base.model.config.vocab_size
+    logits_gradient = 4 * rows * answer_tokens * base.model.config.vocab_size
     return MemoryEstimate(
         base=base_bytes,
         adapter=int(trained * (8 + OPTIMIZER_BYTES[optim])),
@@ -96,13 +104,14 @@ def _checkpoint(model: Any) -> None:
     (enable or model.gradient_checkpointing_enable)()
 
 
-def _dtype(settings: ModelArguments, on_gpu: bool) -> torch.dtype:
+def _dtype(settings: ModelArguments, config: Any, on_gpu: bool) -> torch.dtype:
     if settings.torch_dtype != "auto":
         return getattr(torch, settings.torch_dtype)  # type: ignore[no-any-return]
-    return torch.bfloat16 if on_gpu else torch.float32
+    fast = settings.quantization != "int8" and fast_in_bfloat16(config)
+    return torch.bfloat16 if on_gpu or fast else torch.float32
 
 
-def _without_numbers(settings: ModelArguments, dtype: torch.dtype) -> Base:
+def _without_numbers(settings: ModelArguments, on_gpu: bool) -> Base:
     name = settings.model_name_or_path
     if not name:
         raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
@@ -112,7 +121,7 @@ def _without_numbers(settings: ModelArguments, dtype: torch.dtype) -> Base:
     except (OSError, ValueError) as error:
         raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=_dtype(settings, config, on_gpu))
     model.requires_grad_(False)
     model.config.use_cache = False
     return Base(model, None, name, settings.quantization)
@@ -143,7 +152,7 @@ def _is_tied(model: nn.Module, module: nn.Module, output: Any) -> bool:
     return bool(tied and module is output)
 
 
-def _kept_bytes(model: nn.Module, rows: int, tokens: int) -> int:
+def _kept_bytes(model: nn.Module, rows: int, tokens: int, answer_tokens: int) -> int:
     """Return the bytes of all different tensors that autograd keeps, weights left out."""
     weights = {_storage(p) for p in model.parameters()}
     storages: dict[
@@ -159,7 +168,8 @@ def _kept_bytes(model: nn.Module, rows: int, tokens: int) -> int:
     model.train()
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with _FusedAttention(), hooks:
-        model(input_ids=ids, labels=ids)
+        logits_BLV = model(input_ids=ids, logits_to_keep=answer_tokens).logits
+        F.cross_entropy(logits_BLV.flatten(0, 1).float(), ids[:, :answer_tokens].flatten())
     return sum(size for size, _ in storages.values())
 
 

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 
 from fedfora.data.encoding import IGNORED, Encoded
+from fedfora.models.memory_estimate import MemoryEstimate, estimate_memory
+from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.training.settings import TrainArguments
 
 PackedRow = dict[str, list[int]]
 Batch = dict[str, torch.Tensor]
@@ -22,6 +25,33 @@ Batch = dict[str, torch.Tensor]
 TOKENS_PER_PASS = 16
 CALLS_PER_PASS = {"cpu": 2.5e8, "cuda": 2.5e12}
 MAX_TOKENS = {"cpu": 2048, "cuda": 16384}  # beyond these a larger pass is no faster
+
+
+def estimate_step(
+    model: ModelArguments, adapter: AdapterArguments, train: TrainArguments, encoded: Encoded
+) -> tuple[MemoryEstimate, str]:
+    """Return the memory that a training on these rows takes at most, and for what, in words.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    on_gpu = model.device == "cuda" or (model.device == "auto" and torch.cuda.is_available())
+    limit = train.max_tokens_per_pass or MAX_TOKENS["cuda" if on_gpu else "cpu"]
+    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    tokens = max(len(row["input_ids"]) for row in encoded)
+    estimate = estimate_memory(
+        model,
+        adapter,
+        rows=rows,
+        tokens=tokens,
+        answer_tokens=max(sum(label != IGNORED for label in row["labels"]) for row in encoded),
+        max_tokens=limit,
+        optim=train.optim,
+        gradient_checkpointing=train.gradient_checkpointing,
+        on_gpu=on_gpu,
+    )
+    at_once = max(min(limit, rows * tokens), tokens)
+    return estimate, f"{rows} rows a step, at most {at_once:,} tokens at once"
 
 
 def passes_of(
