@@ -36,8 +36,8 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     from fedfora.cli.verify import VerifyArguments
     from fedfora.cli.watch import WatchArguments
     from fedfora.deployment.settings import CheckKitArguments, ProvisionArguments
-    from fedfora.evaluation.audit import AuditArguments
     from fedfora.evaluation.settings import SECTIONS as PREDICT
+    from fedfora.evaluation.settings import AuditArguments
     from fedfora.export.settings import SECTIONS as EXPORT
     from fedfora.federated.settings import SECTIONS as SIMULATE
     from fedfora.integrations.fate.settings import SECTIONS as FATE

@@ -13,13 +13,23 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 import yaml
 
 Scalar = str | int | float | bool
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+# What other programs call it, or what it is elsewhere, to what it is here.
+_MEANT = {
+    **dict.fromkeys(("int4", "4bit", "4", "fp4", "bnb", "q4"), "nf4"),
+    **dict.fromkeys(("8bit", "8", "llm.int8", "q8"), "int8"),
+    **dict.fromkeys(("null", "no", "false", "fp32", "fp16", "bf16"), "none"),
+    **dict.fromkeys(("ollama", "llama.cpp", "llamacpp"), "gguf"),
+    **dict.fromkeys(("peft", "adapter", "vllm"), "lora"),
+    **{"--lr": "--learning_rate", "--epochs": "--num_train_epochs", "--rank": "--lora_rank"},
+}
 _SHORT_OPTION = re.compile(r"-[A-Za-z](?!nf$)[^ ]*$")  # -h; -inf is a number
 
 
@@ -73,11 +83,43 @@ if not TYPE_CHECKING:
     HfArgumentParser = _load()
 
 
+def refuse(*rules: tuple[bool, str]) -> None:
+    """Raise for the first rule that is broken: `(broken, message)`, as a table that reads.
+
+    Raises:
+        ConfigError: With its message.
+    """
+    for broken, message in rules:
+        if broken:
+            raise ConfigError(message)
+
+
+def read_yaml(path: Path, flag: str) -> Any:
+    """Return what a YAML file holds.
+
+    Args:
+        path: The file.
+        flag: What the message begins with.
+
+    Raises:
+        ConfigError: If it cannot be read, in one line.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except Exception as error:  # PyYAML lets through whatever its constructors raise
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            f"{flag}{path} is not valid YAML: {said or type(error).__name__}"
+        ) from error
+
+
 class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is untyped here
     """`HfArgumentParser` plus `--config FILE`, without abbreviations, with hints for mistakes."""
 
     def __init__(self, dataclass_types: Iterable[Any], **kwargs: Any) -> None:
         kwargs.setdefault("usage", "%(prog)s [--config FILE.yaml] [OPTIONS]")
+        # Options whose value may be nothing at all, and those that may be an empty list.
+        self._may_be: dict[type, set[str]] = {NoneType: set(), list: set()}
         super().__init__(
             list(dataclass_types),
             allow_abbrev=False,
@@ -95,6 +137,10 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
         for item in dataclasses.fields(dtype):
             item.type = hints[item.name]
             self._parse_dataclass_field(group, item)
+            if NoneType in get_args(hints[item.name]):
+                self._may_be[NoneType].add(item.name)
+            if getattr(item.default_factory, "__self__", None) == []:
+                self._may_be[list].add(item.name)
 
     def parse(
         self, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
@@ -140,10 +186,7 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
     def _read(self, path: Path) -> dict[str, Any]:
         if not path.is_file():
             self.error(f"--config: no such file: {path}")
-        try:
-            mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            self.error(f"--config: {path} is no YAML: {error}")
+        mapping = read_yaml(path, "--config: ")
         if not isinstance(mapping, dict):
             self.error(f"--config: {path}: expected a mapping of option names to values")
         return mapping
@@ -156,6 +199,9 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
                 self.error(f"unknown option {key!r}")
             action = actions.get(str(key).replace("-", "_"))
             if value in (None, []) and action is not None:
+                if action.dest not in self._may_be[type(value)]:
+                    allowed = f"; one of {', '.join(map(str, action.choices or ()))}"
+                    self.error(f"--{key}: nothing given{allowed if action.choices else ''}")
                 action.default = value  # there is no word for "nothing"
                 continue
             if isinstance(value, str) and action is not None and action.nargs == "+":
@@ -190,10 +236,13 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
     def _unknown(self, word: str) -> str:
         name = word.split("=")[0]
         options = [option for action in self._actions for option in action.option_strings]
-        close = difflib.get_close_matches(name.replace("-", "_"), options, n=1, cutoff=0.7) or (
-            difflib.get_close_matches(name, options, n=1, cutoff=0.7)
-        )
-        remedy = f"did you mean {close[0]}?" if close else f"{self.prog} --help lists them all"
+        asked = "--" + name.lstrip("-").replace("-", "_")
+        close = [_MEANT.get(asked)] if _MEANT.get(asked) in options else []
+        close = close or difflib.get_close_matches(asked, options, n=1, cutoff=0.7)
+        close = close or difflib.get_close_matches(name, options, n=1, cutoff=0.7)
+        close = close or [option for option in options if option.endswith(f"_{asked[2:]}")]
+        names = " or ".join(filter(None, close))
+        remedy = f"did you mean {names}?" if close else f"{self.prog} --help lists them all"
         return f"unknown option {name}; {remedy}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -201,7 +250,9 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            close = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
+            choices = [str(choice) for choice in action.choices or ()]
+            meant = _MEANT.get(str(value).lower())
+            close = [meant] if meant in choices else difflib.get_close_matches(str(value), choices)
             if close:
                 error.message += f"; did you mean {close[0]!r}?"
             raise

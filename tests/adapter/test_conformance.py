@@ -425,7 +425,7 @@ def test_a_sum_without_meaning_is_refused(arguments, message):
 
 def test_an_unsupported_layer_is_refused_before_anything_is_replaced():
     base = llama()
-    with pytest.raises(TypeError, match=r"embed_tokens \(Embedding\) is not supported"):
+    with pytest.raises(ValueError, match=r"embed_tokens \(Embedding\) is not supported"):
         get_peft_model(base, ForaConfig(target_modules=["q_proj", "embed_tokens"]))
     assert not any("fora" in name for name, _ in base.named_modules())
 

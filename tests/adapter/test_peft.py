@@ -118,7 +118,7 @@ def test_each_row_of_a_batch_may_have_its_own_adapter(base, ids):
 
 
 def test_an_unsupported_layer_is_refused_and_named(base):
-    with pytest.raises(TypeError, match="embed_tokens"):
+    with pytest.raises(ValueError, match="embed_tokens"):
         get_peft_model(base, ForaConfig(target_modules=["embed_tokens"]))
 
 

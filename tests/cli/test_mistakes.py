@@ -38,7 +38,7 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
     [
         ("simulat", "unknown command 'simulat'; did you mean 'simulate'"),
         (SIMULATE + "--num_round 3", "did you mean --num_rounds"),
-        (SIMULATE + "--lr 1e-3", "unknown option --lr; fedfora simulate --help lists them all"),
+        (SIMULATE + "--lr 1e-3", "unknown option --lr; did you mean --learning_rate?"),
         (SIMULATE + "--train_file {d}/good.json --num_rounds 0", "--num_rounds must be at least 1"),
         (SIMULATE + "--train_file {d}/good.json --local_steps 0", "--local_steps must be at least"),
         (SIMULATE + "--train_file {d}/good.json --num_clients 5", "there are only 4 rows"),
@@ -59,7 +59,16 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
         (TRAIN + "--train_file {d}/no_output.json", 'line 1: "output" is missing'),
         (TRAIN + "--train_file clinic --quantization nf5", "did you mean 'nf4'"),
         (TRAIN + "--train_file clinic --max_steps 0", "--max_steps must be positive"),
-        (TRAIN + "--train_file clinic --lora_rank 0", "r must be at least 1, got 0"),
+        (TRAIN + "--train_file clinic --lora_rank 0", "--lora_rank must be at least 1, got 0"),
+        (TRAIN + "--batch_size 4", "did you mean --per_device_train_batch_size or --per_dev"),
+        (TRAIN + "--zzz 4", "unknown option --zzz; fedfora train --help lists them all"),
+        (TRAIN + "--quantization int4", "did you mean 'nf4'"),
+        ("export --model_dir {d}/adapter --format ollama", "did you mean 'gguf'"),
+        (
+            TRAIN + "--train_file clinic --target_modules q_proj query",
+            "--target_modules query: no layer of clinic-base is called that; there are down_proj, ",
+        ),
+        ("help simulat", "did you mean 'simulate'"),
         (
             "train --train_file clinic --output_dir {d}/out --model_name_or_path {d}/no_model",
             "holds no config.json",
@@ -85,7 +94,7 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
         (
             "simulate --model_name_or_path clinic-base --train_file clinic --num_clients 2 "
             "--output_dir {d}/run",
-            "/run goes on with it",
+            "/run resumes it",
         ),
         (PREDICT, "--model_name_or_path is missing"),
         (PREDICT + "--temperature 0.5", "--temperature 0.5 has no effect without --do_sample"),
@@ -112,7 +121,11 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
             "--output_dir {d}/good.json/out",
             "good.json/out cannot be written",
         ),
-        ("evaluate --predictions_file {d}/broken.json", "broken.json, line 2: broken JSON"),
+        (
+            "evaluate --predictions_file {d}/broken.json --prediction_column input "
+            "--reference_column output",
+            "broken.json, line 2, column 11: broken JSON",
+        ),
         ("evaluate --predictions_file {d}/good.json", 'line 1: no "prediction" to score'),
         (
             "evaluate --predictions_file {d}/good.json --prediction_column output",
@@ -138,6 +151,23 @@ def test_help_is_quick_because_it_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "simulate" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["--version"], ["-V"]])
+def test_the_version_is_told(words, capsys):
+    assert main(words) == 0
+    assert re.fullmatch(r"fedfora \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_help_of_a_command_is_its_help(capsys):
+    printed = []
+    for words in (["help", "train"], ["train", "--help"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert main(["help"]) == 0
+    assert "commands:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["train", "simulate", "predict", "evaluate", "demo", "info"])

@@ -181,3 +181,34 @@ def test_a_full_output_directory_is_refused(trained, tmp_path, capsys):
     assert main(f"export --model_dir {trained} --output_dir {tmp_path / 'full'}".split()) == 2
     assert "--overwrite_output_dir" in capsys.readouterr().err
     assert (tmp_path / "full" / "precious.txt").exists()
+
+
+def test_an_export_takes_the_place_of_an_export_only(trained, tmp_path, monkeypatch, capsys):
+    """Its own files go; the adapter's run, anything beside them, and what a link hides stay."""
+
+    def run(output, *more):
+        words = ["export", "--model_dir", str(trained), "--output_dir", str(output), *more]
+        return main([*words, "--quantization", "none"]), capsys.readouterr().err
+
+    before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    again = "--overwrite_output_dir"
+    for own in (trained, trained / "."):
+        status, error = run(own, again)
+        assert status == 2
+        assert "is where" in error
+    assert {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
+
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert run(tmp_path / "link") == (0, "")
+    written = sorted(path.name for path in (tmp_path / "real").iterdir())
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(written)
+    monkeypatch.chdir(tmp_path / "real")
+    assert run(".")[0] == 2
+    assert run(".", again) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == written
+    (tmp_path / "real" / "notes.txt").write_text("precious")
+    status, error = run(".", again)
+    assert status == 2
+    assert "holds notes.txt, which no export wrote" in error
+    assert (tmp_path / "real" / "notes.txt").read_text() == "precious"

@@ -145,7 +145,7 @@ def _check_supported(target: nn.Module, key: str, quantization: dict[str, Any]) 
     if isinstance(base, nn.Linear | Conv1D):
         return
     if resolve_quantization_backend(base, **quantization) is None:
-        raise TypeError(
+        raise ValueError(
             f"Target module {key} ({type(base).__name__}) is not supported. FoRA adapts "
             "`torch.nn.Linear`, `Conv1D` and the quantized linear layers that PEFT knows."
         )

@@ -5,16 +5,18 @@ from typing import Any
 
 from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser
+from fedfora.evaluation.settings import AuditArguments, audited_run
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse, attack, and print the numbers, also when they are bad."""
-    from fedfora.evaluation.audit import AuditArguments, audit
-
     parser = ConfigParser([AuditArguments], prog="fedfora audit", description=__doc__)
     (arguments,) = parser.parse(argv)
     silence_libraries()
+    audited_run(arguments)
     announce_loading("audit")
+    from fedfora.evaluation.audit import audit
+
     results = audit(arguments)
     print("\n".join([*_membership(results), *_canaries(results), *_inversion(results)]))
 

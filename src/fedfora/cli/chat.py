@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser, flag
+from fedfora.models.resolve import adapter_dir_of, check_named
 from fedfora.models.settings import ModelArguments
 
 
@@ -34,6 +35,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser([ChatArguments, ModelArguments], prog="fedfora chat", description=__doc__)
     chat, model = parser.parse(argv)
     silence_libraries()
+    check_named(model, adapter_dir_of(chat.model_dir, None))
     announce_loading("chat")
     from fedfora.data.encoding import prompt_format_of
     from fedfora.data.settings import DataArguments

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser
-from fedfora.export.settings import SECTIONS, ExportSettings
+from fedfora.export.settings import SECTIONS, ExportSettings, check_place
 
 
 def run(argv: Sequence[str]) -> None:
@@ -16,6 +16,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS.values(), prog="fedfora export", description=__doc__)
     settings = ExportSettings(*parser.parse(argv))
     silence_libraries()
+    check_place(settings)
     announce_loading("export")
     from fedfora.export.run import export
 

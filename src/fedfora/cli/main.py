@@ -1,8 +1,10 @@
 """`fedfora COMMAND ...`: finds the command, runs it, and turns a user's mistake into one line."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 # Each command is a module of this package with `run(argv)`; loaded only when it is asked for.
 COMMANDS = {
@@ -37,6 +39,11 @@ FEDERATIONS = {"demo", "simulate", "provision", "site", "coordinator", "rehearse
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 2 after a user's mistake."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words in (["-V"], ["--version"]):
+        print(f"fedfora {version('fedfora')}")
+        return 0
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -56,9 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = f'pip install "fedfora[{extra}]"'
         print(f"fedfora {command}: error: {package} is not installed: {remedy}", file=sys.stderr)
         return 2
-    except ValueError as error:
+    except BrokenPipeError:  # `fedfora ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:
         sys.stdout.flush()  # what was printed before the mistake was found comes before it
-        print(f"fedfora {command}: error: {error}", file=sys.stderr)
+        line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
+        line = line.encode(errors="backslashreplace").decode()  # a name may hold half a character
+        print(f"fedfora {command}: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         words = ["stopped", *filter(None, map(str, stop.args))]
@@ -78,6 +90,7 @@ def overview() -> str:
     """Return what `fedfora --help` prints."""
     lines = [
         "usage: fedfora COMMAND [--help] [--config FILE.yaml] [OPTIONS]",
+        "       fedfora help COMMAND, fedfora --version",
         "",
         "Fine-tunes language models where the data is, alone or as a federation.",
         "",

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 
 from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser
+from fedfora.data.loading import load_chosen
 from fedfora.evaluation.settings import SECTIONS, PredictSettings
+from fedfora.models.resolve import adapter_dir_of, check_named
+from fedfora.reporting.record import check_output_dir
 
 
 def run(argv: Sequence[str]) -> None:
@@ -18,6 +21,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS.values(), prog="fedfora predict", description=__doc__)
     settings = PredictSettings(parser.given(argv), *parser.parse(argv))
     silence_libraries()
+    _preflight(settings)
     announce_loading("predict")
     from fedfora.evaluation.predict import predict
     from fedfora.reporting.view import View
@@ -28,3 +32,21 @@ def run(argv: Sequence[str]) -> None:
     for line in score_lines(scores):
         print(line)
     print(f"predictions and scores: {settings.predict.output_dir}")
+
+
+def _preflight(settings: PredictSettings) -> None:
+    """Raise for what can be known before PyTorch is loaded: directories, and broken rows.
+
+    Raises:
+        ValueError: Naming the flag, or the file and the line.
+    """
+    predict = settings.predict
+    adapter_dir = adapter_dir_of(predict.model_dir, predict.checkpoint_dir)
+    check_named(settings.model, adapter_dir)
+    check_output_dir(predict.output_dir, overwrite=True)
+    load_chosen(
+        settings.data.test_file,
+        settings.data,
+        flag="--test_file",
+        answers_needed=not predict.predict_with_generate,
+    )

@@ -218,10 +218,10 @@ def _entry(directory: Path, name: str) -> dict[str, Any]:
         catalog = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"--dataset_dir {directory}: no {CATALOG} there: {error}") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: broken JSON: {error}") from error
+    if not isinstance(catalog, dict):
+        raise DataError(f"{path}: expected an object with a data set under each name")
     if name not in catalog:
         raise DataError(f"{path}: {unknown('data set', name, catalog)} (--dataset)")
     entry = catalog[name]
@@ -234,6 +234,8 @@ def _columns(entry: dict[str, Any], where: str) -> dict[str, Any]:
     if entry.get("formatting", "alpaca") != "alpaca":
         raise DataError(f"{where}: formatting {entry['formatting']!r} is not read, only alpaca")
     columns = entry.get("columns", {})
+    if not isinstance(columns, dict) or not all(isinstance(c, str) for c in columns.values()):
+        raise DataError(f"{where}: columns must be names of columns by role, got {columns!r}")
     if unread := sorted(columns.keys() - _ROLES.keys()):
         raise DataError(f"{where}: columns {unread} are not read (known: {', '.join(_ROLES)})")
     return {_ROLES[role]: column for role, column in columns.items()}

@@ -2,54 +2,23 @@
 
 import json
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedfora.adapter.state import read_state, set_trainable, write_state
-from fedfora.config import flag
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.inversion import Inversion, Protection
 from fedfora.evaluation.membership import UNSEEN, exposures, mean_losses, separation
+from fedfora.evaluation.settings import AuditArguments, audited_run
 from fedfora.models.loading import load_adapter, load_base
 from fedfora.models.saving import read_prompt_format
-from fedfora.models.settings import ModelArguments
 from fedfora.reporting.record import write_text
 
 FILE = "audit.json"
 OTHER_ROWS, OTHER_SITES = 7, 2  # who else is in a sum: a batch of 8, the fewest sites
-
-
-@dataclass
-class AuditArguments:
-    """Which run to attack, with which rows, and how hard."""
-
-    run: str | None = flag(None, "run directory of train, simulate or demo")
-    held_out_file: str | None = flag(
-        None, "rows of the same kind that were not trained on; default the run's --test_file"
-    )
-    max_rows: int = flag(500, "rows of either kind that the membership attack looks at")
-    batch_size: int = flag(16, "rows per forward pass")
-    canary_alternatives: int = flag(255, "other codes that each planted canary is ranked among")
-    inversion_rows: int = flag(2, "rows whose answers are read from one update; 0 for none")
-    inversion_tokens: int = flag(4, "tokens of each answer that are hidden from the attacker")
-    inversion_choices: int = flag(64, "tokens that the attacker chooses from in each place")
-    inversion_noise: float = flag(1.0, "noise multiplier of the updates with noise")
-
-    def __post_init__(self) -> None:
-        """Refuse numbers with which an attack is none, naming the flag."""
-        for name, least in (
-            *(("max_rows", 1), ("batch_size", 1), ("canary_alternatives", 1)),
-            *(("inversion_rows", 0), ("inversion_tokens", 1), ("inversion_choices", 2)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.inversion_noise > 0:
-            raise ValueError(f"--inversion_noise must be positive, got {self.inversion_noise}")
 
 
 def audit(arguments: AuditArguments) -> dict[str, Any]:
@@ -62,19 +31,13 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
         ValueError: If the directory holds no run, or there are no rows that were not trained on.
     """
     directory = Path(arguments.run or "")
-    if arguments.run is None or not (directory / "config.yaml").is_file():
-        raise ValueError(f"--run {arguments.run}: no run there, config.yaml is missing")
-    config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-    data = DataArguments(**config["data"])
-    held_out = arguments.held_out_file or data.test_file
-    if held_out is None or data.train_file is None:
-        raise ValueError("--held_out_file is missing: rows of the same kind, not trained on")
-    base = load_base(ModelArguments(**config["model"]))
+    config, data, model_settings, held_out = audited_run(arguments)
+    base = load_base(model_settings)
     model = load_adapter(base, directory)
     prompts = read_prompt_format(directory) or prompt_format_of(data, base.tokenizer)
     members, others = (
         _some_rows(file, data, base.tokenizer, prompts, arguments.max_rows)
-        for file in (data.train_file, held_out)
+        for file in (str(data.train_file), held_out)
     )
     content = {
         "train_file": data.train_file,

@@ -60,8 +60,11 @@ def check_output(settings: PredictSettings, examples: list[Example], identity: s
     tokens = len(examples) * (settings.evaluation.max_new_tokens or 0)
     text = sum(len(e.prompt.encode()) + len((e.output or "").encode()) for e in examples)
     check_output_dir(directory, overwrite=True)
+    if (directory / "adapter_config.json").exists():
+        raise ValueError(f"--output_dir {directory} holds an adapter: name another directory")
     check_disk_space(directory, 2 * (text + tokens * _BYTES_PER_TOKEN))
-    existing = [n for n in ("config.yaml", PREDICTIONS, PARTIAL) if (directory / n).exists()]
+    names = ("config.yaml", PREDICTIONS, PARTIAL, SCORES, "environment.json", "metrics.jsonl")
+    existing = [name for name in names if (directory / name).exists()]
     if existing and not settings.predict.overwrite_output_dir and _held(directory) != identity:
         raise ValueError(
             f"--output_dir {directory} holds another run ({existing[0]}); name another directory, "

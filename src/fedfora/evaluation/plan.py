@@ -13,12 +13,8 @@ from fedfora.evaluation.choice import letters_of
 from fedfora.evaluation.output import check_output, identity_of
 from fedfora.evaluation.scores import check_packages, kind_of
 from fedfora.evaluation.settings import PredictSettings
-from fedfora.models.loading import (
-    base_name_of,
-    check_adapter_dir,
-    context_length,
-    load_tokenizer,
-)
+from fedfora.models.loading import base_name_of, context_length, load_tokenizer
+from fedfora.models.resolve import adapter_dir_of
 from fedfora.models.saving import read_record
 
 # What the adapter's training settled, and what holds at prediction too unless it is said anew.
@@ -62,7 +58,7 @@ def prepare(settings: PredictSettings) -> PredictionPlan:
     predict = settings.predict
     if predict.metrics != "auto" and predict.do_eval and predict.predict_with_generate:
         check_packages(predict.metrics)
-    adapter_dir = _adapter_dir(predict.model_dir, predict.checkpoint_dir)
+    adapter_dir = adapter_dir_of(predict.model_dir, predict.checkpoint_dir)
     record = {} if adapter_dir is None else _record(adapter_dir, predict.model_dir)
     settings = _with_base(settings, adapter_dir, record)
     examples = load_chosen(
@@ -84,19 +80,6 @@ def prepare(settings: PredictSettings) -> PredictionPlan:
     return PredictionPlan(
         settings, examples, prompts, options, kind, adapter_dir, record, prompt_format, identity
     )
-
-
-def _adapter_dir(model_dir: str | None, checkpoint_dir: str | None) -> Path | None:
-    """Return the directory that holds the adapter: the checkpoint, where one is named."""
-    if checkpoint_dir is None:
-        if model_dir is not None:
-            check_adapter_dir(model_dir)
-        return None if model_dir is None else Path(model_dir)
-    places = [Path(checkpoint_dir), Path(model_dir or "") / checkpoint_dir]
-    for path in places:
-        if (path / "adapter_config.json").is_file():
-            return path
-    raise ValueError(f"--checkpoint_dir {checkpoint_dir}: no directory with adapter_config.json")
 
 
 def _record(adapter_dir: Path, model_dir: str | None) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """What the user says about evaluation: batches, lengths, how tokens are chosen, which scores."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from fedfora.config import flag
+from fedfora.config import flag, read_yaml
 from fedfora.data.settings import DataArguments
+from fedfora.data.sources import rows_of
+from fedfora.models.resolve import check_adapter_dir, check_named
 from fedfora.models.settings import ModelArguments
 
 MetricsChoice = Literal["auto", "triples", "text", "choice"]
@@ -105,7 +108,9 @@ class PredictSettings:
     decoding: DecodingArguments
 
     def __post_init__(self) -> None:
-        """Refuse right padding where rows of one batch are continued at their ends."""
+        """Refuse what is missing, and right padding where a batch's rows are continued."""
+        if self.data.test_file is None and self.data.dataset is None:
+            raise ValueError("--test_file is missing: a file, or clinic:test (or --dataset)")
         batch_size = self.evaluation.per_device_eval_batch_size
         predict = self.predict
         if predict.padding_side == "right" and predict.predict_with_generate and batch_size > 1:
@@ -117,3 +122,57 @@ class PredictSettings:
 
 
 SECTIONS = {item.name: item.type for item in fields(PredictSettings) if item.name != "given"}
+
+
+@dataclass
+class AuditArguments:
+    """Which run to attack, with which rows, and how hard."""
+
+    run: str | None = flag(None, "run directory of train, simulate or demo")
+    held_out_file: str | None = flag(
+        None, "rows of the same kind that were not trained on; default the run's --test_file"
+    )
+    max_rows: int = flag(500, "rows of either kind that the membership attack looks at")
+    batch_size: int = flag(16, "rows per forward pass")
+    canary_alternatives: int = flag(255, "other codes that each planted canary is ranked among")
+    inversion_rows: int = flag(2, "rows whose answers are read from one update; 0 for none")
+    inversion_tokens: int = flag(4, "tokens of each answer that are hidden from the attacker")
+    inversion_choices: int = flag(64, "tokens that the attacker chooses from in each place")
+    inversion_noise: float = flag(1.0, "noise multiplier of the updates with noise")
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which an attack is none, naming the flag."""
+        for name, least in (
+            *(("max_rows", 1), ("batch_size", 1), ("canary_alternatives", 1)),
+            *(("inversion_rows", 0), ("inversion_tokens", 1), ("inversion_choices", 2)),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.inversion_noise > 0:
+            raise ValueError(f"--inversion_noise must be positive, got {self.inversion_noise}")
+
+
+def audited_run(
+    arguments: AuditArguments,
+) -> tuple[dict[str, Any], DataArguments, ModelArguments, str]:
+    """Return the run's configuration, its data, its base, and the file of rows it has not seen.
+
+    Raises:
+        ValueError: If the directory holds no run, or there are no rows that were not trained on.
+    """
+    path = Path(arguments.run or "") / "config.yaml"
+    if arguments.run is None or not path.is_file():
+        raise ValueError(f"--run {arguments.run}: no run there, config.yaml is missing")
+    try:
+        config = read_yaml(path, "")
+        data, model = DataArguments(**config["data"]), ModelArguments(**config["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--run {arguments.run}: {path} is not that of a run: {error}") from error
+    check_named(model, None)
+    check_adapter_dir(arguments.run)
+    held_out = arguments.held_out_file or data.test_file
+    if held_out is None or data.train_file is None:
+        raise ValueError("--held_out_file is missing: rows of the same kind, not trained on")
+    for file in (data.train_file, held_out):
+        next(rows_of(file), None)
+    return config, data, model, held_out

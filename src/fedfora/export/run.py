@@ -1,5 +1,6 @@
 """`fedfora export`: an adapter in the form that others load, checked before it is called done."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from fedfora.export.gguf import (
 from fedfora.export.gguf_model import model_to_gguf
 from fedfora.export.llama import export_llama
 from fedfora.export.lora import to_lora
-from fedfora.export.settings import ExportSettings
+from fedfora.export.settings import MARK, ExportSettings, check_place, files_of
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import (
     Base,
@@ -57,22 +58,28 @@ def export(settings: ExportSettings) -> list[str]:
             or the check fails; then nothing is left behind.
     """
     arguments = settings.export
-    if arguments.model_dir is None and arguments.format != "quantized-base":
-        raise ValueError("--model_dir is missing: the directory of the adapter")
-    output = Path(arguments.output_dir)
-    if output.exists() and any(output.iterdir()) and not arguments.overwrite_output_dir:
-        raise ValueError(f"--output_dir {output} is not empty (--overwrite_output_dir)")
+    check_place(settings)
+    output = Path(arguments.output_dir).resolve()
     settings = _with_base(settings)
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         lines = FORMATS[arguments.format](settings, temporary)
-        if output.exists():
-            shutil.rmtree(output)
-        temporary.replace(output)
+        _put(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return lines
+
+
+def _put(beside: Path, output: Path) -> None:
+    """Move a finished export to its place; of what is there only an earlier export's files go."""
+    names = sorted(path.name for path in beside.iterdir())
+    output.mkdir(parents=True, exist_ok=True)
+    for name in files_of(output):
+        (output / name).unlink(missing_ok=True)
+    write_text(output / MARK, json.dumps({"files": names}) + "\n")
+    for name in names:
+        (beside / name).replace(output / name)
 
 
 def _with_base(settings: ExportSettings) -> ExportSettings:

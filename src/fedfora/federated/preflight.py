@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
-from fedfora.config import ConfigError, ConfigParser
+from fedfora.config import ConfigError, ConfigParser, read_yaml
 from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.data.partition import partition
 from fedfora.federated.arguments import check_ray
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.federated.settings import SECTIONS, FederationSettings
-from fedfora.models.resolve import checked_model_name
+from fedfora.models.resolve import check_targets, checked_model_name
+from fedfora.privacy.settings import check_delta
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import EVALUATED_ROW
 from fedfora.seeds import derive_seed
@@ -33,7 +32,10 @@ def preflight(settings: FederationSettings) -> dict[str, int]:
     if settings.rounds.engine == "ray":
         check_ray()
     checked_model_name(settings.model)
+    check_targets(settings.model, settings.adapter.target_modules)
     rows = site_rows(settings)
+    for count in rows.values():
+        check_delta(settings.privacy, count)
     _check_rounds(settings, len(rows))
     if settings.data.test_file is not None:
         load_examples(settings.data.test_file, settings.data)
@@ -116,8 +118,9 @@ def _stored(directory: Path) -> dict[str, object]:
     path = directory / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"--resume {directory}: no run to go on with, there is no config.yaml")
-    sections = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(sections, dict) or not set(sections) <= set(SECTIONS):
+    sections = read_yaml(path, f"--resume {directory}: ")
+    known = isinstance(sections, dict) and set(sections) <= set(SECTIONS)
+    if not known or not all(isinstance(section, dict) for section in sections.values()):
         raise ConfigError(f"--resume {directory}: {path} is not that of a federation")
     return {name: value for section in sections.values() for name, value in section.items()}
 

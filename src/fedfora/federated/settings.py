@@ -19,7 +19,7 @@ from fedfora.federated.shared_noise import check_shared
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.record import RunArguments
-from fedfora.training.settings import TrainArguments
+from fedfora.training.settings import TrainArguments, check_record_privacy
 
 ARMS = ("base", "alone", "central")  # what a federation is compared with
 
@@ -173,6 +173,7 @@ class FederationSettings:
 
     def __post_init__(self) -> None:
         """Refuse what an aggregation rule cannot honor, naming the flag."""
+        check_record_privacy(self.privacy, self.train)
         check_fit(self.aggregation, self.adapter, self.train)
         private = any(not rule.sends for rule in rules_of(self.aggregation.aggregation))
         if private and not (self.rounds.validation_fraction and self.federation.num_rounds > 1):

@@ -19,11 +19,14 @@ from fedfora.federated.engines.embedded import run_embedded
 from fedfora.federated.engines.ray import run_ray
 from fedfora.federated.preflight import preflight
 from fedfora.federated.settings import FederationSettings
+from fedfora.federated.shared_noise import site_noise_multiplier
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site_runtime import check_rows, load_runtime
+from fedfora.privacy.accounting import Release
 from fedfora.registry import Registry
 from fedfora.reporting.history import Follower
 from fedfora.reporting.view import EVALUATED_ROW, View
+from fedfora.training.privacy_plan import open_ledger
 from fedfora.training.trainer import StepReport
 
 
@@ -40,6 +43,7 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
         ValueError: If rows, model or settings do not work; the message names the flag.
     """
     names = preflight(settings)
+    _check_budget(settings)
     run_config = settings.run_config()
     watcher = SimulationView(view, settings)
     client_app = make_client_app()
@@ -50,6 +54,18 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
         gc.freeze()  # what is loaded stays; looking through it again after every site is slow
     ENGINES[settings.rounds.engine](make_server_app(watcher), client_app, len(names), run_config)
     return read_rounds(settings.run.output_dir)
+
+
+def _check_budget(settings: FederationSettings) -> None:
+    """Raise if earlier runs have spent what the first round needs; an earlier run's record stays.
+
+    Raises:
+        BudgetSpent: Saying what is left.
+    """
+    if settings.privacy.privacy_unit == "site" and settings.rounds.resume is None:
+        noise = site_noise_multiplier(settings.privacy, num_rounds=settings.federation.num_rounds)
+        ledger = open_ledger(settings.privacy, settings.run.output_dir, "sites")
+        ledger.check(Release(1.0, noise, 1))
 
 
 def read_rounds(output_dir: str | Path) -> list[dict[str, Any]]:

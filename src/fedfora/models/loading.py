@@ -1,6 +1,5 @@
 """A name to a frozen base model with its tokenizer, and a fresh or saved FoRA adapter on it."""
 
-import json
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -16,12 +15,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import draw_inner_factors
-from fedfora.models.resolve import resolve_model
+from fedfora.models.resolve import base_name_of, check_adapter_dir, resolve_model
 from fedfora.models.saving import WEIGHTS
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.protection.provenance import verify_directory
 from fedfora.protection.sealing import is_sealed, load_tensors
 from fedfora.seeds import derive_seed
+
+__all__ = ["Base", "add_adapter", "base_name_of", "check_adapter_dir", "load_adapter", "load_base"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def _tokenizer_at(path: str, settings: ModelArguments) -> Any:
     config = _config_at(path, settings)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, config=config, cache_dir=settings.cache_dir)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # all were seen
+    except Exception as error:  # tokenizers' own is none of Python's
         raise ValueError(
             f"--model_name_or_path {settings.model_name_or_path}: the model comes without a "
             "tokenizer that can be read; put its files into the same directory: "
@@ -193,31 +194,6 @@ def merge_adapter(base: Base, adapter_dir: str | Path) -> Any:
     return load_adapter(base, adapter_dir).merge_and_unload(safe_merge=True).eval()
 
 
-def base_name_of(adapter_dir: str | Path) -> str:
-    """Return the name of the base model that an adapter was trained on.
-
-    Raises:
-        ValueError: If the directory holds no adapter.
-    """
-    check_adapter_dir(adapter_dir)
-    config = json.loads((Path(adapter_dir) / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(config["base_model_name_or_path"])
-
-
-def check_adapter_dir(adapter_dir: str | Path) -> None:
-    """Raise if a directory holds no adapter.
-
-    Raises:
-        ValueError: Naming the directory and the flag.
-    """
-    if not (Path(adapter_dir) / "adapter_config.json").is_file():
-        base = (Path(adapter_dir) / "config.json").is_file()
-        remedy = "; a base model: --model_name_or_path" if base else ""
-        raise ValueError(
-            f"--model_dir {adapter_dir}: the directory holds no adapter_config.json{remedy}"
-        )
-
-
 def _keep_training_kernels(model: Any) -> None:
     """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU.
 
@@ -234,7 +210,7 @@ def _config_at(path: str, settings: ModelArguments) -> Any:
     name = settings.model_name_or_path
     try:
         return AutoConfig.from_pretrained(path, cache_dir=settings.cache_dir)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a strange file brings up any exception in transformers
         raise ValueError(
             f"--model_name_or_path {name}: no model there: {_first_line(error)}"
         ) from error

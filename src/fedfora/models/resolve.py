@@ -1,7 +1,10 @@
-"""What the user named as a base model to where it is; nothing heavy is loaded to find out."""
+"""What the user named as a base or an adapter to where it is; nothing heavy is loaded for it."""
 
+import json
+import re
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 from fedfora.models.settings import ModelArguments
 
@@ -64,6 +67,112 @@ def check_model_name(name: str) -> None:
         )
     if not path.is_dir() and _looks_like_a_path(name):
         raise ValueError(f"--model_name_or_path {name}: no model there: no such directory")
+
+
+def adapter_dir_of(model_dir: str | None, checkpoint_dir: str | None) -> Path | None:
+    """Return the directory that holds the adapter: the checkpoint, where one is named.
+
+    Raises:
+        ValueError: If there is no adapter.
+    """
+    if checkpoint_dir is None:
+        if model_dir is not None:
+            check_adapter_dir(model_dir)
+        return None if model_dir is None else Path(model_dir)
+    places = [Path(checkpoint_dir), Path(model_dir or "") / checkpoint_dir]
+    for place in places:
+        if (place / "adapter_config.json").is_file():
+            return place
+    raise ValueError(f"--checkpoint_dir {checkpoint_dir}: no directory with adapter_config.json")
+
+
+def check_named(settings: ModelArguments, adapter_dir: Path | None) -> None:
+    """Raise if neither the user nor the adapter names a base, or the name can be none.
+
+    Raises:
+        ValueError: Naming the flag.
+    """
+    if adapter_dir is None or settings.model_name_or_path is not None:
+        checked_model_name(settings)
+    else:
+        check_model_name(base_name_of(adapter_dir))
+
+
+def base_name_of(adapter_dir: str | Path) -> str:
+    """Return the name of the base model that an adapter was trained on.
+
+    Raises:
+        ValueError: If the directory holds no adapter.
+    """
+    check_adapter_dir(adapter_dir)
+    path = Path(adapter_dir) / "adapter_config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no adapter's configuration: {type(error).__name__}: {error}"
+        ) from error
+
+
+def check_adapter_dir(adapter_dir: str | Path) -> None:
+    """Raise if a directory holds no adapter.
+
+    Raises:
+        ValueError: Naming the directory and the flag.
+    """
+    if not (Path(adapter_dir) / "adapter_config.json").is_file():
+        base = (Path(adapter_dir) / "config.json").is_file()
+        remedy = "; a base model: --model_name_or_path" if base else ""
+        raise ValueError(
+            f"--model_dir {adapter_dir}: the directory holds no adapter_config.json{remedy}"
+        )
+
+
+# Families whose modules are called as their weights in the file, by `model_type`.
+_NAMED_ALIKE = re.compile(
+    r"llama|mistral|smollm3|qwen[23]|gemma[23]?(_text)?|phi3?|opt|gpt_neox|bloom"
+)
+
+
+def check_targets(settings: ModelArguments, targets: list[str]) -> None:
+    """Raise if a target is no layer of a base whose files are here; other bases are not looked at.
+
+    Raises:
+        ValueError: Naming the layers that there are.
+    """
+    if targets == ["all-linear"] or not settings.model_name_or_path:
+        return
+    with as_file(files("fedfora.models")) as package:
+        name = settings.model_name_or_path
+        weights = _weights(package / BUNDLED[name] if name in BUNDLED else Path(name))
+    layers = {layer for layer in weights if len(weights[layer]) == 2}
+    known = sorted({layer.rsplit(".", 1)[-1] for layer in layers if "embed" not in layer})
+    for target in targets if known else ():
+        tied = target in ("lm_head", "embed_out")  # may stand in no file
+        if not tied and not any(f".{layer}".endswith(f".{target}") for layer in weights):
+            raise ValueError(
+                f"--target_modules {target}: no layer of {settings.model_name_or_path} is called "
+                f"that; there are {', '.join(known)} (or all-linear)"
+            )
+
+
+def _weights(directory: Path) -> dict[str, list[int]]:
+    """Return layers and the shapes of their weights from safetensors' headers; none if unsure."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        if not _NAMED_ALIKE.fullmatch(config["model_type"]):
+            return {}
+        headers: dict[str, Any] = {}
+        for path in directory.glob("*.safetensors"):
+            with path.open("rb") as file:
+                headers |= json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {
+            name.removesuffix(".weight"): entry["shape"]
+            for name, entry in headers.items()
+            if name.endswith(".weight")
+        }
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
+        return {}  # loading the base says what is wrong with it
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -33,10 +33,12 @@ def save_adapter(
         record: As `adapter_record` returns it.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    _write_json(
+        directory / RECORD, record
+    )  # first: by it a half-written directory is known as ours
     weights = {_peft_name(name): tensor.contiguous() for name, tensor in state.items()}
     save_tensors(directory / WEIGHTS, weights, metadata={"format": "pt"})
     _write_json(directory / "adapter_config.json", adapter_config)
-    _write_json(directory / RECORD, record)
     write_text(directory / "README.md", model_card(adapter_config))
     sign_directory(directory, {**record, "packages": environment()["packages"]})
 
@@ -94,7 +96,9 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         PromptFormat(**record["prompts"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        if not isinstance(record.get("base", {}), dict):
+            raise TypeError("base is no object")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no adapter's record: {error}") from error
     return record
 

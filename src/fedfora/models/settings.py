@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfora.config import flag
+from fedfora.config import flag, refuse
 
 
 @dataclass
@@ -54,3 +54,17 @@ class AdapterArguments:
     target_modules: list[str] = flag(
         ["all-linear"], "layers to adapt: names, or all-linear (every one but the output layer)"
     )
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range, naming the flag."""
+        alpha, inner = self.lora_alpha, self.inner_dim
+        refuse(
+            (self.lora_rank < 1, f"--lora_rank must be at least 1, got {self.lora_rank}"),
+            (alpha is not None and not 0 < alpha < float("inf"), f"--lora_alpha: {alpha}, not > 0"),
+            (inner is not None and inner < 1, f"--inner_dim must be at least 1, got {inner}"),
+            (
+                not 0 <= self.lora_dropout < 1,
+                f"--lora_dropout must be in [0, 1), got {self.lora_dropout}",
+            ),
+            (not self.target_modules, "--target_modules: nothing given; names, or all-linear"),
+        )

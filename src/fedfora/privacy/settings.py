@@ -48,3 +48,16 @@ class PrivacyArguments:
             raise ValueError(f"--clipping_norm must be positive, got {self.clipping_norm}")
         if self.clipping_norm == float("inf") and self.noise_multiplier != 0:
             raise ValueError("--clipping_norm inf bounds nothing: only with --noise_multiplier 0")
+
+
+def check_delta(arguments: PrivacyArguments, num_rows: int) -> None:
+    """Raise if delta promises nothing for so few rows.
+
+    Raises:
+        ValueError: Naming the flag and the rows.
+    """
+    if arguments.privacy_unit == "record" and arguments.target_delta * num_rows >= 1:
+        raise ValueError(
+            f"--target_delta {arguments.target_delta:g} is not below one over {num_rows} rows: "
+            "publishing one record at random would satisfy it"
+        )

@@ -28,6 +28,17 @@ PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
 # What is written at the end; what an earlier run left would pass for this run's.
 RESULTS = ("card.json", "report.html", "summary.json", "predictions.jsonl")
 
+# What a run writes over, beside its own record; as patterns.
+_FILES = ("adapter_*", "fedfora.json", "README.md", "environment.json", *RESULTS)
+
+# The directories that a run makes and removes again, and a file that only fedfora puts there.
+_MARKS = {
+    "checkpoint-[0-9]*": ("progress.json", "fedfora.json"),
+    "round-[0-9]*": ("state.json",),
+    "best": ("round.json",),
+    "sites/*": ("adapter/fedfora.json",),
+}
+
 
 class RunRecord:
     """Writes one run directory."""
@@ -102,26 +113,53 @@ def append_event(directory: Path, event: str, **values: Any) -> None:
         file.write(line + "\n")
 
 
+def is_ours(directory: Path) -> bool:
+    """Say whether a run of fedfora made a checkpoint's, a round's or a site's directory.
+
+    Only such a directory is ever removed. One without any file holds nothing of anybody's.
+    """
+    marks = [mark for pattern in _MARKS for mark in _MARKS[pattern]]
+    return any((directory / mark).is_file() for mark in marks) or not any(directory.iterdir())
+
+
 def check_output_dir(output_dir: str | Path, *, overwrite: bool, to_resume: str = "") -> None:
-    """Raise if a run could not be written there.
+    """Raise if a run could not be written there, or would destroy what fedfora did not write.
 
     Args:
         output_dir: Of the run.
         overwrite: Whether it may take the place of another.
-        to_resume: What to type to go on with a run that is there; empty where nothing can.
+        to_resume: What to type to resume a run that is there; empty where nothing can.
 
     Raises:
-        ValueError: If the directory holds another run and `overwrite` is false, or is no directory,
-            or nothing can be written there.
+        ValueError: If the directory is no directory or nothing can be written there; if it holds a
+            model, or checkpoints of another program; if it holds another run or files that the run
+            would write over, and `overwrite` is false.
     """
     directory = Path(output_dir)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--output_dir {output_dir} is not a directory")
-    if (directory / "config.yaml").exists() and not overwrite:
+    if (directory / "config.json").exists():
         raise ValueError(
-            f"--output_dir {output_dir} holds another run: --overwrite_output_dir starts over"
-            + (f", {to_resume} goes on with it" if to_resume else "")
+            f"--output_dir {output_dir} holds a model (config.json), which an adapter beside it "
+            "would change; name another directory"
         )
+    inner = (path for pattern in _MARKS for path in sorted(directory.glob(pattern)))
+    if foreign := [path for path in inner if not (path.is_dir() and is_ours(path))]:
+        raise ValueError(
+            f"--output_dir {output_dir} holds {foreign[0].relative_to(directory)}, which fedfora "
+            "did not write and would remove; move it, or name another directory"
+        )
+    if not overwrite:
+        if any((directory / name).exists() for name in ("config.yaml", "metrics.jsonl")):
+            raise ValueError(
+                f"--output_dir {output_dir} holds another run: --overwrite_output_dir starts over"
+                + (f", {to_resume} resumes it" if to_resume else "")
+            )
+        if found := sorted(path.name for name in _FILES for path in directory.glob(name)):
+            raise ValueError(
+                f"--output_dir {output_dir} holds {', '.join(found[:3])}: name another directory, "
+                "or --overwrite_output_dir to write over what is there"
+            )
     parent = _nearest_existing(directory)
     try:
         with tempfile.TemporaryFile(dir=parent):

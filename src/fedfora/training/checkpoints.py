@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedfora.reporting.record import write_text
+from fedfora.reporting.record import is_ours, write_text
 from fedfora.training.trainer import Progress
 
 PROGRESS = "progress.json"
@@ -59,7 +59,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def remove_checkpoints(run_dir: Path, *, keep_up_to: Path | None) -> None:
-    """Remove checkpoints that are no part of the training that begins now.
+    """Remove checkpoints that are no part of the training that begins now; no other program's.
 
     Args:
         run_dir: The run directory.
@@ -67,7 +67,8 @@ def remove_checkpoints(run_dir: Path, *, keep_up_to: Path | None) -> None:
     """
     for path in list(_checkpoints(run_dir)):
         is_complete = (path / PROGRESS).is_file()
-        if keep_up_to is None or not is_complete or _step(path) > _step(keep_up_to):
+        stays = keep_up_to is not None and is_complete and _step(path) <= _step(keep_up_to)
+        if is_ours(path) and not stays:
             shutil.rmtree(path)
 
 
@@ -83,15 +84,30 @@ def read_progress(checkpoint: Path, identity: Mapping[str, Any]) -> Progress:
     Raises:
         ValueError: If it belongs to another training, naming what differs.
     """
-    content = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
-    stored = content["identity"]
+    try:
+        content = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        stored, progress = dict(content["identity"]), Progress(**content["progress"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: {PROGRESS} cannot be read: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    check_same(checkpoint, stored, identity)
+    return progress
+
+
+def check_same(place: str | Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raise if what lies in a place belongs to another training.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
     for name in sorted(stored.keys() | identity.keys()):
         if stored.get(name) != identity.get(name):
             raise ValueError(
-                f"--resume_from_checkpoint {checkpoint}: {name} was {stored.get(name)}, now it is "
-                f"{identity.get(name)}; a training goes on with what it began with"
+                f"--resume_from_checkpoint {place}: {name} was {stored.get(name)}, now it is "
+                f"{identity.get(name)}; a training resumes with what it began with"
             )
-    return Progress(**content["progress"])
 
 
 def step_of(checkpoint: Path) -> int:

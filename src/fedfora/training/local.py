@@ -18,7 +18,7 @@ from fedfora.data.encoding import IGNORED, Encoded
 from fedfora.training.arguments import loraplus_optimizer, trainer_arguments
 from fedfora.training.dp_sgd import TRAINER_ARGUMENTS, PrivateSteps, RecordPrivacy
 from fedfora.training.long_run import Checkpointing
-from fedfora.training.packing import check_no_leak, collate_packed, pack
+from fedfora.training.packing import collate_packed, pack
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
@@ -72,8 +72,6 @@ def train_locally(
         privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
         proximal_mu: FedProx's pull towards the parameters at the start; 0 for none.
     """
-    if settings.packing:
-        check_no_leak(model, encoded)
     with tempfile.TemporaryDirectory() as scratch:
         where = {"output_dir": scratch} if long_run is None else long_run.trainer_arguments
         arguments = trainer_arguments(

@@ -6,7 +6,8 @@ Rows, directories and names are looked at first: whoever made a mistake there le
 from dataclasses import dataclass
 
 from fedfora.data.loading import Example, load_chosen, load_examples
-from fedfora.models.resolve import checked_model_name
+from fedfora.models.resolve import check_targets, checked_model_name
+from fedfora.privacy.settings import check_delta
 from fedfora.reporting.record import check_output_dir
 from fedfora.training.settings import TrainSettings
 
@@ -30,14 +31,17 @@ def preflight(settings: TrainSettings) -> Rows:
     Raises:
         ValueError: Naming the flag, or the file and the line.
     """
-    if settings.checkpoint.resume_from_checkpoint is None:
-        check_output_dir(
-            settings.run.output_dir,
-            overwrite=settings.run.overwrite_output_dir,
-            to_resume="--resume_from_checkpoint last",
-        )
+    resumes = settings.checkpoint.resume_from_checkpoint is not None
+    check_output_dir(
+        settings.run.output_dir,
+        overwrite=settings.run.overwrite_output_dir or resumes,
+        to_resume="--resume_from_checkpoint last",
+    )
     checked_model_name(settings.model)
-    return read_rows(settings)
+    check_targets(settings.model, settings.adapter.target_modules)
+    rows = read_rows(settings)
+    check_delta(settings.privacy, len(rows.examples))
+    return rows
 
 
 def read_rows(settings: TrainSettings) -> Rows:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedfora.privacy.accounting import Ledger, Release, noise_multiplier_for, record_statement
-from fedfora.privacy.settings import PrivacyArguments
+from fedfora.privacy.settings import PrivacyArguments, check_delta
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult
-from fedfora.training.settings import TrainArguments
+from fedfora.training.settings import TrainArguments, check_record_privacy
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def plan_record_privacy(
     Raises:
         ValueError: If something does not go with record privacy, naming the flag.
     """
-    _check(arguments, train, num_rows)
+    check_record_privacy(arguments, train)
+    check_delta(arguments, num_rows)
     rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
     expected_rows = min(float(rows_per_step), float(num_rows))
     noise_multiplier = arguments.noise_multiplier
@@ -113,22 +114,3 @@ def public_part(result: LocalResult, privacy: RecordPrivacy) -> LocalResult:
     """
     rows = max(1, round(privacy.expected_rows * result.steps))
     return replace(result, loss=0.0, answer_tokens=rows, tokens=0)
-
-
-def _check(arguments: PrivacyArguments, train: TrainArguments, num_rows: int) -> None:
-    if arguments.target_delta * num_rows >= 1:
-        raise ValueError(
-            f"--target_delta {arguments.target_delta:g} is not below one over {num_rows} rows: "
-            "publishing one record at random would satisfy it"
-        )
-    for name in ("packing", "group_by_length"):
-        if getattr(train, name):
-            raise ValueError(
-                f"--{name} decides which rows meet in a batch; with --privacy_unit record chance "
-                "alone does"
-            )
-    if train.fp16:
-        raise ValueError(
-            "--fp16 scales gradients before they can be clipped: --privacy_unit record goes with "
-            "--bf16"
-        )

@@ -8,14 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from transformers import DataCollatorForSeq2Seq
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
 )
 
 from fedfora.adapter.state import AdapterState
+from fedfora.config import read_yaml
 from fedfora.data.canaries import planted
 from fedfora.data.encoding import (
+    IGNORED,
     Encoded,
     PromptFormat,
     check_context,
@@ -33,22 +36,27 @@ from fedfora.reporting.view import View
 from fedfora.seeds import derive_seed
 from fedfora.training.arguments import check_device
 from fedfora.training.checkpoints import (
+    NEWEST_ALIASES,
+    check_same,
     checkpoint_to_resume,
     identity_of,
+    newest_checkpoint,
     read_progress,
     remove_checkpoints,
     step_of,
 )
+from fedfora.training.dp_sgd import check_gradients
 from fedfora.training.launch import Processes, start_processes
 from fedfora.training.local import LocalResult, train_locally, training_rows
 from fedfora.training.long_run import Checkpointing
+from fedfora.training.packing import check_no_leak
 from fedfora.training.preflight import Rows, read_rows
 from fedfora.training.privacy_plan import PaidSteps, pay_for_steps
 from fedfora.training.schedule import StepWindow, num_steps
 from fedfora.training.settings import TrainArguments, TrainSettings
 from fedfora.training.trainer import Progress, StepReport
 
-_IDENTIFYING = ("model", "adapter", "data", "train", "privacy")
+IDENTIFYING = ("model", "adapter", "data", "train", "privacy")
 
 
 @dataclass(frozen=True)
@@ -81,28 +89,32 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     """
     run, processes = settings.run, start_processes(settings)
     resume_from, goes_on_here = _place_of(settings)
+    overwrite = settings.run.overwrite_output_dir or begins_again(settings)
     report_to = reports(settings.launch.report_to)
     prepared = prepare(settings, processes, rows or read_rows(settings))
     identity = identity_of(
-        {name: asdict(getattr(settings, name)) for name in _IDENTIFYING},
+        {name: asdict(getattr(settings, name)) for name in IDENTIFYING},
         base_fingerprint=prepared.base_fingerprint,
         rows_fingerprint=fingerprint_of_rows(prepared.encoded),
         num_processes=processes.number,
     )
     earlier = Progress() if resume_from is None else read_progress(resume_from, identity)
     check_disk_space(run.output_dir, _bytes_to_write(prepared.model, settings))
+    paid = _pay(settings, prepared, identity)
     processes.wait()
     record = None
-    if processes.is_first:
+    if processes.is_first:  # all checks are behind: now an earlier run may go
         first_step = 0 if resume_from is None else step_of(resume_from)
-        record = _open_record(settings, earlier if goes_on_here else None)
+        if goes_on_here:
+            record = RunRecord.reopened(run.output_dir, earlier.metrics_bytes)
+        else:
+            record = RunRecord(run.output_dir, overwrite=overwrite)
         remove_checkpoints(Path(run.output_dir), keep_up_to=resume_from)
         _describe(record, settings, prepared, identity)
         record.log("started", steps=prepared.steps)
         view.total = prepared.steps
         view.line(_headline(prepared, processes, first_step))
         view.advance(first_step, "starting")
-    paid = _pay(settings, prepared, identity)
     if paid is not None and record is not None:
         record.log("privacy", **paid.event())
         view.line(paid.statement)
@@ -141,20 +153,50 @@ def _place_of(settings: TrainSettings) -> tuple[Path | None, bool]:
     )
     check_output_dir(
         run.output_dir,
-        overwrite=run.overwrite_output_dir or goes_on_here,
+        overwrite=run.overwrite_output_dir or goes_on_here or begins_again(settings),
         to_resume="--resume_from_checkpoint last",
     )
     return resume_from, goes_on_here
 
 
+def begins_again(settings: TrainSettings) -> bool:
+    """Say whether "last" means the beginning: the same training was stopped before a checkpoint.
+
+    Raises:
+        ValueError: If the directory holds a finished run, or one with other settings.
+    """
+    run, directory = settings.run, Path(settings.run.output_dir)
+    path = directory / "config.yaml"
+    resumes = settings.checkpoint.resume_from_checkpoint in NEWEST_ALIASES
+    if not resumes or newest_checkpoint(directory) or not (directory / "metrics.jsonl").is_file():
+        return False
+    if (directory / "adapter_config.json").is_file():
+        raise ValueError(
+            f"--output_dir {run.output_dir} holds a finished adapter and no checkpoint to resume: "
+            "--overwrite_output_dir starts over"
+        )
+    if path.is_file():  # it is written after metrics.jsonl
+        stored = read_yaml(path, "--resume_from_checkpoint last: ")
+        if not (
+            isinstance(stored, dict) and all(isinstance(stored.get(n), dict) for n in IDENTIFYING)
+        ):
+            raise ValueError(f"--resume_from_checkpoint last: {path} is not that of a training")
+        began, now = (
+            identity_of({name: dict(sections[name]) for name in IDENTIFYING})
+            for sections in (stored, asdict(settings))
+        )
+        check_same(run.output_dir, began, now)
+    return True
+
+
 def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepared:
     """Load the base, put the adapter on it, encode the rows; check all of it."""
     data, seed = settings.data, settings.train.seed
-    if data.canaries and data.canary_site:
-        raise ValueError(f"--canary_site {data.canary_site}: train is site 0 and there is no other")
     examples, held_out = [*rows.examples, *planted(data, site=0, seed=seed)], rows.held_out
     base = load_base(settings.model)
     check_device(settings.train, base.model.device.type)
+    if settings.train.gradient_checkpointing and not base.model.supports_gradient_checkpointing:
+        raise ValueError(f"--gradient_checkpointing: {type(base.model).__name__} does not have it")
     base_fingerprint = fingerprint(base)
     model = add_adapter(base, settings.adapter, seed=seed)
     prompts = prompt_format_of(data, base.tokenizer)
@@ -172,6 +214,13 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
         validation = encode_examples(held_out, base.tokenizer, prompts)
         file = str(settings.validation.validation_file)
         check_context(base.model.config, validation, data, file)
+    if settings.train.packing:
+        check_no_leak(model, encoded)
+    if settings.privacy.privacy_unit == "record":
+        rows_of_two = DataCollatorForSeq2Seq(base.tokenizer, label_pad_token_id=IGNORED)(
+            encoded[:2]
+        )
+        check_gradients(model, {k: v.to(model.device) for k, v in rows_of_two.items()})
     return Prepared(
         base=base,
         model=model,
@@ -199,8 +248,6 @@ def steps_of(settings: TrainArguments, num_rows: int, num_processes: int = 1) ->
 
 def _pay(settings: TrainSettings, prepared: Prepared, identity: dict[str, Any]) -> PaidSteps | None:
     """Enter the whole training into the ledger, or what is left of the one that was broken off."""
-    if settings.privacy.privacy_unit == "site":
-        raise ValueError("--privacy_unit site hides sites from each other; train has one (record)")
     return pay_for_steps(
         settings.privacy,
         settings.train,
@@ -270,13 +317,6 @@ def _save(
     adapter_config: dict[str, Any], record: dict[str, Any], directory: Path, state: AdapterState
 ) -> None:
     save_adapter(directory, state, adapter_config, record)
-
-
-def _open_record(settings: TrainSettings, earlier: Progress | None) -> RunRecord:
-    run = settings.run
-    if earlier is None:
-        return RunRecord(run.output_dir, overwrite=run.overwrite_output_dir)
-    return RunRecord.reopened(run.output_dir, earlier.metrics_bytes)
 
 
 def _describe(

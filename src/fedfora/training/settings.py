@@ -1,9 +1,10 @@
 """What the user says about training: steps, batches, optimizer."""
 
+import os
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from fedfora.config import flag
+from fedfora.config import flag, refuse
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
@@ -152,8 +153,52 @@ class TrainSettings:
     launch: LaunchArguments
     privacy: PrivacyArguments
 
+    def __post_init__(self) -> None:
+        """Refuse flags that exclude each other; what needs the rows or the base comes later."""
+        check_record_privacy(self.privacy, self.train)
+        many = self.launch.deepspeed is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        save, validate = self.checkpoint.save_steps, self.validation.eval_steps
+        refuse(
+            (
+                self.privacy.privacy_unit == "site",
+                "--privacy_unit site hides sites from each other; train has one (record)",
+            ),
+            (
+                self.privacy.privacy_unit == "record" and many,
+                "--privacy_unit record trains in one process, without DeepSpeed",
+            ),
+            (
+                bool(self.data.canaries and self.data.canary_site),
+                f"--canary_site {self.data.canary_site}: train is site 0 and there is no other",
+            ),
+            (
+                self.validation.keeps_best and save % (validate or save) != 0,
+                f"--save_steps {save} must be a multiple of --eval_steps {validate}: the best "
+                "adapter comes from a checkpoint that was validated",
+            ),
+        )
+
 
 SECTIONS = {field.name: field.type for field in fields(TrainSettings)}
+
+
+def check_record_privacy(privacy: PrivacyArguments, train: TrainArguments) -> None:
+    """Raise if a training flag takes from record privacy what it rests on.
+
+    Raises:
+        ValueError: Naming both flags.
+    """
+    together = "decides which rows meet in a batch; with --privacy_unit record chance alone does"
+    if privacy.privacy_unit == "record":
+        refuse(
+            (train.packing, f"--packing {together}"),
+            (train.group_by_length, f"--group_by_length {together}"),
+            (
+                train.fp16,
+                "--fp16 scales gradients before they can be clipped: --privacy_unit record goes "
+                "with --bf16",
+            ),
+        )
 
 
 def _at_least(name: str, value: float, least: float) -> None:

@@ -29,6 +29,7 @@ from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.preflight import SITES_DIR
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors, sync
+from fedfora.reporting.record import is_ours
 from fedfora.reporting.wording import main_scores
 
 BEST = "best"
@@ -226,7 +227,9 @@ def forget_earlier_run(directory: Path) -> None:
     """Remove what an overwritten run left; its configuration went first, so it cannot come back."""
     for path in [*find_checkpoints(directory).values(), directory / BEST]:
         remove(path)
-    shutil.rmtree(directory / SITES_DIR, ignore_errors=True)
+    for path in (directory / SITES_DIR).glob("*"):
+        if is_ours(path):
+            shutil.rmtree(path)
 
 
 # A federation's run directory to the lines that end it: which adapter lies where, what is next.

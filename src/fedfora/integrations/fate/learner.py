@@ -22,6 +22,7 @@ from fedfora.reporting.record import RunRecord
 from fedfora.reporting.view import View
 from fedfora.seeds import derive_seed
 from fedfora.training.local import train_locally
+from fedfora.training.packing import check_no_leak
 from fedfora.training.schedule import StepWindow
 from fedfora.training.trainer import StepReport
 
@@ -173,6 +174,8 @@ class Learner:
             watcher.step(report)
 
         num_steps = fate.num_rounds * fate.local_steps
+        if self.settings.train.packing:
+            check_no_leak(model.peft_model, self.rows.encoded)
         train_locally(
             model.peft_model,
             model.base.tokenizer,
