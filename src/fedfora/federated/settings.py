@@ -5,17 +5,16 @@ parser that reads the command line.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 
-from fedfora.config import ConfigParser, Scalar, flag, to_mapping
+from fedfora.config import ConfigParser, Scalar, flag, refuse, to_mapping
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import RULES, Moment, Rule, rule_of_round, rules_of
 from fedfora.federated.aggregation.means import mean_of_factors
 from fedfora.federated.arguments import AggregationArguments, RoundArguments
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
-from fedfora.federated.shared_noise import check_shared
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.record import RunArguments
@@ -97,48 +96,6 @@ class SecureAggregationArguments:
             raise ValueError(f"--secagg_range must be above 0, got {self.secagg_range}")
 
 
-def check_secure(chosen: AggregationArguments, rounds: RoundArguments) -> None:
-    """Raise if another flag asks for what only single updates, or numbers in clear, can give.
-
-    Raises:
-        ValueError: Naming the flag and the reason.
-    """
-    with_it = "with --secure_aggregation"
-    if not all(rule.aggregate is mean_of_factors for rule in rules_of(chosen.aggregation)):
-        possible = [name for name in RULES if RULES[name].aggregate is mean_of_factors]
-        raise ValueError(
-            f"--aggregation {chosen.aggregation} needs every site's own update; {with_it} there is "
-            f"only their sum: use one of {', '.join(possible)}"
-        )
-    for name, value, only in (
-        ("robust", chosen.robust, "none"),
-        ("gauge", chosen.gauge, "none"),
-        ("update_dtype", chosen.update_dtype, "float32"),
-        ("site_ranks", chosen.site_ranks, []),
-    ):
-        if value != only:
-            raise ValueError(
-                f"--{name} {value} needs every site's own update; {with_it} there is only their sum"
-            )
-    if rounds.validation_fraction:
-        raise ValueError(
-            f"--validation_fraction lets every site send a loss in clear: not {with_it}"
-        )
-    if rounds.max_norm_ratio not in (0, _default(rounds, "max_norm_ratio")):
-        raise ValueError(
-            f"--max_norm_ratio compares single updates: not {with_it}; --max_update_norm lets each "
-            "site shorten its own"
-        )
-    if rounds.min_median_cosine is not None:
-        raise ValueError(f"--min_median_cosine compares single updates: not {with_it}")
-    if chosen.weighting == "rows" and rounds.max_weight is None:
-        raise ValueError(f"--weighting rows {with_it} needs --max_weight: the most rows of a site")
-
-
-def _default(settings: RoundArguments, name: str) -> object:
-    return next(field.default for field in fields(settings) if field.name == name)
-
-
 # In the order of `fedfora simulate --help`: what is said most often comes first.
 SECTIONS = {
     "run": RunArguments,
@@ -172,30 +129,17 @@ class FederationSettings:
     secure: SecureAggregationArguments
 
     def __post_init__(self) -> None:
-        """Refuse what an aggregation rule cannot honor, naming the flag."""
+        """Refuse flags that exclude each other, naming both."""
         check_record_privacy(self.privacy, self.train)
-        check_fit(self.aggregation, self.adapter, self.train)
-        private = any(not rule.sends for rule in rules_of(self.aggregation.aggregation))
-        if private and not (self.rounds.validation_fraction and self.federation.num_rounds > 1):
-            raise ValueError(
-                "--aggregation personal-core needs --validation_fraction, to judge the private "
-                "cores on, and at least 2 rounds: the last one is theirs"
-            )
-        if self.secure.secure_aggregation:
-            check_secure(self.aggregation, self.rounds)
-        if self.privacy.privacy_unit != "none" and self.rounds.validation_fraction:
-            raise ValueError(
-                "--validation_fraction lets every site send a loss without noise: not with "
-                f"--privacy_unit {self.privacy.privacy_unit}"
-            )
-        if self.federation.compare and self.data.test_file is None:
-            raise ValueError("--compare scores held-out rows: it needs --test_file")
-        if self.rounds.min_median_cosine is not None:
-            check_directions(self.aggregation, self.privacy)
-        if self.privacy.privacy_unit == "site":
-            check_site_privacy(self.aggregation)
-            if self.secure.secure_aggregation:
-                check_shared(self.aggregation, self.rounds)
+        refuse(
+            *_of_the_rule(self),
+            *_of_secure_aggregation(self),
+            *_of_privacy(self),
+            (
+                bool(self.federation.compare) and self.data.test_file is None,
+                "--compare scores held-out rows: it needs --test_file",
+            ),
+        )
 
     def rule_of_round(self, round_index: int) -> Rule:
         """Return the aggregation rule of a round, counted from 0."""
@@ -227,51 +171,6 @@ class FederationSettings:
         return to_mapping(*(getattr(self, section) for section in SECTIONS))
 
 
-def check_fit(
-    chosen: AggregationArguments, adapter: AdapterArguments, train: TrainArguments
-) -> None:
-    """Raise if the aggregation rule cannot honor another flag.
-
-    Raises:
-        ValueError: Naming both, and a remedy where there is one.
-    """
-    name, rules = chosen.aggregation, rules_of(chosen.aggregation)
-    too_large = [rank for rank in chosen.site_ranks if rank > adapter.lora_rank]
-    if too_large:
-        raise ValueError(f"--site_ranks {too_large[0]} is above --lora_rank {adapter.lora_rank}")
-    if chosen.site_ranks and not all(rule.any_rank for rule in rules):
-        raise ValueError(f"--aggregation {name} cannot mix --site_ranks; refactor and stack can")
-    if chosen.gauge != "none" and all(rule.gauge == "nothing" for rule in rules):
-        raise ValueError(f"--gauge {chosen.gauge} changes nothing under --aggregation {name}")
-    plain = chosen.server_optimizer == "sgd" and chosen.server_learning_rate == 1
-    if not plain and any(rule.on_top for rule in rules):
-        raise ValueError(f"--aggregation {name} takes only --server_optimizer sgd at rate 1")
-    if not plain and chosen.gauge != "aligned" and not all(r.keeps_coordinates for r in rules):
-        raise ValueError(
-            f"--aggregation {name} makes new factors each round; --server_optimizer "
-            f"{chosen.server_optimizer} needs --gauge aligned with it"
-        )
-    if chosen.gauge == "aligned" and chosen.site_ranks:
-        raise ValueError("--site_ranks needs factors in order of size: leave out --gauge aligned")
-    if train.loraplus_lr_ratio != 1 and any("D" in rule.frozen for rule in rules):
-        raise ValueError(f"--aggregation {name} freezes the factor that --loraplus_lr_ratio speeds")
-
-
-def check_directions(chosen: AggregationArguments, privacy: PrivacyArguments) -> None:
-    """Raise where updates have no common directions, or one site may not decide on another.
-
-    Raises:
-        ValueError: Naming both flags.
-    """
-    if chosen.site_ranks:
-        raise ValueError("--min_median_cosine compares updates of one shape: not with --site_ranks")
-    if privacy.privacy_unit == "site":
-        raise ValueError(
-            "--min_median_cosine lets one site decide whether another one counts: not with "
-            "--privacy_unit site"
-        )
-
-
 def from_run_config(run_config: Mapping[str, Scalar]) -> FederationSettings:
     """Parse Flower's run config.
 
@@ -286,19 +185,131 @@ def _parsed(items: tuple[tuple[str, Scalar], ...]) -> FederationSettings:
     return FederationSettings(*ConfigParser(SECTIONS.values()).parse_mapping(dict(items)))
 
 
-def check_site_privacy(chosen: AggregationArguments) -> None:
-    """Raise unless one site's change moves the result by its clipped length and no more.
+# What excludes what, as `(broken, message)`. A new exclusion is one entry in one of these tables.
 
-    Raises:
-        ValueError: Naming the flag and the reason.
-    """
+
+def _of_the_rule(s: FederationSettings) -> list[tuple[bool, str]]:
+    """What an aggregation rule cannot honor."""
+    chosen, rules = s.aggregation, rules_of(s.aggregation.aggregation)
+    name, ranks, gauge = f"--aggregation {chosen.aggregation}", chosen.site_ranks, chosen.gauge
+    plain = chosen.server_optimizer == "sgd" and chosen.server_learning_rate == 1
+    judged = s.rounds.validation_fraction > 0 and s.federation.num_rounds > 1
+    return [
+        (
+            max(ranks, default=0) > s.adapter.lora_rank,
+            f"--site_ranks {max(ranks, default=0)} is above --lora_rank {s.adapter.lora_rank}",
+        ),
+        (
+            bool(ranks) and not all(rule.any_rank for rule in rules),
+            f"{name} cannot mix --site_ranks; refactor and stack can",
+        ),
+        (
+            gauge != "none" and all(rule.gauge == "nothing" for rule in rules),
+            f"--gauge {gauge} changes nothing under {name}",
+        ),
+        (
+            not plain and any(rule.on_top for rule in rules),
+            f"{name} takes only --server_optimizer sgd at rate 1",
+        ),
+        (
+            not plain and gauge != "aligned" and not all(r.keeps_coordinates for r in rules),
+            f"{name} makes new factors each round; --server_optimizer {chosen.server_optimizer} "
+            "needs --gauge aligned with it",
+        ),
+        (
+            gauge == "aligned" and bool(ranks),
+            "--site_ranks needs factors in order of size: leave out --gauge aligned",
+        ),
+        (
+            s.train.loraplus_lr_ratio != 1 and any("D" in rule.frozen for rule in rules),
+            f"{name} freezes the factor that --loraplus_lr_ratio speeds",
+        ),
+        (
+            any(not rule.sends for rule in rules) and not judged,
+            f"{name} needs --validation_fraction, to judge the private cores on, and at least 2 "
+            "rounds: the last one is theirs",
+        ),
+        (
+            s.rounds.min_median_cosine is not None and bool(ranks),
+            "--min_median_cosine compares updates of one shape: not with --site_ranks",
+        ),
+    ]
+
+
+def _of_secure_aggregation(s: FederationSettings) -> list[tuple[bool, str]]:
+    """What only single updates, or numbers in clear, can give."""
+    if not s.secure.secure_aggregation:
+        return []
+    chosen, rounds, with_it = s.aggregation, s.rounds, "with --secure_aggregation"
+    own = f"needs every site's own update; {with_it} there is only their sum"
+    single = f"compares single updates: not {with_it}"
+    rule, means = _means(chosen)
+    default_ratio = RoundArguments.max_norm_ratio
+    return [
+        (not rule, f"--aggregation {chosen.aggregation} {own}: use one of {means}"),
+        (chosen.robust != "none", f"--robust {chosen.robust} {own}"),
+        (chosen.gauge != "none", f"--gauge {chosen.gauge} {own}"),
+        (chosen.update_dtype != "float32", f"--update_dtype {chosen.update_dtype} {own}"),
+        (bool(chosen.site_ranks), f"--site_ranks {chosen.site_ranks} {own}"),
+        (
+            rounds.validation_fraction > 0,
+            f"--validation_fraction lets every site send a loss in clear: not {with_it}",
+        ),
+        (
+            rounds.max_norm_ratio not in (0, default_ratio),
+            f"--max_norm_ratio {single}; --max_update_norm lets each site shorten its own",
+        ),
+        (rounds.min_median_cosine is not None, f"--min_median_cosine {single}"),
+        (
+            chosen.weighting == "rows" and rounds.max_weight is None,
+            f"--weighting rows {with_it} needs --max_weight: the most rows of a site",
+        ),
+    ]
+
+
+def _of_privacy(s: FederationSettings) -> list[tuple[bool, str]]:
+    """What would tell more than the noise hides: one site may move the mean by its length only."""
+    chosen, rounds, unit = s.aggregation, s.rounds, s.privacy.privacy_unit
     with_it = "with --privacy_unit site"
-    possible = [name for name in RULES if RULES[name].aggregate is mean_of_factors]
-    if not all(rule.aggregate is mean_of_factors for rule in rules_of(chosen.aggregation)):
-        raise ValueError(
+    with_both = f"{with_it} and --secure_aggregation"
+    rule, means = _means(chosen)
+    site, shared = unit == "site", unit == "site" and s.secure.secure_aggregation
+    return [
+        (
+            unit != "none" and rounds.validation_fraction > 0,
+            "--validation_fraction lets every site send a loss without noise: not with "
+            f"--privacy_unit {unit}",
+        ),
+        (
+            site and rounds.min_median_cosine is not None,
+            f"--min_median_cosine lets one site decide whether another one counts: not {with_it}",
+        ),
+        (
+            site and not rule,
             f"--aggregation {chosen.aggregation} is no mean of clipped changes: {with_it} use one "
-            f"of {', '.join(possible)}"
-        )
-    for name, only in (("robust", "none"), ("gauge", "none"), ("site_ranks", [])):
-        if getattr(chosen, name) != only:
-            raise ValueError(f"--{name} {getattr(chosen, name)}: {with_it} only the mean")
+            f"of {means}",
+        ),
+        (site and chosen.robust != "none", f"--robust {chosen.robust}: {with_it} only the mean"),
+        (site and chosen.gauge != "none", f"--gauge {chosen.gauge}: {with_it} only the mean"),
+        (
+            site and bool(chosen.site_ranks),
+            f"--site_ranks {chosen.site_ranks}: {with_it} only the mean",
+        ),
+        (
+            shared and chosen.weighting != "equal",
+            f"--weighting {chosen.weighting} tells how much a site has trained on: {with_both} use "
+            "equal",
+        ),
+        (
+            shared and bool(rounds.max_update_norm),
+            f"--max_update_norm {rounds.max_update_norm}: {with_both} it is --clipping_norm that "
+            "shortens updates",
+        ),
+    ]
+
+
+def _means(chosen: AggregationArguments) -> tuple[bool, str]:
+    """Whether the rule is a plain mean in all rounds, and which rules are."""
+    means = [name for name in RULES if RULES[name].aggregate is mean_of_factors]
+    rules = rules_of(chosen.aggregation)
+    return all(rule.aggregate is mean_of_factors for rule in rules), ", ".join(means)

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedfora.federated.arguments import AggregationArguments, RoundArguments
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.privacy.accounting import noise_multiplier_for
@@ -92,22 +91,3 @@ def site_noise_multiplier(arguments: PrivacyArguments, *, num_rounds: int) -> fl
         sampling_rate=1.0,
         count=num_rounds,
     )
-
-
-def check_shared(chosen: AggregationArguments, rounds: RoundArguments) -> None:
-    """Raise unless what a site adds to the sum is its clipped update, its noise, and a one.
-
-    Raises:
-        ValueError: Naming the flag and the reason.
-    """
-    with_both = "with --privacy_unit site and --secure_aggregation"
-    if chosen.weighting != "equal":
-        raise ValueError(
-            f"--weighting {chosen.weighting} tells how much a site has trained on: "
-            f"{with_both} use equal"
-        )
-    if rounds.max_update_norm:
-        raise ValueError(
-            f"--max_update_norm {rounds.max_update_norm:g}: {with_both} it is --clipping_norm that "
-            "shortens updates"
-        )

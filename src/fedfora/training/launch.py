@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from fedfora.protection.keys import ENCRYPTION_FILE, encryption_key
 from fedfora.training.arguments import process_arguments
 from fedfora.training.settings import TrainSettings
 
+_IN_PLAIN = ("DEEPSPEED", "FSDP")  # as accelerate's environment has them
 STALE_LOCK_S = 600  # DeepSpeed's operators compile in about two minutes
 
 
@@ -45,13 +47,20 @@ def start_processes(settings: TrainSettings) -> Processes:
     """Connect with the other processes of this training, if a launcher started any.
 
     Raises:
-        ValueError: If DeepSpeed is asked for and missing, or would wait for ever.
+        ValueError: If DeepSpeed is asked for and missing, would wait for ever, or would write in
+            plain what is to be encrypted.
     """
     launch = settings.launch
     if launch.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
     if launch.deepspeed is not None:
         check_deepspeed(launch.deepspeed)
+    by_launcher = (os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in _IN_PLAIN)
+    if encryption_key() is not None and (launch.deepspeed is not None or any(by_launcher)):
+        raise ValueError(
+            f"{' and '.join(_IN_PLAIN)} write their states in plain, and {ENCRYPTION_FILE} asks "
+            "for encryption: train without them, or without the key"
+        )
     if launch.deepspeed is None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(index=0, number=1)
     arguments = process_arguments(

@@ -19,7 +19,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from fedfora.adapter.state import AdapterState, read_state, state_from_dict, write_state
 from fedfora.models.saving import WEIGHTS, read_adapter
-from fedfora.protection.keys import ENCRYPTION_FILE, encryption_key
+from fedfora.protection.keys import encryption_key
 from fedfora.protection.sealing import is_sealed, read_bytes, write_bytes
 from fedfora.training.checkpoints import write_progress
 from fedfora.training.trainer import AdapterTrainer, Progress
@@ -53,11 +53,6 @@ class LongTrainer(AdapterTrainer):
         self.metrics_bytes = metrics_bytes
         self.started = time.perf_counter()
         self.seals = encryption_key() is not None
-        if self.seals and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError(
-                f"DeepSpeed and FSDP write their states in plain, and {ENCRYPTION_FILE} asks for "
-                "encryption: train without them, or without the key"
-            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter, gathered from all processes, and read it back.
