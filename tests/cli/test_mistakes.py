@@ -126,6 +126,10 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
             "--reference_column output",
             "broken.json, line 2, column 11: broken JSON",
         ),
+        (
+            "evaluate --predictions_file {d}/good.json --scores_file {d}/good.json",
+            "good.json is the file of predictions",
+        ),
         ("evaluate --predictions_file {d}/good.json", 'line 1: no "prediction" to score'),
         (
             "evaluate --predictions_file {d}/good.json --prediction_column output",

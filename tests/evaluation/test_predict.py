@@ -227,6 +227,16 @@ def test_prompts_are_as_in_training_unless_told_otherwise(predict, tmp_path, mon
     assert (layouts[1].source_prefix, layouts[1].max_target_length) == ("Now: ", 48)
 
 
+def test_a_base_without_the_trained_chat_template_is_refused(adapter, predict, tmp_path, capsys):
+    other = shutil.copytree(adapter, tmp_path / "chat")
+    record = json.loads((other / "fedfora.json").read_text())
+    record["prompts"]["template"] = "chat"
+    (other / "fedfora.json").write_text(json.dumps(record))
+    assert predict("p", model_dir=other) == 2
+    error = capsys.readouterr().err
+    assert "has no chat template, and the adapter was trained with its base's" in error
+
+
 def test_an_adapter_for_another_base_is_refused(adapter, predict, tmp_path, capsys):
     """Same shapes, same tokenizer, other weights: only the fingerprint can tell."""
     import torch

@@ -199,3 +199,16 @@ def test_a_directory_that_is_no_checkpoint_is_refused(words, tmp_path, capsys):
         argv = [*words, str(tmp_path / "out"), "--resume_from_checkpoint", str(tmp_path / name)]
         assert main(argv) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_first_interrupt_says_what_happens_now_and_the_second_stops(capfd):
+    import signal
+
+    from fedfora.training.long_run import Interruption
+
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.asked
+        assert "finishing this step, then saving; once more stops" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt, match="at once, without saving"):
+            signal.raise_signal(signal.SIGINT)

@@ -33,6 +33,9 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.reporting.record import write_text
 
     silence_libraries()
+    written, read = settings.scores_file, settings.predictions_file
+    if written is not None and Path(written).resolve() == Path(read).resolve():
+        raise ValueError(f"--scores_file {written} is the file of predictions")
     scores = score_file(
         settings.predictions_file,
         metrics=settings.metrics,

@@ -109,9 +109,15 @@ def _layout(settings: PredictSettings, record: dict[str, Any], tokenizer: Any) -
     explicit = [name for name in _PROMPT_SETTINGS if name in settings.given]
     if settings.data.template == "auto":
         explicit = [name for name in explicit if name != "template"]
-    return replace(
+    layout = replace(
         PromptFormat(**record["prompts"]), **{name: getattr(own, name) for name in explicit}
     )
+    if layout.template == "chat" and not tokenizer.chat_template:
+        raise ValueError(
+            f"--model_name_or_path {settings.model.model_name_or_path} has no chat template, and "
+            "the adapter was trained with its base's: this is not its base (or --template plain)"
+        )
+    return layout
 
 
 def _kind(

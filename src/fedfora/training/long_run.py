@@ -1,5 +1,6 @@
 """What `train` adds to a client's few steps: checkpoints, resuming, validation, reports."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -144,6 +145,8 @@ class Interruption(TrainerCallback):  # type: ignore[misc]  # transformers is un
         if self.asked:
             raise KeyboardInterrupt("at once, without saving")
         self.asked = True
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nfinishing this step, then saving; once more stops at once, unsaved\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop if any process was asked to."""
