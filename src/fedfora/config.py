@@ -118,8 +118,8 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
 
     def __init__(self, dataclass_types: Iterable[Any], **kwargs: Any) -> None:
         kwargs.setdefault("usage", "%(prog)s [--config FILE.yaml] [OPTIONS]")
-        # Options whose value may be nothing at all, and those that may be an empty list.
-        self._may_be: dict[type, set[str]] = {NoneType: set(), list: set()}
+        # Options that may be nothing at all, an empty list, a mapping.
+        self._may_be: dict[type, set[str]] = {NoneType: set(), list: set(), dict: set()}
         super().__init__(
             list(dataclass_types),
             allow_abbrev=False,
@@ -139,6 +139,8 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
             self._parse_dataclass_field(group, item)
             if NoneType in get_args(hints[item.name]):
                 self._may_be[NoneType].add(item.name)
+            if "dict" in str(hints[item.name]):
+                self._may_be[dict].add(item.name)
             if getattr(item.default_factory, "__self__", None) == []:
                 self._may_be[list].add(item.name)
 
@@ -206,9 +208,13 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
                 continue
             if isinstance(value, str) and action is not None and action.nargs == "+":
                 value = value.split()  # Flower's run config has no lists
-            if isinstance(value, dict):
+            if isinstance(value, dict) and (action is None or action.dest in self._may_be[dict]):
                 value = json.dumps(value)
             many = value if isinstance(value, list) else [value]
+            if isinstance(value, list) and action is not None and action.nargs != "+":
+                self.error(f"--{key} takes one value, got {value}")
+            if strange := [item for item in many if item is None or isinstance(item, list | dict)]:
+                self.error(f"--{key}: {strange[0]!r} is no value")
             if hidden := [item for item in many if _is_option(item)]:
                 self.error(f"--{key}: {hidden[0]!r} is no value, but an option")
             words += [f"--{key}", *(_word(item) for item in many)]

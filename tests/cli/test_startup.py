@@ -71,7 +71,7 @@ FIRST_LINES = {
     "audit --help": "usage: fedfora audit",
     "--version": "fedfora ",
     TRAIN + "--train_file clinic": "2,400 rows of clinic for clinic-base (nf4)",
-    SIMULATE + "--train_file clinic --num_clients 2": "2 sites: ",
+    SIMULATE + "--train_file clinic --num_clients 2": "2 sites (rows): ",
     "demo --output_dir {d}/demo": "Four clinics: cardiology",
     "coordinator --kit {d}/kits/coordinator": "coordinator of clinics, at 127.0.0.1:9092",
     "coordinator run --kit {d}/kits/coordinator": "coordinator of clinics",

@@ -219,7 +219,8 @@ def _entry(directory: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"--dataset_dir {directory}: no {CATALOG} there: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: broken JSON: {error}") from error
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(_json_mistake(f"{path}{line}", error)) from error
     if not isinstance(catalog, dict):
         raise DataError(f"{path}: expected an object with a data set under each name")
     if name not in catalog:
