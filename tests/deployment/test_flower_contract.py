@@ -3,19 +3,25 @@
 Each test names what would no longer hold at a site or at the coordinator.
 """
 
+import hashlib
 import inspect
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
+from zipfile import ZipFile
 
 import pytest
 from flwr.app import Message, RecordDict
 
 from fedfora.deployment import flower_processes
-from fedfora.deployment.flower_processes import KNOWN_TO_WORK, SHIM, environment
+from fedfora.deployment.flower_processes import KNOWN_TO_WORK, environment
+from fedfora.deployment.run import write_app
 from fedfora.federated.engines.embedded import introduce_this_process
 
 HERE = f"flwr {version('flwr')} (the real processes were tried with {KNOWN_TO_WORK})"
+
+LOOP = import_module("flwr.supernode.start_client_internal")
 
 
 def test_the_code_of_a_run_can_be_kept_from_being_run_at_a_site():
@@ -27,17 +33,86 @@ def test_the_code_of_a_run_can_be_kept_from_being_run_at_a_site():
         assert f"{name}(" in program, f"{HERE}: run_clientapp does not call {name}"
 
 
-def test_the_program_that_stands_for_flowers_client_has_the_name_that_is_looked_for():
-    from flwr.supercore import constant
+def test_each_kind_of_task_is_known_and_all_but_a_serverapps_run_is_refused(supernode_pulls):
+    """An AgentApp's run was run at every site: Flower has a program for each kind of task."""
+    from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 
-    assert SHIM in inspect.getsource(constant), f"{HERE}: no program is called {SHIM}"
+    known = {"serverapp", "clientapp", "simulation", "agentapp", "model", "connector"}
+    assert {str(kind) for kind in TaskType} == {f"flwr-{name}" for name in known}, HERE
+    assert set(TASK_TYPE_TO_COMMAND) == set(TaskType), HERE
+    for kind in [*TaskType, "", "flwr-new"]:
+        fetched, tasks = supernode_pulls(str(kind))
+        if kind == TaskType.SERVER_APP:
+            assert (fetched, tasks) == (True, ["flwr-clientapp"])
+        else:
+            assert (fetched, tasks) == (False, []), f"{HERE}: {kind}"
 
 
-def test_the_client_is_loaded_without_the_supernode_beside_it():
-    from flwr.supernode import cli
+@pytest.fixture
+def supernode_pulls(tmp_path):
+    """A function that lets a SuperNode pull a message of a run with some type of task.
 
-    names = "from .flower_supernode import flower_supernode"
-    assert names in inspect.getsource(cli), f"{HERE}: spare the stand-in in flower_processes"
+    Returns whether it fetched the run's code, and the types of the tasks that it made.
+    """
+    from flwr.app import ConfigRecord
+    from flwr.supercore.fab import Fab
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_all_nested_objects,
+        get_object_tree,
+    )
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supercore.run import Run
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    guarded = flower_processes.refuse_other_runs(
+        LOOP._pull_and_store_message, LOOP.RunNotRunningException
+    )
+
+    write_app(tmp_path, {"num_rounds": 1})
+    with ZipFile(tmp_path / "app.fab", "w") as archive:
+        archive.write(tmp_path / "pyproject.toml", "pyproject.toml")
+    content = (tmp_path / "app.fab").read_bytes()
+    code = Fab(hashlib.sha256(content).hexdigest(), content, {})
+
+    def pull(kind):
+        introduce_this_process()
+        message = Message(RecordDict({"x": ConfigRecord({"a": 1})}), 1, "query")
+        message.metadata.__dict__["_run_id"] = 7
+        message.metadata.__dict__["_message_id"] = message.object_id
+        objects = get_all_nested_objects(message)
+        run = Run.create_empty(7)
+        run.primary_task_type, run.fab_hash, run.series_id = kind, code.hash_str, 1
+        store = ObjectStoreFactory()
+        state, fetched = NodeStateFactory(objectstore_factory=store).state(), []
+        state.set_node_id(1)
+        guarded(
+            state=state,
+            object_store=store.store(),
+            node_config={},
+            receive=lambda: (message, get_object_tree(message)),
+            get_run=lambda run_id: run,
+            get_fab=lambda *which: fetched.append(which) or code,
+            pull_object=lambda run_id, name: objects[name].deflate(),
+            confirm_message_received=lambda *which: None,
+            trusted_entities=None,
+        )
+        return bool(fetched), [task.type for task in state.get_tasks()]
+
+    return pull
+
+
+def test_flower_starts_no_program_beside_a_supernode_that_isolates_its_clients():
+    program = import_module("flwr.supernode.cli.flower_supernode")
+    assert "start_client_internal(" in inspect.getsource(program), HERE
+    program = inspect.getsource(LOOP.start_client_internal)
+    assert program.count("Popen(") == 1, HERE
+    before, _, inside = program.partition(
+        "if isolation == ISOLATION_MODE_SUBPROCESS:\n        runtime"
+    )
+    assert "Popen" not in before, HERE
+    assert "Popen" in inside.partition("with _init_connection")[0], HERE
+    assert "_pull_and_store_message(" in program, HERE
+    assert "get_run=get_run" in program, HERE
 
 
 def test_flower_reads_the_variables_that_keep_it_quiet():
@@ -46,7 +121,7 @@ def test_flower_reads_the_variables_that_keep_it_quiet():
     from flwr.supercore.superexec import run_superexec
 
     text = "".join(map(inspect.getsource, (common, constant, telemetry, run_superexec)))
-    for name in environment("/nowhere").keys() - {"PATH"}:
+    for name in environment("/nowhere").keys() - {"PATH", "NO_PROXY", "no_proxy"}:
         assert name in text, f"{HERE}: nobody reads {name}"
 
 

@@ -1,7 +1,9 @@
 """Real processes, and who or what is refused: keys, bases, dates, a full disk; the rest goes on."""
 
 import os
+import re
 import subprocess
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedfora.deployment.certificates import make_node_key, make_server
-from real_federation import assert_same, needs_nginx
+from fedfora.deployment.run import write_app
+from real_federation import FLAGS, assert_same, needs_nginx
 
 BAD_COORDINATOR = Path(__file__).parents[1] / "bad_coordinator.py"
 
@@ -69,7 +72,7 @@ def test_code_that_comes_with_a_run_is_not_run_at_a_site(federation):
     real = federation(1, num_rounds=1)
     traces = real.place / "traces"
     traces.mkdir()
-    words = [str(BAD_COORDINATOR), str(real.kit.directory), str(traces)]
+    words = [str(BAD_COORDINATOR), "client", str(real.kit.directory), str(traces)]
     real.start("coordinator", *words)
     real.join(*real.names)
     assert real.wait() == 0, real.logs()
@@ -77,6 +80,101 @@ def test_code_that_comes_with_a_run_is_not_run_at_a_site(federation):
     assert sorted(path.name for path in traces.iterdir()) == ["__init__.py", "server.py"]
     for path in real.site_kit(real.names[0]).rglob("*.py"):
         assert "was here" not in path.read_text()
+
+
+def test_an_agentapp_that_comes_with_a_run_is_not_run_at_a_site(federation):
+    """Whoever has an account on the coordinator's machine starts it; the site serves on."""
+    real = federation(1)
+    (name,) = real.names
+    traces = real.place / "traces"
+    traces.mkdir()
+    kit = str(real.kit.directory)
+    real.start("coordinator", "-m", "fedfora", "coordinator", "--kit", kit)
+    real.join(name)
+    said = real.place / "logs" / "coordinator.log"
+    real.until(lambda: "is let in" in said.read_text())
+    real.until(lambda: "SuperNode ID" in supernode_log(real, name))
+    attack = [sys.executable, str(BAD_COORDINATOR), "agent", kit, str(traces)]
+    subprocess.run(attack, check=True, capture_output=True)
+    real.until(lambda: (traces / "coordinator").exists())
+    real.until(
+        lambda: "refused run" in supernode_log(real, name) or len(list(traces.iterdir())) > 1
+    )
+    assert [path.name for path in traces.iterdir()] == ["coordinator"]
+    assert "Start `flwr-agentapp`" not in supernode_log(real, name)
+    app = real.place / "app"
+    write_app(app, FLAGS)
+    home = {"FLWR_HOME": str(real.kit.state / "flower"), "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    flwr = Path(sys.executable).with_name("flwr")
+    subprocess.run([flwr, "run", app, "fedfora"], env={**os.environ, **home}, check=True)
+    real.until((real.kit.state / "outcome.json").is_file, 240)
+    assert '"finished"' in (real.kit.state / "outcome.json").read_text(), real.logs()
+
+
+def supernode_log(real, name):
+    """What a site's SuperNode has logged."""
+    path = real.site_kit(name) / "state" / "logs" / "supernode.log"
+    return path.read_text() if path.is_file() else ""
+
+
+def test_nobody_else_on_a_sites_machine_takes_its_tasks(federation):
+    """Not even the same account, without the SuperNode's secret; and no token is in a command."""
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    real = federation(1, num_rounds=2)
+    (name,) = real.names
+    real.coordinate()
+    real.join(name)
+    real.until(lambda: "SuperNode ID" in supernode_log(real, name))
+    (port,) = {port for pid in real.pids("flower_processes supernode") for port in listening(pid)}
+    stolen, answers, commands = [], set(), set()
+    api = RuntimeHttpClient.from_server_address(
+        server_address=f"127.0.0.1:{port}",
+        insecure=True,
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
+    )
+
+    def tried():
+        """Ask for a task once more; say whether the run is over."""
+        try:
+            task = api.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
+            stolen.extend([task.token] if task.token else [])
+        except Exception as error:
+            answers.add(str(error))
+        commands.update(commands_with("clientapp", f"127.0.0.1:{port}"))
+        return real.children["coordinator"].process.poll() is not None
+
+    real.until(tried, 300)
+    api.close()
+    assert not stolen
+    assert any("401" in text for text in answers), answers
+    assert commands, "no client was seen"
+    assert not [line for line in commands if re.search("[0-9a-f]{32}", line)]
+    assert [len(event["sites"]) for event in real.events("round")] == [1, 1], real.logs()
+
+
+def listening(pid):
+    """Ports on which a process listens."""
+    sockets = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            sockets.add(os.readlink(path))
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    mine = [row for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    return [int(row[1].rpartition(":")[2], 16) for row in mine]
+
+
+def commands_with(*parts):
+    """Command lines that have all these parts."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+            found += [line] if all(part in line for part in parts) else []
+    return found
 
 
 def test_a_coordinator_whose_certificate_is_over_says_so_and_goes_on_with_a_new_one(federation):

@@ -4,14 +4,23 @@ import os
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from fedfora.deployment import run_state
+from fedfora.deployment import run, run_state
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.run import plan_run, tell, write_app
-from fedfora.deployment.run_state import FINISHED, STOPPED, Outcome, PlannedRun, settings_for
+from fedfora.deployment.run_state import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    Outcome,
+    PlannedRun,
+    settings_for,
+)
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import common_part
 from fedfora.reporting.history import Follower
@@ -32,12 +41,12 @@ def plan(kit, new=False):
 
 
 def test_the_first_run_has_the_kits_settings_and_waits_for_nothing_without_an_end(kit):
-    run = plan(kit)
-    assert (run.name, run.attempt) == ("clinics/001", 0)
-    assert run.run_config["output_dir"] == str(kit.state / "runs" / "001")
-    assert run.run_config["min_clients"] == 2
-    assert run.run_config["round_deadline"] == 3600
-    assert run.run_config["start_deadline"] == 600
+    first = plan(kit)
+    assert (first.name, first.attempt) == ("clinics/001", 0)
+    assert first.run_config["output_dir"] == str(kit.state / "runs" / "001")
+    assert first.run_config["min_clients"] == 2
+    assert first.run_config["round_deadline"] == 3600
+    assert first.run_config["start_deadline"] == 600
 
 
 @pytest.mark.parametrize("status", [None, STOPPED])
@@ -98,6 +107,96 @@ def test_every_event_of_a_run_is_told_and_a_loss_that_is_hidden_is_left_out(tmp_
         "round 2        1 sites   training loss 2.000   F1 0.250",
         "round 3: lost: wrong shares of b",
     ]
+
+
+def test_the_second_run_on_a_kit_has_not_begun_with_the_first_ones_process(kit):
+    """Both are in their first attempt."""
+    first, second = (PlannedRun(f"clinics/00{i}", 1, RUN.run_config) for i in (1, 2))
+    run_state.write_begun(kit.state, first)
+    assert run_state.has_begun(kit.state, first)
+    assert not run_state.has_begun(kit.state, second)
+    assert not run_state.is_running(kit.state, second)
+
+
+class FakeTime:
+    """Seconds that pass when somebody sleeps."""
+
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class FakeCoordinator:
+    """A coordinator whose SuperLink lets a run begin, which ends as it is told."""
+
+    starts, knows_all_sites, certificate_holds = 1, True, True
+
+    def __init__(self, kit, clock, ends):
+        self.kit, self.clock, self.ends = kit, clock, iter(ends)
+        self.flower, self.started_at, self.message = self, [], []
+
+    def say(self, text):
+        self.message.append((self.clock.now, text))
+
+    def check(self):
+        pass
+
+    def start(self, app):
+        planned = run_state.read_run(self.kit.state)
+        self.started_at.append(self.clock.now)
+        status = next(self.ends)
+        run_state.write_begun(self.kit.state, planned)
+        run_state.write_outcome(
+            self.kit.state, Outcome(planned.name, planned.attempt, status, "no route")
+        )
+
+
+def followed(kit, monkeypatch, ends):
+    clock = FakeTime()
+    monkeypatch.setattr(run, "time", clock)
+    coordinator = FakeCoordinator(kit, clock, ends)
+    with suppress(ValueError):
+        run.follow_run(coordinator, plan(kit), coordinator.say)
+    return coordinator
+
+
+def test_a_run_that_fails_again_and_again_is_tried_over_more_than_a_quarter_of_an_hour(
+    kit, monkeypatch
+):
+    """A certificate that had ended cost a federation its four tries within two seconds."""
+    coordinator = followed(kit, monkeypatch, [FAILED] * 99)
+    pauses = [b - a for a, b in pairwise(coordinator.started_at)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 10
+    assert sum(pauses) > 900
+
+
+def test_a_run_that_fails_once_goes_on(kit, monkeypatch):
+    coordinator = followed(kit, monkeypatch, [FAILED, FINISHED])
+    assert len(coordinator.started_at) == 2
+
+
+def test_a_command_that_waits_says_where_the_logs_lie(kit, monkeypatch):
+    """With a proxy in between the SuperLink was never reached, and nothing was said."""
+    monkeypatch.setattr(FakeCoordinator, "knows_all_sites", False)
+    clock = FakeTime()
+    monkeypatch.setattr(run, "time", clock)
+    coordinator = FakeCoordinator(kit, clock, [])
+
+    def check():
+        if clock.now > 2000:
+            raise TimeoutError
+
+    coordinator.check = check
+    with pytest.raises(TimeoutError):
+        run.follow_run(coordinator, plan(kit), coordinator.say)
+    ((when, text),) = coordinator.message
+    assert 1060 <= when < 1070
+    assert str(kit.state / "logs") in text
 
 
 # The example and what a run ships are the same files; no setting of anybody's own is in them.

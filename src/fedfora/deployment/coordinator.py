@@ -5,7 +5,7 @@ and in the run's checkpoints. So a SuperLink that was started anew is told the s
 and the run that was on is started again, from its newest checkpoint.
 """
 
-import logging
+import signal
 import socket
 import sys
 import time
@@ -21,8 +21,7 @@ from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
 
 CHECK_S = 0.5
-
-logger = logging.getLogger(__name__)
+LOOK_S = 3600.0  # the certificate's dates are looked at so often
 
 
 class Coordinator:
@@ -40,6 +39,8 @@ class Coordinator:
         self.nodes: dict[str, int] = {}
         self.starts = 0  # of the SuperLink
         self._keys: dict[str, bytes] = {}
+        self._certificate = b""  # as the processes have read it
+        self._look_at, self._said = 0.0, ""
         self._supervisor = Supervisor(self._children(), say)
 
     @contextmanager
@@ -54,6 +55,7 @@ class Coordinator:
         except ValueError as error:
             raise ValueError(f"{error}: {RENEW}") from error
         with only_one(self.kit.state, "coordinator.lock"):
+            self._certificate = self.kit.server_certificate.read_bytes()
             self.flower.write_configuration()
             with self._supervisor.running():
                 yield
@@ -61,11 +63,12 @@ class Coordinator:
     def check(self) -> None:
         """Restart what has ended; let in and throw out the sites that the kit says."""
         self._supervisor.check()
+        self._watch_certificate()
         if self.is_ready:
             try:
                 self._follow_kit()
             except FlowerCommandError as error:
-                logger.warning("%s", error)
+                self._say_once(str(error))
 
     @property
     def is_ready(self) -> bool:
@@ -77,9 +80,44 @@ class Coordinator:
         """Whether the SuperLink has been told the keys of all sites of the kit."""
         return self.is_ready and set(self.nodes) == set(self._found_keys())
 
+    @property
+    def certificate_holds(self) -> bool:
+        """Whether the gate's certificate holds, now and for this host."""
+        try:
+            check_certificate(self.kit)
+        except ValueError:
+            return False
+        return True
+
+    def _watch_certificate(self) -> None:
+        """Say when the certificate ends; let the processes read one that was renewed."""
+        renewed = self.kit.server_certificate.read_bytes() != self._certificate
+        if not renewed and time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_S
+        try:
+            said = check_certificate(self.kit)
+        except ValueError as error:
+            self._say_once(f"no site gets in: {error}: {RENEW}")
+            return
+        if "renew" in said:
+            self._say_once(f"the certificate holds {said}: {RENEW}")
+        if renewed:
+            self._certificate = self.kit.server_certificate.read_bytes()
+            self.say(f"the certificate is new, {said}: the gate takes it, the SuperLink restarts")
+            gate = self._supervisor.children[1].process
+            if gate is not None:
+                gate.send_signal(signal.SIGHUP)
+            self.restart_superlink()
+
+    def _say_once(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self.say(text)
+
     def restart_superlink(self) -> None:
         """End the SuperLink, so that it is started anew."""
-        self._supervisor.children[0].signal(9)
+        self._supervisor.children[0].signal(signal.SIGKILL)
 
     def _follow_kit(self) -> None:
         keys = self._found_keys()

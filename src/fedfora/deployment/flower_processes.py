@@ -1,28 +1,44 @@
-"""Flower's processes as fedfora starts them: commands, environment, and two small corrections.
+"""Flower's processes as fedfora starts them: commands, environment, and what is taken from Flower.
 
-`supernode`: Flower's SuperNode stays alive, offline, when its main loop has ended; here its process
-ends, so that the supervisor can start it again.
+`supernode`: Flower's SuperNode fetches messages and offers them on loopback; its SuperExec starts
+one of six programs for them, which unpack and import the code that came with a run. Here
 
-`clientapp`: Flower runs, at every site, the code that came with the run. Here the app that is
-installed at the site runs instead, and what came is not even unpacked. Flower finds this program
-under its own name in a directory of the kit's state, first on the PATH.
+- the SuperNode takes messages of a ServerApp's run alone (`refuse_other_runs`): of another run it
+  does not even fetch the code;
+- no SuperExec runs. A thread of the SuperNode's (`start_clients`) asks for ClientApps' tasks and
+  starts `clientapp` below. The task's token travels by its standard input, and the right to ask for
+  tasks is a secret that never leaves the SuperNode's memory, so no other account gets a task;
+- the process ends when its main loop does, so that the supervisor can start it again.
+
+`clientapp`: Flower's client process with the app that is installed here; what came with the run is
+neither unpacked nor imported.
 """
 
 import contextlib
+import importlib
 import io
 import json
+import logging
 import os
+import secrets
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-SHIM = "flwr-clientapp"
 KNOWN_TO_WORK = "1.41.0"  # of Flower: the tests on real processes ran with it
+SERVED_RUNS, STARTED_TASKS = "flwr-serverapp", "flwr-clientapp"  # of Flower's types of task
+POLL_S = 0.2
+PROGRAM = "fedfora.deployment.flower_processes"  # this module, as it is started
+LOOPBACK = "127.0.0.1,localhost,::1"
+
+logger = logging.getLogger(__name__)
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -37,24 +53,17 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_HOME": str(home),
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(POLL_S),
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
+        **around_loopback(),
     }
 
 
-def with_own_client(variables: dict[str, str], directory: Path) -> dict[str, str]:
-    """Return the variables so that Flower starts the installed client app, and nothing else.
-
-    Args:
-        variables: Of the SuperNode.
-        directory: Where the program that stands for Flower's is written.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    program = directory / SHIM
-    lines = ["#!/bin/sh", f'exec "{sys.executable}" -m {__name__} clientapp "$@"', ""]
-    program.write_text("\n".join(lines), encoding="utf-8")
-    program.chmod(0o700)
-    return {**variables, "PATH": os.pathsep.join([str(directory), variables["PATH"]])}
+def around_loopback() -> dict[str, str]:
+    """Return the variables that keep connections to this machine itself away from any proxy."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    spared = f"{given},{LOOPBACK}" if given else LOOPBACK
+    return {"no_proxy": spared, "NO_PROXY": spared}
 
 
 def free_port() -> int:
@@ -65,18 +74,105 @@ def free_port() -> int:
 
 
 def supernode() -> None:
-    """Run Flower's SuperNode; its process ends when its main loop does."""
-    from flwr.supernode.cli.flower_supernode import flower_supernode
+    """Run Flower's SuperNode as the module describes; its process ends when its main loop does."""
+    loop: Any = importlib.import_module("flwr.supernode.start_client_internal")
+    program: Any = importlib.import_module("flwr.supernode.cli.flower_supernode")
+    _check_parts(loop, "_pull_and_store_message", "RunNotRunningException")
+    _check_parts(program, "start_client_internal", "flower_supernode")
+    pull, run = loop._pull_and_store_message, program.start_client_internal
 
+    def begin(**settings: Any) -> None:
+        where, secret = settings["runtime_api_address"], settings["superexec_auth_secret"]
+        threading.Thread(target=start_clients, args=(where, secret), daemon=True).start()
+        run(**settings)
+
+    loop._pull_and_store_message = refuse_other_runs(pull, loop.RunNotRunningException)
+    program.start_client_internal = begin
+    sys.argv += ["--host", "127.0.0.1", "--port", str(free_port()), "--isolation", "process"]
+    sys.argv += ["--superexec-auth-secret-file", _readable(secrets.token_bytes(32))]
     status = 1
     try:
-        flower_supernode()
+        program.flower_supernode()
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
         raise
     finally:
         sys.stdout.flush()
         os._exit(status)
+
+
+def refuse_other_runs(pull: Callable[..., Any], refusal: type[BaseException]) -> Callable[..., Any]:
+    """Return Flower's function that pulls a message; it takes those of ServerApps' runs alone.
+
+    Args:
+        pull: Flower's; it asks `get_run` for a message's run before it fetches the run's code.
+        refusal: What `get_run` raises where Flower is to drop the message.
+    """
+
+    def guarded(*, get_run: Callable[[int], Any], **others: Any) -> Any:
+        def served(run_id: int) -> Any:
+            run = get_run(run_id)
+            if run.primary_task_type != SERVED_RUNS:
+                logger.error(
+                    "refused run %s: its type of task is %r, only %r is served here",
+                    run_id,
+                    str(run.primary_task_type)[:40],
+                    SERVED_RUNS,
+                )
+                raise refusal
+            return run
+
+        return pull(get_run=served, **others)
+
+    return guarded
+
+
+def start_clients(address: str, secret: bytes) -> None:
+    """Start a client process for each task of a ClientApp, for ever; or end this process.
+
+    Args:
+        address: Of the SuperNode's own API, on loopback.
+        secret: By which it knows who may ask for tasks.
+    """
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.supercore.interceptors import (
+        RuntimeVersionHttpInterceptor,
+        SuperExecAuthHttpInterceptor,
+    )
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    running: list[subprocess.Popen[bytes]] = []
+    wanted = AcquireTaskRequest(supported_task_types=[STARTED_TASKS])
+    try:
+        asking = SuperExecAuthHttpInterceptor(
+            master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
+        )
+        api = RuntimeHttpClient.from_server_address(
+            server_address=address,
+            insecure=True,  # loopback, as in Flower
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), asking],
+            retry_invoker=make_simple_http_retry_invoker(),
+        )
+        while True:
+            if token := api.AcquireTask(wanted).token:
+                running.append(_start_client(address, token))
+            running = [client for client in running if client.poll() is None]
+            time.sleep(POLL_S)
+    except Exception:
+        logger.exception("no more tasks can be started")
+        os._exit(1)
+
+
+def _start_client(address: str, token: str) -> subprocess.Popen[bytes]:
+    """Start a client; the token goes by its standard input, so no list of processes shows it."""
+    words = [sys.executable, "-m", PROGRAM, "clientapp", address]
+    client = subprocess.Popen(words, stdin=subprocess.PIPE)
+    assert client.stdin is not None
+    with contextlib.suppress(OSError), client.stdin:  # gone already: Flower gives the task up
+        client.stdin.write(token.encode())
+    return client
 
 
 def clientapp() -> None:
@@ -96,20 +192,33 @@ def clientapp() -> None:
         "get_project_dir": lambda *args, **kwargs: Path.cwd(),
         "get_load_client_app_fn": lambda **kwargs: lambda *args: app,
     }
-    if missing := [name for name in replacements if not hasattr(run_clientapp, name)]:
-        raise RuntimeError(
-            f"flwr {version('flwr')} has no {', '.join(missing)} in {run_clientapp.__name__}; "
-            f"no code of a run is started. Known to work: pip install flwr=={KNOWN_TO_WORK}"
-        )
+    _check_parts(run_clientapp, *replacements)
     for name, replacement in replacements.items():
         setattr(run_clientapp, name, replacement)
-    # Flower loads its SuperNode beside its client: half of the seconds that a message would wait.
-    supernode_module = "flwr.supernode.cli.flower_supernode"
-    sys.modules[supernode_module] = ModuleType(supernode_module)
-    sys.modules[supernode_module].flower_supernode = None  # type: ignore[attr-defined]
-    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    run_clientapp.run_clientapp(
+        runtime_api_address=sys.argv[1], token=sys.stdin.read(), insecure=True
+    )
 
-    flwr_clientapp()
+
+def _check_parts(module: Any, *names: str) -> None:
+    """Raise unless Flower's module has what is replaced in it.
+
+    Raises:
+        RuntimeError: Naming what is missing.
+    """
+    if missing := [name for name in names if not hasattr(module, name)]:
+        raise RuntimeError(
+            f"flwr {version('flwr')} has no {', '.join(missing)} in {module.__name__}; "
+            f"no code of a run is started. Known to work: pip install flwr=={KNOWN_TO_WORK}"
+        )
+
+
+def _readable(content: bytes) -> str:
+    """Return a file name under which this process, and no other account, reads the bytes once."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(content)
+    return f"/dev/fd/{reading}"
 
 
 # Flower's own command `flwr`, spoken to a SuperLink on loopback: sites in and out, runs started.
@@ -171,7 +280,7 @@ class FlowerCommand:
 
         output = io.StringIO()
         failed: object = None
-        with _variable("FLWR_HOME", str(self.home)), _caught(output):
+        with _variables({"FLWR_HOME": str(self.home), **around_loopback()}), _caught(output):
             try:
                 failed = app([*words, "--format", "json"], standalone_mode=False)
             except (Exception, SystemExit) as error:
@@ -205,16 +314,15 @@ def _caught(output: io.StringIO) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _variables(values: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name in values:
+            os.environ.pop(name)
+        os.environ.update({name: before[name] for name in values if name in before})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The results lie in `state/runs/NAME` of the coordinator's kit.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,14 +14,24 @@ from fedfora.deployment import run_state
 from fedfora.deployment.coordinator import CHECK_S, Coordinator
 from fedfora.deployment.flower_processes import FlowerCommandError
 from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.run_state import FINISHED, RUN_NAME, RUNS, STOPPED, PlannedRun, settings_for
+from fedfora.deployment.run_state import (
+    FINISHED,
+    RUN_NAME,
+    RUNS,
+    STOPPED,
+    Outcome,
+    PlannedRun,
+    settings_for,
+)
 from fedfora.federated.coordinator.checkpoint import find_checkpoints
 from fedfora.federated.settings_scope import common_part
 from fedfora.reporting.history import Follower
 from fedfora.reporting.record import write_text
 from fedfora.reporting.wording import describe
 
-MAX_FAILED_STARTS = 4  # starts without a further round, then a person must look
+MAX_FAILED_STARTS = 9  # starts without a further round, then a person must look
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0  # between them; each is twice the one before
+SILENCE_S = 60.0  # without a word, then one is told where the logs lie
 BEGIN_S = 300.0  # Flower starts a run's process within so long, or its SuperLink is started anew
 
 Say = Callable[[str], None]
@@ -70,17 +81,12 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
     state = coordinator.kit.state
     directory = Path(str(run.run_config["output_dir"]))
     follower = Follower(directory)
+    follower.new()  # an earlier command has told them
     failed_starts, furthest = 0, 0
     while True:
         run = _next_attempt(run, directory)
         run_state.write_run(state, run)
-        outcome = None
-        if _start(coordinator, run):
-            while outcome is None and run_state.is_running(state, run):
-                _pause(coordinator, follower, say)
-                outcome = run_state.read_outcome(state, run)
-            outcome = outcome or run_state.read_outcome(state, run)
-        tell(follower, say)
+        outcome = _attempt(coordinator, run, follower, say)
         if outcome is not None and outcome.status == FINISHED:
             return directory
         if outcome is not None and outcome.status == STOPPED:
@@ -94,7 +100,52 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
             raise ValueError(
                 f"{reason}, {failed_starts} times after round {reached}; see {state}/logs"
             )
-        say(f"run {run.name} {reason}; it is started again")
+        pause_s = (
+            min(FIRST_PAUSE_S * 2 ** (failed_starts - 1), LONGEST_PAUSE_S) if failed_starts else 0.0
+        )
+        say(
+            f"run {run.name} {reason}; it is started again"
+            + (f" in {pause_s:g} s" * bool(failed_starts))
+        )
+        again = time.monotonic() + pause_s
+        while time.monotonic() < again:
+            _pause(coordinator)
+
+
+def _attempt(
+    coordinator: Coordinator, run: PlannedRun, shown: Follower, say: Say
+) -> Outcome | None:
+    """Start a run and follow it; return how it ended, None where its process is gone."""
+    state = coordinator.kit.state
+    silence = _Silence(say, state / "logs")
+    outcome = None
+    if _start(coordinator, run, silence):
+        while outcome is None and run_state.is_running(state, run):
+            _pause(coordinator)
+            if tell(shown, say):
+                silence.end()
+            silence.check("the run has not told anything: it waits for its sites, or they load")
+            outcome = run_state.read_outcome(state, run)
+        outcome = outcome or run_state.read_outcome(state, run)
+    tell(shown, say)
+    return outcome
+
+
+class _Silence:
+    """Says, once, where the logs lie when nothing was heard for long."""
+
+    def __init__(self, say: Say, logs: Path) -> None:
+        self.say = say
+        self.logs = logs
+        self._since = time.monotonic()
+
+    def check(self, what: str) -> None:
+        if time.monotonic() - self._since > SILENCE_S:
+            self.say(f"{what} (for {SILENCE_S:g} s); see {self.logs}")
+            self.end()
+
+    def end(self) -> None:
+        self._since = math.inf
 
 
 def _next_attempt(run: PlannedRun, directory: Path) -> PlannedRun:
@@ -108,11 +159,12 @@ def _next_attempt(run: PlannedRun, directory: Path) -> PlannedRun:
     return PlannedRun(run.name, run.attempt + 1, {**config, **again})
 
 
-def _start(coordinator: Coordinator, run: PlannedRun) -> bool:
+def _start(coordinator: Coordinator, run: PlannedRun, silence: _Silence) -> bool:
     """Start the run; return whether its process has begun in time."""
     kit = coordinator.kit
-    while not coordinator.knows_all_sites:
+    while not (coordinator.certificate_holds and coordinator.knows_all_sites):
         _pause(coordinator)
+        silence.check("the SuperLink does not answer yet, or has not let all sites in")
     app = kit.state / "app"
     write_app(app, {**common_part(run.run_config), RUN_NAME: run.name})
     starts = coordinator.starts
@@ -130,23 +182,23 @@ def _start(coordinator: Coordinator, run: PlannedRun) -> bool:
             coordinator.restart_superlink()
             return False
         _pause(coordinator)
+        silence.check("the SuperLink has not started the run yet")
     return True
 
 
-def _pause(
-    coordinator: Coordinator, follower: Follower | None = None, say: Say | None = None
-) -> None:
+def _pause(coordinator: Coordinator) -> None:
     time.sleep(CHECK_S)
     coordinator.check()
-    if follower is not None and say is not None:
-        tell(follower, say)
 
 
-def tell(shown: Follower, say: Say) -> None:
-    """Tell what a run has recorded since."""
+def tell(shown: Follower, say: Say) -> bool:
+    """Tell what a run has recorded since, and whether there was anything."""
+    told = False
     for event in shown.new():
         if text := describe(event):
             say(text)
+            told = True
+    return told
 
 
 # The Flower app that a deployed run consists of: three small files, and the run's settings.

@@ -1,8 +1,9 @@
 """What the coordinator's daemon and its ServerApp tell each other: files in the kit's state.
 
 `run.json`, by the daemon: which run is on, with all its settings, and how often it was started.
-`server.json`, by the ServerApp: that it has begun, as which process. `outcome.json`, by the
-ServerApp: how the run ended. A process that is killed writes nothing, and is missed.
+`server.json`, by the ServerApp: which attempt of which run has begun, as which process.
+`outcome.json`, by the ServerApp: how the run ended. A process that is killed writes nothing, and is
+missed.
 """
 
 import json
@@ -64,21 +65,20 @@ def read_run(state: Path) -> PlannedRun | None:
 
 def write_begun(state: Path, run: PlannedRun) -> None:
     """Say that this process runs the run."""
-    write_text(state / SERVER, json.dumps({"attempt": run.attempt, "pid": os.getpid()}))
+    write_text(
+        state / SERVER, json.dumps({"name": run.name, "attempt": run.attempt, "pid": os.getpid()})
+    )
 
 
 def has_begun(state: Path, run: PlannedRun) -> bool:
     """Return whether some process has taken the run up."""
-    return _begun(state).get("attempt") == run.attempt
+    return _pid(state, run) is not None
 
 
 def is_running(state: Path, run: PlannedRun) -> bool:
     """Return whether the process that took the run up is alive."""
-    begun = _begun(state)
-    if begun.get("attempt") != run.attempt:
-        return False
     try:
-        stat = Path(f"/proc/{begun['pid']}/stat").read_text(encoding="utf-8")
+        stat = Path(f"/proc/{_pid(state, run)}/stat").read_text(encoding="utf-8")
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"  # dead, and not waited for by Flower
@@ -109,9 +109,12 @@ def read_nodes(state: Path) -> dict[str, int]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _begun(state: Path) -> dict[str, int]:
+def _pid(state: Path, run: PlannedRun) -> int | None:
+    """Return the process that took this attempt of this run up; None where none has."""
     path = state / SERVER
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    mine = (begun.get("name"), begun.get("attempt")) == (run.name, run.attempt)
+    return int(begun["pid"]) if mine else None
 
 
 # The settings of a run of a real federation, from its kit: nothing waits without an end.

@@ -127,6 +127,11 @@ class _Members(Membership):
     def __init__(self, state: Path) -> None:
         self.state = state
 
+    def name_of(self, node_id: int) -> str:
+        """Return the site whose key a node has."""
+        names = {node: site for site, node in read_nodes(self.state).items()}
+        return names.get(node_id, f"node {node_id}")
+
     def objection(self, node_id: int, index: int, name: str) -> str | None:
         """Return why a node may not be the site that it says it is; None where it may."""
         names = {node: site for site, node in read_nodes(self.state).items()}

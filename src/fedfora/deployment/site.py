@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from fedfora.deployment.flower_processes import environment, free_port, with_own_client
+from fedfora.deployment.flower_processes import PROGRAM, environment
 from fedfora.deployment.heartbeat import HEARTBEAT, TRAINER, HeartbeatMonitor
 from fedfora.deployment.kit import SiteKit
 from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
@@ -39,12 +39,13 @@ def children(kit: SiteKit) -> list[Child]:
     """Return the processes of a site."""
     logs = kit.state / "logs"
     watch = HeartbeatMonitor(kit.state / HEARTBEAT)
-    flower = with_own_client(environment(kit.state / "flower"), kit.state / "bin")
+    flower = environment(kit.state / "flower")
     return [
         Child(
             "trainer",
             lambda: [sys.executable, "-m", TRAINER_PROCESS, str(kit.directory)],
             logs / "trainer.log",
+            {"TORCHINDUCTOR_CACHE_DIR": str(kit.state / "torchinductor")},
             after_start=watch.begin,
             trouble=watch.problem,
         ),
@@ -59,9 +60,8 @@ def supernode_command(kit: SiteKit) -> list[str]:
     """
     host = f"[{kit.host}]" if ":" in kit.host else kit.host
     config = {"partition-id": kit.index, TRAINER: str(kit.state)}
-    words = [sys.executable, "-m", "fedfora.deployment.flower_processes", "supernode"]
+    words = [sys.executable, "-m", PROGRAM, "supernode"]
     words += ["--superlink", f"{host}:{kit.port}", "--root-certificates", str(kit.authority)]
     words += ["--auth-supernode-private-key", str(kit.node_key)]
-    words += ["--host", "127.0.0.1", "--port", str(free_port())]
     words += ["--node-config", " ".join(f"{key}={json.dumps(v)}" for key, v in config.items())]
     return words

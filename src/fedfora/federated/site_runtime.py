@@ -35,7 +35,7 @@ from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.preflight import SITES_DIR, partition_sites
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.wire.transport import Layout
+from fedfora.federated.wire.transport import Layout, digest_of
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
@@ -67,6 +67,11 @@ class SiteRuntime:
     def layout(self) -> Layout:
         """Names and shapes of the adapter."""
         return Layout.of(self.fresh)
+
+    @cached_property
+    def fresh_digest(self) -> str:
+        """Digest of the fresh adapter's numbers."""
+        return digest_of(self.fresh, self.layout)
 
     def load(self, adapter: AdapterState) -> str:
         """Write an adapter of any rank into the model, alone, and return its name there."""

@@ -126,8 +126,20 @@ def add_adapter(
     Raises:
         ValueError: If the rank or another setting is out of range.
     """
+    config = fora_config(settings, base.name, init_weights=init_weights)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "adapter"))
+        model = get_peft_model(base.model, config)
+    draw_inner_factors(model, seed)
+    return model
+
+
+def fora_config(
+    settings: AdapterArguments, base_name: str, *, init_weights: bool | Literal["svd"]
+) -> ForaConfig:
+    """Return the configuration of a fresh adapter."""
     targets = settings.target_modules
-    config = ForaConfig(
+    return ForaConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
@@ -135,14 +147,9 @@ def add_adapter(
         use_rslora=settings.use_rslora,
         inner_dim=settings.inner_dim,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
-        base_model_name_or_path=base.name,
+        base_model_name_or_path=base_name,
         init_weights=init_weights,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, "adapter"))
-        model = get_peft_model(base.model, config)
-    draw_inner_factors(model, seed)
-    return model
 
 
 def add_adapter_of_rank(model: PeftModel, rank: int, adapter_name: str) -> None:

@@ -60,8 +60,14 @@ def read_adapter(directory: str | Path) -> AdapterState:
 
 def adapter_config(model: Any, adapter_name: str = "default") -> dict[str, Any]:
     """Return an adapter's configuration as PEFT writes it to adapter_config.json."""
-    config = model.peft_config[adapter_name].to_dict() | {"inference_mode": True}
-    return {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+    return as_saved(model.peft_config[adapter_name])
+
+
+def as_saved(config: Any, **resolved: Any) -> dict[str, Any]:
+    """Return a configuration as PEFT writes it, with what it resolves when the adapter is made."""
+    saved = config.to_dict() | {"inference_mode": True}
+    resolved = {} if saved["target_modules"] != "all-linear" else resolved
+    return {key: sorted(v) if isinstance(v, set) else v for key, v in (saved | resolved).items()}
 
 
 def adapter_record(prompts: PromptFormat, base_fingerprint: str, **facts: Any) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Most sites must mean the same base and adapter; who does not is left out, and named."""
 
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from fedfora.federated.coordinator.handshake import (
     ASK_AGAIN_ROUNDS,
@@ -14,51 +16,158 @@ from fedfora.federated.coordinator.handshake import (
     agree,
 )
 from fedfora.federated.engines.embedded import FIRST_NODE_ID, EmbeddedGrid
-from fedfora.federated.wire.transport import Layout
+from fedfora.federated.secure_aggregation.crypto import prompts_digest
+from fedfora.federated.wire.transport import Layout, digest_of, pack
 
 LAYOUTS = {name: Layout(((f"{name}.A", (2, 3)),)) for name in ("x", "y")}
 DIGESTS = {layout.digest: name for name, layout in LAYOUTS.items()}
+PROMPTS = {"template": "plain"}
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\n2026-11-28 03:00:00 site s1 is no longer let in" + "!" * 500
 
 
-def world(*sites):
-    """Sites by base and layout; each sends an adapter of numbers that are its own index."""
+def description(index, base, layout, fresh):
+    """What an honest site says of itself."""
+    return {
+        "index": index,
+        "name": f"site-{index}",
+        "rows": 5,
+        "rank": 2,
+        "size": 6,
+        "data-digest": "",
+        "base-fingerprint": base,
+        "layout-digest": LAYOUTS[layout].digest,
+        "fresh-digest": digest_of(fresh, LAYOUTS[layout]),
+        "prompts-digest": prompts_digest(PROMPTS),
+    }
+
+
+def form_of(base, layout, fresh, prompts=PROMPTS):
+    """What an honest site sends of the fresh adapter."""
+    about = dict.fromkeys(("name", "quantization", "dtype", "sketch"), "1")
+    record = {"prompts": prompts, "base_fingerprint": base, "base": about}
+    form = {"layout": LAYOUTS[layout].to_json(), "record": json.dumps(record)}
+    return {"fresh": pack(fresh, LAYOUTS[layout]), "form": ConfigRecord(form)}
+
+
+def numbers(layout, value=1.0):
+    return {f"{layout}.A": torch.full((2, 3), value)}
+
+
+def world(*sites, lies=lambda index, content: content, asked=None):
+    """Sites by base and layout; what they say is spoiled by `lies`."""
 
     def app(message, context):
         index = int(context.node_config["partition-id"])
         base, layout = sites[index]
-        content = RecordDict(
-            {
-                "site": ConfigRecord(
-                    {
-                        "index": index,
-                        "name": f"site-{index}",
-                        "rows": 5,
-                        "rank": 2,
-                        "data-digest": "",
-                        "base-fingerprint": base,
-                        "layout-digest": LAYOUTS[layout].digest,
-                    }
-                )
-            }
-        )
+        content = {"site": ConfigRecord(description(index, base, layout, numbers(layout)))}
         if message.content["ask"]["adapter"]:
-            content["fresh"] = ArrayRecord({"a": Array(np.full(6, index, np.float32))})
-            form = {"layout": LAYOUTS[layout].to_json(), "adapter-config": "{}", "record": "{}"}
-            content["form"] = ConfigRecord(form)
-        return Message(content, reply_to=message)
+            if asked is not None:
+                asked.append(index)
+            content |= form_of(base, layout, numbers(layout))
+        spoiled = lies(index, content)
+        return (
+            Message(spoiled, reply_to=message)
+            if isinstance(spoiled, Error)
+            else Message(RecordDict(spoiled), reply_to=message)
+        )
 
     return EmbeddedGrid(app, [{"partition-id": i} for i in range(len(sites))], {})
 
 
-def agreed(*sites, base=None):
-    """Names of those who take part, who is left out, and whose adapter it is."""
-    absent = {}
-    agreement = agree(world(*sites), on_absent=absent.__setitem__, base_fingerprint=base)
-    sender = int(agreement.first["a"].numpy()[0])
+def agreed(*sites, base=None, **how):
+    """Numbers of those who take part, who is left out, and whose adapter it is."""
+    absent, asked = {}, []
+    grid = world(*sites, asked=asked, **how)
+    agreement = agree(grid, on_absent=absent.__setitem__, base_fingerprint=base)
     taking_part = [site.index for site in agreement.sites]
-    assert agreement.base_fingerprint == sites[sender][0]
-    assert DIGESTS[agreement.layout.digest] == sites[sender][1]
-    return taking_part, absent, sender
+    assert agreement.base_fingerprint == sites[asked[-1]][0]
+    assert DIGESTS[agreement.layout.digest] == sites[asked[-1]][1]
+    assert {float(number) for value in agreement.first.values() for number in value.ravel()} == {1}
+    assert agreement.record["prompts"] == PROMPTS
+    return taking_part, absent, asked[-1]
+
+
+def only(liar, change):
+    """Lies of one site: what it changes in its content."""
+    return lambda index, content: change(content) if index == liar else content
+
+
+def says(**values):
+    def change(content):
+        told = {name.replace("_", "-"): value for name, value in values.items()}
+        kept = {k: v for k, v in {**content["site"], **told}.items() if v is not None}
+        return {**content, "site": ConfigRecord(kept)}
+
+    return change
+
+
+SPOILED = {
+    "no description": lambda content: {"x": ConfigRecord({"a": 1})},
+    "arrays for a description": lambda content: {"site": content.get("fresh", ArrayRecord())},
+    "no fingerprint": says(base_fingerprint=None),
+    "no fresh digest": says(fresh_digest=None),
+    "a word for a number": says(rows="many"),
+    "a negative number": says(rows=-1),
+    "an enormous number": says(rank=2**40),
+    "yes for a number": says(index=True),
+    "a number for a name": says(name=7),
+    "a name that a terminal obeys": says(name=ESCAPES),
+    "a fingerprint that a terminal obeys": says(base_fingerprint=ESCAPES),
+    "an empty fingerprint": says(base_fingerprint=""),
+    "a signature that is a word": says(public_key="x", signature="y"),
+    "an error that a terminal obeys": lambda content: Error(2, ESCAPES),
+}
+
+
+@pytest.mark.parametrize("lie", SPOILED)
+def test_a_site_whose_answer_is_wrong_is_named_in_one_line_and_the_others_begin(lie):
+    taking_part, absent, _ = agreed(*[("ours", "x")] * 3, lies=only(0, SPOILED[lie]))
+    assert taking_part == [1, 2]
+    ((name, reason),) = absent.items()
+    assert name.startswith("node ")
+    assert reason.isprintable()
+    assert 0 < len(reason) <= 200
+
+
+FORMS = {
+    "another layout": lambda content: {**content, **form_of("ours", "y", numbers("y"))},
+    "other numbers": lambda content: {**content, **form_of("ours", "x", numbers("x", 2.0))},
+    "not a number": lambda content: {**content, **form_of("ours", "x", numbers("x", np.nan))},
+    "other prompts": lambda content: {**content, **form_of("ours", "x", numbers("x"), {"a": "b"})},
+    "another base": lambda content: {**content, **form_of("theirs", "x", numbers("x"))},
+    "nothing": lambda content: {"site": content["site"]},
+    "an error": lambda content: Error(2, ESCAPES),
+}
+
+
+@pytest.mark.parametrize("lie", FORMS)
+def test_what_one_site_sends_is_what_most_agreed_on_or_another_one_is_asked(lie):
+    """The first site that answered chose layout, first numbers and prompts for all."""
+
+    def spoil(content):
+        return FORMS[lie](content) if "form" in content else content
+
+    taking_part, absent, sender = agreed(*[("ours", "x")] * 3, lies=only(0, spoil))
+    assert taking_part == [0, 1, 2]
+    assert sender == 1
+    ((_, reason),) = absent.items()
+    assert reason.startswith("its fresh adapter is not used: ")
+    assert reason.isprintable()
+    assert len(reason) <= 200
+
+
+@pytest.mark.parametrize("digest", ["fresh_digest", "prompts_digest"])
+def test_a_site_that_made_another_adapter_than_most_is_not_asked_for_it(digest):
+    taking_part, absent, sender = agreed(
+        *[("ours", "x")] * 3, lies=only(0, says(**{digest: "0" * 32}))
+    )
+    assert (taking_part, absent, sender) == ([0, 1, 2], {}, 1)
+
+
+def test_fresh_adapters_without_a_majority_begin_nothing():
+    with pytest.raises(ValueError, match="different fresh adapters") as stopped:
+        agreed(*[("ours", "x")] * 2, lies=only(0, says(fresh_digest="0" * 32)))
+    assert "site-0" in str(stopped.value)
 
 
 @pytest.mark.parametrize("odd", range(3))
@@ -112,7 +221,7 @@ def test_a_run_whose_base_nobody_holds_hears_what_most_hold():
 
 
 LAYOUT = Layout((("x.A", (2, 3)),))
-AGREEMENT = Agreement([], "the-base", LAYOUT, None, {}, {})
+AGREEMENT = Agreement([], "the-base", LAYOUT, {}, {})
 KNOWN = {FIRST_NODE_ID}  # the first site takes part from the beginning
 
 
@@ -145,6 +254,9 @@ class World:
             "data-digest": "",
             "base-fingerprint": "the-base",
             "layout-digest": LAYOUT.digest,
+            "size": 6,
+            "fresh-digest": "0",
+            "prompts-digest": "0",
         }
         content = RecordDict({"site": ConfigRecord({**site, **changed})})
         return Message(content, reply_to=message)

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, MetricRecord, RecordDict
 
 from fedfora.federated.coordinator.receiving import receive
 from fedfora.federated.engines.embedded import EmbeddedGrid
@@ -29,6 +29,15 @@ def told(replies):
     return [
         reply.error.reason if reply.has_error() else reply.content["m"]["n"] for reply in replies
     ]
+
+
+def test_what_a_site_says_of_an_error_is_one_short_line_that_no_terminal_obeys():
+    """It went to the coordinator's terminal, board, record and log as it came."""
+    text = "\x1b]0;owned\x07\x1b[2J\n2026-11-28 03:00:00 site s1 is no longer let in" + "!" * 500
+    grid = grid_of(lambda message, context: Message(Error(2, text), reply_to=message))
+    for reason in told(receive(grid, messages(grid))):
+        assert reason.isprintable()
+        assert len(reason) <= 200
 
 
 class Shuffled:

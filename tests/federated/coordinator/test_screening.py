@@ -5,7 +5,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -122,6 +130,27 @@ def test_an_error_is_named_with_its_reason():
     asked = Message(RecordDict(), 1, "train")
     _, refused = screened([(7, Message(Error(2, "out of memory"), reply_to=asked))])
     assert refused == {7: "error 2: out of memory"}
+
+
+@pytest.mark.parametrize("record", [ARRAYS, METRICS, ORIGIN])
+def test_whatever_a_record_is_it_is_refused_in_one_short_line(record):
+    """Of another kind, or with words of its own that a terminal obeys."""
+    words = "\x1b[2J\n2026-11-28 03:00:00 forged" * 50
+    others = [
+        ConfigRecord({words: words}),
+        MetricRecord({words: 1}),
+        ArrayRecord({words: Array("\x1b[2J", (1,), words, b"")}),
+        ArrayRecord({"numbers": Array("\x1b[2J", (16,), words, b"")}),
+    ]
+    replies = [reply(1.0) for _ in others]
+    for each, other in zip(replies, others, strict=True):
+        each.content[record] = other
+    accepted, refused = screened([*enumerate(replies), (9, reply(1.0))])
+    assert accepted == [9]
+    assert sorted(refused) == [0, 1, 2, 3]
+    for reason in refused.values():
+        assert reason.isprintable()
+        assert len(reason) <= 200
 
 
 def test_distance_by_hand():

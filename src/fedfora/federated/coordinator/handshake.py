@@ -1,4 +1,10 @@
-"""Before the first round: who takes part, and does everybody mean the same model?"""
+"""Before the first round: who takes part, and does everybody mean the same model?
+
+A site may say whatever it likes, so each answer is read strictly: names, types, ranges, lengths. A
+site with a wrong answer is named, and takes no part. Nothing is taken on the word of one site where
+the others hold it too: base, adapter and its first numbers are those of more than half of them, and
+what one site then sends must have the digest that they agreed on.
+"""
 
 import json
 from collections import Counter
@@ -10,13 +16,16 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedfora.federated.coordinator.receiving import receive
+from fedfora.federated.aggregation import AdapterState
+from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive
 from fedfora.federated.coordinator.strategy import SiteInfo
-from fedfora.federated.secure_aggregation.crypto import verify_participation
-from fedfora.federated.wire.transport import Layout
+from fedfora.federated.secure_aggregation.crypto import prompts_digest, verify_participation
+from fedfora.federated.wire.transport import Layout, digest_of, unpack
 
 SITE_TABLE = "sites.json"  # in the run directory: who has what
 MUST_MATCH = ("base-fingerprint", "layout-digest")  # of a site's answer: must be everybody's
+TEXTS = (*MUST_MATCH, "name", "data-digest", "fresh-digest", "prompts-digest")
+NUMBERS = {"index": 99_999, "rows": 10**12, "rank": 100_000, "size": 10**12}  # and the largest
 OnAbsent = Callable[[str, str], None]
 
 
@@ -29,15 +38,13 @@ class Agreement:
         base_fingerprint: Of everybody's base model.
         layout: Of the adapter that travels.
         first: The fresh adapter.
-        adapter_config: Its configuration, as PEFT writes it.
-        record: The prompt format, as it is saved beside an adapter.
+        record: Prompt format and base, as they are saved beside an adapter.
     """
 
     sites: list[SiteInfo]
     base_fingerprint: str
     layout: Layout
-    first: ArrayRecord
-    adapter_config: dict[str, Any]
+    first: AdapterState
     record: dict[str, Any]
 
     def site_table(self) -> list[dict[str, Any]]:
@@ -60,6 +67,13 @@ class Membership:
 
     grows = False
 
+    def name_of(self, node_id: int) -> str:
+        """Return what a node is called that has not said, or may not say, who it is."""
+        return f"node {node_id}"
+
+    def agreed(self, size: int) -> None:
+        """Note how many numbers an adapter has; nobody needs to send much more than that."""
+
     def objection(self, node_id: int, index: int, name: str) -> str | None:
         """Return why a node may not be the site that it says it is; None where it may."""
         return None
@@ -72,8 +86,9 @@ def agree(
     on_absent: OnAbsent = lambda site, reason: None,
     members: Membership | None = None,
     base_fingerprint: str | None = None,
+    same_bits: bool = True,
 ) -> Agreement:
-    """Ask every site what it has, and one of them for the fresh adapter.
+    """Ask every site what it has, then one of them for the fresh adapter that most of them made.
 
     A site that does not answer, or cannot start, takes no part; nor does one that holds another
     base, or means another adapter, than more than half of those that answer.
@@ -84,35 +99,50 @@ def agree(
         on_absent: Called with a site that takes no part, and the reason.
         members: Who may take part; None for everybody.
         base_fingerprint: Of the base that counts, where a run goes on; None leaves it to the sites.
+        same_bits: Whether the same seed gives the same fresh adapter on every machine; the last
+            bits of a singular value decomposition are the machine's own.
 
     Raises:
         ValueError: If no site can start, or no more than half of them agree on base and adapter.
     """
-    answered: dict[int, RecordDict] = {}
     reasons: list[str] = []
 
     def absent(site: str, reason: str) -> None:
         reasons.append(reason)
         on_absent(site, reason)
 
-    questions = _questions(sorted(grid.get_node_ids()), deadline_s)
-    answers = _answers(grid, questions, deadline_s, absent, members or Membership())
-    for node_id, content in answers:
-        answered[node_id] = content
-    if not answered:
+    members = members or Membership()
+    questions = [_question(node_id, deadline_s) for node_id in sorted(grid.get_node_ids())]
+    described = dict(_answers(grid, questions, deadline_s, absent, members))
+    if not described:
         raise ValueError(f"no site could start: {'; '.join(dict.fromkeys(reasons)) or 'no sites'}")
-    described = {node_id: content["site"] for node_id, content in answered.items()}
     described = _of_one_mind(described, base_fingerprint, absent)
-    forms = [answered[node_id] for node_id in described if "form" in answered[node_id]]
-    form = forms[0] if forms else _form(grid, next(iter(described)), deadline_s)
+    members.agreed(int(next(iter(described.values()))["size"]))
+    layout, first, record = _form(grid, _senders(described, same_bits), deadline_s, members, absent)
     return Agreement(
         sites=[_info(node_id, site) for node_id, site in described.items()],
         base_fingerprint=str(next(iter(described.values()))["base-fingerprint"]),
-        layout=Layout.from_json(form["form"]["layout"]),
-        first=form["fresh"],
-        adapter_config=json.loads(form["form"]["adapter-config"]),
-        record=json.loads(form["form"]["record"]),
+        layout=layout,
+        first=first,
+        record=record,
     )
+
+
+def _senders(described: dict[int, ConfigRecord], same_bits: bool) -> dict[int, ConfigRecord]:
+    """Return those sites that made the fresh adapter, and then the prompts, that most made.
+
+    Raises:
+        ValueError: If no more than half made the same adapter, where they should have.
+    """
+    for what in ("fresh-digest", "prompts-digest"):
+        ((most, count),) = Counter(str(s[what]) for s in described.values()).most_common(1)
+        if what == "fresh-digest" and same_bits and 2 * count <= len(described):
+            raise ValueError(
+                "the sites made different fresh adapters of the same seed, and no more than half "
+                f"of them the same: {_by_value(described, what)}"
+            )
+        described = {node: site for node, site in described.items() if site[what] == most}
+    return described
 
 
 def _of_one_mind(
@@ -178,9 +208,8 @@ def newcomers(
         "layout-digest": agreement.layout.digest,
     }
     joined = []
-    questions = [_question(node_id, deadline_s, adapter=False) for node_id in node_ids]
-    for node_id, content in _answers(grid, questions, deadline_s, on_absent, members):
-        site = content["site"]
+    questions = [_question(node_id, deadline_s) for node_id in node_ids]
+    for node_id, site in _answers(grid, questions, deadline_s, on_absent, members):
         if reason := _difference(site, expected):
             on_absent(str(site["name"]), reason)
         else:
@@ -194,38 +223,106 @@ def _answers(
     deadline_s: float | None,
     on_absent: OnAbsent,
     members: Membership,
-) -> Iterator[tuple[int, RecordDict]]:
-    """Yield node and content of what comes back from sites that may take part."""
+) -> Iterator[tuple[int, ConfigRecord]]:
+    """Yield node and description of the sites that answer and may take part."""
     for reply in receive(grid, questions, deadline_s=deadline_s):
         node_id = reply.metadata.src_node_id
-        if reply.has_error():
-            on_absent(f"node {node_id}", reply.error.reason)
-            continue
-        site = reply.content["site"]
-        objection = members.objection(node_id, int(site["index"]), str(site["name"]))
-        objection = objection or _false_part(site)
+        try:
+            site = _description(reply)
+            objection = members.objection(node_id, int(site["index"]), str(site["name"]))
+            objection = objection or _false_part(site)
+        except UNREADABLE as error:
+            objection = str(error)
         if objection is None:
-            yield node_id, reply.content
+            yield node_id, site
         else:
-            on_absent(f"node {node_id}", objection)
+            on_absent(members.name_of(node_id), printable(objection))
 
 
-def _questions(node_ids: list[int], ttl: float | None) -> list[Message]:
-    """Ask all sites what they have, and the first one for the adapter too."""
-    return [_question(node_id, ttl, adapter=node_id == node_ids[0]) for node_id in node_ids]
+def _description(reply: Message) -> ConfigRecord:
+    """Return what a site says of itself.
+
+    Raises:
+        ValueError: Naming what is missing or wrong.
+    """
+    if reply.has_error():
+        raise ValueError(reply.error.reason)
+    site = reply.content.get("site")
+    if not isinstance(site, ConfigRecord):
+        raise ValueError("its answer does not describe a site")
+    for name in TEXTS:
+        value = site.get(name)
+        if (
+            not isinstance(value, str)
+            or value != printable(value, 100)
+            or (name in MUST_MATCH) > len(value)
+        ):
+            raise ValueError(
+                f"its {name} is {printable(repr(value), 60)}: not a short line of text"
+            )
+    for name, most in NUMBERS.items():
+        value = site.get(name)
+        if type(value) is not int or not 0 <= value <= most:
+            shown = printable(repr(value), 60)
+            raise ValueError(f"its {name} is {shown}: not a whole number from 0 to {most}")
+    return site
 
 
-def _question(node_id: int, ttl: float | None, *, adapter: bool) -> Message:
+def _question(node_id: int, ttl: float | None, *, adapter: bool = False) -> Message:
     content = RecordDict({"ask": ConfigRecord({"adapter": adapter})})
     return Message(content, node_id, MessageType.QUERY, ttl=ttl)
 
 
-def _form(grid: Grid, node_id: int, deadline_s: float | None) -> RecordDict:
-    """Ask another site for the adapter, where the first one did not answer."""
-    (reply,) = receive(grid, [_question(node_id, deadline_s, adapter=True)], deadline_s=deadline_s)
+def _form(
+    grid: Grid,
+    senders: dict[int, ConfigRecord],
+    deadline_s: float | None,
+    members: Membership,
+    on_absent: OnAbsent,
+) -> tuple[Layout, AdapterState, dict[str, Any]]:
+    """Ask one site after the other, until one sends the adapter that they agreed on.
+
+    Raises:
+        ValueError: If none does.
+    """
+    for node_id, site in senders.items():
+        question = _question(node_id, deadline_s, adapter=True)
+        (reply,) = receive(grid, [question], deadline_s=deadline_s)
+        try:
+            return _read_form(reply, site)
+        except UNREADABLE as error:
+            name = members.name_of(node_id)
+            on_absent(name, printable(f"its fresh adapter is not used: {error}"))
+    raise ValueError("no site sent the fresh adapter")
+
+
+def _read_form(reply: Message, site: ConfigRecord) -> tuple[Layout, AdapterState, dict[str, Any]]:
+    """Return layout, first numbers and record of a site's answer, if they have its digests.
+
+    Raises:
+        ValueError: If they have not.
+    """
     if reply.has_error():
-        raise ValueError(f"no site sent the fresh adapter: {reply.error.reason}")
-    return reply.content
+        raise ValueError(reply.error.reason)
+    form, fresh = reply.content["form"], reply.content["fresh"]
+    if not isinstance(fresh, ArrayRecord):
+        raise ValueError("it holds no arrays")
+    layout = Layout.from_json(str(form["layout"]))
+    if layout.digest != site["layout-digest"]:
+        raise ValueError("its layout is not the one that was agreed on")
+    first = unpack(fresh, layout)
+    if digest_of(first, layout) != site["fresh-digest"]:
+        raise ValueError("its numbers are not those that were agreed on")
+    record = json.loads(str(form["record"]))
+    if prompts_digest(record["prompts"]) != site["prompts-digest"]:
+        raise ValueError("its prompts are not those that were agreed on")
+    if record["base_fingerprint"] != site["base-fingerprint"]:
+        raise ValueError("its base is not the one that was agreed on")
+    base = {key: str(record["base"][key]) for key in ("name", "quantization", "dtype", "sketch")}
+    if any(text != printable(text, 10_000) for text in base.values()):
+        raise ValueError("it describes its base in more than a line of text")
+    record = {"prompts": record["prompts"], "base_fingerprint": record["base_fingerprint"]}
+    return layout, first, {**record, "base": base}
 
 
 def _info(node_id: int, site: ConfigRecord) -> SiteInfo:

@@ -15,8 +15,18 @@ from flwr.serverapp import Grid
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.1
+MAX_TEXT = 200  # characters of what a site says, in one line
+# What Python raises where somebody else's records are not what was expected.
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 EXPIRED = 3  # Flower's error code for a message that has outlived its time
 NO_REPLY = 4  # Flower's error code for a reply that is not there
+
+
+def printable(text: object, most: int = MAX_TEXT) -> str:
+    """Return a text that a site may have written as one short line that no terminal obeys."""
+    shown = "".join(c if c.isprintable() else " " for c in str(text)[: 4 * most])
+    shown = " ".join(shown.split(" "))
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def receive(
@@ -60,6 +70,7 @@ def _from_its_site(reply: Message, message: Message) -> Message:
     if not reply.has_error():
         return reply
     error = reply.error
+    error = Error(error.code, printable(error.reason))
     if error.code == EXPIRED:
         error = Error(NO_REPLY, f"no answer within {message.metadata.ttl:g} s")
     return Message(error, reply_to=message)

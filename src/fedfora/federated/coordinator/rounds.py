@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
@@ -49,8 +49,9 @@ from fedfora.federated.coordinator.strategy import AdapterStrategy
 from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.secure_aggregation.server import WrongShares
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.wire.transport import from_record, to_record, unpack
-from fedfora.models.saving import config_at_rank, save_adapter
+from fedfora.federated.wire.transport import from_record, to_record
+from fedfora.models.loading import fora_config
+from fedfora.models.saving import as_saved, config_at_rank, save_adapter
 from fedfora.reporting.record import RunRecord, no_round
 from fedfora.reporting.report import finish_run
 from fedfora.training.privacy_plan import open_ledger
@@ -97,13 +98,14 @@ def run_rounds(
         on_absent=absent,
         members=members,
         base_fingerprint=base_of(directory) if progress else None,
+        same_bits=settings.rule_of_round(0).start == "zero",
     )
     if progress is None:
         record.write_environment(
             seed=settings.train.seed, base_fingerprint=agreement.base_fingerprint
         )
         record.write_json(SITE_TABLE, agreement.site_table())
-        progress = FederationState(0, unpack(agreement.first, agreement.layout))
+        progress = FederationState(0, agreement.first)
     else:
         check_same_world(directory, agreement, may_grow=members.grows)
         record.log("resumed", after_round=progress.round_number)
@@ -316,8 +318,15 @@ class _Rounds:
         state, seed = adapter, self.settings.train.seed
         if self.settings.rule_of_round(0).folds:
             state = unfold(adapter, seed=seed, inner_dim=self.settings.adapter.inner_dim)
-        config = config_at_rank(self.agreement.adapter_config, rank_of(adapter))
-        record = {**self.agreement.record, **self._facts()}
+        layout, base = self.agreement.layout, dict(self.agreement.record["base"])
+        base["name"] = self.settings.model.model_name_or_path or base["name"]
+        start: bool | Literal["svd"] = self.settings.rule_of_round(0).start != "svd" or "svd"
+        config = as_saved(
+            fora_config(self.settings.adapter, base["name"], init_weights=start),
+            target_modules=sorted({name.split(".")[-2] for name, _ in layout.shapes}),
+        )
+        config = config_at_rank(config, rank_of(adapter))
+        record = {**self.agreement.record, "base": base, **self._facts()}
         save_adapter(directory, state, config, record)
 
     def _facts(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.coordinator.outliers import UpdateOutliers
+from fedfora.federated.coordinator.receiving import UNREADABLE, printable
 from fedfora.federated.wire.messages import (
     ARRAYS,
     METRIC_NAMES,
@@ -37,7 +38,11 @@ Sender = TypeVar("Sender")
 
 
 class RejectedError(ValueError):
-    """A reply that is not used; the message says why."""
+    """A reply that is not used; the message says why, in one short line."""
+
+    def __init__(self, reason: str) -> None:
+        """Take the reason, in which a site's own words may stand."""
+        super().__init__(printable(reason))
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,8 @@ def screen(
     for sender, reply in replies:
         try:
             held.append(_inspect(sender, reply, expected(sender), limits))
-        except RejectedError as error:
-            on_rejected(sender, str(error))
+        except UNREADABLE as error:
+            on_rejected(sender, printable(error))
             continue
         peers.count(held[-1].norm)
         if peers.number >= WINDOW:

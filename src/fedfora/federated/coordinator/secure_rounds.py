@@ -13,7 +13,7 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedfora.federated.coordinator.receiving import receive
+from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive
 from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Words
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
@@ -124,7 +124,7 @@ class SecureRounds:
                 answer = read_round_keys(reply.config_records)
                 self._round.receive_keys(self.numbers[node], answer)
                 self._informed.add(node)
-            except (KeyError, ValueError) as error:
+            except UNREADABLE as error:
                 self._reject(node, error)
         return {
             self.nodes[number]: {
@@ -157,14 +157,14 @@ class SecureRounds:
             try:
                 number = self.numbers[node]
                 opened.receive_signature(number, read_signatures(reply[SIGNATURES])[number])
-            except (KeyError, ValueError) as error:
+            except UNREADABLE as error:
                 self._reject(node, error)
         signatures = self._or_lost(opened.signatures)
         shown = RecordDict({SIGNATURES: write_signatures(signatures)})
         for node, reply in self._ask(REVEAL, {self.nodes[site]: shown for site in signatures}):
             try:
                 opened.receive_reveal(self.numbers[node], read_reveal(reply.config_records))
-            except (KeyError, ValueError) as error:
+            except UNREADABLE as error:
                 self._reject(node, error)
         summed = self._or_lost(lambda: read_sum(self._total(opened), self._code))
         self._round = None
@@ -209,9 +209,12 @@ class SecureRounds:
         """Ask sites without a key of this run for one; a new key makes a new roster."""
         missing = [node for node in nodes if self.numbers[node] not in self._keys]
         for node, reply in self._ask(INTRODUCE, {node: RecordDict() for node in missing}):
-            key = read_key(reply.config_records[KEY]) if KEY in reply.config_records else None
-            if key is None or key.site != self.numbers[node]:
-                self._reject(node, "it sent no key of its own")
+            try:
+                key = read_key(reply.config_records[KEY])
+                if key.site != self.numbers[node]:
+                    raise ValueError(f"site {key.site}'s")
+            except UNREADABLE as error:
+                self._reject(node, f"it sent no key of its own ({error})")
                 continue
             self._keys[key.site] = key
             self._informed.clear()
@@ -242,8 +245,9 @@ class SecureRounds:
                 yield node, reply.content
 
     def _reject(self, node: int, reason: object) -> None:
-        self._reasons.append(f"site {self.numbers[node]}: {reason}")
-        self.on_rejected(node, f"secure aggregation: {reason}")
+        told = printable(reason)
+        self._reasons.append(f"site {self.numbers[node]}: {told}")
+        self.on_rejected(node, f"secure aggregation: {told}")
 
     def _or_lost(self, step: Callable[[], T]) -> T:
         """Take a step of the round; where too few sites are left for it, say which went and why."""

@@ -19,9 +19,9 @@ from torch import Tensor
 from fedfora.federated.aggregation import Weighted
 from fedfora.federated.aggregation.update import part
 from fedfora.federated.coordinator.aggregator import Aggregator
+from fedfora.federated.coordinator.receiving import UNREADABLE, printable
 from fedfora.federated.coordinator.screening import (
     Limits,
-    RejectedError,
     read_masked,
     read_validation,
     screen,
@@ -227,8 +227,8 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             site = self.sites[reply.metadata.src_node_id]
             try:
                 loss, answer_tokens = read_validation(reply)
-            except RejectedError as error:
-                self.watcher.rejected(site.name, f"validation: {error}")
+            except UNREADABLE as error:
+                self.watcher.rejected(site.name, f"validation: {printable(error)}")
                 continue
             total += loss * answer_tokens
             tokens += answer_tokens
@@ -284,9 +284,9 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             try:
                 masked = read_masked(reply, origin)
                 secure.take(site.node_id, masked)
-            except ValueError as error:
+            except UNREADABLE as error:
                 self._frozen_at.pop(site.node_id, None)
-                self.watcher.rejected(site.name, str(error))
+                self.watcher.rejected(site.name, printable(error))
                 continue
             num_accepted += 1
             self._frozen_at[site.node_id] = exchange.digest

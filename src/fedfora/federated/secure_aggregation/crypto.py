@@ -5,10 +5,13 @@ the site signs the short-lived keys of a run and of a round, so the coordinator,
 of them travel, cannot put keys of its own in between.
 """
 
+import hashlib
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -239,7 +242,7 @@ def _weights(indices: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(weights)
 
 
-# A site's signed word that it takes part: written by the site, read by the coordinator.
+# A site's signed word that it takes part, and its prompts' digest: it writes, others read them.
 
 
 TAKES_PART = b"takes part\0"
@@ -255,6 +258,11 @@ def sign_participation(identity: Identity, index: int, base: str) -> dict[str, b
     """
     signed = identity.sign(index, base.encode(), context=TAKES_PART)
     return {"public-key": identity.public_bytes, "signature": signed.signature}
+
+
+def prompts_digest(prompts: Any) -> str:
+    """Return a digest of a prompt format, as JSON has it."""
+    return hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def verify_participation(public: bytes, signature: bytes, index: int, base: str) -> str:

@@ -6,6 +6,7 @@ The app does not know which engine runs it. Its handlers turn messages into plai
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -13,6 +14,7 @@ from flwr.clientapp import ClientApp
 from fedfora.adapter.state import draw_fresh, fold
 from fedfora.federated.aggregation import Rule
 from fedfora.federated.aggregation.update import AdapterState, absorb, part
+from fedfora.federated.secure_aggregation.crypto import prompts_digest
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.shared_noise import SharedNoise, site_noise_multiplier
@@ -103,12 +105,11 @@ def describe(message: Message, context: Context) -> Message:
     own_part = sign_part(context.node_config, site.index, runtime.base_fingerprint)
     content["site"].update(own_part)
     if message.content["ask"]["adapter"]:
-        config, record = runtime.form()
+        _, record = runtime.form()
         content["fresh"] = pack(runtime.fresh, runtime.layout)
         content["form"] = ConfigRecord(
             {
                 "layout": runtime.layout.to_json(),
-                "adapter-config": json.dumps(config),
                 "record": json.dumps(record),
             }
         )
@@ -180,6 +181,9 @@ def _description(runtime: SiteRuntime, site: SiteData) -> ConfigRecord:
             "data-digest": public_digest(runtime.settings, site),
             "base-fingerprint": runtime.base_fingerprint,
             "layout-digest": runtime.layout.digest,
+            "size": runtime.layout.size,
+            "fresh-digest": runtime.fresh_digest,
+            "prompts-digest": prompts_digest(asdict(runtime.prompts)),
         }
     )
 

@@ -59,6 +59,11 @@ class Layout:
         return sum(math.prod(shape) for _, shape in self.shapes)
 
 
+def digest_of(update: AdapterState, layout: Layout) -> str:
+    """Return a digest of an adapter's float32 numbers, to the bit."""
+    return hashlib.sha256(flatten(update, layout).tobytes()).hexdigest()[:32]
+
+
 def pack(update: AdapterState, layout: Layout, form: Format = FLOAT32) -> ArrayRecord:
     """Return the adapter as flat arrays."""
     return _record(form.encode(flatten(update, layout)))
