@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import select
 import shutil
 import ssl
 import subprocess
@@ -18,7 +19,14 @@ from socket import create_connection, socket
 
 import pytest
 
-from fedfora.deployment.gate import FLEET_PATHS, MAX_BODY_MIB, gate_command, gate_configuration
+from fedfora.deployment.gate import (
+    CONNECTIONS,
+    FLEET_PATHS,
+    MAX_BODY_MIB,
+    SITE_CONNECTIONS,
+    gate_command,
+    gate_configuration,
+)
 from fedfora.deployment.kit import read_coordinator_kit
 from fedfora.deployment.provision import provision
 from fedfora.deployment.sites_file import read_sites_file
@@ -224,6 +232,51 @@ def test_what_gets_through_is_written_as_the_gate_read_it(kit, gate, path):
     """Else the gate could read one path, and the SuperLink another."""
     assert ask(kit, path, b"x")[0] == 200
     assert gate.seen[-1][0] == "/v1/fleet/get-run"
+
+
+@contextmanager
+def unfinished(kit, address, count):
+    """Connections of one address, each with a request whose body never comes."""
+    here = ssl.create_default_context(cafile=kit.authority)
+    here.maximum_version = ssl.TLSVersion.TLSv1_2  # 1.3 sends a word of its own
+    head = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx"
+    opened = []
+    try:
+        for _ in range(count):
+            plain = create_connection(("127.0.0.1", kit.port), 30, (address, 0))
+            opened.append(here.wrap_socket(plain, server_hostname="127.0.0.1"))
+            opened[-1].sendall(head)
+        yield opened
+    finally:
+        for each in opened:
+            each.close()
+
+
+def refused(connections):
+    """How many of the connections are answered although their request has not ended."""
+    ready = select.select(connections, [], [], 10)[0]
+    while ready and len(select.select(connections, [], [], 0.5)[0]) > len(ready):
+        ready = select.select(connections, [], [], 0.5)[0]
+    return sum(b" 503 " in each.recv(1000) for each in ready)
+
+
+def test_one_strange_address_cannot_fill_the_gate_and_the_sites_get_through(kit, gate):
+    """127.0.0.7 stands for the stranger: of this machine's addresses 127.0.0.1 alone is spared."""
+    allowed = SITE_CONNECTIONS * len(kit.sites)
+    with unfinished(kit, "127.0.0.7", allowed + 5) as opened:
+        assert refused(opened) == 5
+        assert ask(kit, "/v1/fleet/get-run", b"x")[0] == 200
+
+
+def test_a_worker_may_have_as_many_files_as_its_connections_take(kit, gate):
+    """It had 1,024, so that many idle connections shut the gate."""
+    master = int((kit.state / "gate.pid").read_text())
+    (worker,) = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    (line,) = re.findall(
+        "Max open files +([0-9]+) +([0-9]+)", Path(f"/proc/{worker}/limits").read_text()
+    )
+    soft, hard = map(int, line)
+    assert soft >= min(hard, 2 * CONNECTIONS)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])

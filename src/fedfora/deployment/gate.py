@@ -27,14 +27,23 @@ FLEET_PATHS = (
     "unregister-node",
 )
 MAX_BODY_MIB = 16  # Flower cuts what it sends into pieces of 5 MB
-SITES_AT_ONCE = 1024
+CONNECTIONS = (
+    16_384  # each of a site's takes two; strangers' idle ones are to find room beside them
+)
+# Of one site, at most: connections, requests a second, and requests in a burst of messages.
+SITE_CONNECTIONS, SITE_REQUESTS, SITE_BURST = 16, 20, 400
 
 
 def gate_configuration(kit: CoordinatorKit) -> str:
     """Return nginx's configuration for a federation."""
+    sites = max(1, len(kit.sites))
     return template("nginx.conf.template").substitute(
         federation=kit.federation,
-        connections=2 * SITES_AT_ONCE,
+        connections=CONNECTIONS,
+        files=2 * CONNECTIONS,
+        connections_each=SITE_CONNECTIONS * sites,
+        requests=SITE_REQUESTS * sites,
+        burst=SITE_BURST * sites,
         max_body=MAX_BODY_MIB,
         superlink_port=kit.superlink_port,
         listen=f"{_listening(kit.host)}{kit.port}",
