@@ -6,12 +6,14 @@ run in which the same site fails in the same rounds, and the record names the si
 
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedfora.federated.coordinator import rounds
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.view import View
@@ -251,6 +253,48 @@ def test_below_the_quorum_the_run_stops_and_names_who_is_missing(settings, misbe
         ValueError, match=r"round 2: only 3 of 4 sites .* 4 needed .*neurology: error 2"
     ):
         simulate(settings(min_clients=4), View(1))
+
+
+@pytest.mark.parametrize("flags", [{}, {"aggregation": "fedavg", "server_optimizer": "adam"}])
+def test_a_round_without_quorum_is_tried_again_and_comes_to_what_it_would_have(
+    settings, misbehave, monkeypatch, flags
+):
+    """Two sites were away for one night, and a federation of weeks had ended."""
+    flags = {**flags, "min_clients": 4}
+    whole = simulate(settings(**flags), View(1))
+    adapter = read_adapter(settings().run.output_dir)
+    away, pauses = [True, True], []
+    monkeypatch.setattr(rounds.time, "sleep", pauses.append)
+
+    def fail(honest, message, context):
+        if away:
+            away.pop()
+            raise RuntimeError("nobody is here at night")
+        return honest(message, context)
+
+    misbehave(fail, from_round=2)
+    flags |= {"quorum_wait": 60.0, "overwrite_output_dir": True}
+    events = simulate(settings(**flags), View(1))
+    assert [e["round"] for e in events] == [e["round"] for e in whole] == [1, 2]
+    assert pauses == [rounds.FIRST_WAIT_S, 2 * rounds.FIRST_WAIT_S]
+    again = read_adapter(settings().run.output_dir)
+    assert all(torch.equal(again[name], adapter[name]) for name in adapter)
+
+
+def test_who_waits_for_a_quorum_waits_as_long_as_was_said(settings, misbehave, monkeypatch):
+    def fail(honest, message, context):
+        raise RuntimeError("gone for good")
+
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    misbehave(fail, from_round=2)
+    with pytest.raises(ValueError, match="round 2: only 3 of 4 sites"):
+        simulate(settings(min_clients=4, quorum_wait=3600.0), View(1))
+    assert 3600 <= now[0] <= 3600 + rounds.LONGEST_WAIT_S
 
 
 def test_the_quorum_can_be_a_share(settings, misbehave):

@@ -120,7 +120,8 @@ def _pid(state: Path, run: PlannedRun) -> int | None:
 # The settings of a run of a real federation, from its kit: nothing waits without an end.
 
 
-ROUND_DEADLINE_S, START_DEADLINE_S = 3600.0, 600.0  # where the settings say nothing
+# Where the settings say nothing.
+ROUND_DEADLINE_S, START_DEADLINE_S, QUORUM_WAIT_S = 3600.0, 600.0, 86_400.0
 
 
 def settings_for(
@@ -143,6 +144,7 @@ def settings_for(
         rounds,
         round_deadline=rounds.round_deadline or ROUND_DEADLINE_S,
         start_deadline=rounds.start_deadline or START_DEADLINE_S,
+        quorum_wait=QUORUM_WAIT_S if rounds.quorum_wait is None else rounds.quorum_wait,
         min_clients=max(rounds.min_clients, kit.quorum or 1),
     )
     return replace(settings, rounds=rounds)

@@ -25,8 +25,13 @@ class RoundArguments:
     start_deadline: float | None = flag(
         None, "seconds a site has to load its base and rows; who is later takes no part"
     )
-    min_clients: int = flag(1, "a round with fewer usable updates stops the run")
+    min_clients: int = flag(1, "a round with fewer usable updates does not count")
     min_client_fraction: float = flag(0.0, "the same as a share of the sites drawn for the round")
+    quorum_wait: float | None = flag(
+        None,
+        "seconds for which a round with too few updates is tried again before the run stops; "
+        "default 0 in a simulation, a day with real sites",
+    )
     max_norm_ratio: float = flag(
         10.0, "refuse an update longer than so many times the round's median; 0 for no such limit"
     )
@@ -68,6 +73,8 @@ class RoundArguments:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} must be above 0, got {value}")
+        if self.quorum_wait is not None and not self.quorum_wait >= 0:
+            raise ValueError(f"--quorum_wait must be 0 or more, got {self.quorum_wait}")
         if not 0 <= self.min_client_fraction <= 1:
             raise ValueError(
                 f"--min_client_fraction must be in [0, 1], got {self.min_client_fraction}"

@@ -161,6 +161,11 @@ class SimulationView(RoundView):
         self._read_record()
         self.view.line(f"{self.label:12s} lost: {reason}")
 
+    def waiting(self, round_number: int, reason: str, pause_s: float) -> None:
+        """Say why a round is tried again, and when."""
+        self._read_record()
+        self.view.line(f"{self.label:12s} tried again in {pause_s:g} s: {reason}")
+
     def _read_record(self) -> None:
         """Take in what the run has recorded since."""
         for event in self._record.new():

@@ -18,7 +18,7 @@ SCORES = (
     *("rougeL", "chrf", "bleu", "token_f1", "exact_match", "parse_rate"),
 )
 # What happened to sites and rounds; what else is recorded stands elsewhere on the page.
-_INCIDENTS = ("rejected", "absent", "joined", "lost", "resumed", "stopped_early")
+_INCIDENTS = ("rejected", "absent", "joined", "lost", "waiting", "resumed", "stopped_early")
 
 
 def summary(run: Run, card: Card) -> str:

@@ -109,6 +109,8 @@ def describe(event: Mapping[str, Any], total: int | None = None) -> str | None:
             return f"resumed after round {event['after_round']}"
         case "lost":
             return f"{place}: lost: {event['reason']}"
+        case "waiting":
+            return f"{place}: tried again in {event['pause']:g} s: {event['reason']}"
         case "stopped_early":
             return f"no better round since round {event['best_round']}: stopped"
     return None

@@ -36,6 +36,9 @@ class RoundView(RoundWatcher):
     def lost(self, round_number: int, reason: str) -> None:
         """A round came to nothing; the run goes on from the adapter before it."""
 
+    def waiting(self, round_number: int, reason: str, pause_s: float) -> None:
+        """Too few updates came; the round is tried again after a pause."""
+
     def stopped_early(self, best_round: int) -> None:
         """The run ends, as nothing became better after this round."""
 
@@ -44,6 +47,10 @@ class RoundView(RoundWatcher):
 
 
 SHOWN = 8
+
+
+class NoQuorum(ValueError):
+    """Too few sites sent a usable update."""
 
 
 class RoundLog(RoundWatcher):
@@ -80,7 +87,7 @@ class RoundLog(RoundWatcher):
         """Raise unless enough updates were taken in.
 
         Raises:
-            ValueError: Naming the sites that are missing, and why.
+            NoQuorum: Naming the sites that are missing, and why.
         """
         rounds, used, num_sampled = self.rounds, len(self.used), len(self.drawn)
         needed = max(1, rounds.min_clients, math.ceil(rounds.min_client_fraction * num_sampled))
@@ -89,7 +96,7 @@ class RoundLog(RoundWatcher):
         have = f"only {used} of {num_sampled} sites" if used else "no site"
         reasons = [f"{entry['site']}: {entry['reason']}" for entry in self.refused[:SHOWN]]
         more = f"; and {len(self.refused) - SHOWN} more" if len(self.refused) > SHOWN else ""
-        raise ValueError(
+        raise NoQuorum(
             f"round {self.round_number}: {have} sent a usable update, {needed} needed "
             f"(--min_clients, --min_client_fraction): {'; '.join(reasons)}{more}"
         )

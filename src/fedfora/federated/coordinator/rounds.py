@@ -6,6 +6,7 @@ where the checkpoint says and repeats what came after; since every draw derives 
 the round, it comes to the same numbers.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -41,13 +42,13 @@ from fedfora.federated.coordinator.handshake import (
 )
 from fedfora.federated.coordinator.judging import RoundEvaluator
 from fedfora.federated.coordinator.receiving import receive
-from fedfora.federated.coordinator.round_view import RoundLog, RoundView
+from fedfora.federated.coordinator.round_view import NoQuorum, RoundLog, RoundView
 from fedfora.federated.coordinator.screening import Limits
 from fedfora.federated.coordinator.secure_rounds import SecureRounds
 from fedfora.federated.coordinator.site_privacy import record_event, site_privacy_of
 from fedfora.federated.coordinator.strategy import AdapterStrategy
 from fedfora.federated.secure_aggregation.messages import fewest_survivors
-from fedfora.federated.secure_aggregation.server import WrongShares
+from fedfora.federated.secure_aggregation.server import RoundLost, WrongShares
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.wire.transport import from_record, to_record
 from fedfora.models.loading import fora_config
@@ -55,6 +56,8 @@ from fedfora.models.saving import as_saved, config_at_rank, save_adapter
 from fedfora.reporting.record import RunRecord, no_round
 from fedfora.reporting.report import finish_run
 from fedfora.training.privacy_plan import open_ledger
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0  # before a round is tried again, each twice the last
 
 
 def run_rounds(
@@ -72,8 +75,9 @@ def run_rounds(
         members: Who may take part; None for everybody who is there at the beginning.
 
     Raises:
-        ValueError: If most sites hold no common base model, a round has no quorum, or the run
-            directory cannot be written; what is finished is kept, and can be gone on from.
+        ValueError: If most sites hold no common base model, a round has no quorum for
+            `--quorum_wait` seconds, or the run directory cannot be written; what is finished is
+            kept, and can be gone on from.
     """
     settings = from_run_config(run_config)
     directory = Path(settings.run.output_dir)
@@ -151,6 +155,7 @@ class _Rounds:
         self.agreement = agreement
         self.view = view
         self.arrivals = arrivals
+        self._since: float | None = None  # when a round had too few sites, and none enough since
         self.ledger = RoundLog(record, view, settings.rounds)
         self.site_privacy = site_privacy_of(
             settings.privacy,
@@ -193,18 +198,39 @@ class _Rounds:
         finish_run(self.record)
 
     def _play_or_lose(self, before: FederationState) -> FederationState:
-        """Play a round; where a site's secret shares are wrong nobody learns its sum.
+        """Play a round, again where too few sites were there for it, up to `--quorum_wait`.
 
-        It is not played again: the same sites would send the same updates without that one, and
-        the difference would be its own. The next round goes on without it.
+        Under secure aggregation no round is played again: the same sites would send the same
+        updates without a missing one, and the difference would be its own. The next round goes on
+        without what this one would have taught.
         """
-        try:
-            return self._play(before)
-        except WrongShares as error:
-            number = before.round_number + 1
-            self.record.log("lost", round=number, reason=str(error))
-            self.view.lost(number, str(error))
-            return replace(before, round_number=number, metrics_bytes=self.record.metrics_bytes())
+        number, pause_s = before.round_number + 1, FIRST_WAIT_S
+        while True:
+            try:
+                after = self._play(before)
+                self._since = None
+                return after
+            except WrongShares as error:
+                return self._lost(before, error)
+            except (NoQuorum, RoundLost) as error:
+                now = time.monotonic()
+                self._since = now if self._since is None else self._since
+                if now - self._since >= (self.settings.rounds.quorum_wait or 0.0):
+                    raise
+                self.record.log("waiting", round=number, reason=str(error), pause=pause_s)
+                self.view.waiting(number, str(error), pause_s)
+                time.sleep(pause_s)
+                if self.strategy.secure is not None:
+                    return self._lost(before, error)
+            pause_s = min(2 * pause_s, LONGEST_WAIT_S)
+            self.strategy.restore(before.server)
+
+    def _lost(self, before: FederationState, error: Exception) -> FederationState:
+        """Go on to the next round with what was there before this one."""
+        number = before.round_number + 1
+        self.record.log("lost", round=number, reason=str(error))
+        self.view.lost(number, str(error))
+        return replace(before, round_number=number, metrics_bytes=self.record.metrics_bytes())
 
     def _play(self, before: FederationState) -> FederationState:
         """Train, fold and judge one round."""
