@@ -8,11 +8,12 @@ import inspect
 import sys
 from importlib import import_module
 from importlib.metadata import version
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedfora.deployment import flower_processes
 from fedfora.deployment.flower_processes import KNOWN_TO_WORK, environment
@@ -113,6 +114,80 @@ def test_flower_starts_no_program_beside_a_supernode_that_isolates_its_clients()
     assert "Popen" in inside.partition("with _init_connection")[0], HERE
     assert "_pull_and_store_message(" in program, HERE
     assert "get_run=get_run" in program, HERE
+
+
+def grid_that_pulls(replies):
+    """Flower's Grid with a SuperLink that has these replies, as object trees and contents."""
+    from flwr.common.serde import message_to_proto
+    from flwr.proto.message_pb2 import PullObjectResponse
+    from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_all_nested_objects,
+        get_object_tree,
+    )
+    from flwr.supercore.run import Run
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    contents, answer = {}, PullAppMessagesResponse()
+    for message in replies:
+        message.metadata.__dict__["_message_id"] = message.object_id
+        contents |= {k: v.deflate() for k, v in get_all_nested_objects(message).items()}
+        answer.messages_list.append(message_to_proto(message))
+        answer.message_object_trees.append(get_object_tree(message))
+    grid, pulled = HttpGrid(token="x"), []
+
+    def pull_object(request):
+        pulled.append(len(contents[request.object_id]))
+        content = contents[request.object_id]
+        return PullObjectResponse(object_found=True, object_available=True, object_content=content)
+
+    grid._client = SimpleNamespace(
+        PullMessages=lambda request: answer,
+        PullObject=pull_object,
+        ConfirmMessageReceived=lambda request: None,
+    )
+    grid.set_run(Run.create_empty(7))
+    return grid, contents, pulled
+
+
+@pytest.fixture
+def bound(monkeypatch):
+    """A bound that is in Flower's Grid for one test."""
+    grid = import_module("flwr.superlink.grid.http_grid")
+    for name in ("pull_objects", "inflate_object_from_contents"):
+        monkeypatch.setattr(grid, name, getattr(grid, name))
+    bound = flower_processes.ReplyBound()
+    bound.install()
+    return bound
+
+
+def reply_of(array):
+    introduce_this_process()
+    message = Message(RecordDict(), dst_node_id=1, message_type="train")
+    message.metadata.__dict__["_message_id"] = "7"
+    content = RecordDict({"arrays": ArrayRecord({"numbers": Array(array)})})
+    return Message(content, reply_to=message)
+
+
+def test_a_reply_that_is_much_larger_than_an_adapter_is_not_pulled_to_its_end(bound):
+    """One of 600 MB cost the coordinator 3 GB before it was refused."""
+    bound.agreed(1000)
+    large = np.random.default_rng(0).random(8 << 20)  # 64 MiB, in pieces of 5 MB
+    grid, contents, pulled = grid_that_pulls([reply_of(large), reply_of(np.ones(3))])
+    refused, taken = grid.pull_messages(["7"])
+    assert "it has more than" in refused.error.reason
+    assert refused.metadata.reply_to_message_id == "7"
+    assert sum(pulled) < bound.most_bytes + 20e6 < sum(map(len, contents.values()))
+    assert list(taken.content["arrays"]["numbers"].numpy()) == [1, 1, 1]
+
+
+def test_a_reply_that_cannot_be_read_is_its_sites_error_and_does_not_end_the_run(bound):
+    grid, contents, _ = grid_that_pulls([reply_of(np.zeros(3)), reply_of(np.ones(3))])
+    spoiled = next(name for name in contents if contents[name].startswith(b"ArrayRecord"))
+    contents[spoiled] = b"Nothing 0 0" + bytes(8)
+    refused, taken = grid.pull_messages(["7"])
+    assert "it cannot be read" in refused.error.reason
+    assert list(taken.content["arrays"]["numbers"].numpy()) == [1, 1, 1]
 
 
 def test_flower_reads_the_variables_that_keep_it_quiet():

@@ -35,6 +35,7 @@ from typing import Any
 KNOWN_TO_WORK = "1.41.0"  # of Flower: the tests on real processes ran with it
 SERVED_RUNS, STARTED_TASKS = "flwr-serverapp", "flwr-clientapp"  # of Flower's types of task
 POLL_S = 0.2
+SMALL_REPLY = 8 << 20  # bytes that any reply may have, whatever the adapter's size
 PROGRAM = "fedfora.deployment.flower_processes"  # this module, as it is started
 LOOPBACK = "127.0.0.1,localhost,::1"
 
@@ -198,6 +199,69 @@ def clientapp() -> None:
     run_clientapp.run_clientapp(
         runtime_api_address=sys.argv[1], token=sys.stdin.read(), insecure=True
     )
+
+
+class ReplyBound:
+    """Lets Flower's Grid give up a site's reply that is too large or cannot be read.
+
+    Either becomes that site's error, instead of filling this process's memory or ending the run.
+    """
+
+    def __init__(self) -> None:
+        """Begin with what every reply may have; an adapter is not known yet."""
+        self.most_bytes = SMALL_REPLY
+
+    def agreed(self, size: int) -> None:
+        """Let replies have twice the bytes of an adapter of so many float32 numbers, and a bit."""
+        self.most_bytes = SMALL_REPLY + 8 * size
+
+    def install(self) -> None:
+        """Put this into the Grid that a ServerApp of this process gets."""
+        grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
+        _check_parts(grid, "pull_objects", "inflate_object_from_contents", "ObjectPullError")
+        grid.pull_objects, grid.inflate_object_from_contents = self.bounded(
+            grid.pull_objects, grid.inflate_object_from_contents, grid.ObjectPullError
+        )
+
+    def bounded(
+        self, pull: Callable[..., Any], inflate: Callable[..., Any], failure: type[Exception]
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return Flower's two functions, which pull a reply's parts and put it together, bounded.
+
+        Args:
+            pull: Takes the parts' names, the reply's own last, and a function that gets a part.
+            inflate: Takes a name and the parts.
+            failure: What `pull` raises where the reply is to become an error.
+        """
+        refusal = type("Refusal", (failure,), {"__str__": lambda self: str(self.args[0])})
+        whole: dict[str, Any] = {}
+
+        def pull_some(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> Any:
+            counted, count = threading.Lock(), 0
+
+            def get(name: str) -> bytes:
+                nonlocal count
+                part = pull_object_fn(name)
+                with counted:
+                    count += len(part)
+                if count > self.most_bytes:
+                    raise _refused(refusal, f"it has more than {self.most_bytes:,} bytes")
+                return part
+
+            parts = pull(object_ids=object_ids, pull_object_fn=get)
+            try:
+                whole[object_ids[-1]] = inflate(object_ids[-1], parts)
+            except Exception as error:
+                raise _refused(refusal, f"it cannot be read ({type(error).__name__})") from None
+            return parts
+
+        return pull_some, lambda message_id, parts: whole.pop(message_id)
+
+
+def _refused(refusal: type[Exception], reason: str) -> Exception:
+    error = refusal("", "")
+    error.args = (reason,)
+    return error
 
 
 def _check_parts(module: Any, *names: str) -> None:

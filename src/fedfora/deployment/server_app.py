@@ -13,6 +13,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedfora.deployment.flower_processes import ReplyBound
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
 from fedfora.deployment.run_state import (
     FAILED,
@@ -92,6 +93,7 @@ def _run(kit: CoordinatorKit, run: PlannedRun, grid: Grid) -> None:
     quorum = kit.quorum or settings.rounds.min_clients
     wait_for_sites(grid, nodes, quorum=quorum, deadline_s=settings.rounds.start_deadline)
     members = _Members(kit.state)
+    members.bound.install()
     run_rounds(grid, run.run_config, RoundView(), members)
 
 
@@ -126,6 +128,11 @@ class _Members(Membership):
 
     def __init__(self, state: Path) -> None:
         self.state = state
+        self.bound = ReplyBound()
+
+    def agreed(self, size: int) -> None:
+        """Let no reply be much larger than an adapter."""
+        self.bound.agreed(size)
 
     def name_of(self, node_id: int) -> str:
         """Return the site whose key a node has."""
