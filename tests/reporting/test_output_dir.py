@@ -104,6 +104,29 @@ def test_a_mistake_leaves_the_earlier_run_as_it_was(tmp_path, words, flags, caps
     assert snapshot(tmp_path) == before
 
 
+SIMULATED = {
+    "delta": "--privacy_unit record --noise_multiplier 1 --target_delta 0.5",
+    "packing": "--privacy_unit record --noise_multiplier 1 --packing",
+    "fp16 on a CPU": "--fp16 --device cpu",
+    "optimizer": "--optim paged_adamw_8bit --device cpu",
+    "budget": "--privacy_unit site --noise_multiplier 0.1 --target_epsilon 0.01",
+    "rule": "--aggregation stack --secure_aggregation",
+    "targets": "--target_modules nowhere",
+}
+
+
+@pytest.mark.parametrize("flags", SIMULATED.values(), ids=SIMULATED)
+def test_a_mistake_in_a_simulation_leaves_the_earlier_run(tmp_path, words, flags, capsys):
+    out = tmp_path / "out"
+    put(out, "config.yaml", "metrics.jsonl", "adapter_model.safetensors", "report.html")
+    put(out, "round-001/state.json", "best/round.json", "sites/0/adapter/fedfora.json")
+    before = snapshot(tmp_path)
+    asked = [*words[:-4], *words[-2:], "--num_clients", "2", "--overwrite_output_dir"]
+    assert main(["simulate", *asked, *flags.split()]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert snapshot(tmp_path) == before
+
+
 def test_several_processes_with_record_privacy_are_refused_at_once(words, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     private = ["--privacy_unit", "record", "--noise_multiplier", "1"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedfora.data.encoding import PromptFormat, encode_prompts, prompt_format_of
+from fedfora.data.encoding import PromptFormat, answer_tokens, encode_prompts, prompt_format_of
 from fedfora.data.loading import DataError, Example, load_chosen, options_of
 from fedfora.evaluation.choice import letters_of
 from fedfora.evaluation.output import check_output, identity_of
@@ -76,7 +76,11 @@ def prepare(settings: PredictSettings) -> PredictionPlan:
     identity = identity_of(settings, examples, adapter_dir)
     check_output(settings, examples, identity)
     prompts = encode_prompts(examples, tokenizer, prompt_format)
-    _check_context(settings, prompts)
+    answers = [settings.evaluation.max_new_tokens or 0] * len(examples)
+    if not predict.predict_with_generate:  # the references are read instead
+        most = prompt_format.max_target_length
+        answers = [min(answer_tokens(example, tokenizer), most) for example in examples]
+    _check_context(settings, prompts, answers)
     return PredictionPlan(
         settings, examples, prompts, options, kind, adapter_dir, record, prompt_format, identity
     )
@@ -144,15 +148,15 @@ def _kind(
     return kind, [own or everywhere for own in options]
 
 
-def _check_context(settings: PredictSettings, prompts: list[list[int]]) -> None:
-    """Raise if a prompt and its answer are longer than what the model can hold."""
+def _check_context(settings: PredictSettings, prompts: list[list[int]], answers: list[int]) -> None:
+    """Raise if a prompt and the tokens of its answer are more than what the model can hold."""
     limit = context_length(settings.model)
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    length, answer = len(prompts[longest]), settings.evaluation.max_new_tokens or 0
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]) + answers[i])
+    length, answer = len(prompts[longest]), answers[longest]
     if limit is not None and length + answer > limit:
         source = settings.data.test_file or settings.data.dataset
         raise ValueError(
             f"{source}, row {longest + 1}: {length} tokens of prompt and {answer} of answer "
             f"(--max_new_tokens) exceed the {limit} that {settings.model.model_name_or_path} can "
-            "hold (--max_source_length)"
+            "hold (--max_source_length, --max_target_length)"
         )

@@ -41,8 +41,7 @@ from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.seeds import derive_seed
 from fedfora.training.dp_sgd import RecordPrivacy
-from fedfora.training.local import LocalResult, train_locally
-from fedfora.training.packing import check_no_leak
+from fedfora.training.local import LocalResult, check_trainable, train_locally
 from fedfora.training.privacy_plan import pay_for_steps, public_part
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
@@ -379,11 +378,11 @@ def _encoded(runtime: SiteRuntime, examples: list[Example]) -> Encoded:
     """Encode a site's rows.
 
     Raises:
-        ValueError: If one is longer than the model's context, or the model cannot pack them.
+        ValueError: If one is longer than the model's context, or the model cannot be trained so.
     """
     data, base = runtime.settings.data, runtime.base
     encoded = encode_examples(examples, base.tokenizer, runtime.prompts)
     check_context(base.model.config, encoded, data, str(data.train_file or data.dataset))
-    if runtime.settings.train.packing:
-        check_no_leak(runtime.model, encoded)
+    settings = runtime.settings
+    check_trainable(runtime.model, base.tokenizer, encoded, settings.train, settings.privacy)
     return encoded

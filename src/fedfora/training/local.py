@@ -15,10 +15,17 @@ import torch
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback, TrainingArguments
 
 from fedfora.data.encoding import IGNORED, Encoded
-from fedfora.training.arguments import loraplus_optimizer, trainer_arguments
-from fedfora.training.dp_sgd import TRAINER_ARGUMENTS, PrivateSteps, RecordPrivacy
+from fedfora.privacy.settings import PrivacyArguments
+from fedfora.training.arguments import check_device, loraplus_optimizer, trainer_arguments
+from fedfora.training.dp_sgd import (
+    CHECKED_ROWS,
+    TRAINER_ARGUMENTS,
+    PrivateSteps,
+    RecordPrivacy,
+    check_gradients,
+)
 from fedfora.training.long_run import Checkpointing
-from fedfora.training.packing import collate_packed, pack
+from fedfora.training.packing import check_no_leak, collate_packed, pack
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
@@ -41,6 +48,26 @@ class LocalResult:
     answer_tokens: int
     tokens: int
     seconds: float
+
+
+def check_trainable(
+    model: Any, tokenizer: Any, encoded: Encoded, train: TrainArguments, privacy: PrivacyArguments
+) -> None:
+    """Raise for what this model cannot do, before anything is written, deleted or paid for.
+
+    Raises:
+        ValueError: If the device, gradient checkpointing, packing or the gradients of single rows
+            do not work, naming the flag.
+    """
+    check_device(train, model.device.type)
+    base = model.get_base_model()
+    if train.gradient_checkpointing and not base.supports_gradient_checkpointing:
+        raise ValueError(f"--gradient_checkpointing: {type(base).__name__} does not have it")
+    if train.packing:
+        check_no_leak(model, encoded)
+    if privacy.privacy_unit == "record":
+        few = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)(encoded[:CHECKED_ROWS])
+        check_gradients(model, {name: value.to(model.device) for name, value in few.items()})
 
 
 def train_locally(

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorForSeq2Seq
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
@@ -18,7 +17,6 @@ from fedfora.adapter.state import AdapterState
 from fedfora.config import read_yaml
 from fedfora.data.canaries import planted
 from fedfora.data.encoding import (
-    IGNORED,
     Encoded,
     PromptFormat,
     check_context,
@@ -34,7 +32,6 @@ from fedfora.reporting.record import RunRecord, check_disk_space, check_output_d
 from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
 from fedfora.seeds import derive_seed
-from fedfora.training.arguments import check_device
 from fedfora.training.checkpoints import (
     NEWEST_ALIASES,
     check_same,
@@ -45,11 +42,9 @@ from fedfora.training.checkpoints import (
     remove_checkpoints,
     step_of,
 )
-from fedfora.training.dp_sgd import check_gradients
 from fedfora.training.launch import Processes, start_processes
-from fedfora.training.local import LocalResult, train_locally, training_rows
+from fedfora.training.local import LocalResult, check_trainable, train_locally, training_rows
 from fedfora.training.long_run import Checkpointing
-from fedfora.training.packing import check_no_leak
 from fedfora.training.preflight import Rows, read_rows
 from fedfora.training.privacy_plan import PaidSteps, pay_for_steps
 from fedfora.training.schedule import StepWindow, num_steps
@@ -194,9 +189,6 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
     data, seed = settings.data, settings.train.seed
     examples, held_out = [*rows.examples, *planted(data, site=0, seed=seed)], rows.held_out
     base = load_base(settings.model)
-    check_device(settings.train, base.model.device.type)
-    if settings.train.gradient_checkpointing and not base.model.supports_gradient_checkpointing:
-        raise ValueError(f"--gradient_checkpointing: {type(base.model).__name__} does not have it")
     base_fingerprint = fingerprint(base)
     model = add_adapter(base, settings.adapter, seed=seed)
     prompts = prompt_format_of(data, base.tokenizer)
@@ -214,13 +206,7 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
         validation = encode_examples(held_out, base.tokenizer, prompts)
         file = str(settings.validation.validation_file)
         check_context(base.model.config, validation, data, file)
-    if settings.train.packing:
-        check_no_leak(model, encoded)
-    if settings.privacy.privacy_unit == "record":
-        rows_of_two = DataCollatorForSeq2Seq(base.tokenizer, label_pad_token_id=IGNORED)(
-            encoded[:2]
-        )
-        check_gradients(model, {k: v.to(model.device) for k, v in rows_of_two.items()})
+    check_trainable(model, base.tokenizer, encoded, settings.train, settings.privacy)
     return Prepared(
         base=base,
         model=model,

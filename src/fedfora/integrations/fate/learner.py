@@ -174,7 +174,7 @@ class Learner:
             watcher.step(report)
 
         num_steps = fate.num_rounds * fate.local_steps
-        if self.settings.train.packing:
+        if self.settings.train.packing:  # FATE's party has no privacy of single records
             check_no_leak(model.peft_model, self.rows.encoded)
         train_locally(
             model.peft_model,
