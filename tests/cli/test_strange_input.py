@@ -246,6 +246,26 @@ def test_a_file_of_any_text_is_a_configuration_or_refused(tmp_path, capsys, cont
     path.write_text(content, encoding="utf-8", errors="surrogatepass")
     words = ["train", "--model_name_or_path", str(tmp_path / "none"), "--config", str(path)]
     assert refused(capsys, words, naming=["strange.yaml", "unknown option", "none", "--"])
+    kits = tmp_path / "kits"
+    assert refused(
+        capsys, ["provision", str(path), "--output_dir", str(kits)], naming=["strange.yaml"]
+    )
+    assert not kits.exists()
+
+
+@FEW
+@given(
+    content=VALUES.map(json.dumps) | ANY_TEXT | VALUES.map(lambda v: json.dumps({"event": v})),
+    name=st.sampled_from(["metrics.jsonl", "config.yaml", "environment.json", "scores.json"]),
+)
+def test_a_strange_run_is_reported_or_refused(tmp_path, capsys, content, name):
+    run = tmp_path / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir()
+    (run / "config.yaml").write_text("train:\n  seed: 1\n")
+    (run / "metrics.jsonl").write_text('{"event": "started", "steps": 1, "seconds": 0.0}\n')
+    (run / name).write_text(content + "\n", encoding="utf-8", errors="surrogatepass")
+    refused(capsys, ["report", str(run)], naming=[str(run)])
 
 
 # -- directories that fedfora reads

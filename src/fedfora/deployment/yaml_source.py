@@ -29,8 +29,9 @@ class YamlSource:
             content = yaml.safe_load(text)
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        except Exception as error:  # PyYAML lets through whatever its constructors raise
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path} is no YAML: {said}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected keys and values, as in `federation: clinics`")
         self.content: dict[str, Any] = content

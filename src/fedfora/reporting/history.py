@@ -85,12 +85,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
     objects = []
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: no JSON: {error}") from error
         if not isinstance(value, dict):
             raise ValueError(f"{path}, line {number}: not an object")
@@ -102,11 +102,12 @@ def _mapping(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML or JSON file; an empty one where there is no file."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is broken: {error}") from error
+    except Exception as error:  # PyYAML lets through whatever its constructors raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is broken: {said}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a mapping")
     return value

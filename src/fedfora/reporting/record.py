@@ -109,7 +109,8 @@ class RunRecord:
 def append_event(directory: Path, event: str, **values: Any) -> None:
     """Append one line to the metrics.jsonl of a run directory."""
     line = json.dumps({"event": event, **values}, ensure_ascii=False)
-    with (directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+    path = directory / "metrics.jsonl"
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(line + "\n")
 
 
@@ -206,9 +207,12 @@ def command() -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all."""
+    """Write a file so that it appears whole or not at all.
+
+    Half a character, as in a file's name that is not UTF-8, is written as JSON and YAML escape it.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     temporary.replace(path)
 
 

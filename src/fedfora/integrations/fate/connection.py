@@ -8,8 +8,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import yaml
-
+from fedfora.config import read_yaml
 from fedfora.integrations.fate.settings import FateArguments, Party
 
 # FATE's federation with a deadline on every wait, and a last word for those who wait.
@@ -228,10 +227,7 @@ def read_broker(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise ValueError(f"--rabbitmq {path}: no such file")
-    try:
-        options_given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--rabbitmq {path}: {error}") from None
+    options_given = read_yaml(Path(path), "--rabbitmq ")
     if not isinstance(options_given, dict):
         raise ValueError(f"--rabbitmq {path}: expected keys and values")
     for key in REQUIRED:
