@@ -1,7 +1,10 @@
 """A check names what would keep a site, or the federation, from running, and what to do."""
 
 import json
+import select
 import shutil
+import signal
+import socket
 import ssl
 import threading
 import time
@@ -10,16 +13,20 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from fedfora.cli.main import main
 from fedfora.deployment import check_federation as federation
 from fedfora.deployment import check_site as site
+from fedfora.deployment import coordinator
 from fedfora.deployment.certificates import make_authority, make_server
 from fedfora.deployment.check_result import check_disk, check_modes, check_versions
 from fedfora.deployment.check_site import FORBIDDEN, check_gate
 from fedfora.deployment.kit import read_coordinator_kit, read_site_kit, write_description
+from fedfora.deployment.site import children
 
 
 @pytest.fixture
@@ -131,6 +138,63 @@ def test_a_certificate_of_somebody_else_is_sent_nothing(kits, tmp_path):
     assert not seen["certificate"].ok
     assert "send nothing" in seen["certificate"].remedy
     assert asked == []
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """A site's way out: CONNECT, to one port of this machine whatever name was asked for."""
+
+    def do_CONNECT(self):
+        self.server.asked.append(self.path)
+        with socket.create_connection(("127.0.0.1", self.server.leads_to)) as there:
+            self.send_response_only(200)
+            self.end_headers()
+            ends = {self.connection: there, there: self.connection}
+            while True:
+                for end in select.select(list(ends), [], [], 10)[0]:
+                    if not (piece := end.recv(65536)):
+                        return
+                    ends[end].sendall(piece)
+
+
+def test_a_gate_behind_a_proxy_is_looked_at_through_it_and_the_proxy_is_named(
+    kits, tmp_path, monkeypatch
+):
+    """Flower's connections took the environment's proxy, and the check none."""
+    coordinator, kit = kits
+    server = make_server(authority_of(coordinator), "gate.example", valid_days=90)
+    with a_gate(server, tmp_path) as (port, asked), HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        proxy.leads_to, proxy.asked = port, []
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"http://me:secret@127.0.0.1:{proxy.server_port}")
+        seen = check_gate(replace(kit, host="gate.example", port=port))
+        proxy.shutdown()
+        thread.join()
+    assert [finding.what for finding in seen] == ["proxy", "port", "certificate", "gate", "clock"]
+    assert all(finding.ok for finding in seen), seen
+    assert f"127.0.0.1:{proxy.server_port}" in seen[0].message
+    assert "secret" not in seen[0].message
+    assert set(proxy.asked) == {f"gate.example:{port}"}
+    assert asked == [FORBIDDEN]
+
+
+def test_no_connection_to_this_machine_takes_a_proxy(kits, monkeypatch):
+    """With http_proxy set, `rehearse` and `coordinator run` waited for ever without a word."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "intra.example")
+    (supernode,) = (child for child in children(kits[1]) if child.name == "SuperNode")
+    for name, value in supernode.environment.items():
+        monkeypatch.setenv(name, value)
+    with httpx.Client() as client:  # as Flower makes its own
+
+        def is_direct(url):
+            return client._transport_for_url(httpx.URL(url)) is client._transport
+
+        assert is_direct("http://127.0.0.1:8000")
+        assert is_direct("https://localhost:8000")
+        assert is_direct("https://intra.example")
+        assert not is_direct("https://gate.example")
 
 
 def test_a_superlink_without_its_gate_is_noticed(kits, tmp_path):
@@ -319,6 +383,50 @@ def test_a_port_in_use_is_found(kits):
         finding = ready(kits[0])["superlink"]
     assert not finding.ok
     assert f"port {kits[0].superlink_port} is in use" in finding.message
+
+
+def test_a_certificate_is_looked_at_while_the_federation_runs_and_a_new_one_is_taken_up(
+    kits, monkeypatch
+):
+    """It was looked at when the coordinator started, and its end stopped the run in two seconds."""
+    kit, said, signals, restarts = kits[0], [], [], []
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(coordinator, "time", clock)
+
+    def certify(days, start_days=0):
+        start = datetime.now(UTC) + timedelta(days=start_days)
+        key, certificate = make_server(authority_of(kit), kit.host, valid_days=days, now=start)
+        kit.server_key.write_bytes(key)
+        kit.server_certificate.write_bytes(certificate)
+
+    def pass_hours(count):
+        for _ in range(count):
+            clock.now += 3600
+            daemon.check()
+
+    certify(20)
+    daemon = coordinator.Coordinator(kit, said.append)
+    daemon._supervisor.check = lambda: None
+    daemon._supervisor.children[1].process = SimpleNamespace(send_signal=signals.append)
+    daemon.restart_superlink = lambda: restarts.append(clock.now)
+    daemon._certificate = kit.server_certificate.read_bytes()
+    pass_hours(20)
+    (line,) = said
+    assert "(19 days)" in line
+    assert "--renew" in line
+    certify(7, start_days=-9)
+    daemon._certificate = kit.server_certificate.read_bytes()
+    pass_hours(20)
+    assert len(said) == 2
+    assert "no site gets in" in said[1]
+    assert not daemon.certificate_holds
+    assert not signals
+    certify(365)
+    daemon.check()
+    pass_hours(20)
+    assert daemon.certificate_holds
+    assert (signals, len(restarts)) == ([signal.SIGHUP], 1)
+    assert len(said) == 3
 
 
 def test_the_wrong_kit_or_none(kits, capsys):

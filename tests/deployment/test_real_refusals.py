@@ -178,7 +178,7 @@ def commands_with(*parts):
 
 
 def test_a_coordinator_whose_certificate_is_over_says_so_and_goes_on_with_a_new_one(federation):
-    """The sites' kits stay as they are: they trust the authority."""
+    """The sites' kits stay as they are: they trust the authority. Then the next run is started."""
     real = federation(1, num_rounds=1)
     start = datetime.now(UTC) - timedelta(days=9)
     authority = real.kit.authority_key.read_bytes(), real.kit.authority.read_bytes()
@@ -194,6 +194,10 @@ def test_a_coordinator_whose_certificate_is_over_says_so_and_goes_on_with_a_new_
     real.provision(renew=True)
     real.coordinate()
     assert real.wait() == 0, real.logs()
+    assert len(real.events("round")) == 1
+    real.coordinate()
+    assert real.wait() == 0, "a second run on the same kit\n" + real.logs()
+    assert real.run_directory.name == "002"
     assert len(real.events("round")) == 1
 
 

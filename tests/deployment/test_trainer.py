@@ -5,6 +5,7 @@ import json
 import re
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +69,8 @@ def test_it_says_who_it_is_and_keeps_its_rows_to_itself(site):
     assert (content["site"]["name"], content["site"]["index"]) == ("cardiology", 1)
     assert content["site"]["rows"] == 12
     assert "fresh" in content
+    base = json.loads(content["form"]["record"])["base"]["name"]
+    assert base == Path(site.own["model_name_or_path"]).name  # where it lies is nobody's business
 
 
 def test_it_trains_and_the_base_stays_loaded(site, monkeypatch):

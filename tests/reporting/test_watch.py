@@ -110,9 +110,10 @@ def test_it_follows_a_run_that_goes_on(write_run):
     assert [line[:9] for line in out.getvalue().splitlines()] == [f"round {n}/3" for n in (1, 2, 3)]
 
 
-def test_once_shows_where_a_run_stands(write_run, capsys):
+@pytest.mark.parametrize("words", ["RUN --once", "--once RUN", "--interval_s 1 --once RUN"])
+def test_once_shows_where_a_run_stands(write_run, capsys, words):
     run = write_run(events=[round_line(1), round_line(2)])
-    assert main(["watch", str(run), "--once"]) == 0
+    assert main(["watch", *words.replace("RUN", str(run)).split()]) == 0
     text = capsys.readouterr().out
     assert "round 2" in text
     assert "left" in text

@@ -26,7 +26,12 @@ class WatchArguments:
 def run(argv: Sequence[str]) -> None:
     """Parse, and follow the run until it is finished."""
     words = list(argv)
-    run_dir = words.pop(0) if words and not words[0].startswith("-") else None
+    run_dir = None
+    for place in (0, -1):  # `watch DIR --once` and `watch --once DIR`
+        before = words[-2:-1] if place else []
+        if words and not words[place].startswith("-") and before != ["--interval_s"]:
+            run_dir = words.pop(place)
+            break
     parser = ConfigParser(
         [WatchArguments],
         prog="fedfora watch",

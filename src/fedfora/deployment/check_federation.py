@@ -16,7 +16,9 @@ from fedfora.deployment.check_result import (
     check_disk,
     check_modes,
     check_versions,
+    proxy_to,
     run_check,
+    shown,
 )
 from fedfora.deployment.gate import gate_command
 from fedfora.deployment.kit import DIRECTORY, CoordinatorKit
@@ -37,6 +39,9 @@ def check_federation(kit: CoordinatorKit) -> Iterator[CheckResult]:
     yield run_check("sites", lambda: _sites(kit), "fedfora provision SITES.yaml once more")
     yield run_check("settings", lambda: _settings(kit), "change sites.yaml and provision once more")
     yield _gate(kit)
+    if proxy := proxy_to(kit.host):
+        said = f"no connection of this machine to itself goes through {shown(proxy)}"
+        yield CheckResult("proxy", True, said)
     for what, host, port in (
         ("port", "", kit.port),
         ("superlink", "127.0.0.1", kit.superlink_port),

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.request import getproxies_environment, proxy_bypass
 
+from fedfora.deployment.flower_processes import LOOPBACK
 from fedfora.reporting.record import check_disk_space
 
 SOON_DAYS = 30
@@ -96,3 +98,16 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def proxy_to(host: str) -> str | None:
+    """Return the proxy that the environment names for TLS connections to a host."""
+    if host in LOOPBACK.split(",") or proxy_bypass(host):
+        return None
+    proxies = getproxies_environment()
+    return proxies.get("https") or proxies.get("all")
+
+
+def shown(proxy: str | None) -> str:
+    """Return a proxy as a person may see it: without its password."""
+    return f"the proxy {(proxy or '').rpartition('@')[2]} (https_proxy, no_proxy)"

@@ -8,11 +8,15 @@ import gc
 import socket
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from cryptography import x509
@@ -26,7 +30,9 @@ from fedfora.deployment.check_result import (
     check_disk,
     check_modes,
     check_versions,
+    proxy_to,
     run_check,
+    shown,
 )
 from fedfora.deployment.kit import DESCRIPTION, SiteKit
 from fedfora.deployment.settings import settings_of
@@ -182,19 +188,41 @@ FORBIDDEN = "/v1/control/list-runs"  # what a gate must refuse, and harms nobody
 
 def check_gate(kit: SiteKit) -> list[CheckResult]:
     """Return what a site finds at the gate; what cannot be asked any more is left out."""
+    proxy = proxy_to(kit.host)
+    way = [CheckResult("proxy", True, f"{kit.host} is reached through {shown(proxy)}")]
+    way = way if proxy else []
     port = _port(kit)
     if not port.ok:
-        return [port]
+        return [*way, port]
     certificate, context = _certificate(kit)
     if context is None:
-        return [port, certificate]
-    return [port, certificate, *_answer(kit, context)]
+        return [*way, port, certificate]
+    return [*way, port, certificate, *_answer(kit, context)]
+
+
+def _connection(kit: SiteKit, context: ssl.SSLContext | None = None) -> HTTPConnection:
+    """Return a connection to the gate that takes the way the SuperNode's take; not yet open."""
+    host, port = kit.host, kit.port
+    if proxy := proxy_to(kit.host):
+        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        host, port = str(parts.hostname), parts.port or 80
+    connection = (
+        HTTPConnection(host, port, timeout=TIMEOUT_S)
+        if context is None
+        else HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
+    )
+    if proxy:
+        login = f"{parts.username}:{parts.password}".encode() if parts.username else b""
+        headers = {"Proxy-Authorization": f"Basic {b64encode(login).decode()}"} if login else {}
+        connection.set_tunnel(kit.host, kit.port, headers)
+    return connection
 
 
 def _port(kit: SiteKit) -> CheckResult:
     where = f"{kit.host} port {kit.port}"
     try:
-        socket.create_connection((kit.host, kit.port), timeout=TIMEOUT_S).close()
+        with closing(_connection(kit)) as connection:
+            connection.connect()
     except socket.gaierror:
         remedy = "ask your network's people for its address, or the coordinator for its name"
         return CheckResult("port", False, f"no address is known for {kit.host}", remedy)
@@ -217,11 +245,10 @@ def _certificate(kit: SiteKit) -> tuple[CheckResult, ssl.SSLContext | None]:
             "certificate", False, f"ca.crt is no certificate ({error})", remedy
         ), None
     try:
-        with (
-            socket.create_connection((kit.host, kit.port), timeout=TIMEOUT_S) as plain,
-            context.wrap_socket(plain, server_hostname=kit.host) as connection,
-        ):
-            certificate = connection.getpeercert(binary_form=True) or b""
+        with closing(_connection(kit, context)) as connection:
+            connection.connect()
+            channel: Any = connection.sock
+            certificate = channel.getpeercert(binary_form=True) or b""
     except ssl.SSLCertVerificationError as error:
         return _bad_certificate(error), None
     except OSError as error:
@@ -250,7 +277,7 @@ def _bad_certificate(error: ssl.SSLCertVerificationError) -> CheckResult:
 
 def _answer(kit: SiteKit, context: ssl.SSLContext) -> list[CheckResult]:
     """Ask for what nobody may have, and read the coordinator's clock off the refusal."""
-    connection = HTTPSConnection(kit.host, kit.port, timeout=TIMEOUT_S, context=context)
+    connection = _connection(kit, context)
     try:
         connection.request("POST", FORBIDDEN, body=b"")
         answer = connection.getresponse()

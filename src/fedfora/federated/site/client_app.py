@@ -7,6 +7,7 @@ The app does not know which engine runs it. Its handlers turn messages into plai
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -23,6 +24,7 @@ from fedfora.federated.site.identity import sign_part
 from fedfora.federated.site.memory import memory_of, remembering
 from fedfora.federated.site.secure_answers import hide
 from fedfora.federated.site_runtime import (
+    SITE_NAME,
     SiteData,
     SiteRuntime,
     load_runtime,
@@ -106,6 +108,8 @@ def describe(message: Message, context: Context) -> Message:
     content["site"].update(own_part)
     if message.content["ask"]["adapter"]:
         _, record = runtime.form()
+        if SITE_NAME in context.node_config:  # a real site's paths are its own
+            record["base"]["name"] = Path(record["base"]["name"]).name
         content["fresh"] = pack(runtime.fresh, runtime.layout)
         content["form"] = ConfigRecord(
             {
