@@ -29,7 +29,7 @@ from fedfora.training.settings import SECTIONS as TRAIN
 from fedfora.training.settings import TrainSettings
 
 FEW = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
