@@ -17,6 +17,7 @@ from typing import Any
 from fedfora.deployment import run_state
 from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.provision import Provisioned, provision
+from fedfora.deployment.run import Silence
 from fedfora.deployment.sites_file import SitesFile
 from fedfora.deployment.supervisor import Child, Supervisor
 from fedfora.reporting.history import Event
@@ -92,9 +93,13 @@ def rehearse(
     provisioned = provision(here(plan, num_rounds), place)
     with processes(provisioned, say) as supervisor:
         coordinator = supervisor.children[0]
+        silence = Silence(say, provisioned.place / "logs")
         give_up = time.monotonic() + deadline_s
         while coordinator.is_alive and time.monotonic() < give_up:
             time.sleep(CHECK_S)
+            if any((provisioned.kit.state / run_state.RUNS).glob("*/metrics.jsonl")):
+                silence.end()
+            silence.check("no run has begun")
         status = None if coordinator.process is None else coordinator.process.poll()
     if status is None:
         say(f"stopped after {deadline_s:g} s")

@@ -117,7 +117,7 @@ def _attempt(
 ) -> Outcome | None:
     """Start a run and follow it; return how it ended, None where its process is gone."""
     state = coordinator.kit.state
-    silence = _Silence(say, state / "logs")
+    silence = Silence(say, state / "logs")
     outcome = None
     if _start(coordinator, run, silence):
         while outcome is None and run_state.is_running(state, run):
@@ -131,20 +131,23 @@ def _attempt(
     return outcome
 
 
-class _Silence:
+class Silence:
     """Says, once, where the logs lie when nothing was heard for long."""
 
     def __init__(self, say: Say, logs: Path) -> None:
+        """Begin to listen."""
         self.say = say
         self.logs = logs
         self._since = time.monotonic()
 
     def check(self, what: str) -> None:
+        """Say what is not so yet, where it has not been so for long."""
         if time.monotonic() - self._since > SILENCE_S:
             self.say(f"{what} (for {SILENCE_S:g} s); see {self.logs}")
             self.end()
 
     def end(self) -> None:
+        """Something was heard."""
         self._since = math.inf
 
 
@@ -159,7 +162,7 @@ def _next_attempt(run: PlannedRun, directory: Path) -> PlannedRun:
     return PlannedRun(run.name, run.attempt + 1, {**config, **again})
 
 
-def _start(coordinator: Coordinator, run: PlannedRun, silence: _Silence) -> bool:
+def _start(coordinator: Coordinator, run: PlannedRun, silence: Silence) -> bool:
     """Start the run; return whether its process has begun in time."""
     kit = coordinator.kit
     while not (coordinator.certificate_holds and coordinator.knows_all_sites):
