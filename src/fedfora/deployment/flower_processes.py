@@ -32,7 +32,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-KNOWN_TO_WORK = "1.41.0"  # of Flower: the tests on real processes ran with it
+KNOWN_TO_WORK = "1.42.0"  # of Flower: the tests on real processes ran with it
 SERVED_RUNS, STARTED_TASKS = "flwr-serverapp", "flwr-clientapp"  # of Flower's types of task
 POLL_S = 0.2
 SMALL_REPLY = 8 << 20  # bytes that any reply may have, whatever the adapter's size

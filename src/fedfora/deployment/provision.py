@@ -283,7 +283,7 @@ def _renew(provisioned: Provisioned, valid_days: int) -> None:
     write_file(kit.server_key, key, PRIVATE)
     write_file(kit.server_certificate, certificate, PUBLIC)
     provisioned.notes.append(
-        "the server certificate is new: start the coordinator anew; sites need nothing"
+        "the server certificate is new: a coordinator that runs takes it up; sites need nothing"
     )
 
 
