@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from fedfora.federated import site_runtime
 from fedfora.federated.preflight import site_names
-from fedfora.federated.simulation import SimulationView, read_rounds, simulate
+from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site_runtime import load_runtime, open_site
-from fedfora.reporting.record import read_round
+from fedfora.reporting.history import Follower
+from fedfora.reporting.record import PASSING
 from fedfora.reporting.view import View
 
 
@@ -105,18 +106,28 @@ def test_the_round_goes_on_without_a_site_that_fails(settings, monkeypatch):
     ]
 
 
-def test_while_a_round_is_on_its_sites_can_be_seen_from_outside(settings, tmp_path, monkeypatch):
-    seen = []
+@pytest.mark.parametrize("private", [{}, {"privacy_unit": "record", "noise_multiplier": 1.0}])
+def test_while_a_round_is_on_its_sites_can_be_seen_from_outside(
+    private, settings, tmp_path, monkeypatch
+):
+    """Who takes part, who trains, who has sent; and no loss where records are hidden."""
+    monkeypatch.setattr("fedfora.federated.simulation.STEP_SHOWN_S", 0.0)
+    view, seen = View(1), []
+    follower = Follower(tmp_path / "out", PASSING)
 
-    def look(view, contribution):
-        seen.append(read_round(tmp_path / "out"))
+    def look(event):
+        seen.extend(follower.new())
 
-    monkeypatch.setattr(SimulationView, "contributed", look)
-    simulate(settings(num_rounds=2, clients_per_round=2), View(1))
-    assert [current.number for current in seen] == [1, 1, 2, 2]
-    assert [len(current.sent) for current in seen] == [1, 2, 1, 2]
-    assert sorted(seen[1].sent) == sorted(seen[1].drawn)
-    assert read_round(tmp_path / "out") is None
+    monkeypatch.setattr(view, "take", look)
+    simulate(settings(num_rounds=2, clients_per_round=2, local_steps=1, **private), view)
+    for start, *others in (seen[:5], seen[5:]):
+        assert start["event"] == "round_started"
+        for site in start["sites"]:
+            kinds = [event["event"] for event in others if event["site"] == site]
+            assert kinds == ["site_step", "site_sent"]
+        assert all(event["steps"] == 1 for event in others)
+    assert all(("loss" in event) == (not private) for event in seen if "site" in event)
+    assert not (tmp_path / "out" / PASSING).exists()
 
 
 def test_a_round_without_any_reply_stops_the_run_with_a_reason(settings, monkeypatch):

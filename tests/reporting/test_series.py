@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from fedfora.reporting.series import curves_of, is_constant
 
 NAMES = st.text("abcdefgh_", min_size=1, max_size=12).filter(
-    lambda name: name not in ("event", "round", "step", "seconds", "sites", "rows")
+    lambda name: name not in ("event", "round", "step", "seconds", "time", "sites", "rows")
 )
 NUMBERS = st.integers(-1000, 1000) | st.floats(-1e6, 1e6)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fedfora.cli.main import main
 from fedfora.reporting.history import Follower, read_run
-from fedfora.reporting.record import begin_round, no_round, note_sent, read_round
+from fedfora.reporting.record import PASSING, RunRecord, append_event
 from fedfora.reporting.view import SITES_SHOWN, Board, View, render
 from fedfora.reporting.watch import RunsBoard, RunStatus, watch
 from rounds import round_line
@@ -172,6 +172,17 @@ def add(run, *events):
         file.writelines(json.dumps(event) + "\n" for event in events)
 
 
+def begin_round(run, number, sites):
+    """What a run tells of a round that begins."""
+    values = {"round": number, "num_rounds": 3, "sites": sites}
+    append_event(run, "round_started", file=PASSING, **values)
+
+
+def note_sent(run, site):
+    """What a run tells of a site that has sent."""
+    append_event(run, "site_sent", file=PASSING, site=site)
+
+
 def wait_for(board, words):
     """Wait until a frame with these words is drawn."""
     give_up = time.monotonic() + 30
@@ -197,8 +208,42 @@ def test_a_round_that_is_on_says_who_has_sent_and_who_is_waited_for(write_run):
     begin_round(run, 2, ["north", "south"])
     standing.update()
     assert states(standing) == {"north": "waits", "south": "waits", "west": "rests"}
-    no_round(run)
-    assert read_round(run) is None
+
+
+def test_sites_are_seen_training_from_outside(write_run):
+    run = write_run(events=[])
+    standing = RunStatus(read_run(run))
+    begin_round(run, 1, ["north", "south"])
+    step = {"site": "north", "step": 3, "steps": 5, "tokens": 90, "loss": 1.5}
+    append_event(run, "site_step", file=PASSING, **step)
+    standing.update()
+    assert states(standing) == {"north": "step 3/5", "south": "waits"}
+    assert standing.board.site("north").loss == 1.5
+    assert standing.position == 0  # the round is not over
+
+
+def test_events_of_both_files_come_in_the_order_in_which_they_happened(write_run):
+    """A look that finds a round's end and the next one's beginning shows the next one."""
+    run = write_run(events=[])
+    standing = RunStatus(read_run(run))
+    append_event(run, **round_line(1, sites=("north",)))
+    begin_round(run, 2, ["north"])
+    standing.update()
+    assert states(standing) == {"north": "waits"}
+
+
+def test_listeners_hear_what_the_record_keeps_and_what_passes_by(tmp_path):
+    heard = []
+    record = RunRecord(tmp_path, overwrite=False, listeners=[heard.append])
+    record.announce("round_started", round=1, num_rounds=1, sites=["a"])
+    record.log("round", round=1)
+    record.tell({"event": "step", "step": 1})
+    kept, passing = Follower(tmp_path), Follower(tmp_path, PASSING)
+    assert [event["event"] for event in heard] == ["round_started", "round", "step"]
+    assert [*passing.new(), *kept.new()] == heard[:2]
+    assert all(abs(event["time"] - time.time()) < 60 for event in heard[:2])
+    record.announce("round_started", round=2, num_rounds=2, sites=["a"])
+    assert [event["round"] for event in passing.new()] == [2]  # what passed in round 1 is gone
 
 
 def test_who_is_left_out_of_a_round_that_is_on_stays_so(write_run):

@@ -20,7 +20,7 @@ from fedfora.deployment.provision import Provisioned, provision
 from fedfora.deployment.run import Silence
 from fedfora.deployment.sites_file import SitesFile
 from fedfora.deployment.supervisor import Child, Supervisor
-from fedfora.reporting.history import Event
+from fedfora.reporting.record import Event
 
 CHECK_S = 0.5
 

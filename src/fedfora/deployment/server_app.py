@@ -32,7 +32,6 @@ from fedfora.deployment.run_state import (
 )
 from fedfora.deployment.supervisor import exit_with_parent
 from fedfora.federated.coordinator.handshake import Membership
-from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.settings import from_run_config
 
@@ -94,7 +93,7 @@ def _run(kit: CoordinatorKit, run: PlannedRun, grid: Grid) -> None:
     wait_for_sites(grid, nodes, quorum=quorum, deadline_s=settings.rounds.start_deadline)
     members = _Members(kit.state)
     members.bound.install()
-    run_rounds(grid, run.run_config, RoundView(), members)
+    run_rounds(grid, run.run_config, members=members)
 
 
 def wait_for_sites(

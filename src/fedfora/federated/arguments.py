@@ -19,6 +19,9 @@ class RoundArguments:
         "embedded: one process, one base; ray: Flower's simulation, several processes; deploy: "
         "real sites, which other commands run",
     )
+    report_to: list[str] = flag(
+        ["none"], "tensorboard, mlflow, wandb, trackio: the coordinator reports every round there"
+    )
     round_deadline: float | None = flag(
         None, "seconds a site has for a round; who is later is left out of it"
     )

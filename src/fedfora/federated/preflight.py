@@ -16,6 +16,7 @@ from fedfora.federated.settings import SECTIONS, FederationSettings
 from fedfora.models.resolve import check_targets, checked_model_name
 from fedfora.privacy.settings import check_delta
 from fedfora.reporting.record import check_output_dir
+from fedfora.reporting.trackers import check_trackers
 from fedfora.reporting.view import EVALUATED_ROW
 from fedfora.seeds import derive_seed
 
@@ -29,6 +30,7 @@ def preflight(settings: FederationSettings) -> dict[str, int]:
             overwrite=run.overwrite_output_dir,
             to_resume=f"--resume {run.output_dir}",
         )
+    check_trackers(settings.rounds.report_to)
     if settings.rounds.engine == "ray":
         check_ray()
     checked_model_name(settings.model)

@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fedfora.reporting.history import Event, Run
+from fedfora.reporting.history import Run
+from fedfora.reporting.record import Event
 from fedfora.reporting.series import sites_of
 
 FORMAT_VERSION = 1
@@ -112,7 +113,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
     its scores.
     """
     if compared := run.of("row"):
-        return [{k: v for k, v in line.items() if k != "event"} for line in compared]
+        return [{k: v for k, v in line.items() if k not in ("event", "time")} for line in compared]
     scored = [line for line in run.of("round") if line.get("scores")]
     if scored:
         return [_row("federated", scored[-1]["scores"], run)]

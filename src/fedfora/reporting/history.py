@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 import yaml
 
-FILES = ("config.yaml", "metrics.jsonl", "scores.json", "predictions.jsonl")
+from fedfora.reporting.record import METRICS, Event
 
-Event = dict[str, Any]
+FILES = ("config.yaml", "metrics.jsonl", "scores.json", "predictions.jsonl")
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 class Follower:
-    """Reads metrics.jsonl on from where it stopped.
+    """Reads metrics.jsonl, or what passes by, on from where it stopped.
 
     A run that is gone on with cuts off what came after its checkpoint, and a new run in the same
     directory begins with an empty file: only lines that have not been handed out come again.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        self.path = Path(directory) / "metrics.jsonl"
+    def __init__(self, directory: str | Path, file: str = METRICS) -> None:
+        self.path = Path(directory) / file
         self._read: list[tuple[int, int]] = []  # of each line: where it ends, and its hash
 
     def new(self) -> list[Event]:

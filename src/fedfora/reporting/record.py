@@ -1,8 +1,9 @@
 """A run directory: what was run, where, and what came out, written as it happens.
 
 `config.yaml` holds the resolved settings, `environment.json` versions and hardware,
-`metrics.jsonl` one line per event. Files appear whole or not at all: they are written beside their
-place and renamed.
+`metrics.jsonl` one line per event, `round.jsonl` what passes in the round that is on. Listeners in
+the same process hear every event: the terminal's view, trackers. Other files appear whole or not at
+all: they are written beside their place and renamed.
 """
 
 import json
@@ -14,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +26,11 @@ import yaml
 from fedfora.config import flag
 
 PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
+
+METRICS, PASSING = "metrics.jsonl", "round.jsonl"
+
+Event = dict[str, Any]
+Listener = Callable[[Event], None]
 
 # What is written at the end; what an earlier run left would pass for this run's.
 RESULTS = ("card.json", "report.html", "summary.json", "predictions.jsonl")
@@ -43,8 +50,15 @@ _MARKS = {
 class RunRecord:
     """Writes one run directory."""
 
-    def __init__(self, output_dir: str | Path, *, overwrite: bool) -> None:
+    def __init__(
+        self, output_dir: str | Path, *, overwrite: bool, listeners: Iterable[Listener] = ()
+    ) -> None:
         """Make the directory.
+
+        Args:
+            output_dir: The directory.
+            overwrite: Whether it may take the place of another run's.
+            listeners: Called with every event.
 
         Raises:
             ValueError: If it holds another run and `overwrite` is false, or cannot be written.
@@ -55,30 +69,33 @@ class RunRecord:
             self.directory.mkdir(parents=True, exist_ok=True)
             for name in ("config.yaml", *RESULTS):  # an earlier run ends here
                 (self.directory / name).unlink(missing_ok=True)
-            no_round(self.directory)
-            (self.directory / "metrics.jsonl").write_text("")
+            self.no_round()
+            (self.directory / METRICS).write_text("")
         except OSError as error:
             raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
-        self._started = time.time()
+        self._started, self.listeners = time.time(), list(listeners)
 
     @classmethod
-    def reopened(cls, output_dir: str | Path, metrics_bytes: int) -> "RunRecord":
+    def reopened(
+        cls, output_dir: str | Path, metrics_bytes: int, listeners: Iterable[Listener] = ()
+    ) -> "RunRecord":
         """Return the record of a run that is gone on with.
 
         Args:
             output_dir: Its directory.
             metrics_bytes: How much of metrics.jsonl is kept; what came later will come again.
+            listeners: Called with every event.
         """
         record = cls.__new__(cls)
-        record.directory = Path(output_dir)
-        with (record.directory / "metrics.jsonl").open("ab") as file:
+        record.directory, record.listeners = Path(output_dir), list(listeners)
+        with (record.directory / METRICS).open("ab") as file:
             file.truncate(metrics_bytes)
         record._started = time.time() - record._last_seconds()
         return record
 
     def metrics_bytes(self) -> int:
         """Return the length of metrics.jsonl."""
-        return (self.directory / "metrics.jsonl").stat().st_size
+        return (self.directory / METRICS).stat().st_size
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Write the resolved settings."""
@@ -94,24 +111,41 @@ class RunRecord:
         write_text(self.directory / name, text + "\n")
 
     def log(self, event: str, **values: Any) -> None:
-        """Append one line to metrics.jsonl."""
-        append_event(self.directory, event, **{"seconds": self.seconds(), **values})
+        """Append one line to metrics.jsonl and tell the listeners."""
+        self.tell(append_event(self.directory, event, **{"seconds": self.seconds(), **values}))
+
+    def announce(self, event: str, **values: Any) -> None:
+        """Tell of what passes by: listeners and watchers hear it, metrics.jsonl keeps it not."""
+        self.tell(append_event(self.directory, event, file=PASSING, **values))
+
+    def tell(self, event: Event) -> None:
+        """Call the listeners only."""
+        for listener in self.listeners:
+            listener(event)
+
+    def no_round(self) -> None:
+        """Forget what passed in the last round."""
+        (self.directory / PASSING).unlink(missing_ok=True)
 
     def seconds(self) -> float:
         """Return the time since the run began, without that between a stop and a resumption."""
         return round(time.time() - self._started, 3)
 
     def _last_seconds(self) -> float:
-        lines = (self.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (self.directory / METRICS).read_text(encoding="utf-8").splitlines()
         return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
 
 
-def append_event(directory: Path, event: str, **values: Any) -> None:
-    """Append one line to the metrics.jsonl of a run directory."""
-    line = json.dumps({"event": event, **values}, ensure_ascii=False)
-    path = directory / "metrics.jsonl"
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(line + "\n")
+def append_event(directory: Path, event: str, *, file: str = METRICS, **values: Any) -> Event:
+    """Append one line to a file of a run directory; return the event, which has its wall time.
+
+    With a round's beginning the file of what passes by begins anew.
+    """
+    line = {"event": event, "time": round(time.time(), 3), **values}
+    mode = "w" if file == PASSING and event == "round_started" else "a"
+    with (directory / file).open(mode, encoding="utf-8", errors="backslashreplace") as opened:
+        opened.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return line
 
 
 def is_ours(directory: Path) -> bool:
@@ -228,62 +262,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-# Who has sent in the round that is on: told by the run, read by whoever watches from outside.
-#
-# metrics.jsonl gets a round's line when the round is over. Until then `round.jsonl` in the run
-# directory holds a first line with the round and its sites, and a line for each site that has sent.
-
-
-FILE = "round.jsonl"
-
-
-@dataclass(frozen=True)
-class CurrentRound:
-    """A round that is on.
-
-    Args:
-        number: Which.
-        drawn: The sites that take part.
-        sent: Those of them that have sent a usable update.
-    """
-
-    number: int
-    drawn: list[str]
-    sent: list[str]
-
-
-def begin_round(directory: Path, number: int, sampled: list[str]) -> None:
-    """Say that a round begins with these sites."""
-    _write(directory, "w", {"round": number, "sites": sampled})
-
-
-def note_sent(directory: Path, site: str) -> None:
-    """Say that a site has sent."""
-    _write(directory, "a", {"site": site})
-
-
-def no_round(directory: Path) -> None:
-    """Say that no round is on any more."""
-    (directory / FILE).unlink(missing_ok=True)
-
-
-def read_round(directory: Path) -> CurrentRound | None:
-    """Return the round that is on, or was on last; None where there is none to see."""
-    try:
-        text = (directory / FILE).read_text(encoding="utf-8")
-    except OSError:
-        return None
-    first, *others = [json.loads(line) for line in text.split("\n")[:-1]] or [None]
-    if first is None:
-        return None
-    return CurrentRound(first["round"], first["sites"], [line["site"] for line in others])
-
-
-def _write(directory: Path, mode: str, line: dict[str, object]) -> None:
-    with (directory / FILE).open(mode, encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 # What the user says about the run directory.

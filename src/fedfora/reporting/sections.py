@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedfora.reporting.card import Card, card_of
-from fedfora.reporting.history import Event, Run
+from fedfora.reporting.history import Run
+from fedfora.reporting.record import Event
 from fedfora.reporting.series import sites_of
 from fedfora.reporting.wording import data_size, duration, label, main_scores, number
 
@@ -192,7 +193,9 @@ def incidents(run: Run) -> Table | None:
             ]
     for line in run.events:
         if line.get("event") in _INCIDENTS:
-            details = {k: v for k, v in line.items() if k not in ("event", "seconds", "round")}
+            details = {
+                k: v for k, v in line.items() if k not in ("event", "seconds", "time", "round")
+            }
             where = f"round {line['round']}" if "round" in line else _clock(line)
             rows.append([where, label(str(line.get("event"))), _described(details)])
     # A rejection is logged when it happens and again in its round's line.

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedfora.reporting.history import Event
+from fedfora.reporting.record import Event
 
 Points = list[tuple[float, float]]  # whole numbers stay integers: they are shown as such
 
 # They say where a line stands, not what was measured.
-_PLACES = {"round", "step", "seconds"}
+_PLACES = {"round", "step", "seconds", "time"}
 # Bounds and breakdowns of scores; tables show them, curves would drown in them.
 _NOT_CURVES = {"intervals", "relation_f1", "relations", "rows"}
 

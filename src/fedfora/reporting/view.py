@@ -17,10 +17,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from fedfora.reporting.history import Event
-from fedfora.reporting.record import CurrentRound
+from fedfora.reporting.record import Event
 from fedfora.reporting.series import sites_of
-from fedfora.reporting.wording import data_size, first_numbers, number_words
+from fedfora.reporting.wording import data_size, describe, first_numbers, number_words
 
 PLAIN_INTERVAL_S = 10.0
 EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
@@ -29,8 +28,7 @@ EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
 class View:
     """Counts the work done, in optimizer steps, and shows what goes on.
 
-    Use it as a context manager; `line` prints above the board. Whoever knows of sites or numbers
-    tells the `board`.
+    Use it as a context manager; `line` prints above the board, and `take` is a run's listener.
     """
 
     def __init__(self, total_steps: float, console: Console | None = None) -> None:
@@ -38,6 +36,10 @@ class View:
         self.total = total_steps
         self.done = 0.0
         self.board = Board()
+        self._places: int | None = None  # how many rounds or steps there will be
+        self._round = ""
+        self._stepped: set[str] = set()  # sites whose steps of this round have been counted
+        self._pace = (time.monotonic(), 0)  # when the tokens were counted last from, and how many
         self._started = self._last_line = time.monotonic()
         self._live: Live | None = None
         self._bar = progress_bar()
@@ -61,6 +63,42 @@ class View:
     def line(self, text: str) -> None:
         """Print a line that stays."""
         self.console.print(text, highlight=False)
+
+    def take(self, event: Event) -> None:
+        """Show an event of a run: on the board, as work done, as a line that stays."""
+        self.board.take(event)
+        match event["event"]:
+            case "started":
+                self.total = self._places = event["steps"]
+                self._pace = (time.monotonic(), event["tokens"])
+                self.advance(event["step"], "starting")
+            case "resumed":
+                self._places = event["num_rounds"]
+                self.advance(self.total * event["after_round"] / event["num_rounds"], "resumed")
+            case "round_started":
+                self._places, self._stepped = event["num_rounds"], set()
+                self._round = f"round {event['round']}/{event['num_rounds']}"
+            case "step":
+                what = f"step {event['step']}/{self._places}"
+                self.advance(1, what, loss=event.get("loss"), speed=self._speed(event))
+            case "site_step":
+                self._stepped.add(event["site"])
+                first = event["step"] == 1
+                self._pace = (time.monotonic(), event["tokens"]) if first else self._pace
+                speed = None if first else self._speed(event)
+                what = f"{self._round} {event['site']}"
+                self.advance(1, what, loss=event.get("loss"), speed=speed)
+            case "site_sent" if event["site"] not in self._stepped and "steps" in event:
+                what = f"{self._round} {event['site']}"
+                self.advance(event["steps"], what, loss=event.get("loss"))
+            case "evaluated":
+                self.advance(event["rows"] * EVALUATED_ROW, f"{self._round} evaluation")
+        if event["event"] != "step" and (text := describe(event, self._places)):
+            self.line(text)
+
+    def _speed(self, event: Event) -> float:
+        since, tokens = self._pace
+        return float((event["tokens"] - tokens) / (time.monotonic() - since))
 
     def advance(
         self, steps: float, what: str, *, loss: float | None = None, speed: float | None = None
@@ -174,21 +212,18 @@ class Board:
         for name in names:
             self.site(name).state = "waits"
 
-    def look_at(self, current: CurrentRound) -> None:
-        """Take in how far a round has come that has no line in the record yet."""
-        if current.number <= self.round_number:
-            return  # it is over
-        if current.number != self.drawn_round:
-            self.drawn_round = current.number
-            self.draw(current.drawn)
-        for name in current.sent:
-            if self.site(name).state == "waits":
-                self.site(name).state = "sent"
-
     def take(self, event: Event) -> None:
-        """Take in a line of the record."""
+        """Take in an event."""
         kind = event.get("event")
-        if kind in ("rejected", "absent") and "site" in event:
+        if kind == "round_started":
+            self.drawn_round = event["round"]
+            self.draw(event["sites"])
+        elif kind == "site_step":
+            site = self.site(event["site"])
+            site.state, site.loss = f"step {event['step']}/{event['steps']}", event.get("loss")
+        elif kind == "site_sent":
+            self.site(event["site"]).state = "sent"
+        elif kind in ("rejected", "absent") and "site" in event:
             site = self.site(str(event["site"]))
             site.state = "absent" if kind == "absent" else "left out"
             site.note = str(event.get("reason", ""))

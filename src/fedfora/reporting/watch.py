@@ -9,10 +9,10 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from fedfora.reporting.history import Event, Follower, Run, read_run
-from fedfora.reporting.record import read_round
+from fedfora.reporting.history import Follower, Run, read_run
+from fedfora.reporting.record import PASSING, Event
 from fedfora.reporting.view import Board, clock, progress_bar, render, start_live
-from fedfora.reporting.wording import duration
+from fedfora.reporting.wording import describe, duration
 
 
 def watch(
@@ -59,7 +59,7 @@ class RunStatus:
 
     def __init__(self, run: Run) -> None:
         self.board = Board()
-        self._follower = Follower(run.directory)
+        self._followers = Follower(run.directory), Follower(run.directory, PASSING)
         self.name, self.directory = run.name, run.directory
         self.axis = "round" if run.config.get("federation") else "step"
         self.total: int | None = run.setting("federation", "num_rounds")
@@ -74,20 +74,23 @@ class RunStatus:
         Returns:
             A line of text for each new round or logged step.
         """
-        events, lines = self._follower.new(), []
+        events = [event for follower in self._followers for event in follower.new()]
+        events.sort(key=lambda event: event.get("time", 0.0))
+        lines = []
         for event in events:
             self._take(event)
-            if event.get("event") in ("round", "step"):
-                lines.append(self._line())
+            if event["event"] in ("round", "step"):
+                left = self._seconds_left()
+                parts = [] if left is None or self.over else [f"{clock(left)} left"]
+                lines.append("   ".join([str(describe(event, self.total)), *parts]))
         if events:
-            self.heard = time.time() - _age(self.directory)
-        if (current := read_round(self.directory)) is not None:
-            self.board.look_at(current)
+            self.heard = events[-1].get("time", time.time() - _age(self.directory))
         return lines
 
     def _take(self, event: Event) -> None:
         self.board.take(event)
-        self.position = event.get(self.axis, self.position)
+        if event["event"] == self.axis:
+            self.position = event.get(self.axis, self.position)
         self.seconds = event.get("seconds", self.seconds)
         self.total = event.get("steps", self.total) if self.axis == "step" else self.total
         self.over = event.get("event") == "finished" or (
@@ -106,16 +109,6 @@ class RunStatus:
         bar.columns = bar.columns[:3]  # its clock knows only this process
         bar.update(task, numbers=self._clock())
         return Group(Text(self.name, style="bold"), render(self.board), bar)
-
-    def _line(self) -> str:
-        remaining_s = self._seconds_left()
-        return "   ".join(
-            [
-                f"{self.axis} {self.position}/{self.total or '?'}",
-                *self.board.summary(),
-                *([] if remaining_s is None or self.over else [f"{clock(remaining_s)} left"]),
-            ]
-        )
 
     def _clock(self) -> str:
         if self.over:

@@ -1,7 +1,6 @@
 """`fedfora train`: settings to a run directory with one trained adapter."""
 
 import math
-import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -101,19 +100,17 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     if processes.is_first:  # all checks are behind: now an earlier run may go
         first_step = 0 if resume_from is None else step_of(resume_from)
         if goes_on_here:
-            record = RunRecord.reopened(run.output_dir, earlier.metrics_bytes)
+            record = RunRecord.reopened(run.output_dir, earlier.metrics_bytes, [view.take])
         else:
-            record = RunRecord(run.output_dir, overwrite=overwrite)
+            record = RunRecord(run.output_dir, overwrite=overwrite, listeners=[view.take])
         remove_checkpoints(Path(run.output_dir), keep_up_to=resume_from)
         _describe(record, settings, prepared, identity)
-        record.log("started", steps=prepared.steps)
-        view.total = prepared.steps
         view.line(_headline(prepared, processes, first_step))
-        view.advance(first_step, "starting")
+        record.log("started", steps=prepared.steps, step=first_step, tokens=earlier.tokens)
     if paid is not None and record is not None:
         record.log("privacy", **paid.event())
         view.line(paid.statement)
-    long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, view, paid)
+    long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, paid)
     result = train_locally(
         prepared.model,
         prepared.base.tokenizer,
@@ -121,9 +118,7 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         settings.train,
         stretch=StepWindow(first_step=0, num_steps=prepared.steps, total_steps=prepared.steps),
         seed=derive_seed(settings.train.seed, "train", 0, 0),
-        on_step=_Steps(
-            view, record, prepared.steps, _logging_steps(settings, prepared), earlier.tokens
-        ),
+        on_step=partial(_tell_step, record, _logging_steps(settings, prepared), prepared.steps),
         long_run=long_run,
         privacy=None if paid is None else paid.privacy,
     )
@@ -253,7 +248,6 @@ def _long_run(
     resume_from: Path | None,
     report_to: list[str],
     record: RunRecord | None,
-    view: View,
     paid: PaidSteps | None,
 ) -> Checkpointing:
     checkpoint, validation = settings.checkpoint, settings.validation
@@ -295,7 +289,7 @@ def _long_run(
         validation=prepared.validation,
         patience=validation.early_stopping_patience,
         threshold=validation.early_stopping_threshold,
-        on_validation=_Validations(view, record),
+        on_validation=partial(_tell_validation, record),
     )
 
 
@@ -332,40 +326,21 @@ def _logging_steps(settings: TrainSettings, prepared: Prepared) -> int:
     return min(settings.train.logging_steps, math.ceil(prepared.steps / 10))
 
 
-@dataclass
-class _Steps:
-    """Shows every step and records every `logging_steps`-th; in the first process only."""
-
-    view: View
-    record: RunRecord | None
-    num_steps: int
-    logging_steps: int
-    earlier_tokens: int
-
-    def __post_init__(self) -> None:
-        self._started = time.monotonic()
-
-    def __call__(self, report: StepReport) -> None:
-        if self.record is None:
-            return
-        speed = (report.tokens - self.earlier_tokens) / (time.monotonic() - self._started)
-        what = f"step {report.step}/{self.num_steps}"
-        self.view.advance(1, what, loss=report.loss, speed=speed)
-        if report.step % self.logging_steps == 0 or report.step == self.num_steps:
-            self.record.log("step", step=report.step, loss=report.loss, tokens=report.tokens)
+def _tell_step(
+    record: RunRecord | None, logging_steps: int, num_steps: int, report: StepReport
+) -> None:
+    """Show a step, and keep every `logging_steps`-th and the last; in the first process only."""
+    if record is None:
+        return
+    if report.step % logging_steps == 0 or report.step == num_steps:
+        record.log("step", **asdict(report))
+    else:
+        record.tell({"event": "step", **asdict(report)})
 
 
-@dataclass
-class _Validations:
-    """Shows and records every validation; in the first process only."""
-
-    view: View
-    record: RunRecord | None
-
-    def __call__(self, step: int, loss: float) -> None:
-        if self.record is not None:
-            self.view.line(f"step {step}: validation loss {loss:.4f}")
-            self.record.log("validation", step=step, loss=loss)
+def _tell_validation(record: RunRecord | None, step: int, loss: float) -> None:
+    if record is not None:
+        record.log("validation", step=step, loss=loss)
 
 
 def _trainable(model: Any) -> int:

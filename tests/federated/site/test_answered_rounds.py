@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.engines.embedded import EmbeddedGrid
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
@@ -135,7 +134,7 @@ def test_the_same_round_asked_for_in_two_runs_gives_other_updates(
         grid = EmbeddedGrid(make_client_app(), node_configs, config)
         for context in grid._contexts.values():
             context.run_id = run
-        run_rounds(grid, config, RoundView())
+        run_rounds(grid, config)
     assert len(updates) == 2 * NUM_SITES
     for first, second in zip(updates[:NUM_SITES], updates[NUM_SITES:], strict=True):
         assert np.linalg.norm(first - second) > 0.1 * np.linalg.norm(first)

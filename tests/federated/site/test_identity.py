@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from fedfora.adapter.state import fold
-from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.engines.embedded import EmbeddedGrid
 from fedfora.federated.secure_aggregation import client
@@ -32,7 +31,7 @@ NUM_SITES = 4
 def run(node_configs, run_config):
     """Run a federation of sites whose administrators wrote these configurations."""
     grid = EmbeddedGrid(make_client_app(), node_configs, run_config)
-    run_rounds(grid, run_config, RoundView())
+    run_rounds(grid, run_config)
 
 
 def test_files_name_the_site_and_whom_it_knows(node_configs):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -14,11 +13,11 @@ from fedfora.evaluation.evaluate import evaluate
 from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.coordinator.checkpoint import Selection, judging_score
 from fedfora.federated.coordinator.receiving import receive
-from fedfora.federated.coordinator.round_view import RoundView
 from fedfora.federated.coordinator.strategy import AdapterStrategy
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site_runtime import load_runtime
 from fedfora.federated.wire.transport import from_record
+from fedfora.reporting.record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,14 @@ class RoundEvaluator:
         run_config: All settings, by which the base is opened.
         settings: The same, read.
         strategy: Asks the sites.
-        view: Whoever watches.
-        directory: Of the run; the last evaluation's answers are written there.
+        record: Of the run; the last evaluation's answers are written beside it.
     """
 
     grid: Grid
     run_config: Mapping[str, Scalar]
     settings: FederationSettings
     strategy: AdapterStrategy
-    view: RoundView
-    directory: Path
+    record: RunRecord
 
     def evaluate(
         self, selection: Selection, number: int, arrays: ArrayRecord, metrics: MetricRecord
@@ -89,7 +86,7 @@ class RoundEvaluator:
             runtime.prompts,
             batch_size=settings.evaluation.per_device_eval_batch_size,
             max_new_tokens=settings.evaluation.max_new_tokens,
-            on_batch=self.view.evaluated,
+            on_batch=lambda rows: self.record.announce("evaluated", rows=rows),
         )
-        result.write(self.directory / PREDICTIONS, examples)
+        result.write(self.record.directory / PREDICTIONS, examples)
         return result.scores

@@ -7,7 +7,7 @@ the round, it comes to the same numbers.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from fedfora.federated.coordinator.handshake import (
 )
 from fedfora.federated.coordinator.judging import RoundEvaluator
 from fedfora.federated.coordinator.receiving import receive
-from fedfora.federated.coordinator.round_view import NoQuorum, RoundLog, RoundView
+from fedfora.federated.coordinator.round_log import NoQuorum, RoundLog
 from fedfora.federated.coordinator.screening import Limits
 from fedfora.federated.coordinator.secure_rounds import SecureRounds
 from fedfora.federated.coordinator.site_privacy import record_event, site_privacy_of
@@ -53,8 +53,9 @@ from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.wire.transport import from_record, to_record
 from fedfora.models.loading import fora_config
 from fedfora.models.saving import as_saved, config_at_rank, save_adapter
-from fedfora.reporting.record import RunRecord, no_round
+from fedfora.reporting.record import Listener, RunRecord
 from fedfora.reporting.report import finish_run
+from fedfora.reporting.trackers import trackers
 from fedfora.training.privacy_plan import open_ledger
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0  # before a round is tried again, each twice the last
@@ -63,7 +64,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0  # before a round is tried again, eac
 def run_rounds(
     grid: Grid,
     run_config: Mapping[str, Scalar],
-    view: RoundView,
+    listeners: Iterable[Listener] = (),
     members: Membership | None = None,
 ) -> None:
     """Agree with the sites, then run all rounds that are still to be run.
@@ -71,7 +72,7 @@ def run_rounds(
     Args:
         grid: The engine.
         run_config: All settings.
-        view: Whoever watches.
+        listeners: Called with every event of the run, as its record has them.
         members: Who may take part; None for everybody who is there at the beginning.
 
     Raises:
@@ -83,16 +84,18 @@ def run_rounds(
     directory = Path(settings.run.output_dir)
     resuming = settings.rounds.resume is not None
     progress = load_checkpoint(directory) if resuming else None
+    listeners = [*listeners, *trackers(settings.rounds.report_to, directory, run_config)]
     if resuming:
-        record = RunRecord.reopened(directory, progress.metrics_bytes if progress else 0)
+        kept = progress.metrics_bytes if progress else 0
+        record = RunRecord.reopened(directory, kept, listeners)
     else:
-        record = RunRecord(directory, overwrite=settings.run.overwrite_output_dir)
+        overwrite = settings.run.overwrite_output_dir
+        record = RunRecord(directory, overwrite=overwrite, listeners=listeners)
         forget_earlier_run(directory)
         record.write_config({name: asdict(getattr(settings, name)) for name in asdict(settings)})
 
     def absent(site: str, reason: str) -> None:
         record.log("absent", site=site, reason=reason)
-        view.absent(site, reason)
 
     members = members or Membership()
     deadline_s = settings.rounds.start_deadline
@@ -112,10 +115,10 @@ def run_rounds(
         progress = FederationState(0, agreement.first)
     else:
         check_same_world(directory, agreement, may_grow=members.grows)
-        record.log("resumed", after_round=progress.round_number)
-        view.resumed(progress.round_number)
+        num_rounds = settings.federation.num_rounds
+        record.log("resumed", after_round=progress.round_number, num_rounds=num_rounds)
     arrivals = LateJoiners(grid, members, deadline_s, absent)
-    _Rounds(grid, run_config, settings, record, agreement, view, arrivals).run(progress)
+    _Rounds(grid, run_config, settings, record, agreement, arrivals).run(progress)
 
 
 def limits_of(settings: FederationSettings) -> Limits:
@@ -145,7 +148,6 @@ class _Rounds:
         settings: FederationSettings,
         record: RunRecord,
         agreement: Agreement,
-        view: RoundView,
         arrivals: LateJoiners,
     ) -> None:
         self.grid = grid
@@ -153,10 +155,9 @@ class _Rounds:
         self.settings = settings
         self.record = record
         self.agreement = agreement
-        self.view = view
         self.arrivals = arrivals
         self._since: float | None = None  # when a round had too few sites, and none enough since
-        self.ledger = RoundLog(record, view, settings.rounds)
+        self.ledger = RoundLog(record, settings.rounds, hides_loss=self._hides_loss())
         self.site_privacy = site_privacy_of(
             settings.privacy,
             open_ledger(settings.privacy, settings.run.output_dir, "sites"),
@@ -171,12 +172,11 @@ class _Rounds:
             agreement.layout,
             base_fingerprint=agreement.base_fingerprint,
             limits=limits_of(settings),
-            watcher=self.ledger,
+            on_used=self.ledger.contributed,
+            on_rejected=self.ledger.rejected,
             secure=self._secure_rounds(),
         )
-        self.judge = RoundEvaluator(
-            grid, run_config, settings, self.strategy, view, record.directory
-        )
+        self.judge = RoundEvaluator(grid, run_config, settings, self.strategy, record)
 
     def run(self, progress: FederationState) -> None:
         """Run the rounds after `progress`, and leave the last adapter in the run directory."""
@@ -187,14 +187,13 @@ class _Rounds:
         while progress.round_number < self.settings.federation.num_rounds:
             if progress.selection.is_over(patience):
                 self.record.log("stopped_early", best_round=progress.selection.best_round)
-                self.view.stopped_early(progress.selection.best_round)
                 break
             try:
                 progress = self._keep(self._play_or_lose(progress))
             except (OSError, SafetensorError) as error:
                 raise self._cannot_write(progress.round_number, error) from error
         self._save_adapter(progress.adapter, self.record.directory)
-        no_round(self.record.directory)
+        self.record.no_round()
         finish_run(self.record)
 
     def _play_or_lose(self, before: FederationState) -> FederationState:
@@ -218,7 +217,6 @@ class _Rounds:
                 if now - self._since >= (self.settings.rounds.quorum_wait or 0.0):
                     raise
                 self.record.log("waiting", round=number, reason=str(error), pause=pause_s)
-                self.view.waiting(number, str(error), pause_s)
                 time.sleep(pause_s)
                 if self.strategy.secure is not None:
                     return self._lost(before, error)
@@ -229,7 +227,6 @@ class _Rounds:
         """Go on to the next round with what was there before this one."""
         number = before.round_number + 1
         self.record.log("lost", round=number, reason=str(error))
-        self.view.lost(number, str(error))
         return replace(before, round_number=number, metrics_bytes=self.record.metrics_bytes())
 
     def _play(self, before: FederationState) -> FederationState:
@@ -240,8 +237,7 @@ class _Rounds:
         sampled = [site.name for site in self.strategy.sample(number)]
         if self.site_privacy is not None:
             self.site_privacy.begin(number)
-        self.ledger.open(number, sampled)
-        self.view.round_started(number, self.settings.federation.num_rounds, sampled)
+        self.ledger.open(number, self.settings.federation.num_rounds, sampled)
         aggregated, metrics = self.strategy.aggregate_train(
             number,
             receive(
@@ -277,8 +273,6 @@ class _Rounds:
             **validation,
             scores=scores,
         )
-        error = _aggregation_errors(metrics).get("aggregation_error")
-        self.view.round_finished(number, loss, validation.get("validation_loss"), scores, error)
         return FederationState(
             number, adapter, self.strategy.state(), selection, self.record.metrics_bytes()
         )
@@ -308,8 +302,11 @@ class _Rounds:
 
     def _public_metrics(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Leave out a loss that no site has told, as it would betray records."""
-        hidden = self.settings.privacy.privacy_unit == "record" or self._min_noise_shares()
+        hidden = self._hides_loss()
         return {name: value for name, value in numbers.items() if name != "loss" or not hidden}
+
+    def _hides_loss(self) -> bool:
+        return self.settings.privacy.privacy_unit == "record" or bool(self._min_noise_shares())
 
     def _min_noise_shares(self) -> int:
         """Return how many sites share the noise of a sum, at least; 0 where none is shared."""
@@ -409,14 +406,14 @@ def _aggregation_errors(metrics: MetricRecord) -> dict[str, float]:
 # score the global adapter on test rows does it open the base, in one process the sites' own.
 
 
-def make_server_app(view: RoundView | None = None) -> ServerApp:
+def make_server_app(listeners: Iterable[Listener] = ()) -> ServerApp:
     """Return the app."""
     app = ServerApp()
 
     @app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         """Run all rounds."""
-        run_rounds(grid, context.run_config, view or RoundView())
+        run_rounds(grid, context.run_config, listeners)
 
     return app
 

@@ -7,7 +7,7 @@ reply is screened before the rule sees it.
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,16 +86,6 @@ class SiteResult:
         return {"site": self.site, **reported, **traveled, **moved}
 
 
-class RoundWatcher:
-    """Whoever wants to know what became of each reply; this one does not."""
-
-    def contributed(self, contribution: SiteResult) -> None:
-        """A site's update was taken in."""
-
-    def rejected(self, site: str, reason: str) -> None:
-        """A site's reply was left out of the round."""
-
-
 class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
     """Seeded sampling and screening; what the sites of a round send becomes one adapter.
 
@@ -111,7 +101,8 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         *,
         base_fingerprint: str,
         limits: Limits,
-        watcher: RoundWatcher,
+        on_used: Callable[[SiteResult], None],
+        on_rejected: Callable[[str, str], None],
         secure: SecureRounds | None = None,
     ) -> None:
         """Make the strategy.
@@ -122,7 +113,8 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             layout: Layout of the fresh adapter.
             base_fingerprint: Of everybody's base model.
             limits: What is refused.
-            watcher: Told what became of each reply.
+            on_used: Called with what a site did, when its update is taken in.
+            on_rejected: Called with a site and the reason, when its reply is left out.
             secure: Secure aggregation; None where single updates are seen.
         """
         self.aggregator = aggregator
@@ -131,7 +123,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
         self.layout = layout
         self.base_fingerprint = base_fingerprint
         self.limits = limits
-        self.watcher = watcher
+        self.on_used, self.on_rejected = on_used, on_rejected
         self.secure = secure
         self._exchange: RoundMessages | None = None
         self._frozen_at: dict[int, str] = {}  # node to the digest of the frozen factors it has
@@ -228,7 +220,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             try:
                 loss, answer_tokens = read_validation(reply)
             except UNREADABLE as error:
-                self.watcher.rejected(site.name, f"validation: {printable(error)}")
+                self.on_rejected(site.name, f"validation: {printable(error)}")
                 continue
             total += loss * answer_tokens
             tokens += answer_tokens
@@ -286,15 +278,13 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
                 secure.take(site.node_id, masked)
             except UNREADABLE as error:
                 self._frozen_at.pop(site.node_id, None)
-                self.watcher.rejected(site.name, printable(error))
+                self.on_rejected(site.name, printable(error))
                 continue
             num_accepted += 1
             self._frozen_at[site.node_id] = exchange.digest
             uplink_bytes = payload_bytes(masked) + secure.uplink_bytes(site.node_id)
             downlink_bytes = self._downlink_bytes[site.node_id]
-            self.watcher.contributed(
-                SiteResult(site.name, None, uplink_bytes, downlink_bytes, None)
-            )
+            self.on_used(SiteResult(site.name, None, uplink_bytes, downlink_bytes, None))
         summed = secure.close()
         change = unflatten(summed.mean_N.astype(np.float32), Layout.of(exchange.current))
         update = {name: value + change[name] for name, value in exchange.current.items()}
@@ -315,7 +305,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
 
         def rejected(site: SiteInfo, reason: str) -> None:
             self._frozen_at.pop(site.node_id, None)  # it may have lost them
-            self.watcher.rejected(site.name, reason)
+            self.on_rejected(site.name, reason)
 
         named = ((self.sites[reply.metadata.src_node_id], reply) for reply in replies)
         for accepted in screen(named, expected, self.limits, rejected):
@@ -330,7 +320,7 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
                 cosine=accepted.cosine,
             )
             used.append(contribution)
-            self.watcher.contributed(contribution)
+            self.on_used(contribution)
             yield accepted.update, _weight(accepted.report, self.settings.aggregation.weighting)
 
 

@@ -1,0 +1,126 @@
+"""A run's rounds for TensorBoard, MLflow, Weights & Biases or trackio: listeners of its record.
+
+They hear what metrics.jsonl keeps and nothing else: what privacy keeps out of the one is not in the
+other. `fedfora train` leaves its steps to transformers' own integrations.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fedfora.registry import unknown
+from fedfora.reporting.record import Event, Listener
+from fedfora.reporting.series import curves_of
+
+PROJECT = "fedfora"
+# Takes the values of a step; closes on None.
+Writer = Callable[[dict[str, float] | None, int], None]
+Make = Callable[[Path, Mapping[str, Any]], Writer]
+
+
+def trackers(names: list[str], directory: Path, config: Mapping[str, Any]) -> list[Listener]:
+    """Return listeners that report to the trackers of these names; none for "none".
+
+    Args:
+        names: Of `TRACKERS`, or "none" alone.
+        directory: Of the run; its name is the run's.
+        config: The settings, flat.
+
+    Raises:
+        ValueError: If a name is unknown or a package is missing, with the command that installs it.
+    """
+    check_trackers(names)
+    return [_listener(TRACKERS[name](directory, config)) for name in names if name != "none"]
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise if a tracker is unknown or not installed.
+
+    Raises:
+        ValueError: With the flag and the remedy.
+    """
+    for name in names:
+        if name != "none" and name not in TRACKERS:
+            raise ValueError(f"--report_to: {unknown('report', name, ['none', *TRACKERS])}")
+        if name == "none" and len(names) > 1:
+            raise ValueError("--report_to none stands alone")
+        if name != "none" and find_spec(name) is None:
+            raise ValueError(f"--report_to {name} needs: pip install {name}")
+
+
+def _listener(write: Writer) -> Listener:
+    """Return a listener that writes a round's numbers; loss.sites/NAME is a site's own."""
+
+    def hear(event: Event) -> None:
+        if event["event"] == "finished":
+            write(None, 0)
+        elif event["event"] == "round":
+            curves = curves_of([event])
+            values = {name: points[0][1] for name, points in curves.whole.items()}
+            for name, sites in curves.sites.items():
+                values |= {f"{name}.sites/{site}": points[0][1] for site, points in sites.items()}
+            write(values, event["round"])
+
+    return hear
+
+
+def _tensorboard(directory: Path, config: Mapping[str, Any]) -> Writer:
+    """Return the writer of files in the run directory; those of an earlier start stay apart."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    start = time.strftime("%Y%m%d-%H%M%S")
+    writer = SummaryWriter(str(directory / "tensorboard" / start))
+
+    def write(values: dict[str, float] | None, step: int) -> None:
+        for name, value in (values or {}).items():
+            writer.add_scalar(name, value, step)
+        writer.flush() if values else writer.close()
+
+    return write
+
+
+def _mlflow(directory: Path, config: Mapping[str, Any]) -> Writer:
+    """Return the writer of a run on the server that MLFLOW_TRACKING_URI names."""
+    mlflow = import_module("mlflow")
+    mlflow.set_experiment(PROJECT)
+    mlflow.start_run(run_name=directory.resolve().name)
+    mlflow.log_params({name: str(value)[:500] for name, value in config.items()})
+
+    def write(values: dict[str, float] | None, step: int) -> None:
+        if values is None:
+            mlflow.end_run()
+        else:
+            mlflow.log_metrics({_plain(name): value for name, value in values.items()}, step=step)
+
+    return write
+
+
+def _wandb_like(package: str) -> Make:
+    """Return the maker for wandb, or for trackio, which has the same interface."""
+
+    def make(directory: Path, config: Mapping[str, Any]) -> Writer:
+        tracker = import_module(package)
+        tracker.init(project=PROJECT, name=directory.resolve().name, config=dict(config))
+
+        def write(values: dict[str, float] | None, step: int) -> None:
+            tracker.finish() if values is None else tracker.log(values, step=step)
+
+        return write
+
+    return make
+
+
+def _plain(name: str) -> str:
+    """Return a name with the characters that MLflow allows."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+TRACKERS: dict[str, Make] = {
+    "tensorboard": _tensorboard,
+    "mlflow": _mlflow,
+    "wandb": _wandb_like("wandb"),
+    "trackio": _wandb_like("trackio"),
+}
