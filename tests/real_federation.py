@@ -110,7 +110,7 @@ class RealFederation:
         """End a program and wait for it."""
         child = self.children.pop(name)
         child.process.send_signal(number)
-        return child.process.wait(timeout=30)
+        return child.process.wait(timeout=120)
 
     def stop(self):
         """End everything that was started here."""
@@ -119,7 +119,7 @@ class RealFederation:
                 child.process.send_signal(signal.SIGTERM)
         for child in self.children.values():
             try:
-                child.process.wait(timeout=20)
+                child.process.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 child.signal(signal.SIGKILL)
                 child.process.wait()

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import ExitStack
 
@@ -28,11 +29,11 @@ time.sleep(1000)
 
 @pytest.fixture
 def supervised(tmp_path):
-    """A function from limit and length of an operation to a process under a watch of a second."""
+    """A function from limit and length of an operation to a process that is watched."""
     running = ExitStack()
 
-    def run(limit_s, length_s):
-        watch = HeartbeatMonitor(tmp_path / heartbeat.HEARTBEAT, silence_s=1.0)
+    def run(limit_s, length_s, silence_s=1.0):
+        watch = HeartbeatMonitor(tmp_path / heartbeat.HEARTBEAT, silence_s=silence_s)
         command = [sys.executable, "-c", PROGRAM, str(watch.path), str(limit_s), str(length_s)]
         log = tmp_path / "trainer.log"
         watched = {"after_start": watch.begin, "trouble": watch.problem}
@@ -41,7 +42,7 @@ def supervised(tmp_path):
         supervisor = Supervisor([child], said.append)
         running.enter_context(supervisor.running())
 
-        def until(condition, seconds=30):
+        def until(condition, seconds=120):
             give_up = time.monotonic() + seconds
             while not condition():
                 assert time.monotonic() < give_up, said
@@ -80,8 +81,8 @@ def test_a_process_that_is_stopped_is_ended(supervised):
 
 
 def test_who_works_within_its_time_or_waits_is_left_alone(supervised):
-    child, said, until = supervised(1000, 1.5)
-    first, enough = child.process.pid, time.monotonic() + 4
+    child, said, until = supervised(1000, 1.5, silence_s=5.0)
+    first, enough = child.process.pid, time.monotonic() + 7
     until(lambda: time.monotonic() > enough)
     assert ends(said) == []
     assert child.process.pid == first
@@ -93,6 +94,25 @@ def test_who_has_not_begun_to_give_signs_is_not_missed(tmp_path):
     watch.path.write_text("waiting")
     assert watch.problem() is not None
     assert watch.problem() is None, "it is said once"
+
+
+def test_a_note_is_never_seen_half_written(tmp_path):
+    path = tmp_path / heartbeat.HEARTBEAT
+    own = Heartbeat(path)
+    own._note("waiting")
+    done = threading.Event()
+
+    def work():
+        for _ in range(2000):
+            with own.during("train", 1.0):
+                pass
+        done.set()
+
+    threading.Thread(target=work).start()
+    seen = set()
+    while not done.is_set():
+        seen.add(path.read_text(encoding="utf-8"))
+    assert seen <= {"waiting", "train, for 1 s at most"}
 
 
 def test_a_full_disk_is_no_reason_to_stop(tmp_path):

