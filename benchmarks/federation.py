@@ -58,15 +58,12 @@ TWENTY = {"partition": "dirichlet:specialty:0.3", "num_clients": 20, "clients_pe
 TWENTY_IID = {"partition": "iid", "num_clients": 20, "clients_per_round": 5}
 EVERY_RULE: list[tuple[str, dict[str, Any]]] = [
     ("fedavg", {}),
-    ("fedavg-factors", {}),
     ("refactor", {}),
     ("core", {}),
     ("core", {"lora_rank": 32}),
     ("warmup-core", {"warmup_rounds": 10, "refresh_rounds": 4}),
     ("ffa", {}),
-    ("stack", {}),
     ("share-a", {}),
-    ("personal-core", {"validation_fraction": 0.1}),
 ]
 
 
@@ -92,10 +89,7 @@ SUITES: dict[str, list[Job]] = {
         rule("core", BY_SPECIALTY, "4 specialties"),
         rule("warmup-core", BY_SPECIALTY, "4 specialties", warmup_rounds=3, refresh_rounds=4),
         rule("ffa", BY_SPECIALTY, "4 specialties"),
-        rule("stack", BY_SPECIALTY, "4 specialties"),
-        rule("fedavg-factors", BY_SPECIALTY, "4 specialties"),
         rule("share-a", BY_SPECIALTY, "4 specialties"),
-        rule("personal-core", BY_SPECIALTY, "4 specialties", validation_fraction=0.1),
     ],
     "formats": [
         rule("fedavg", BY_SPECIALTY, "4 specialties", update_dtype="int8"),
@@ -103,14 +97,8 @@ SUITES: dict[str, list[Job]] = {
         rule("fedavg", BY_SPECIALTY, "4 specialties", update_dtype="bfloat16"),
         rule("refactor", BY_SPECIALTY, "4 specialties", update_dtype="int8"),
     ],
-    "gauges": [
-        rule("fedavg", BY_SPECIALTY, "4 specialties", gauge="svd"),
-        rule("fedavg", BY_SPECIALTY, "4 specialties", gauge="aligned"),
-        rule("refactor", BY_SPECIALTY, "4 specialties", gauge="aligned"),
-    ],
     "ranks": [
         rule("refactor", BY_SPECIALTY, "4 specialties", site_ranks="2 4 8 8"),
-        rule("stack", BY_SPECIALTY, "4 specialties", site_ranks="2 4 8 8"),
     ],
     "cores": [
         rule("core", BY_SPECIALTY, "4 specialties", lora_rank=32),
@@ -142,16 +130,6 @@ for what, factor in (("x100", 100.0), ("flipped", -1.0)):
         )
         for how in ("none", "median", "trimmed-mean", "multi-krum", "krum", "norm-clipping")
     ]
-SUITES["directions"] = [
-    rule("fedavg", BY_SPECIALTY, "4 specialties", min_median_cosine=-1.0),
-    rule("fedavg", FIVE, "5 iid", min_median_cosine=-1.0),
-    Job(
-        "none, screened by direction, 1 of 5 flipped",
-        {"aggregation": "fedavg", "min_median_cosine": 0.0, **FIVE},
-        attack=-1.0,
-        attackers=1,
-    ),
-]
 SUITES["robustness-baselines"] = [
     Job("none, 5 honest", {"aggregation": "fedavg", **FIVE}),
     Job("none, screened by length, 1 of 5 x100", {**FIVE}, attack=100.0, attackers=1),
@@ -256,7 +234,7 @@ def own_scores(
 def beside(job: Job, rounds: int, seed: int) -> dict[str, Any]:
     """Base, each site alone, federated and central, with as many steps."""
     with tempfile.TemporaryDirectory() as out:
-        chosen = settings({"seed": seed, **job.flags}, rounds, out)
+        chosen = settings({"seed": seed, "compare": "base alone central", **job.flags}, rounds, out)
         rows = compare(chosen, SILENT)
         figures = {"name": job.name, "seed": seed, **figures_of(read_rounds(out))}
     return {

@@ -178,26 +178,6 @@ def test_a_bad_reply_is_left_out_and_the_site_named(run, monkeypatch, name):
     assert VICTIM not in [site["site"] for site in second["sites"]]
 
 
-def test_a_mirrored_update_is_left_out_and_the_site_named(run, monkeypatch):
-    """As long as an honest one, so only its direction gives it away."""
-
-    def behave(honest, message, context):
-        content = honest(message, context).content
-        sent = message.content["arrays"]
-        arrays = {
-            name: Array(2 * sent[name].numpy() - array.numpy())
-            for name, array in content["arrays"].items()
-        }
-        return Message(_replaced(content, arrays=ArrayRecord(arrays)), reply_to=message)
-
-    first, second = run(behave, monkeypatch, min_median_cosine=0.0)
-    assert first["rejected"] == []
-    assert all(site["cosine"] >= 0 for site in first["sites"])
-    (refused,) = second["rejected"]
-    assert refused["site"] == VICTIM
-    assert "--min_median_cosine" in refused["reason"]
-
-
 @dataclass
 class Replay:
     """Sends the first reply again, in a new envelope."""
@@ -331,11 +311,6 @@ def test_an_absolute_limit_holds_for_a_lone_site_too(settings, misbehave):
         ({"min_client_fraction": 1.5}, "--min_client_fraction must be in"),
         ({"validation_fraction": 1.0}, "--validation_fraction must be in"),
         ({"max_norm_ratio": 0.5}, "--max_norm_ratio must be 0 or at least 1"),
-        ({"min_median_cosine": 1.0}, r"--min_median_cosine must be in \[-1, 1\)"),
-        (
-            {"min_median_cosine": 0.0, "aggregation": "refactor", "site_ranks": "1 2 2 2"},
-            "--min_median_cosine .*not with --site_ranks",
-        ),
         ({"early_stopping_patience": 2}, "needs --validation_fraction or --test_file"),
     ],
 )

@@ -88,22 +88,6 @@ def unfold(folded: AdapterState, *, seed: int, inner_dim: int | None = None) -> 
     return state
 
 
-def draw_fresh(shapes: dict[str, tuple[int, ...]], *, seed: int, round_index: int) -> AdapterState:
-    """Return a folded adapter that does nothing yet: D = 0, K = I, and A drawn for a round.
-
-    Args:
-        shapes: Of the A, D and E of every layer, by name.
-        seed: The run's seed.
-        round_index: Round; everybody who draws for it gets the same A.
-    """
-    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    for name, A_RI in state.items():
-        if name.endswith(".A"):
-            generator = torch.Generator().manual_seed(derive_seed(seed, "A", name, round_index))
-            nn.init.kaiming_uniform_(A_RI, a=math.sqrt(5), generator=generator)
-    return state
-
-
 def set_trainable(model: nn.Module, factors: str, adapter_name: str = "default") -> None:
     """Let some factors of an adapter train and no others; E stands for the core: B, C and E."""
     trained = factors + "BC" if "E" in factors else factors

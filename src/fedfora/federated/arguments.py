@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedfora.config import flag
-from fedfora.federated.aggregation import GAUGES, NAMES, ROBUST
+from fedfora.federated.aggregation import NAMES, ROBUST
 from fedfora.federated.aggregation.server_optimizer import NAMES as SERVER_OPTIMIZERS
 from fedfora.federated.wire.formats import FORMATS
 
@@ -37,11 +37,6 @@ class RoundArguments:
     )
     max_norm_ratio: float = flag(
         10.0, "refuse an update longer than so many times the round's median; 0 for no such limit"
-    )
-    min_median_cosine: float | None = flag(
-        None,
-        "refuse an update whose cosine to the median of the round's updates is below this; "
-        "-1 only records the cosines",
     )
     max_update_norm: float | None = flag(None, "refuse an update longer than this")
     max_weight: float | None = flag(
@@ -88,10 +83,6 @@ class RoundArguments:
             )
         if self.max_norm_ratio != 0 and not self.max_norm_ratio >= 1:
             raise ValueError(f"--max_norm_ratio must be 0 or at least 1, got {self.max_norm_ratio}")
-        if self.min_median_cosine is not None and not -1 <= self.min_median_cosine < 1:
-            raise ValueError(
-                f"--min_median_cosine must be in [-1, 1), got {self.min_median_cosine}"
-            )
 
 
 def check_ray() -> None:
@@ -120,11 +111,6 @@ class AggregationArguments:
     )
     robust: str = flag("none", "what to do instead of the mean", choices=["none", *ROBUST])
     num_malicious_nodes: int = flag(1, "sites that trimmed-mean, krum and multi-krum can stand")
-    gauge: str = flag(
-        "none",
-        "rotate factors to a common basis first (fedavg) or after (refactor)",
-        choices=["none", *GAUGES],
-    )
     warmup_rounds: int = flag(3, "warmup-core: rounds of refactor before cores alone travel")
     refresh_rounds: int = flag(10, "warmup-core: a round of refactor every so many rounds")
     site_ranks: list[int] = flag(

@@ -146,7 +146,6 @@ class FederationSettings:
         chosen = self.aggregation
         moment = Moment(
             round_index=round_index,
-            num_rounds=self.federation.num_rounds,
             warmup_rounds=chosen.warmup_rounds,
             refresh_rounds=chosen.refresh_rounds,
         )
@@ -191,9 +190,8 @@ def _parsed(items: tuple[tuple[str, Scalar], ...]) -> FederationSettings:
 def _of_the_rule(s: FederationSettings) -> list[tuple[bool, str]]:
     """What an aggregation rule cannot honor."""
     chosen, rules = s.aggregation, rules_of(s.aggregation.aggregation)
-    name, ranks, gauge = f"--aggregation {chosen.aggregation}", chosen.site_ranks, chosen.gauge
+    name, ranks = f"--aggregation {chosen.aggregation}", chosen.site_ranks
     plain = chosen.server_optimizer == "sgd" and chosen.server_learning_rate == 1
-    judged = s.rounds.validation_fraction > 0 and s.federation.num_rounds > 1
     return [
         (
             max(ranks, default=0) > s.adapter.lora_rank,
@@ -201,37 +199,15 @@ def _of_the_rule(s: FederationSettings) -> list[tuple[bool, str]]:
         ),
         (
             bool(ranks) and not all(rule.any_rank for rule in rules),
-            f"{name} cannot mix --site_ranks; refactor and stack can",
+            f"{name} cannot mix --site_ranks; refactor can",
         ),
         (
-            gauge != "none" and all(rule.gauge == "nothing" for rule in rules),
-            f"--gauge {gauge} changes nothing under {name}",
-        ),
-        (
-            not plain and any(rule.on_top for rule in rules),
-            f"{name} takes only --server_optimizer sgd at rate 1",
-        ),
-        (
-            not plain and gauge != "aligned" and not all(r.keeps_coordinates for r in rules),
-            f"{name} makes new factors each round; --server_optimizer {chosen.server_optimizer} "
-            "needs --gauge aligned with it",
-        ),
-        (
-            gauge == "aligned" and bool(ranks),
-            "--site_ranks needs factors in order of size: leave out --gauge aligned",
+            not plain and not all(rule.keeps_coordinates for rule in rules),
+            f"{name} makes new factors each round and takes only --server_optimizer sgd at rate 1",
         ),
         (
             s.train.loraplus_lr_ratio != 1 and any("D" in rule.frozen for rule in rules),
             f"{name} freezes the factor that --loraplus_lr_ratio speeds",
-        ),
-        (
-            any(not rule.sends for rule in rules) and not judged,
-            f"{name} needs --validation_fraction, to judge the private cores on, and at least 2 "
-            "rounds: the last one is theirs",
-        ),
-        (
-            s.rounds.min_median_cosine is not None and bool(ranks),
-            "--min_median_cosine compares updates of one shape: not with --site_ranks",
         ),
     ]
 
@@ -248,7 +224,6 @@ def _of_secure_aggregation(s: FederationSettings) -> list[tuple[bool, str]]:
     return [
         (not rule, f"--aggregation {chosen.aggregation} {own}: use one of {means}"),
         (chosen.robust != "none", f"--robust {chosen.robust} {own}"),
-        (chosen.gauge != "none", f"--gauge {chosen.gauge} {own}"),
         (chosen.update_dtype != "float32", f"--update_dtype {chosen.update_dtype} {own}"),
         (bool(chosen.site_ranks), f"--site_ranks {chosen.site_ranks} {own}"),
         (
@@ -259,7 +234,6 @@ def _of_secure_aggregation(s: FederationSettings) -> list[tuple[bool, str]]:
             rounds.max_norm_ratio not in (0, default_ratio),
             f"--max_norm_ratio {single}; --max_update_norm lets each site shorten its own",
         ),
-        (rounds.min_median_cosine is not None, f"--min_median_cosine {single}"),
         (
             chosen.weighting == "rows" and rounds.max_weight is None,
             f"--weighting rows {with_it} needs --max_weight: the most rows of a site",
@@ -281,16 +255,11 @@ def _of_privacy(s: FederationSettings) -> list[tuple[bool, str]]:
             f"--privacy_unit {unit}",
         ),
         (
-            site and rounds.min_median_cosine is not None,
-            f"--min_median_cosine lets one site decide whether another one counts: not {with_it}",
-        ),
-        (
             site and not rule,
             f"--aggregation {chosen.aggregation} is no mean of clipped changes: {with_it} use one "
             f"of {means}",
         ),
         (site and chosen.robust != "none", f"--robust {chosen.robust}: {with_it} only the mean"),
-        (site and chosen.gauge != "none", f"--gauge {chosen.gauge}: {with_it} only the mean"),
         (
             site and bool(chosen.site_ranks),
             f"--site_ranks {chosen.site_ranks}: {with_it} only the mean",

@@ -47,7 +47,6 @@ from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
 
-BELOW = "below"  # name of the adapter that works under the one that is trained
 SITE_NAME = "site-name"  # in the configuration of a real site's node
 
 
@@ -92,7 +91,6 @@ class SiteRuntime:
         seed: int,
         on_step: Callable[[StepReport], None],
         factors: str = "ABCDE",
-        below: AdapterState | None = None,
         proximal_mu: float = 0.0,
         privacy: RecordPrivacy | None = None,
     ) -> tuple[AdapterState, LocalResult]:
@@ -106,7 +104,6 @@ class SiteRuntime:
             seed: Seed of the order of rows and of dropout.
             on_step: Called after every optimizer step.
             factors: Those that are trained; E stands for the core.
-            below: An adapter that works too and stays as it is.
             proximal_mu: FedProx's pull towards the adapter as it came.
             privacy: How single records are hidden, if they are.
 
@@ -114,8 +111,6 @@ class SiteRuntime:
             All five factors, and what the training did.
         """
         name = self.load(adapter)
-        if below is not None:
-            self._put_below(below, name)
         set_trainable(self.model, factors, name)
         result = train_locally(
             self.model,
@@ -142,19 +137,6 @@ class SiteRuntime:
             seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
             adapter = unfold(adapter, seed=seed, inner_dim=inner_dim)
         write_state(self.model, adapter, name)
-
-    def _put_below(self, adapter: AdapterState, name: str) -> None:
-        """Let a second adapter work under the one called `name`, frozen."""
-        rank = rank_of(adapter)
-        config = self.model.peft_config.get(BELOW)
-        if config is not None and config.r != rank:
-            self.model.delete_adapter(BELOW)
-            config = None
-        if config is None:
-            add_adapter_of_rank(self.model, rank, BELOW)
-        self._write(adapter, BELOW)
-        self.model.base_model.set_adapter([name, BELOW])
-        set_trainable(self.model, "", BELOW)
 
     def form(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what is saved beside an adapter's weights: PEFT's configuration and our record."""
@@ -271,7 +253,6 @@ def train_round(
     seed: int | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     factors: str = "ABCDE",
-    below: AdapterState | None = None,
 ) -> tuple[AdapterState, LocalResult]:
     """Take a site's steps of one round (counted from 0) and return its adapter's five factors.
 
@@ -283,7 +264,6 @@ def train_round(
         seed: What the order of rows and dropout are drawn from; None for the run's.
         on_step: Called after every optimizer step.
         factors: Those that are trained; E stands for the core.
-        below: An adapter that works too and stays as it is.
     """
     federation, settings = runtime.settings.federation, runtime.settings
     total_steps = federation.num_rounds * federation.local_steps
@@ -311,7 +291,6 @@ def train_round(
         ),
         on_step=on_step,
         factors=factors,
-        below=below,
         proximal_mu=settings.aggregation.proximal_mu,
         privacy=None if paid is None else paid.privacy,
     )
@@ -340,7 +319,7 @@ def _runtime(items: tuple[tuple[str, Scalar], ...]) -> SiteRuntime:
         base_fingerprint=base_fingerprint,
         model=model,
         prompts=prompt_format_of(settings.data, base.tokenizer),
-        fresh=fold(state) if rule.folds else state,
+        fresh=fold(state),
     )
 
 

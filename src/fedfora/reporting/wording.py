@@ -26,7 +26,6 @@ _LABELS = {
     "original_character_f1": "character F1 of the original",
     "parse_rate": "parse rate",
     "norm": "length of the update",
-    "cosine": "cosine of the update to the round's median",
     "attainable_error": "aggregation error of the exact mean",
     "exact_match": "exact match",
     "aggregation_error": "aggregation error",

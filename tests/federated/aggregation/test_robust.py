@@ -58,14 +58,14 @@ def test_the_mean_has_no_such_bound(adapters):
 
 
 @pytest.mark.parametrize("name", ["median", "trimmed-mean", "krum", "multi-krum"])
-@pytest.mark.parametrize("rule", ["fedavg", "refactor", "core", "ffa", "stack"])
+@pytest.mark.parametrize("rule", ["fedavg", "refactor", "core", "ffa"])
 def test_any_rule_stands_a_liar_with_a_robust_combination(rule, name, adapters):
     """An update a million times too long moves the result by no more than honest ones differ."""
     rules, factors = RULES[rule], "E" if rule == "core" else "AD"
     before = {n: torch.zeros_like(v) for n, v in adapters.random(0).items()}
-    before = {n: v for n, v in before.items() if n[-1] in RULES[rule].sends}
+    before = {n: v for n, v in before.items() if n[-1] in RULES[rule].travels}
     honest = [
-        {n: v for n, v in adapters.random(k).items() if n[-1] in rules.sends} for k in range(1, 6)
+        {n: v for n, v in adapters.random(k).items() if n[-1] in rules.travels} for k in range(1, 6)
     ]
     liar = {n: 1e6 * v for n, v in honest[0].items()}
     pairs = [(update, 1.0) for update in [*honest, liar]]

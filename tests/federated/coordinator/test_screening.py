@@ -14,11 +14,7 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from fedfora.federated.coordinator.outliers import median_of_others, middle_values
 from fedfora.federated.coordinator.screening import (
     WINDOW,
     Limits,
@@ -172,68 +168,3 @@ def test_headers_are_compared_without_reading_the_payload(array, message):
     (name,) = EXPECTED.example
     with pytest.raises(RejectedError, match=message):
         check_arrays(ArrayRecord({name: Array(array)}), EXPECTED.example)
-
-
-def pointing(direction, length=1.0):
-    """An honest reply whose update points there: three numbers of A."""
-    content = reply(0.0).content
-    update = {name: value.clone() for name, value in SENT.items()}
-    update["q.A"][0] = length * torch.tensor(direction)
-    content["arrays"] = pack(update, LAYOUT)
-    return Message(content, 1, "train")
-
-
-ALIKE = [(1.0, 0.1, 0.0), (1.0, 0.0, 0.2), (0.9, -0.1, 0.1), (1.0, 0.2, -0.1)]
-
-
-@pytest.mark.parametrize("length", [1.0, 5.0])
-@pytest.mark.parametrize("place", [0, 2, 4])
-def test_an_update_that_points_the_other_way_is_refused_wherever_it_comes(place, length):
-    replies = [pointing(direction) for direction in ALIKE]
-    replies.insert(place, pointing((-1.0, 0.0, 0.0), length))
-    accepted, refused = screened(enumerate(replies), min_median_cosine=0.0)
-    assert list(refused) == [place]
-    assert "(--min_median_cosine)" in refused[place]
-    assert accepted == [i for i in range(5) if i != place]
-
-
-def test_of_three_sites_no_two_can_be_told_from_one():
-    replies = [pointing((1.0, 0.0, 0.0)), pointing((-1.0, 0.0, 0.0)), pointing((1.0, 0.0, 0.0))]
-    accepted, _ = screened(enumerate(replies), min_median_cosine=0.0)
-    assert accepted == [0, 1, 2]
-
-
-@pytest.mark.parametrize("number", [4, 5])
-def test_the_cosine_is_that_to_the_median_of_the_others(number):
-    directions = np.array([*ALIKE, (0.0, 1.0, 0.0)])[-number:]
-    limits = Limits(max_weight=100, min_median_cosine=-1.0)
-    replies = enumerate(pointing(tuple(direction)) for direction in directions)
-    found = [item.cosine for item in screen(replies, lambda s: EXPECTED, limits, print)]
-    medians = [np.median(np.delete(directions, i, axis=0), axis=0) for i in range(number)]
-    expected = [
-        float(np.dot(d, m) / np.linalg.norm(d) / np.linalg.norm(m))
-        for d, m in zip(directions, medians, strict=True)
-    ]
-    assert found == pytest.approx(expected, abs=1e-6)
-
-
-@given(
-    arrays(
-        np.float32,
-        st.tuples(st.integers(3, 9), st.integers(1, 5)),
-        elements=st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0]),
-    )
-)
-def test_the_median_of_the_others_is_found_without_sorting_them_again(rows):
-    middles = middle_values(torch.tensor(rows))
-    for i, own in enumerate(rows):
-        others = np.median(np.delete(rows, i, axis=0), axis=0)
-        assert np.array_equal(median_of_others(middles, torch.tensor(own)).numpy(), others)
-
-
-def test_later_replies_are_judged_by_the_first_ones():
-    """Memory stays flat: the median is that of the first window, and no later update is kept."""
-    replies = [pointing((1.0, 0.0, 0.0)) for _ in range(WINDOW + 3)]
-    replies[WINDOW + 1] = pointing((-1.0, 0.0, 0.0))
-    _, refused = screened(enumerate(replies), min_median_cosine=0.0)
-    assert list(refused) == [WINDOW + 1]

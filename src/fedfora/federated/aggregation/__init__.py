@@ -8,13 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedfora.federated.aggregation import means, products  # noqa: F401  # fill RULES
-from fedfora.federated.aggregation.gauge import GAUGES
 from fedfora.federated.aggregation.robust import ROBUST
 from fedfora.federated.aggregation.rule import RULES, AdapterState, Rule, Weighted
 from fedfora.registry import Registry
 
 __all__ = [
-    "GAUGES",
     "NAMES",
     "ROBUST",
     "RULES",
@@ -36,13 +34,11 @@ class Moment:
 
     Args:
         round_index: Round, counted from 0.
-        num_rounds: Rounds in all.
         warmup_rounds: Rounds before the first change of rule.
         refresh_rounds: Length of a cycle after that.
     """
 
     round_index: int
-    num_rounds: int
     warmup_rounds: int
     refresh_rounds: int
 
@@ -69,16 +65,9 @@ def warmup_core(moment: Moment) -> str:
     return "core"
 
 
-def personal_core(moment: Moment) -> str:
-    """`fedavg`; after it, in the last round, every site fits a private core that stays with it."""
-    return "private-core" if moment.round_index == moment.num_rounds - 1 else "fedavg"
-
-
-SCHEDULES.add("personal-core", Schedule(("fedavg", "private-core"), personal_core))
 SCHEDULES.add("warmup-core", Schedule(("refactor", "core"), warmup_core))
 
-# A rule by which nothing comes back is of use after another one alone.
-NAMES = sorted([*(name for name in RULES if RULES[name].sends), *SCHEDULES])
+NAMES = sorted([*RULES, *SCHEDULES])
 
 
 def rule_of_round(name: str, moment: Moment) -> Rule:

@@ -1,4 +1,4 @@
-"""Rules that average factors: `fedavg`, `fedavg-factors`, `ffa` and `core`.
+"""Rules that average factors: `fedavg`, `ffa`, `core` and `share-a`.
 
 The mean of A, D and K - I is not the mean of D K A. It is where all factors but one are the same at
 all sites: in `ffa` (what travels is the product D K, next to a frozen A) and in `core`.
@@ -66,10 +66,7 @@ def _flat(update: AdapterState, order: AdapterState) -> Tensor:
     return torch.cat([update[name].double().flatten() for name in order])
 
 
-RULES.add("fedavg", Rule("fedavg", mean_of_factors, travels="ADE", gauge="updates"))
-
-# As whoever averages all trained parameters would do with FoRA's five.
-RULES.add("fedavg-factors", Rule("fedavg-factors", mean_of_factors, travels="ABCDE"))
+RULES.add("fedavg", Rule("fedavg", mean_of_factors, travels="ADE"))
 
 # FFA-LoRA (Sun et al. 2024, https://arxiv.org/abs/2403.12313) with FoRA's core, which D absorbs.
 RULES.add("ffa", Rule("ffa", mean_of_factors, travels="D", frozen="A", absorbs=True))
@@ -77,30 +74,6 @@ RULES.add("ffa", Rule("ffa", mean_of_factors, travels="D", frozen="A", absorbs=T
 # LoRA-XS's bases (Balazy et al. 2024, https://arxiv.org/abs/2405.17604): from random ones a core
 # hardly learns.
 RULES.add("core", Rule("core", mean_of_factors, travels="E", frozen="AD", start="svd"))
-
-
-# Rules in which a part of the adapter never leaves its site: `share-a` and the private core.
-
-
-def leave_as_it_is(
-    current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
-) -> AdapterState:
-    """Return the global adapter; the sites sent nothing of theirs.
-
-    Raises:
-        ValueError: If no site answered, or a weight is not positive.
-    """
-    answered = 0
-    for _, weight in updates:
-        check_weight(weight)
-        answered += 1
-    if not answered:
-        raise ValueError(NOBODY)
-    return current
-
-
-# The last round of `personal-core`: each site fits a core of its own to the finished adapter.
-RULES.add("private-core", Rule("private-core", leave_as_it_is, "ADE", returns="", held="AD"))
 
 # FedSA-LoRA (Guo et al. 2024, https://arxiv.org/abs/2410.01463): A learns what is common.
 RULES.add("share-a", Rule("share-a", mean_of_factors, travels="A", personal="DE"))

@@ -1,4 +1,4 @@
-"""Rules that average what the adapters do, D K A, through stacked factors: `refactor`, `stack`.
+"""The rule that averages what the adapters do, D K A, through stacked factors: `refactor`.
 
 The mean of K products is a product of stacked factors, P Q with P = [w_1 D_1 K_1, ...] (O, S) and
 Q = [A_1; ...] (S, I). No O x I matrix is formed, and sites may have different ranks.
@@ -81,40 +81,6 @@ def refactor(
     return result
 
 
-def stack(
-    current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
-) -> AdapterState:
-    """The global adapter plus the mean of what the sites trained on top of it; nothing is cut off.
-
-    The ranks add up until they reach what a layer's matrix can have (FLoRA, Wang et al. 2024,
-    https://arxiv.org/abs/2409.05976, which merges the sum into the base; here the base is
-    quantized, and the sum stays an adapter).
-
-    Args:
-        current: The global adapter.
-        updates: Pairs of fresh adapter and weight; ranks may differ.
-        combine: What to do instead of the mean.
-
-    Raises:
-        ValueError: If there is no update, or a weight is not positive.
-    """
-    added = _mean(updates) if combine is None else _combined(None, list(updates), combine)
-    sums = {}
-    for layer, terms in added.items():
-        sums[layer] = ProductSum()
-        before = product(current, layer)
-        if bool(before[0].any()):  # a fresh global adapter is no more than its rank
-            sums[layer].add(before)
-        sums[layer].add(terms)
-    factors = {layer: total.factors() for layer, total in sums.items()}
-    rank = max(min(*P.shape, *Q.shape) for P, Q in factors.values())
-    result: AdapterState = {}
-    for layer, (P_OS, Q_SI) in factors.items():
-        D_OS, A_SI = best_factors(P_OS, Q_SI, rank)
-        result[f"{layer}.A"], result[f"{layer}.D"] = A_SI.float(), D_OS.float()
-    return result
-
-
 def _mean(updates: Iterable[Weighted]) -> dict[str, Product]:
     sums: dict[str, ProductSum] = {}
     total = 0.0
@@ -132,9 +98,7 @@ def _mean(updates: Iterable[Weighted]) -> dict[str, Product]:
     return means
 
 
-def _combined(
-    current: AdapterState | None, pairs: list[Weighted], combine: Combine
-) -> dict[str, Product]:
+def _combined(current: AdapterState, pairs: list[Weighted], combine: Combine) -> dict[str, Product]:
     """Combine the changes of products as rows of coefficients in orthonormal bases.
 
     A layer's products all lie in U M V^T, with U and V the principal axes of the changes: distances
@@ -148,14 +112,14 @@ def _combined(
     weights_K = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
     bases, before, rows = {}, {}, []
     for layer in layers_of(pairs[0][0]):
-        start = [product(current, layer)] if current is not None else []
+        P0_OR, Q0_RI = product(current, layer)
         products = [product(update, layer) for update, _ in pairs]
-        U_OS, V_IS = _spanning_bases(products + start)
-        M0_SS = sum(((U_OS.mT @ P) @ (Q @ V_IS) for P, Q in start), torch.zeros(()))
+        U_OS, V_IS = _spanning_bases([*products, (P0_OR, Q0_RI)])
+        M0_SS = (U_OS.mT @ P0_OR) @ (Q0_RI @ V_IS)
         changes_KSS = torch.stack([(U_OS.mT @ P) @ (Q @ V_IS) for P, Q in products]) - M0_SS
         left_SS, right_SS = _principal_axes(changes_KSS)
         bases[layer] = (U_OS @ left_SS, V_IS @ right_SS)
-        before[layer] = left_SS.mT @ M0_SS @ right_SS if start else M0_SS
+        before[layer] = left_SS.mT @ M0_SS @ right_SS
         rows.append((left_SS.mT @ changes_KSS @ right_SS).flatten(1))
     combined_N = combine(torch.cat(rows, dim=1), weights_K)
     pieces = torch.split(combined_N, [row.shape[1] for row in rows])
@@ -188,19 +152,6 @@ RULES.add(
         travels="AD",
         absorbs=True,
         any_rank=True,
-        gauge="result",
-        keeps_coordinates=False,
-    ),
-)
-RULES.add(
-    "stack",
-    Rule(
-        "stack",
-        stack,
-        travels="AD",
-        absorbs=True,
-        any_rank=True,
-        on_top=True,
         keeps_coordinates=False,
     ),
 )

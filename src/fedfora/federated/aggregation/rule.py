@@ -21,7 +21,7 @@ Aggregate = Callable[[AdapterState, Iterable[Weighted], Combine | None], Adapter
 class Rule:
     """One way of federating an adapter, for the length of a round.
 
-    The global adapter has the factors A, D and E = K - I, or all five. Every factor either travels
+    The global adapter has the factors A, D and E = K - I. Every factor either travels
     each round, or is frozen (the same at all sites, sent to each of them once), or is personal
     (never leaves its site), or is absorbed.
 
@@ -32,17 +32,12 @@ class Rule:
         travels: Factors that go to the sites and come back.
         frozen: Factors that nobody trains.
         personal: Factors that each site trains and keeps.
-        returns: Factors that come back where these are not the ones that go out.
-        held: Factors that travel and are not trained.
         absorbs: The core is taken into D before an adapter travels, so that E need not.
         start: How a fresh adapter starts, as `ForaConfig.init_weights`: with D = 0, or with A and D
             from the base weight and K = 0.
         any_rank: Sites may have different ranks.
-        on_top: A site trains a fresh adapter on top of the global one, which stays as it is.
-        gauge: What a gauge can turn: the sites' updates before they are averaged, the result, or
-            nothing.
-        keeps_coordinates: Factors mean the same from round to round without a gauge, so that a
-            server optimizer makes sense.
+        keeps_coordinates: Factors mean the same from round to round, so that a server optimizer
+            makes sense.
     """
 
     name: str
@@ -50,29 +45,15 @@ class Rule:
     travels: str
     frozen: str = ""
     personal: str = ""
-    returns: str | None = None
-    held: str = ""
     absorbs: bool = False
     start: Literal["zero", "svd"] = "zero"
     any_rank: bool = False
-    on_top: bool = False
-    gauge: Literal["updates", "result", "nothing"] = "nothing"
     keeps_coordinates: bool = True
-
-    @property
-    def sends(self) -> str:
-        """Factors that a site sends back."""
-        return self.travels if self.returns is None else self.returns
 
     @property
     def trains(self) -> str:
         """Factors that a site trains; E stands for the core, whatever holds it."""
-        return "".join(factor for factor in "ABCDE" if factor not in self.frozen + self.held)
-
-    @property
-    def folds(self) -> bool:
-        """Whether B and C are taken into E before an adapter travels."""
-        return "B" not in self.travels
+        return "".join(factor for factor in "ABCDE" if factor not in self.frozen)
 
 
 RULES: Registry[Rule] = Registry("aggregation rule")

@@ -1,4 +1,4 @@
-"""The coordinator's arithmetic of a round: rule, gauge, server optimizer and error meter together.
+"""The coordinator's arithmetic of a round: rule, server optimizer and error meter together.
 
 Knows updates and weights, and nothing of messages.
 """
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedfora.federated.aggregation import GAUGES, AdapterState, Rule, Weighted
+from fedfora.federated.aggregation import AdapterState, Rule, Weighted
 from fedfora.federated.aggregation.meter import ErrorMeter, Reading
 from fedfora.federated.aggregation.robust import robust
 from fedfora.federated.aggregation.server_optimizer import Rates, ServerOptimizer
-from fedfora.federated.aggregation.update import layers_of, part
+from fedfora.federated.aggregation.update import layers_of
 from fedfora.federated.coordinator.site_privacy import SitePrivacy
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.wire.messages import RoundMessages
@@ -65,8 +65,7 @@ class Aggregator:
             ValueError: If there is no update, or a weight is not positive.
         """
         rule, chosen = exchange.rule, self.settings.aggregation
-        partial = bool(rule.personal) or rule.on_top or not rule.sends
-        meter = None if partial else ErrorMeter()
+        meter = None if rule.personal else ErrorMeter()
         combine = robust(chosen.robust, chosen.num_malicious_nodes)
         hidden = self.site_privacy
         if hidden is not None:
@@ -75,8 +74,6 @@ class Aggregator:
         aggregate = rule.aggregate(exchange.current, seen, combine)
         if hidden is not None:
             aggregate = hidden.noisy(exchange.current, aggregate)
-        if rule.gauge == "result" and chosen.gauge != "none":
-            aggregate = part(GAUGES[chosen.gauge](aggregate, exchange.adapter), rule.sends)
         reading = None
         if meter is not None:
             reading = meter.read(exchange.whole(aggregate), exchange.adapter)
@@ -87,15 +84,11 @@ class Aggregator:
     def _seen(
         self, exchange: RoundMessages, updates: Iterable[Weighted], meter: ErrorMeter | None
     ) -> Iterator[Weighted]:
-        """Show every update to the meter, and turn it into the common gauge."""
-        gauge = self.settings.aggregation.gauge
+        """Show every update to the meter on its way to the rule."""
         for update, weight in updates:
             if meter is not None:
                 meter.add(exchange.whole(update), weight)
-            if exchange.rule.gauge == "updates" and gauge != "none":
-                yield GAUGES[gauge](update, exchange.adapter), weight
-            else:
-                yield update, weight
+            yield update, weight
 
     def _say(self, rule: Rule, reading: Reading) -> None:
         """Say once which rule would have lost less."""

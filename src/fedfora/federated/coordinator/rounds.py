@@ -134,7 +134,6 @@ def limits_of(settings: FederationSettings) -> Limits:
             if settings.privacy.privacy_unit == "site"
             else rounds.max_norm_ratio or infinity
         ),
-        min_median_cosine=rounds.min_median_cosine,
     )
 
 
@@ -338,9 +337,8 @@ class _Rounds:
         prune(directory, keep=self.settings.rounds.save_total_limit, best_round=best_round)
 
     def _save_adapter(self, adapter: AdapterState, directory: Path) -> None:
-        state, seed = adapter, self.settings.train.seed
-        if self.settings.rule_of_round(0).folds:
-            state = unfold(adapter, seed=seed, inner_dim=self.settings.adapter.inner_dim)
+        seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
+        state = unfold(adapter, seed=seed, inner_dim=inner_dim)
         layout, base = self.agreement.layout, dict(self.agreement.record["base"])
         base["name"] = self.settings.model.model_name_or_path or base["name"]
         start: bool | Literal["svd"] = self.settings.rule_of_round(0).start != "svd" or "svd"

@@ -10,8 +10,8 @@ What is refused is left out of the round and named; nothing is repaired.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -53,13 +53,11 @@ class Limits:
         max_weight: Largest number of answer tokens.
         max_update_norm: Longest update; infinity for no limit.
         max_norm_ratio: Longest update as a multiple of the median; infinity for no limit.
-        min_median_cosine: Least cosine to the median update; None where directions do not count.
     """
 
     max_weight: float
     max_update_norm: float = math.inf
     max_norm_ratio: float = math.inf
-    min_median_cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,6 @@ class Accepted(Generic[Sender]):
         report: What the site says of its training.
         sent: What it trained from.
         norm: Length of what it changed, ||update - sent||_2 over all factors.
-        cosine: Of what it changed to the round's median; None where directions do not count.
     """
 
     sender: Sender
@@ -80,7 +77,6 @@ class Accepted(Generic[Sender]):
     report: Report
     sent: AdapterState
     norm: float
-    cosine: float | None = None
 
 
 def screen(
@@ -98,7 +94,7 @@ def screen(
         on_rejected: Called with the sender of a refused reply, and the reason.
     """
     held: list[Accepted[Sender]] = []
-    peers = UpdateOutliers(limits.max_norm_ratio, limits.min_median_cosine)
+    peers = UpdateOutliers(limits.max_norm_ratio)
     for sender, reply in replies:
         try:
             held.append(_inspect(sender, reply, expected(sender), limits))
@@ -248,22 +244,12 @@ def _like_the_others(
     peers: UpdateOutliers,
     on_rejected: Callable[[Sender, str], None],
 ) -> Iterator[Accepted[Sender]]:
-    directed, first = peers.min_median_cosine is not None, not peers.knows_direction
-    if directed:
-        peers.learn_direction([_change(candidate) for candidate in candidates])
     for candidate in candidates:
-        cosine = None
-        if directed:
-            cosine = peers.cosine(_change(candidate), among_the_first=first)
-        reason = peers.objection(candidate.norm, cosine)
+        reason = peers.objection(candidate.norm)
         if reason is None:
-            yield replace(candidate, cosine=cosine)
+            yield candidate
         else:
             on_rejected(candidate.sender, reason)
-
-
-def _change(accepted: Accepted[Any]) -> AdapterState:
-    return {name: value - accepted.sent[name] for name, value in accepted.update.items()}
 
 
 def distance(update: AdapterState, sent: AdapterState) -> float:

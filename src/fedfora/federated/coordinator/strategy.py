@@ -66,8 +66,7 @@ class SiteInfo:
 class SiteResult:
     """What one site did in one round: its report, the bytes that traveled, how far it moved.
 
-    Under secure aggregation nobody knows a site's report and how far it moved; both are None. The
-    cosine to the round's median is known where directions count.
+    Under secure aggregation nobody knows a site's report and how far it moved; both are None.
     """
 
     site: str
@@ -75,14 +74,12 @@ class SiteResult:
     uplink_bytes: int
     downlink_bytes: int
     norm: float | None
-    cosine: float | None = None
 
     def to_line(self) -> dict[str, str | int | float]:
         """Return it flat, as metrics.jsonl holds it."""
         reported = {} if self.report is None else vars(self.report)
         traveled = {"uplink_bytes": self.uplink_bytes, "downlink_bytes": self.downlink_bytes}
-        moved = {"norm": self.norm, "cosine": self.cosine}
-        moved = {name: value for name, value in moved.items() if value is not None}
+        moved = {} if self.norm is None else {"norm": self.norm}
         return {"site": self.site, **reported, **traveled, **moved}
 
 
@@ -150,13 +147,10 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             self.secure.admit(site.node_id, site.index)
 
     def sample(self, server_round: int) -> list[SiteInfo]:
-        """Return the sites of a round, by index; the same seed draws the same sites.
-
-        A round from which nothing comes back is there for the sites, so all of them take part.
-        """
+        """Return the sites of a round, by index; the same seed draws the same sites."""
         sites = list(self.sites.values())
         clients_per_round = self.settings.federation.clients_per_round
-        if clients_per_round is None or not self.settings.rule_of_round(server_round - 1).sends:
+        if clients_per_round is None:
             return sites
         rng = random.Random(derive_seed(self.settings.train.seed, "sample", server_round))
         sampled = rng.sample(sites, min(clients_per_round, len(sites)))
@@ -235,7 +229,6 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
             self.settings.rule_of_round(server_round - 1),
             from_record(arrays),
             FORMATS[self.settings.aggregation.update_dtype],
-            seed=self.settings.train.seed,
             round_index=server_round - 1,
         )
 
@@ -317,7 +310,6 @@ class AdapterStrategy(Strategy):  # type: ignore[misc]  # a Flower interface
                 uplink_bytes=payload_bytes(expected(site).example),
                 downlink_bytes=self._downlink_bytes[site.node_id],
                 norm=accepted.norm,
-                cosine=accepted.cosine,
             )
             used.append(contribution)
             self.on_used(contribution)

@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedfora.adapter.state import draw_fresh, fold
+from fedfora.adapter.state import fold
 from fedfora.federated.aggregation import Rule
 from fedfora.federated.aggregation.update import AdapterState, absorb, part
 from fedfora.federated.secure_aggregation.crypto import prompts_digest
@@ -128,7 +128,7 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
         secure_answers.check_in_clear(context)
     assignment = read_assignment(message.content, context.state, runtime.fresh)
     validation_loss, validation_tokens = validate(runtime, site, assignment.adapter)
-    arrays, result, private_loss = carry_out(
+    arrays, result = carry_out(
         runtime,
         site,
         assignment,
@@ -152,7 +152,6 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
         seconds=result.seconds,
         validation_loss=validation_loss,
         validation_tokens=validation_tokens,
-        private_validation_loss=private_loss,
     )
     content[METRICS] = report.to_record()
     return Message(content, reply_to=message)
@@ -221,7 +220,7 @@ def carry_out(
     *,
     seed: int | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
-) -> tuple[ArrayRecord, LocalResult, float]:
+) -> tuple[ArrayRecord, LocalResult]:
     """Train for one round.
 
     Args:
@@ -233,45 +232,25 @@ def carry_out(
         on_step: Called after every optimizer step.
 
     Returns:
-        What travels, what the training did, and the validation loss of a private adapter, 0 where
-        the round made none.
+        What travels, and what the training did.
     """
     rule, start = assignment.rule, assignment.adapter
-    below = None
-    if rule.on_top:
-        below, start = start, fresh_start(runtime, site, assignment.round_index)
     trained, result = train_round(
         runtime,
         site,
         start,
-        below=below,
         factors=rule.trains,
         round_index=assignment.round_index,
         seed=seed,
         on_step=on_step,
     )
-    adapter = fold(trained) if rule.folds else trained
+    adapter = fold(trained)
     if rule.absorbs:
         adapter = absorb(adapter)
     if rule.personal:
         state["personal"] = to_record(part(adapter, rule.personal))
         runtime.keep(site, adapter)
-    private_loss = 0.0 if rule.sends else _keep_the_better(runtime, site, start, adapter)
-    arrays = _packed(runtime, rule, adapter, start, state)
-    return arrays, result, private_loss
-
-
-def _keep_the_better(
-    runtime: SiteRuntime, site: SiteData, received: AdapterState, private: AdapterState
-) -> float:
-    """Save the private adapter where it wins on the site's rows kept back, else the received one.
-
-    Returns the private one's loss on them.
-    """
-    received_loss, _ = validate(runtime, site, received)
-    private_loss, _ = validate(runtime, site, private)
-    runtime.keep(site, private if private_loss < received_loss else received)
-    return private_loss
+    return _packed(runtime, rule, adapter, start, state), result
 
 
 def hide_result(
@@ -296,7 +275,7 @@ def hide_result(
         arrays: What `carry_out` packed, in float32.
         result: What the training did.
     """
-    settings, start = runtime.settings, part(assignment.adapter, assignment.rule.sends)
+    settings, start = runtime.settings, part(assignment.adapter, assignment.rule.travels)
     layout = Layout.of(start)
     received = part(assignment.adapter, assignment.rule.travels + assignment.rule.frozen)
     update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
@@ -328,12 +307,6 @@ def hide_result(
     return hidden
 
 
-def fresh_start(runtime: SiteRuntime, site: SiteData, round_index: int) -> AdapterState:
-    """Return the fresh adapter that a site and the coordinator draw alike for a round."""
-    shapes = dict(runtime.layout.at_rank(site.rank).shapes)
-    return draw_fresh(shapes, seed=runtime.settings.train.seed, round_index=round_index)
-
-
 def _packed(
     runtime: SiteRuntime,
     rule: Rule,
@@ -346,13 +319,12 @@ def _packed(
     It can where the factors mean the same then, as they do not when each round makes new ones.
     """
     chosen = runtime.settings.aggregation
-    update, reference = part(adapter, rule.sends), part(start, rule.sends)
+    update, reference = part(adapter, rule.travels), part(start, rule.travels)
     layout, form = Layout.of(update), FORMATS[chosen.update_dtype]
     feedback = state.get("lost", {})
     lost = feedback[layout.digest].numpy() if layout.digest in feedback else None
     record, lost = pack_with_feedback(update, reference, lost, layout, form)
-    aligned = rule.gauge == "result" and chosen.gauge == "aligned"
-    if lost is not None and (rule.keeps_coordinates or aligned):
+    if lost is not None and rule.keeps_coordinates:
         state["lost"] = ArrayRecord({layout.digest: Array(lost)})
     else:
         state.pop("lost", None)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedfora.adapter.state import draw_fresh
 from fedfora.federated.aggregation import RULES, AdapterState, Rule
 from fedfora.federated.aggregation.update import absorb, part, rank_of, truncate
 from fedfora.federated.wire.formats import Format
@@ -79,8 +78,6 @@ class Report:
         validation_loss: Loss per answer token of the received adapter, before training, on the
             rows that the site keeps back; 0 where it keeps none.
         validation_tokens: Answer tokens of those rows.
-        private_validation_loss: The same loss of the site's private adapter, where the round made
-            one; it is kept where it is the lower one.
     """
 
     loss: float
@@ -91,7 +88,6 @@ class Report:
     seconds: float
     validation_loss: float = 0.0
     validation_tokens: int = 0
-    private_validation_loss: float = 0.0
 
     def to_record(self) -> MetricRecord:
         """Return it as it travels."""
@@ -138,14 +134,12 @@ class RoundMessages:
         rule: What the round follows.
         adapter: The global adapter, all its factors.
         form: Travel format of the answers.
-        seed: The run's seed.
         round_index: Round, counted from 0.
     """
 
     rule: Rule
     adapter: AdapterState
     form: Format
-    seed: int
     round_index: int
     _outgoing: dict[int, ArrayRecord] = field(default_factory=dict)
     _expected: dict[int, ExpectedReply] = field(default_factory=dict)
@@ -162,7 +156,7 @@ class RoundMessages:
     @property
     def current(self) -> AdapterState:
         """The factors that the sites' answers take the place of."""
-        return part(self.adapter, self.rule.sends)
+        return part(self.adapter, self.rule.travels)
 
     def message(self, rank: int, *, has_frozen: bool) -> RecordDict:
         """Return what a site of a rank receives.
@@ -171,28 +165,23 @@ class RoundMessages:
             rank: The site's own.
             has_frozen: Whether it has the frozen factors from an earlier round.
         """
-        sent = self.rank if self.rule.on_top else rank
-        if sent not in self._outgoing:
-            outgoing = truncate(part(self.adapter, self.rule.travels), sent)
-            self._outgoing[sent] = pack(outgoing, Layout.of(outgoing))
+        if rank not in self._outgoing:
+            outgoing = self.start(rank)
+            self._outgoing[rank] = pack(outgoing, Layout.of(outgoing))
         config = {
             "round-index": self.round_index,
             "rule": self.rule.name,
-            "rank": sent,
+            "rank": rank,
             "frozen-digest": self.digest,
         }
-        content = RecordDict({ARRAYS: self._outgoing[sent], CONFIG: ConfigRecord(config)})
+        content = RecordDict({ARRAYS: self._outgoing[rank], CONFIG: ConfigRecord(config)})
         if self.digest and not has_frozen:
             content[FROZEN] = self.frozen
         return content
 
     def start(self, rank: int) -> AdapterState:
         """Return what a site of a rank trains from, as far as it sends it back."""
-        adapter = self.adapter
-        if self.rule.on_top:
-            shapes = dict(Layout.of(adapter).at_rank(rank).shapes)
-            adapter = draw_fresh(shapes, seed=self.seed, round_index=self.round_index)
-        return truncate(part(adapter, self.rule.sends), rank)
+        return truncate(self.current, rank)
 
     def expected(self, rank: int, origin: Origin) -> ExpectedReply:
         """Return what an honest answer of a site of a rank looks like."""
