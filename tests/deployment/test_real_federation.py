@@ -167,16 +167,19 @@ def test_a_killed_command_goes_on_when_it_is_typed_again(federation, embedded):
 
 @pytest.mark.deploy
 def test_a_site_that_is_killed_comes_back_and_the_round_goes_on_without_it(federation):
-    real = federation(2, num_rounds=5, round_deadline=40.0)
+    """The SuperLink takes it back once two of its heartbeats are missing, a minute later."""
+    real = federation(2, num_rounds=100, round_deadline=40.0)
     stays, goes = real.names
     real.coordinate()
     real.join(stays, goes)
     real.until(lambda: real.round_reached(1))
     real.kill("supernode", f"sites/{goes}")
-    assert real.wait(400) == 0, real.logs()
-    rounds = real.events("round")
-    assert len(rounds) == 5
-    assert goes in [site["site"] for site in rounds[-1]["sites"]]
+
+    def took_part():
+        return [goes in [site["site"] for site in e["sites"]] for e in real.events("round")]
+
+    real.until(lambda: not all(took_part()))
+    real.until(lambda: took_part()[-1], 300)
     assert "SuperNode started again" in (real.place / "logs" / f"{goes}.log").read_text()
 
 

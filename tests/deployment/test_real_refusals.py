@@ -177,6 +177,17 @@ def commands_with(*parts):
     return found
 
 
+def test_with_a_proxy_in_the_environment_a_machine_still_reaches_itself(federation, monkeypatch):
+    """The SuperLink was asked for by way of the proxy, and the command waited without a word."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    real = federation(1, num_rounds=1)
+    real.coordinate()
+    real.join(*real.names)
+    assert real.wait() == 0, real.logs()
+    assert len(real.events("round")) == 1
+
+
 def test_a_coordinator_whose_certificate_is_over_says_so_and_goes_on_with_a_new_one(federation):
     """The sites' kits stay as they are: they trust the authority. Then the next run is started."""
     real = federation(1, num_rounds=1)

@@ -197,7 +197,10 @@ def clientapp() -> None:
     for name, replacement in replacements.items():
         setattr(run_clientapp, name, replacement)
     run_clientapp.run_clientapp(
-        runtime_api_address=sys.argv[1], token=sys.stdin.read(), insecure=True
+        runtime_api_address=sys.argv[1],
+        token=sys.stdin.read(),
+        insecure=True,
+        runtime_dependency_install=False,
     )
 
 

@@ -252,11 +252,8 @@ def _description(reply: Message) -> ConfigRecord:
         raise ValueError("its answer does not describe a site")
     for name in TEXTS:
         value = site.get(name)
-        if (
-            not isinstance(value, str)
-            or value != printable(value, 100)
-            or (name in MUST_MATCH) > len(value)
-        ):
+        is_line = isinstance(value, str) and value == printable(value, 100)
+        if not is_line or (name in MUST_MATCH and not value):
             raise ValueError(
                 f"its {name} is {printable(repr(value), 60)}: not a short line of text"
             )

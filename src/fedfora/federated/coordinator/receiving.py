@@ -25,7 +25,6 @@ NO_REPLY = 4  # Flower's error code for a reply that is not there
 def printable(text: object, most: int = MAX_TEXT) -> str:
     """Return a text that a site may have written as one short line that no terminal obeys."""
     shown = "".join(c if c.isprintable() else " " for c in str(text)[: 4 * most])
-    shown = " ".join(shown.split(" "))
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
