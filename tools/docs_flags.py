@@ -38,7 +38,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     from fedfora.deployment.settings import CheckKitArguments, ProvisionArguments
     from fedfora.evaluation.settings import SECTIONS as PREDICT
     from fedfora.evaluation.settings import AuditArguments
-    from fedfora.export.settings import SECTIONS as EXPORT
+    from fedfora.exporting.settings import SECTIONS as EXPORT
     from fedfora.federated.settings import SECTIONS as SIMULATE
     from fedfora.integrations.fate.settings import SECTIONS as FATE
     from fedfora.models.settings import ModelArguments

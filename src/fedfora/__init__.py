@@ -3,10 +3,13 @@
 Importing fedfora is all the set-up there is: as soon as PEFT is loaded too, it knows the adapter
 type FORA, and transformers' Auto classes know the models and the tokenizer of Baichuan. The import
 itself loads neither torch nor PEFT nor transformers.
+
+The commands are functions too, `fedfora.train` and others: see `fedfora.api`.
 """
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +17,12 @@ from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
     from fedfora.adapter import ForaConfig, ForaLayer, ForaLinear, ForaModel
+    from fedfora.api import export, predict, simulate, train
+
+    __version__: str
 
 __all__ = ["ForaConfig", "ForaLayer", "ForaLinear", "ForaModel"]
+__all__ += ["__version__", "export", "predict", "simulate", "train"]
 
 # What a library must be loaded for, and the module that registers itself in it when imported: at
 # once where the library is loaded already, otherwise when it is.
@@ -37,6 +44,14 @@ for _library, _module in REGISTRATIONS:
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used."""
+    if name == "__version__":
+        return version("fedfora")
     if name in __all__:
-        return getattr(import_module("fedfora.adapter"), name)
+        module = "fedfora.adapter" if name.startswith("Fora") else "fedfora.api"
+        return getattr(import_module(module), name)
     raise AttributeError(f"module 'fedfora' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names; what this file needs itself is of no use to anybody else."""
+    return __all__

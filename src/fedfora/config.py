@@ -158,11 +158,11 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
         Raises:
             ConfigError: On any mistake, whatever its source.
         """
-        return self._parse_words(self._words(defaults or {}) + self._with_files(argv))
+        return self._parse_words(self.words(defaults or {}) + self._with_files(argv))
 
     def parse_mapping(self, mapping: Mapping[str, Any]) -> tuple[Any, ...]:
         """Like `parse`, for a mapping of option names (`lora_rank` or `lora-rank`) to values."""
-        return self._parse_words(self._words(mapping))
+        return self._parse_words(self.words(mapping))
 
     def error(self, message: str) -> NoReturn:
         """Raise where argparse would print and exit.
@@ -180,7 +180,7 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
         for word in words:
             if word == "--config" or word.startswith("--config="):
                 path = word.removeprefix("--config").removeprefix("=") or next(words, "")
-                from_file += self._words(self._read(Path(path)))
+                from_file += self.words(self._read(Path(path)))
             else:
                 typed.append(word)
         return from_file + typed
@@ -193,13 +193,17 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
             self.error(f"--config: {path}: expected a mapping of option names to values")
         return mapping
 
-    def _words(self, mapping: Mapping[str, Any]) -> list[str]:
-        actions = {action.dest: action for action in self._actions}
+    def words(self, mapping: Mapping[str, Any]) -> list[str]:
+        """Return what one would type for a mapping of option names to values.
+
+        Raises:
+            ConfigError: If a name or a value could not be typed.
+        """
         words: list[str] = []
         for key, value in mapping.items():
-            if not _NAME.fullmatch(str(key)):
+            if not _NAME.fullmatch(str(key)) or key == "help":
                 self.error(f"unknown option {key!r}")
-            action = actions.get(str(key).replace("-", "_"))
+            action = self._option_string_actions.get("--" + str(key).replace("-", "_"))
             if value in (None, []) and action is not None:
                 if action.dest not in self._may_be[type(value)]:
                     allowed = f"; one of {', '.join(map(str, action.choices or ()))}"

@@ -7,7 +7,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fedfora.export.lora import to_lora
+from fedfora.exporting.lora import to_lora
 
 DIRECTORY = Path(__file__).parents[1] / "fixtures" / "adapter_v1"  # made by make_adapter_v1.py
 

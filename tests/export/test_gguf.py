@@ -18,9 +18,9 @@ from fedfora import ForaConfig
 from fedfora.cli.main import main
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
-from fedfora.export.gguf import INSTALL, llama_cpp_logits, to_gguf
-from fedfora.export.gguf_model import model_to_gguf
-from fedfora.export.run import deviation, logits, probe
+from fedfora.exporting.gguf import INSTALL, llama_cpp_logits, to_gguf
+from fedfora.exporting.gguf_model import model_to_gguf
+from fedfora.exporting.run import deviation, logits, probe
 from fedfora.models.resolve import model_path
 from fedfora.models.saving import adapter_record
 

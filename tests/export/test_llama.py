@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from fedfora import ForaConfig
-from fedfora.export.llama import export_llama
-from fedfora.export.run import export
-from fedfora.export.settings import ExportArguments, ExportSettings
+from fedfora.exporting.llama import export_llama
+from fedfora.exporting.run import export
+from fedfora.exporting.settings import ExportArguments, ExportSettings
 from fedfora.models.baichuan.configuration import BaichuanConfig
 from fedfora.models.baichuan.modeling import BaichuanForCausalLM
 from fedfora.models.loading import load_base
@@ -131,7 +131,7 @@ assert tokenizer.decode(ids) == {text!r}
 def test_a_tokenizer_that_would_give_other_ids_is_not_written(
     source, target, publish_tokenizer, monkeypatch, caplog
 ):
-    from fedfora.export import llama
+    from fedfora.exporting import llama
 
     publish_tokenizer(source, "baichuan2")
     monkeypatch.setattr(llama, "SPACE", "_")

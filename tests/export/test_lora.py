@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from fedfora import ForaConfig
 from fedfora.cli.main import main
-from fedfora.export.lora import from_lora, to_lora
-from fedfora.export.run import deviation, logits
+from fedfora.exporting.lora import from_lora, to_lora
+from fedfora.exporting.run import deviation, logits
 
 
 def base_of(directory):
@@ -166,7 +166,7 @@ def test_export_merged_says_how_far_both_bases_are(trained, tmp_path, capsys):
 
 
 def test_a_failed_check_leaves_nothing_behind(trained, tmp_path, monkeypatch, capsys):
-    from fedfora.export import run
+    from fedfora.exporting import run
 
     monkeypatch.setattr(run, "EXACT", -1.0)
     out = tmp_path / "lora"

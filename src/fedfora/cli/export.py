@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser
-from fedfora.export.settings import SECTIONS, ExportSettings, check_place
+from fedfora.exporting.settings import SECTIONS, ExportSettings, check_place
 
 
 def run(argv: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> None:
     silence_libraries()
     check_place(settings)
     announce_loading("export")
-    from fedfora.export.run import export
+    from fedfora.exporting.run import export
 
     for line in export(settings):
         print(line)

@@ -56,12 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import_module(f"fedfora.cli.{command}").run(rest)
     except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package not in EXTRAS:
+        if (message := missing_extra(command, error)) is None:
             raise
-        extra = "federated" if command in FEDERATIONS else EXTRAS[package]
-        remedy = f'pip install "fedfora[{extra}]"'
-        print(f"fedfora {command}: error: {package} is not installed: {remedy}", file=sys.stderr)
+        print(f"fedfora {command}: error: {message}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `fedfora ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,6 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nfedfora {command}: {' '.join(words)}", file=sys.stderr)
         return 130
     return 0
+
+
+def missing_extra(command: str, error: ModuleNotFoundError) -> str | None:
+    """Return which package a command lacks and how to install it; None where no extra brings it."""
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRAS:
+        return None
+    extra = "federated" if command in FEDERATIONS else EXTRAS[package]
+    return f'{package} is not installed: pip install "fedfora[{extra}]"'
 
 
 def _command_first(words: list[str]) -> list[str]:

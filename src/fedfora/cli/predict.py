@@ -7,6 +7,7 @@ answers without an adapter.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser
@@ -21,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser(SECTIONS.values(), prog="fedfora predict", description=__doc__)
     settings = PredictSettings(parser.given(argv), *parser.parse(argv))
     silence_libraries()
-    _preflight(settings)
+    preflight(settings)
     announce_loading("predict")
     from fedfora.evaluation.predict import predict
     from fedfora.reporting.view import View
@@ -34,8 +35,10 @@ def run(argv: Sequence[str]) -> None:
     print(f"predictions and scores: {settings.predict.output_dir}")
 
 
-def _preflight(settings: PredictSettings) -> None:
-    """Raise for what can be known before PyTorch is loaded: directories, and broken rows.
+def preflight(settings: PredictSettings) -> Path | None:
+    """Return the adapter's directory, None for the base alone, if directories and rows will do.
+
+    Nothing heavy is loaded to find out.
 
     Raises:
         ValueError: Naming the flag, or the file and the line.
@@ -50,3 +53,4 @@ def _preflight(settings: PredictSettings) -> None:
         flag="--test_file",
         answers_needed=not predict.predict_with_generate,
     )
+    return adapter_dir

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ def rows_of(source: str) -> Iterator[tuple[str, Any]]:
     Raises:
         DataError: If there is no such source, or it cannot be read at all.
     """
+    if is_in_memory(source):
+        yield from _held_rows(source)
+        return
     if source in BUNDLED:
         for number, row in enumerate(clinic_rows(BUNDLED[source]), start=1):
             yield f"{source}, row {number}", row
@@ -43,6 +47,48 @@ def rows_of(source: str) -> Iterator[tuple[str, Any]]:
         yield from _hub_rows(source)
     else:
         raise DataError(f"no such file: {source} (bundled data sets: {', '.join(BUNDLED)})")
+
+
+# Rows that a Python program holds: they have a name like a file's and are written nowhere.
+#
+# The name has no digest of them: it stands on the adapter's card, where a digest would tell whoever
+# knows all rows but one which one that is.
+
+_IN_MEMORY = re.compile(r"\w+ in memory \([\d,]+ rows\)")
+_held: dict[str, Collection[Any]] = {}
+
+
+@contextmanager
+def held_rows(option: str, rows: Collection[Any]) -> Iterator[str]:
+    """Let `rows_of` find these rows under the name that the block is given, while it lasts.
+
+    Args:
+        option: Whose value they are, e.g. "train_file".
+        rows: One mapping from column to value each: a list, or a `datasets.Dataset`.
+    """
+    name = f"{option} in memory ({len(rows):,} rows)"
+    if name in _held:
+        raise DataError(f"{name}: another call of this process, as many rows, is still at work")
+    _held[name] = rows
+    try:
+        yield name
+    finally:
+        del _held[name]
+
+
+def is_in_memory(source: str | None) -> bool:
+    """Whether a name is one of those that `held_rows` gives."""
+    return source is not None and _IN_MEMORY.fullmatch(source) is not None
+
+
+def _held_rows(source: str) -> Iterator[tuple[str, Any]]:
+    if source not in _held:
+        option = source.split()[0]
+        raise DataError(
+            f"{source}: a Python program held these rows; give them again there ({option}=ROWS)"
+        )
+    for number, row in enumerate(_held[source], start=1):
+        yield f"{source}, row {number}", row
 
 
 def _file_rows(source: str, path: Path) -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ All sites that are simulated in one process share one base model: a site is its 
 before it trains, the received adapter is written into the shared model.
 """
 
+import gc
 import hashlib
 import random
 from collections.abc import Callable, Mapping
@@ -171,6 +172,16 @@ class SiteData:
 def load_runtime(run_config: Mapping[str, Scalar]) -> SiteRuntime:
     """Load the base and put a fresh adapter on it; once per process for the same settings."""
     return _runtime(tuple(sorted(run_config.items())))
+
+
+def release() -> None:
+    """Drop what this process keeps of the last federation: base model, adapter, encoded rows.
+
+    A program that goes on living has the memory back, and its next federation reads its rows anew.
+    """
+    for cached in (_runtime, _sites, _own_rows):
+        cached.cache_clear()
+    gc.unfreeze()  # as simulate() froze it
 
 
 def check_rows(runtime: SiteRuntime) -> None:

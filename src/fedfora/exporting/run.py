@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
-from fedfora.export.gguf import (
+from fedfora.exporting.gguf import (
     architecture_of,
     check_llama_cpp,
     import_gguf,
@@ -21,10 +21,10 @@ from fedfora.export.gguf import (
     modelfile,
     to_gguf,
 )
-from fedfora.export.gguf_model import model_to_gguf
-from fedfora.export.llama import export_llama
-from fedfora.export.lora import to_lora
-from fedfora.export.settings import MARK, ExportSettings, check_place, files_of
+from fedfora.exporting.gguf_model import model_to_gguf
+from fedfora.exporting.llama import export_llama
+from fedfora.exporting.lora import to_lora
+from fedfora.exporting.settings import MARK, ExportSettings, check_place, files_of
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import (
     Base,

@@ -35,7 +35,7 @@ def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
     """Write a Baichuan model with rotary positions as a Llama model, and compare the two.
 
     The weights keep their number format. Tokenizer and generation defaults come along; see
-    `fedfora.export.llama` for what can be said of the tokenizer. Needs the memory of the
+    `fedfora.exporting.llama` for what can be said of the tokenizer. Needs the memory of the
     model once, on the CPU.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from fedfora.export.gguf import architecture_of, import_gguf, reorder
+from fedfora.exporting.gguf import architecture_of, import_gguf, reorder
 
 FILE = "model.gguf"
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -24,7 +24,7 @@ from transformers import AutoConfig
 
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
-from fedfora.export.lora import to_lora
+from fedfora.exporting.lora import to_lora
 from fedfora.models.saving import WEIGHTS
 
 INSTALL = 'pip install "fedfora[gguf]"'

@@ -1,0 +1,353 @@
+"""The commands as functions: `fedfora.train`, `predict`, `simulate` and `export`.
+
+Every option of a command is a keyword of its function, by the same name and with the same checks:
+see [Options](flags.md). `model` is short for `model_name_or_path`, `config` names a YAML file.
+`progress=True` shows what the command shows; otherwise nothing is printed, and warnings go to the
+logger "fedfora". A mistake is a `ValueError`, raised before any work.
+
+`train_file`, `validation_file` and `test_file` take what the command line takes, a
+`datasets.Dataset`, or a list of rows, each a dictionary of columns. Such rows are read from memory:
+nothing of them is written that a file's rows would not leave too (`predict` writes the rows that it
+answers beside its answers).
+
+Results lie in the run's directory, as after the command, and are read there when asked for.
+"""
+
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from html import escape
+from importlib import import_module
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fedfora.cli.main import missing_extra
+from fedfora.config import ConfigError, ConfigParser, to_mapping
+from fedfora.data.sources import held_rows, is_in_memory
+from fedfora.models.settings import ModelArguments
+from fedfora.reporting.history import Run, read_run
+from fedfora.reporting.record import Event
+
+if TYPE_CHECKING:
+    from fedfora.reporting.view import View
+
+SETTINGS = {  # of each command: the module that knows its sections
+    "train": "fedfora.training.settings",
+    "predict": "fedfora.evaluation.settings",
+    "simulate": "fedfora.federated.settings",
+    "export": "fedfora.exporting.settings",
+}
+ROWS = ("train_file", "validation_file", "test_file", "test_path")
+NOISY = ("flwr", "bitsandbytes", "bitsandbytes.backends.utils")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Table(list[Event]):
+    """Lines of a run's record, each a dictionary."""
+
+    def to_pandas(self) -> Any:
+        """Return a DataFrame; what is nested gets columns such as `scores.f1`.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            from pandas import json_normalize  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from error
+        return json_normalize(list(self))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training, a simulation or a prediction left; a notebook shows its summary.
+
+    Args:
+        directory: The run directory.
+        adapter: Directory of the adapter that was trained or that answered; None where the base
+            answered alone.
+    """
+
+    directory: Path
+    adapter: Path | None
+
+    @property
+    def events(self) -> Table:
+        """All lines of the run's record."""
+        return Table(self._run.events)
+
+    @property
+    def history(self) -> Table:
+        """How it went: a simulation's rounds, a training's steps and validations."""
+        kinds = ("round",) if self._run.of("round") else ("step", "validation")
+        return Table(line for line in self._run.events if line["event"] in kinds)
+
+    @property
+    def sites(self) -> dict[str, Table]:
+        """A simulation's sites, by name: what each brought to the rounds it took part in."""
+        sites: dict[str, Table] = {}
+        for line in self._run.of("round"):
+            for entry in line["sites"]:
+                lines = sites.setdefault(str(entry["site"]), Table())
+                lines.append({"round": line["round"], **entry})
+        return sites
+
+    @property
+    def comparison(self) -> Table:
+        """What the arms of `compare` came to, and the federation; empty without."""
+        return Table(self._run.of("row"))
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """A prediction's scores, or a simulation's after its last round; empty without any."""
+        scored = [line["scores"] for line in self._run.of("round") if line.get("scores")]
+        return dict(self._run.scores or (scored[-1] if scored else {}))
+
+    @property
+    def predictions(self) -> Table:
+        """The answered rows: `input`, `reference`, `prediction` and more."""
+        return Table(self._run.predictions)
+
+    @property
+    def report(self) -> Path:
+        """The page with everything."""
+        return self.directory / "report.html"
+
+    @property
+    def best(self) -> "Result":
+        """The same with the adapter of the best round, where a simulation judged its rounds."""
+        best = self.directory / "best"
+        return replace(self, adapter=best) if best.is_dir() else self
+
+    @cached_property
+    def model(self) -> Any:
+        """The base model with the adapter on it, loaded at the first use and kept."""
+        from fedfora.models.loading import load_adapter, load_base
+
+        with _silence():
+            base = load_base(self._base)
+            return base.model if self.adapter is None else load_adapter(base, self.adapter)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer, loaded at the first use and kept."""
+        from fedfora.models.loading import load_tokenizer
+
+        with _silence():
+            return load_tokenizer(self._base)
+
+    def predict(self, test_file: Any, **options: Any) -> "Result":
+        """Answer rows with this adapter; by default into `answers` in the run directory."""
+        place = {"model_dir": self.adapter, "output_dir": self.directory / "answers"}
+        return predict(**{**to_mapping(self._base), **place, "test_file": test_file, **options})
+
+    def export(self, format: str = "lora", **options: Any) -> "Export":
+        """Write this adapter in another form; by default into FORMAT in the run directory."""
+        place = {"model_dir": self.adapter, "output_dir": self.directory / format}
+        return export(**{**to_mapping(self._base), **place, "format": format, **options})
+
+    @property
+    def _run(self) -> Run:
+        return read_run(self.directory)
+
+    @property
+    def _base(self) -> ModelArguments:
+        return ModelArguments(**self._run.config["model"])
+
+    def _repr_html_(self) -> str:
+        from fedfora.reporting.card import card_of
+        from fedfora.reporting.sections import facts, summary
+
+        run = self._run
+        card = card_of(run)
+        places = {"adapter": self.adapter, "report": self.report}
+        rows = [*facts(run, card), *((name, str(path)) for name, path in places.items() if path)]
+        return f"<p>{escape(summary(run, card))}</p>{_html_table(rows)}"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export wrote.
+
+    Args:
+        directory: Where it lies.
+        checks: How far it is from its source, a sentence each.
+    """
+
+    directory: Path
+    checks: list[str]
+
+    def _repr_html_(self) -> str:
+        return _html_table([("export", str(self.directory)), *(("", line) for line in self.checks)])
+
+
+def _html_table(rows: Iterable[tuple[str, str]]) -> str:
+    cells = (f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows)
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _with_signature(function: Function) -> Function:
+    """Let `help` and a notebook's completion know the options by name, kind and default."""
+    sections = import_module(SETTINGS[function.__name__]).SECTIONS.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = {"progress": inspect.Parameter("progress", keyword, default=False)}
+    for item in (item for section in sections for item in fields(section)):
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        for name in (item.name, *(alias.lstrip("-") for alias in item.metadata["aliases"])):
+            if name.isidentifier():
+                parameters[name] = inspect.Parameter(
+                    name, keyword, default=default, annotation=item.type
+                )
+    signature = inspect.signature(function)
+    function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=list(parameters.values())
+    )
+    return function
+
+
+@_with_signature
+def train(*, progress: bool = False, **options: Any) -> Result:
+    """Train one adapter, as `fedfora train` does, to the same bits."""
+    from fedfora.training.preflight import preflight
+    from fedfora.training.settings import TrainSettings
+
+    with _command("train", options) as (parser, words):
+        settings = TrainSettings(*parser.parse(words))
+        rows = preflight(settings)
+        with _view(progress) as view:
+            from fedfora.training.run import train
+
+            train(settings, view, rows)
+    directory = Path(settings.run.output_dir)
+    return Result(directory, directory)
+
+
+@_with_signature
+def simulate(*, progress: bool = False, **options: Any) -> Result:
+    """Run a whole federation in this process, as `fedfora simulate` does, to the same bits.
+
+    `resume=DIRECTORY` resumes a stopped one; rows from memory are given again.
+    """
+    from fedfora.federated.preflight import preflight, resolve_settings, work_of
+
+    with _command("simulate", options) as (parser, words):
+        settings = resolve_settings(words, parser)
+        preflight(settings)
+        files = (settings.data.train_file, settings.data.test_file)
+        if settings.rounds.engine == "ray" and any(map(is_in_memory, files)):
+            raise ConfigError("--engine ray: its processes read files, and no rows from memory")
+        with _view(progress, work_of(settings)) as view:
+            from fedfora.federated.comparison import compare, work_of_comparison
+            from fedfora.federated.simulation import simulate
+            from fedfora.federated.site_runtime import release
+
+            try:
+                if settings.federation.compare:
+                    view.total = work_of_comparison(settings)
+                    compare(settings, view)
+                else:
+                    simulate(settings, view)
+            finally:
+                release()
+    directory = Path(settings.run.output_dir)
+    return Result(directory, directory)
+
+
+@_with_signature
+def predict(*, progress: bool = False, **options: Any) -> Result:
+    """Answer the rows of `test_file` and score the answers, as `fedfora predict` does."""
+    from fedfora.cli.predict import preflight
+    from fedfora.evaluation.settings import PredictSettings
+
+    with _command("predict", options) as (parser, words):
+        settings = PredictSettings(parser.given(words), *parser.parse(words))
+        adapter = preflight(settings)
+        with _view(progress) as view:
+            from fedfora.evaluation.predict import predict
+
+            predict(settings, view)
+    return Result(Path(settings.predict.output_dir), adapter)
+
+
+@_with_signature
+def export(*, progress: bool = False, **options: Any) -> Export:
+    """Write an adapter in another form and check it, as `fedfora export` does; shows nothing."""
+    from fedfora.exporting.settings import ExportSettings, check_place
+
+    with _command("export", options) as (parser, words):
+        settings = ExportSettings(*parser.parse(words))
+        check_place(settings)
+        with _silence():
+            from fedfora.exporting.run import export
+
+            return Export(Path(settings.export.output_dir), export(settings))
+
+
+@contextmanager
+def _command(command: str, options: dict[str, Any]) -> Iterator[tuple[ConfigParser, list[str]]]:
+    """Give the command's parser and the words that one would have typed; hold rows meanwhile."""
+    sections = import_module(SETTINGS[command]).SECTIONS.values()
+    parser, named = ConfigParser(sections, prog=f"fedfora {command}"), dict(options)
+    with ExitStack() as held:
+        for name, value in options.items():
+            if name in ROWS and _is_rows(value):
+                named[name] = held.enter_context(held_rows(name, value))
+            elif value is None or isinstance(value, str | Path | Real):
+                pass
+            elif name not in ROWS and isinstance(value, list | tuple | dict):
+                named[name] = list(value) if isinstance(value, tuple) else value
+            else:
+                remedy = "; save it and give the directory" * hasattr(value, "save_pretrained")
+                raise ConfigError(f"--{name} cannot be a {type(value).__name__}{remedy}")
+        try:
+            yield parser, parser.words(named)
+        except ModuleNotFoundError as error:
+            if (message := missing_extra(command, error)) is None:
+                raise
+            raise ImportError(message) from error
+
+
+def _is_rows(value: Any) -> bool:
+    """Importing `datasets` takes a second, so a Dataset is known by what it can do."""
+    is_dataset = hasattr(value, "features") and hasattr(value, "num_rows")
+    return isinstance(value, list | tuple) or is_dataset
+
+
+@contextmanager
+def _view(progress: bool, total: float = 1) -> Iterator["View"]:
+    from rich.console import Console
+
+    from fedfora.reporting.view import View
+
+    with _silence(), View(total, None if progress else Console(file=io.StringIO())) as view:
+        yield view
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep libraries from talking, as the commands do, and let them talk as before afterwards."""
+    from transformers.utils import logging as hf
+
+    levels = {name: logging.getLogger(name).level for name in NOISY}
+    verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        hf.set_verbosity_error()
+        hf.disable_progress_bar()
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            hf.set_verbosity(verbosity)
+            if bars:
+                hf.enable_progress_bar()
