@@ -9,9 +9,19 @@ from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass
 
 from fedfora.deployment.flower_processes import LOOPBACK
-from fedfora.reporting.record import check_disk_space
+from fedfora.reporting.record import PACKAGES, check_disk_space
 
 SOON_DAYS = 30
+
+# The oldest and the newest version, each, that were tried together: in one federation (Flower), or
+# on one base with the same fingerprint (the others). docs/log.md says when.
+TRIED_TOGETHER = {
+    "torch": ("2.13", "2.13"),
+    "transformers": ("5.16", "5.24"),
+    "peft": ("0.20", "0.21"),
+    "bitsandbytes": ("0.50", "0.50"),
+    "flwr": ("1.41", "1.42"),
+}
 
 OTHERS = 0o077  # every right of group and world
 
@@ -64,19 +74,21 @@ def check_modes(directory: Path, private: Iterable[Path]) -> CheckResult:
 
 
 def check_versions(made_with: Mapping[str, str]) -> CheckResult:
-    """Say whether Flower and fedfora are those that the kit was made with."""
-    installed = {name: _version(name) for name in ("fedfora", "flwr")}
+    """Say which versions differ from those that the kit was made with; none keeps a site away.
+
+    What they might change shows elsewhere: the base in its fingerprint.
+    """
+    installed = {name: _version(name) for name in PACKAGES}
     message = ", ".join(f"{name} {number or 'missing'}" for name, number in installed.items())
-    for name, number in made_with.items():
-        if name in installed and (installed[name] or "").split(".")[:2] != number.split(".")[:2]:
-            return CheckResult(
-                "versions",
-                False,
-                f"{message}; the federation has {name} {number}",
-                f"pip install {name}=={number}",
-            )
     if installed["flwr"] is None:
         return CheckResult("versions", False, message, 'pip install "fedfora[federated,privacy]"')
+    for name, number in made_with.items():
+        own = installed.get(name) or "0"
+        if _minor(own) != _minor(number):
+            oldest, newest = map(_minor, TRIED_TOGETHER.get(name, ("0", "0")))
+            tried = all(oldest <= _minor(each) <= newest for each in (own, number))
+            message += f"; the federation has {name} {number}, differs: "
+            message += "tried together" if tried else "not tried"
     return CheckResult("versions", True, message)
 
 
@@ -111,3 +123,8 @@ def proxy_to(host: str) -> str | None:
 def shown(proxy: str | None) -> str:
     """Return a proxy as a person may see it: without its password."""
     return f"the proxy {(proxy or '').rpartition('@')[2]} (https_proxy, no_proxy)"
+
+
+def _minor(number: str) -> list[int]:
+    """Return the first two numbers of a version."""
+    return [int("".join(filter(str.isdigit, part)) or 0) for part in number.split(".")[:2]]

@@ -308,8 +308,7 @@ def _write_keys(path: Path, keys: Pinned) -> None:
 
 
 def _versions() -> dict[str, str]:
-    packages = environment()["packages"]
-    return {name: packages[name] for name in ("fedfora", "flwr") if name in packages}
+    return dict(environment()["packages"])
 
 
 @contextmanager
