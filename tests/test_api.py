@@ -105,6 +105,15 @@ def test_simulate_gives_the_commands_adapter_to_the_bit_from_a_file_and_a_list(
     assert fed.best.adapter in (fed.adapter, fed.directory / "best")
 
 
+def test_the_best_rounds_adapter_answers_beside_the_last_rounds(federation, rows, tmp_path):
+    options = {**federation, "validation_fraction": 0.2, "learning_rate": 10.0}  # the first is best
+    fed = fedfora.simulate(**options, train_file=rows, output_dir=tmp_path / "out")
+    assert fed.best.adapter == tmp_path / "out" / "best"
+    answered = [each.predict(rows[:1], max_new_tokens=2) for each in (fed, fed.best)]
+    assert [each.adapter for each in answered] == [fed.adapter, fed.best.adapter]
+    assert [each.directory.name for each in answered] == ["answers", "answers-best"]
+
+
 def test_a_second_simulation_reads_its_rows_anew(federation, rows, rows_file, tmp_path):
     place = {"output_dir": tmp_path / "out", "overwrite_output_dir": True}
     first = weights(fedfora.simulate(**federation, **place, train_file=rows_file(rows)).adapter)
@@ -258,10 +267,28 @@ def test_importing_is_light_and_a_fresh_process_says_nothing(tiny_dir, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_package_that_an_extra_brings_is_named_with_it(monkeypatch, tiny_dir, tmp_path):
-    monkeypatch.setitem(sys.modules, "fedfora.federated.comparison", None)
-    monkeypatch.setattr("fedfora.cli.main.EXTRAS", {"fedfora": "federated"})
-    with pytest.raises(ImportError, match=r'pip install "fedfora\[federated\]"'):
-        fedfora.simulate(
-            model=tiny_dir, train_file="clinic", num_clients=2, output_dir=tmp_path / "out"
-        )
+WITHOUT_EXTRAS = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("flwr", "flwr_datasets", "cryptography"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import fedfora
+for function in (fedfora.train, fedfora.simulate):
+    try:
+        function(mdel="clinic-base")
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_a_plain_installation_trains_and_names_the_extra_for_the_rest(tmp_path):
+    words = [sys.executable, "-c", WITHOUT_EXTRAS]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "ConfigError unknown option --mdel; did you mean --model?",
+        'ImportError cryptography is not installed: pip install "fedfora[federated]"',
+    ], done.stderr

@@ -44,6 +44,7 @@ SETTINGS = {  # of each command: the module that knows its sections
     "export": "fedfora.exporting.settings",
 }
 ROWS = ("train_file", "validation_file", "test_file", "test_path")
+BEST = "best"  # as fedfora.federated.coordinator.checkpoint names it
 NOISY = ("flwr", "bitsandbytes", "bitsandbytes.backends.utils")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -123,7 +124,7 @@ class Result:
     @property
     def best(self) -> "Result":
         """The same with the adapter of the best round, where a simulation judged its rounds."""
-        best = self.directory / "best"
+        best = self.directory / BEST
         return replace(self, adapter=best) if best.is_dir() else self
 
     @cached_property
@@ -145,13 +146,18 @@ class Result:
 
     def predict(self, test_file: Any, **options: Any) -> "Result":
         """Answer rows with this adapter; by default into `answers` in the run directory."""
-        place = {"model_dir": self.adapter, "output_dir": self.directory / "answers"}
-        return predict(**{**to_mapping(self._base), **place, "test_file": test_file, **options})
+        given = {"test_file": test_file, **options}
+        return predict(**{**to_mapping(self._base), **self._place("answers"), **given})
 
     def export(self, format: str = "lora", **options: Any) -> "Export":
         """Write this adapter in another form; by default into FORMAT in the run directory."""
-        place = {"model_dir": self.adapter, "output_dir": self.directory / format}
-        return export(**{**to_mapping(self._base), **place, "format": format, **options})
+        given = {"format": format, **options}
+        return export(**{**to_mapping(self._base), **self._place(format), **given})
+
+    def _place(self, name: str) -> dict[str, Any]:
+        """Where to read and write; what the best round's adapter gives has a place of its own."""
+        place = f"{name}-best" if self.adapter == self.directory / BEST else name
+        return {"model_dir": self.adapter, "output_dir": self.directory / place}
 
     @property
     def _run(self) -> Run:
@@ -195,7 +201,10 @@ def _html_table(rows: Iterable[tuple[str, str]]) -> str:
 
 def _with_signature(function: Function) -> Function:
     """Let `help` and a notebook's completion know the options by name, kind and default."""
-    sections = import_module(SETTINGS[function.__name__]).SECTIONS.values()
+    try:
+        sections = import_module(SETTINGS[function.__name__]).SECTIONS.values()
+    except ModuleNotFoundError:  # an extra is not installed; a call says which
+        return function
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = {"progress": inspect.Parameter("progress", keyword, default=False)}
     for item in (item for section in sections for item in fields(section)):
@@ -235,9 +244,9 @@ def simulate(*, progress: bool = False, **options: Any) -> Result:
 
     `resume=DIRECTORY` resumes a stopped one; rows from memory are given again.
     """
-    from fedfora.federated.preflight import preflight, resolve_settings, work_of
-
     with _command("simulate", options) as (parser, words):
+        from fedfora.federated.preflight import preflight, resolve_settings, work_of
+
         settings = resolve_settings(words, parser)
         preflight(settings)
         files = (settings.data.train_file, settings.data.test_file)
@@ -293,8 +302,7 @@ def export(*, progress: bool = False, **options: Any) -> Export:
 @contextmanager
 def _command(command: str, options: dict[str, Any]) -> Iterator[tuple[ConfigParser, list[str]]]:
     """Give the command's parser and the words that one would have typed; hold rows meanwhile."""
-    sections = import_module(SETTINGS[command]).SECTIONS.values()
-    parser, named = ConfigParser(sections, prog=f"fedfora {command}"), dict(options)
+    named = dict(options)
     with ExitStack() as held:
         for name, value in options.items():
             if name in ROWS and _is_rows(value):
@@ -307,6 +315,8 @@ def _command(command: str, options: dict[str, Any]) -> Iterator[tuple[ConfigPars
                 remedy = "; save it and give the directory" * hasattr(value, "save_pretrained")
                 raise ConfigError(f"--{name} cannot be a {type(value).__name__}{remedy}")
         try:
+            sections = import_module(SETTINGS[command]).SECTIONS.values()
+            parser = ConfigParser(sections, prog=f"fedfora {command}")
             yield parser, parser.words(named)
         except ModuleNotFoundError as error:
             if (message := missing_extra(command, error)) is None:
