@@ -45,7 +45,7 @@ def identity_of(
             if (adapter_dir / name).is_file():
                 digest.update((adapter_dir / name).read_bytes())
     base = Path(settings.model.model_name_or_path or "")
-    for path in sorted(base.glob("*")) if base.is_dir() else ():
+    for path in sorted(base.glob("*")) if base.is_dir() else [base] * base.is_file():
         digest.update(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 

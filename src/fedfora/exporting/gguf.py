@@ -24,7 +24,9 @@ from transformers import AutoConfig
 
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
+from fedfora.export.lora import to_lora
 from fedfora.exporting.lora import to_lora
+from fedfora.models.resolve import source
 from fedfora.models.saving import WEIGHTS
 
 INSTALL = 'pip install "fedfora[gguf]"'
@@ -67,7 +69,7 @@ def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
             package is missing, or what was written is not what was meant.
     """
     gguf = import_gguf()
-    config = AutoConfig.from_pretrained(base_path).get_text_config()
+    config = AutoConfig.from_pretrained(**source(base_path)).get_text_config()
     architecture = architecture_of(config)
     with TemporaryDirectory() as scratch:
         to_lora(adapter_dir, scratch)

@@ -34,7 +34,7 @@ from fedfora.models.loading import (
     load_base,
     merge_adapter,
 )
-from fedfora.models.resolve import model_path
+from fedfora.models.resolve import model_path, source
 from fedfora.models.saving import read_prompt_format
 from fedfora.models.settings import ModelArguments
 from fedfora.registry import Registry
@@ -146,7 +146,7 @@ def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
     if arguments.base_gguf is not None:
         raise ValueError("--base_gguf compares an adapter alone: --format gguf-lora")
     base_path = model_path(str(model.model_name_or_path), hub=model.hub, cache_dir=model.cache_dir)
-    architecture_of(AutoConfig.from_pretrained(base_path).get_text_config())
+    architecture_of(AutoConfig.from_pretrained(**source(base_path)).get_text_config())
     directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=directory.parent, prefix=".merged-") as scratch:
         lines = export_merged(settings, Path(scratch))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -15,7 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import draw_inner_factors
-from fedfora.models.resolve import base_name_of, check_adapter_dir, resolve_model
+from fedfora.models.resolve import base_name_of, check_adapter_dir, resolve_model, source
 from fedfora.models.saving import WEIGHTS
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.protection.provenance import verify_directory
@@ -52,9 +53,9 @@ def load_base(settings: ModelArguments) -> Base:
             "are; use --quantization none, or ZeRO-2"
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            cache_dir=settings.cache_dir,
+        loader, weights = _weights_of(path, dtype, settings)
+        model = loader.from_pretrained(
+            **weights,
             dtype=dtype,
             quantization_config=_quantization(settings, dtype),
             device_map=None if sharded else {"": _device(settings)},
@@ -69,6 +70,34 @@ def load_base(settings: ModelArguments) -> Base:
     return Base(model, tokenizer, name, settings.quantization)
 
 
+def _weights_of(path: str, dtype: Any, settings: ModelArguments) -> tuple[Any, dict[str, Any]]:
+    """Return a class and what its `from_pretrained` loads: a checkpoint, or a GGUF file's numbers.
+
+    Transformers marks a model of a GGUF file as quantized, so that it could be neither quantized by
+    bitsandbytes nor saved. Its numbers, in plain tensors, can.
+    """
+    if "gguf_file" not in source(path):
+        checkpoint = {"pretrained_model_name_or_path": path, "cache_dir": settings.cache_dir}
+        return AutoModelForCausalLM, checkpoint
+    config = _config_at(path, settings)
+    dtype = torch.bfloat16 if dtype == "auto" else dtype
+    options: dict[str, Any] = {"dtype": dtype}
+    if packing := getattr(transformers, "GgufConfig", None):  # since 5.24 it may keep the blocks
+        options["quantization_config"] = packing(dequantize=True)
+    try:
+        read = AutoModelForCausalLM.from_pretrained(**source(path), **options)
+    except Exception as error:  # a strange file brings up any exception in transformers
+        raise _no_model(settings, error) from error
+    for key in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(config, key):
+            delattr(config, key)
+    state = {name: tensor.detach() for name, tensor in read.state_dict().items()}
+    if config.get_text_config().tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    in_memory = {"pretrained_model_name_or_path": None, "config": config, "state_dict": state}
+    return type(read), in_memory
+
+
 def load_tokenizer(settings: ModelArguments) -> Any:
     """Load the base model's tokenizer; one without a padding token pads with its end.
 
@@ -81,7 +110,9 @@ def load_tokenizer(settings: ModelArguments) -> Any:
 def _tokenizer_at(path: str, settings: ModelArguments) -> Any:
     config = _config_at(path, settings)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, config=config, cache_dir=settings.cache_dir)
+        tokenizer = AutoTokenizer.from_pretrained(
+            **source(path), config=config, cache_dir=settings.cache_dir
+        )
     except Exception as error:  # tokenizers' own is none of Python's
         raise ValueError(
             f"--model_name_or_path {settings.model_name_or_path}: the model comes without a "
@@ -214,13 +245,15 @@ def _keep_training_kernels(model: Any) -> None:
 
 
 def _config_at(path: str, settings: ModelArguments) -> Any:
-    name = settings.model_name_or_path
     try:
-        return AutoConfig.from_pretrained(path, cache_dir=settings.cache_dir)
+        return AutoConfig.from_pretrained(**source(path), cache_dir=settings.cache_dir)
     except Exception as error:  # a strange file brings up any exception in transformers
-        raise ValueError(
-            f"--model_name_or_path {name}: no model there: {_first_line(error)}"
-        ) from error
+        raise _no_model(settings, error) from error
+
+
+def _no_model(settings: ModelArguments, error: Exception) -> ValueError:
+    said = f"--model_name_or_path {settings.model_name_or_path}: no model there: "
+    return ValueError(said + _first_line(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedfora.models.loading import Base, add_adapter, fast_in_bfloat16
-from fedfora.models.resolve import model_path
+from fedfora.models.resolve import model_path, source
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit format
@@ -117,7 +117,7 @@ def _without_numbers(settings: ModelArguments, on_gpu: bool) -> Base:
         raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
     try:
         path = model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
-        config = AutoConfig.from_pretrained(path, cache_dir=settings.cache_dir)
+        config = AutoConfig.from_pretrained(**source(path), cache_dir=settings.cache_dir)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
     with torch.device("meta"):

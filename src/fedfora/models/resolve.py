@@ -3,6 +3,7 @@
 import json
 import re
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def resolve_model(settings: ModelArguments) -> str:
 
 
 def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = None) -> str:
-    """Return the directory of a bundled or a ModelScope model, or the name as it is.
+    """Return the directory of a bundled or a ModelScope model, a GGUF file, or the name as it is.
 
     Raises:
         ValueError: If the name is a directory without a model, or ModelScope cannot provide it.
@@ -44,7 +45,23 @@ def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = N
         with as_file(files("fedfora.models") / BUNDLED[name]) as path:
             return str(path)
     check_model_name(name)
-    return local_path(name, hub, cache_dir)
+    return local_path(str(_gguf_files(name)[0]) if _gguf_files(name) else name, hub, cache_dir)
+
+
+def source(path: str) -> dict[str, str]:
+    """Return what `from_pretrained` of transformers takes for a path of `model_path`."""
+    if not Path(path).is_file():
+        return {"pretrained_model_name_or_path": path}
+    directory = str(Path(path).resolve().parent)
+    return {"pretrained_model_name_or_path": directory, "gguf_file": Path(path).name}
+
+
+def _gguf_files(name: str) -> list[Path]:
+    """Return the GGUF files that a name stands for: itself, or those of a directory of GGUF."""
+    path = Path(name)
+    if path.is_dir():
+        return [] if (path / "config.json").is_file() else sorted(path.glob("*.gguf"))
+    return [path] if path.is_file() and path.suffix == ".gguf" else []
 
 
 def check_model_name(name: str) -> None:
@@ -56,6 +73,14 @@ def check_model_name(name: str) -> None:
     if name in BUNDLED:
         return
     path = Path(name)
+    if gguf_files := _gguf_files(name):
+        _check_gguf(name, gguf_files)
+        return
+    if path.is_file():
+        raise ValueError(
+            f"--model_name_or_path {name}: that is a file, but no GGUF (*.gguf); name the "
+            "directory that holds config.json"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(
             f"--model_name_or_path {name}: "
@@ -67,6 +92,20 @@ def check_model_name(name: str) -> None:
         )
     if not path.is_dir() and _looks_like_a_path(name):
         raise ValueError(f"--model_name_or_path {name}: no model there: no such directory")
+
+
+def _check_gguf(name: str, paths: list[Path]) -> None:
+    if len(paths) > 1:
+        found = ", ".join(path.name for path in paths)
+        raise ValueError(f"--model_name_or_path {name}: more than one GGUF; name one: {found}")
+    with paths[0].open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError(f"--model_name_or_path {paths[0]}: no GGUF file: not its first bytes")
+    if find_spec("gguf") is None:
+        raise ValueError(
+            f"--model_name_or_path {paths[0]}: a GGUF file needs a package: "
+            'pip install "fedfora[gguf]"'
+        )
 
 
 def adapter_dir_of(model_dir: str | None, checkpoint_dir: str | None) -> Path | None:
@@ -199,7 +238,7 @@ def local_path(name: str, hub: str, cache_dir: str | None) -> str:
     Raises:
         ValueError: If the package for ModelScope is missing or it cannot provide the model.
     """
-    if hub == "huggingface" or Path(name).is_dir():
+    if hub == "huggingface" or Path(name).exists():
         return name
     try:
         from modelscope import snapshot_download

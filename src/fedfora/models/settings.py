@@ -12,7 +12,7 @@ class ModelArguments:
 
     model_name_or_path: str | None = flag(
         None,
-        "base model: a directory, an id on the hub, or 'clinic-base'",
+        "base model: a directory, a GGUF file, an id on the hub, or 'clinic-base'",
         "--ori_model_dir",
         "--model",
     )

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_chosen
 from fedfora.data.settings import DataArguments
-from fedfora.models.resolve import model_path
+from fedfora.models.resolve import model_path, source
 
 
 class AnswerRows(Dataset):  # type: ignore[misc]  # FATE's interface
@@ -44,7 +44,7 @@ def answer_collator(tokenizer_name_or_path: str) -> DataCollatorForSeq2Seq:
 
 
 def _tokenizer(name: str) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(model_path(name))
+    tokenizer = AutoTokenizer.from_pretrained(**source(model_path(name)))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
