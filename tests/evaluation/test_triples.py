@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfora.evaluation.metrics import Answer
-from fedfora.evaluation.scores import score
+from fedfora.evaluation.scores import kind_of, score
 from fedfora.evaluation.triples import are_triples, parse_triples
 
 
@@ -26,6 +26,8 @@ def test_by_hand():
         "precision": 0.5,
         "recall": 1.0,
         "f1": pytest.approx(2 / 3),
+        "folded_f1": pytest.approx(2 / 3),
+        "lenient_f1": pytest.approx(2 / 3),
         "expected": 1,
     }
     assert scores["relations"]["s"]["f1"] == 0
@@ -46,6 +48,16 @@ def test_a_triple_said_twice_counts_once():
         ("a_r\nfoo", [], 2),
         ("a_r_b_c", [], 1),
         ("a__b", [], 1),
+        (
+            r"p\_53_adverse effect_low\_grade rash",
+            [("p_53", "adverse effect", "low_grade rash")],
+            0,
+        ),
+        (
+            "a_adverse effect_b\nc_dose_5 mg",
+            [("a", "adverse effect", "b"), ("c", "dose", "5 mg")],
+            0,
+        ),
         ("", [], 0),
     ],
 )
@@ -61,7 +73,8 @@ def test_parse_rate_is_the_share_of_rows_without_a_broken_line():
 def test_are_triples():
     assert are_triples(["a_b_c", "a_b_c\nd_e_f"])
     assert not are_triples(["a_b_c", "some text"])
-    assert not are_triples([""])
+    assert are_triples(["a_b_c", ""])  # a sentence without triples
+    assert not are_triples(["", ""])
 
 
 triple = st.tuples(*[st.sampled_from("abc")] * 3).map("_".join)
@@ -90,3 +103,43 @@ def test_relations_add_up_to_the_expected_triples(rows):
     scores = scores_of(predictions, references)
     expected = sum(len(set(text.split("\n"))) for text in references)
     assert sum(relation["expected"] for relation in scores["relations"].values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("predicted", "expected", "strict", "folded", "lenient"),
+    [
+        ("d_adverse effect_Rash", "d_adverse effect_rash", 0, 1, 1),
+        ("D_adverse  effect_skin   rash", "d_adverse effect_skin rash", 0, 1, 1),
+        ("d_adverse effect_skin rash", "d_adverse effect_rash", 0, 0, 1),
+        ("d_adverse effect_acute skin rash", "d_adverse effect_sudden skin reaction", 0, 0, 0),
+        ("d_dose_rash", "d_adverse effect_rash", 0, 0, 0),
+        ("x_adverse effect_rash", "d_adverse effect_rash", 0, 0, 0),
+        ("d_adverse effect_5 %", "d_adverse effect_!", 0, 0, 0),
+        ("d_r_rash\nd_r_skin rash", "d_r_rash", 2 / 3, 2 / 3, 2 / 3),  # one to one
+        ("d_r_a b\nd_r_a", "d_r_a\nd_r_b", 1 / 2, 1 / 2, 1),  # the largest matching
+        ("发动机_部件故障_水温高", "发动机_部件故障_水温过高", 0, 0, 1),
+    ],
+)
+def test_strict_folded_and_lenient(predicted, expected, strict, folded, lenient):
+    scores = scores_of([predicted], [expected])
+    names = ("f1", "folded_f1", "lenient_f1")
+    assert [scores[name] for name in names] == pytest.approx([strict, folded, lenient])
+    relation = next(iter(scores["relations"].values()))
+    assert relation["f1"] == pytest.approx(strict)
+
+
+part = st.sampled_from(["a", "A", "b", "a b", "b  A", "c"])
+loose = st.lists(st.tuples(part, part, part).map("_".join), max_size=5).map("\n".join)
+
+
+@given(st.lists(st.tuples(loose, loose), min_size=1, max_size=4))
+def test_a_looser_score_is_never_lower(rows):
+    predictions, references = zip(*rows, strict=True)
+    for of in (scores := scores_of(predictions, references), *scores["relations"].values()):
+        assert of["f1"] <= of["folded_f1"] <= of["lenient_f1"] <= 1
+
+
+def test_a_file_in_which_some_sentences_have_no_triple_is_one_of_triples():
+    assert kind_of(["d_adverse effect_rash", ""]) == "triples"
+    scores = scores_of(["d_adverse effect_rash", "d_r_x"], ["d_adverse effect_rash", ""])
+    assert scores["precision"] == scores["recall"] / 2 == 1 / 2

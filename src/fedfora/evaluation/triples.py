@@ -1,27 +1,35 @@
-"""Scores of extracted triples: precision, recall, F1, and how much of the text parsed.
+r"""Scores of extracted triples: precision, recall, F1, and how much of the text parsed.
 
-A triple is a line `head_relation_tail`, the target format of the extraction task. A triple that
-stands twice in a row counts once, on either side. Micro scores count the triples of all rows
-together, macro scores are means over rows of each row's own score (the two averages of Manning et
-al. 2008, Introduction to Information Retrieval, Sec. 13.6, with rows for classes).
+A triple is a line `head_relation_tail`, the target format of the extraction task; an underscore
+inside a word is written `\_`. A triple that stands twice in a row counts once, on either side. F1
+comes in three strictnesses, the first of which judges: every character right; case and space
+folded; head and relation right (folded) while at least half the words of the shorter tail are
+shared. A loose hit is one-to-one, so that looser is never lower. Micro scores count the triples of
+all rows together, macro scores are means over rows of each row's own score (the two averages of
+Manning et al. 2008, Introduction to Information Retrieval, Sec. 13.6, with rows for classes).
 """
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from fedfora.evaluation.metrics import Answer, mean, metric
+from fedfora.evaluation.text import tokens
 
 Triple = tuple[str, str, str]
+_BETWEEN = re.compile(r"(?<!\\)_")
 
 
 def parse_triples(text: str) -> tuple[list[Triple], int]:
     """Return the triples of a text and the number of non-empty lines that are none.
 
-    A line is a triple when underscores split it into exactly three non-empty parts.
+    A line is a triple when underscores without a backslash split it into three non-empty parts.
     """
     triples: list[Triple] = []
     unparsed = 0
     for line in text.strip().split("\n"):
-        parts = tuple(part.strip() for part in line.split("_"))
+        parts = tuple(part.replace(r"\_", "_").strip() for part in _BETWEEN.split(line))
         if len(parts) == 3 and all(parts):
             triples.append((parts[0], parts[1], parts[2]))
         elif line.strip():
@@ -30,8 +38,9 @@ def parse_triples(text: str) -> tuple[list[Triple], int]:
 
 
 def are_triples(texts: Sequence[str]) -> bool:
-    """Say whether every text consists of triples only."""
-    return all(triples and not unparsed for triples, unparsed in map(parse_triples, texts))
+    """Say whether every text consists of triples only, but for those that are empty."""
+    parsed = [parse_triples(text) for text in texts]
+    return any(triples for triples, _ in parsed) and not any(unparsed for _, unparsed in parsed)
 
 
 def precision(sums: Sequence[float]) -> float:
@@ -82,6 +91,18 @@ def macro_f1(answer: Answer) -> tuple[float, int]:
     return f1(counts) if any(counts) else 1.0, 1
 
 
+@metric("folded_f1", "triples", total=f1)
+def folded_counts(answer: Answer) -> tuple[int, int, int]:
+    """Return the counts where case and space do not matter."""
+    return _matched(*_both(answer), _equal_folded)
+
+
+@metric("lenient_f1", "triples", total=f1)
+def lenient_counts(answer: Answer) -> tuple[int, int, int]:
+    """Return the counts where head and relation are right and the tails overlap."""
+    return _matched(*_both(answer), _overlapping)
+
+
 @metric("parse_rate", "triples", total=mean, row="parsed")
 def parse_rate(answer: Answer) -> tuple[int, int]:
     """Return whether every predicted line is a triple."""
@@ -94,12 +115,14 @@ def relation_scores(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
     relations = sorted({relation for _, expected in rows for _, relation, _ in expected})
     scores = {}
     for name in relations:
-        counts = [_compared(_only(p, name), _only(e, name)) for p, e in rows]
-        sums = [sum(column) for column in zip(*counts, strict=True)]
+        pairs = [(_only(p, name), _only(e, name)) for p, e in rows]
+        sums = _sums([_compared(p, e) for p, e in pairs])
         scores[name] = {
             "precision": precision(sums),
             "recall": recall(sums),
             "f1": f1(sums),
+            "folded_f1": f1(_sums([_matched(p, e, _equal_folded) for p, e in pairs])),
+            "lenient_f1": f1(_sums([_matched(p, e, _overlapping) for p, e in pairs])),
             "expected": sums[2],
         }
     return scores
@@ -115,3 +138,42 @@ def _compared(predicted: set[Triple], expected: set[Triple]) -> tuple[int, int, 
 
 def _only(triples: set[Triple], relation: str) -> set[Triple]:
     return {triple for triple in triples if triple[1] == relation}
+
+
+def _sums(counts: Sequence[tuple[int, int, int]]) -> list[int]:
+    return [sum(column) for column in zip(*counts, strict=True)]
+
+
+def _matched(
+    predicted: set[Triple], expected: set[Triple], alike: Callable[[Triple, Triple], bool]
+) -> tuple[int, int, int]:
+    """Return the size of the largest one-to-one matching of alike triples, and of both sides."""
+    edges = {e: [p for p in sorted(predicted) if alike(p, e)] for e in sorted(expected)}
+    partners: dict[Triple, Triple] = {}
+
+    def augment(wanted: Triple, seen: set[Triple]) -> bool:
+        for candidate in edges[wanted]:
+            if candidate not in seen:
+                seen.add(candidate)
+                if candidate not in partners or augment(partners[candidate], seen):
+                    partners[candidate] = wanted
+                    return True
+        return False
+
+    hits = sum(augment(triple, set()) for triple in edges)
+    return hits, len(predicted), len(expected)
+
+
+def _equal_folded(one: Triple, other: Triple) -> bool:
+    return _folded(one) == _folded(other)
+
+
+def _overlapping(one: Triple, other: Triple) -> bool:
+    (*ours, tail), (*theirs, other_tail) = _folded(one), _folded(other)
+    words, other_words = Counter(tokens(tail)), Counter(tokens(other_tail))
+    shared, shorter = (words & other_words).total(), min(words.total(), other_words.total())
+    return ours == theirs and (tail == other_tail or 0 < shorter <= 2 * shared)
+
+
+def _folded(triple: Triple) -> list[str]:
+    return [" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in triple]

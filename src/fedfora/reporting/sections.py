@@ -135,13 +135,14 @@ def score_rows(card: Card) -> list[Table]:
 
 def relations(card: Card) -> Table | None:
     """Return the trained adapter's scores for each relation; None where none are told apart."""
+    keys = ("precision", "recall", "f1", "folded_f1", "lenient_f1")
     rows = [
-        [name, str(of["expected"]), *(f"{of[key]:.3f}" for key in ("precision", "recall", "f1"))]
+        [name, str(of["expected"]), *(number(key, of[key]) if key in of else "" for key in keys)]
         for row in card["rows"]
         if row["kind"] in ("federated", "scored")
         for name, of in row["scores"].get("relations", {}).items()
     ]
-    columns = ["relation", "expected", "precision", "recall", "F1"]
+    columns = ["relation", "expected", *(label(key) for key in keys)]
     return {"columns": columns, "rows": rows} if rows else None
 
 

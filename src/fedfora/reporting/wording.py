@@ -13,6 +13,8 @@ _LABELS = {
     "macro_precision": "precision, mean over rows",
     "macro_recall": "recall, mean over rows",
     "macro_f1": "F1, mean over rows",
+    "folded_f1": "F1, case and space folded",
+    "lenient_f1": "F1, lenient (tails overlap)",
     "token_f1": "token F1",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
@@ -157,7 +159,8 @@ def duration(seconds: float) -> str:
 
 # In this order where a file has them; any other score follows as it came.
 _FIRST = (
-    *("precision", "recall", "f1", "macro_precision", "macro_recall", "macro_f1", "parse_rate"),
+    *("precision", "recall", "f1", "folded_f1", "lenient_f1"),
+    *("macro_precision", "macro_recall", "macro_f1", "parse_rate"),
     *("accuracy", "likelihood_accuracy", "parsed_share"),
     *("token_f1", "rouge1", "rouge2", "rougeL", "bleu", "chrf", "exact_match"),
     *("loss", "perplexity", "original_f1", "original_character_f1"),
@@ -174,6 +177,8 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     lines += [_line(name, scores) for name in (*_FIRST, *others) if _is_score(scores.get(name))]
     for relation, of in scores.get("relations", {}).items():
         line = f"  {'F1 of ' + relation:{_WIDTH - 2}s} {of['f1']:7.3f}"
+        if "lenient_f1" in of:
+            line += f"  (folded {of['folded_f1']:.3f}, lenient {of['lenient_f1']:.3f})"
         lines.append(line + f"  of {of['expected']} expected")
     return lines
 
