@@ -24,7 +24,6 @@ from transformers import AutoConfig
 
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
-from fedfora.export.lora import to_lora
 from fedfora.exporting.lora import to_lora
 from fedfora.models.resolve import source
 from fedfora.models.saving import WEIGHTS
