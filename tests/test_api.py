@@ -67,6 +67,8 @@ def test_train_gives_the_commands_adapter_to_the_bit_from_a_file_a_list_and_a_da
         run = fedfora.train(**training, train_file=given, output_dir=tmp_path / name)
         assert weights(run.directory) == weights(tmp_path / "typed"), name
     assert capfd.readouterr() == ("", "")
+    written = b"".join(path.read_bytes() for path in run.directory.rglob("*") if path.is_file())
+    assert not [row["input"] for row in rows if row["input"].encode() in written]
     assert [line["step"] for line in run.history] == [1, 2]
     assert list(run.history.to_pandas()["loss"]) == [line["loss"] for line in run.history]
     assert run.report.is_file()

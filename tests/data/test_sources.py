@@ -1,4 +1,4 @@
-"""`--dataset` in a dataset_info.json: file and columns found, mistakes named."""
+"""`--dataset` in a dataset_info.json: file and columns found, mistakes named; rows in memory."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 
 from fedfora.data.loading import DataError, load_chosen
 from fedfora.data.settings import DataArguments
+from fedfora.data.sources import held_rows, rows_of
 
 CATALOG = {
     "spo": {"file_name": "spo.json"},
@@ -67,3 +68,16 @@ def test_a_missing_or_broken_catalog_is_named(tmp_path):
     (tmp_path / "dataset_info.json").write_text('{"a": ')
     with pytest.raises(DataError, match=r"dataset_info\.json, line 1, column 7: broken JSON"):
         load(str(tmp_path), "spo")
+
+
+def test_rows_in_memory_are_found_by_their_name_while_they_are_held():
+    with held_rows("train_file", [{"input": "a"}]) as name:
+        assert list(rows_of(name)) == [(f"{name}, row 1", {"input": "a"})]
+        with (
+            pytest.raises(DataError, match="still at work"),
+            held_rows("train_file", [{"input": "b"}]),
+        ):
+            pass
+        assert list(rows_of(name)) == [(f"{name}, row 1", {"input": "a"})]
+    with pytest.raises(DataError, match="give them again"):
+        list(rows_of(name))
