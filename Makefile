@@ -5,12 +5,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup lock demo test test-deploy test-fate test-lowest test-newest lint docs package bench clean
+.PHONY: help setup lock demo test test-all test-deploy test-fate test-lowest test-newest lint docs package bench clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything"
 	@echo "make demo    a federation of four clinics: about four minutes on two cores"
 	@echo "make test    all tests that need no GPU"
+	@echo "make test-all   also what CI skips: deploy, FATE, DeepSpeed, ray, torchao, HQQ, llama.cpp: hours"
 	@echo "make test-deploy   real federations on this machine, and what may go wrong: half an hour"
 	@echo "make test-fate   FATE beside fedfora, in .venv-fate, and three parties of a federation"
 	@echo "make test-lowest, make test-newest   the tests with the oldest versions, and the newest"
@@ -44,6 +45,20 @@ test: setup
 
 test-deploy: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy
+
+# What CI skips, in .venv-all; its last run, with date and versions, stands in docs/log.md.
+test-all: test test-deploy test-fate .venv-all/ready
+	OMP_NUM_THREADS=1 .venv-all/bin/python -m pytest tests/adapter/test_quantized.py tests/export/test_gguf.py \
+		tests/federated/engines tests/reporting/test_trackers.py tests/training/test_launchers.py
+
+.venv-all/ready: setup
+	$(PYTHON) -m venv .venv-all
+	.venv-all/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	.venv-all/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-all/bin/python -m pip install --quiet --no-deps -e .
+	DS_BUILD_OPS=0 .venv-all/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation \
+		"ray>=2.55,<3" "deepspeed>=0.19,<0.20" torchao hqq llama-cpp-python mlflow-skinny
+	touch .venv-all/ready
 
 # FATE's pins exclude today's libraries, so it gets an environment of its own, Python 3.11.
 # Only FATE-LLM's own runner, which one test uses, needs scikit-learn.
@@ -93,4 +108,4 @@ bench: setup
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
-	rm -rf .venv .venv-fate .venv-lowest .venv-newest out
+	rm -rf .venv .venv-all .venv-fate .venv-lowest .venv-newest out
