@@ -24,12 +24,12 @@ from fedfora.data.encoding import encode_prompt, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.generate import Decoding, generate
+from fedfora.models.adapter_base import merge_adapter
 from fedfora.models.loading import (
     Base,
     add_adapter,
     load_adapter,
     load_base,
-    merge_adapter,
 )
 from fedfora.models.resolve import model_path
 from fedfora.models.settings import AdapterArguments, ModelArguments
@@ -119,7 +119,7 @@ def main() -> None:
 
         models = {
             "demo": (load_adapter(base("none"), adapter), base("none").tokenizer),
-            "merged": (merge_adapter(base("none"), adapter), base("none").tokenizer),
+            "merged": (merge_adapter(base("none"), adapter)[0], base("none").tokenizer),
             "demo_nf4": (load_adapter(base("nf4"), adapter), base("nf4").tokenizer),
         }
         wide = wide_base(Path(place) / "wide")

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from transformers import GenerationConfig
 
 from fedfora.cli.main import main
 from fedfora.data.encoding import PromptFormat, encode_prompt
@@ -61,3 +62,19 @@ def test_the_command_answers_the_lines_it_is_given(monkeypatch, capsys):
 def test_mistakes_are_named(words, message, capsys):
     assert main(words.split()) == 2
     assert message in capsys.readouterr().err
+
+
+def test_generation_defaults_of_the_base_do_not_bend_the_answer_and_all_its_ends_end_it(base):
+    """As with `predict`: greedy is greedy, and each of several ends is one."""
+    plain = Conversation(base.model, base.tokenizer, LAYOUT).ask(QUESTIONS[0])
+    kept = base.model.generation_config
+    ids = base.tokenizer(plain, add_special_tokens=False)["input_ids"]
+    config = GenerationConfig(repetition_penalty=1.8, no_repeat_ngram_size=2)
+    try:
+        base.model.generation_config = config
+        assert Conversation(base.model, base.tokenizer, LAYOUT).ask(QUESTIONS[0]) == plain
+        config.eos_token_id = [base.tokenizer.eos_token_id, ids[1]]
+        shorter = Conversation(base.model, base.tokenizer, LAYOUT).ask(QUESTIONS[0])
+    finally:
+        base.model.generation_config = kept
+    assert len(shorter) < len(plain)

@@ -20,7 +20,7 @@ from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
 from fedfora.exporting.gguf import INSTALL, llama_cpp_logits, to_gguf
 from fedfora.exporting.gguf_model import model_to_gguf
-from fedfora.exporting.run import deviation, logits, probe
+from fedfora.models.adapter_base import deviation, logits, probe
 from fedfora.models.resolve import model_path
 from fedfora.models.saving import adapter_record
 

@@ -142,7 +142,7 @@ def test_a_tokenizer_that_would_give_other_ids_is_not_written(
 
 
 def run_export(**arguments):
-    return export(ExportSettings(ExportArguments(format="llama", **arguments), ON_CPU))
+    return export(ExportSettings(frozenset(), ExportArguments(format="llama", **arguments), ON_CPU))
 
 
 def test_the_command_takes_a_model_or_an_adapter_on_one(source, publish_tokenizer, tmp_path):

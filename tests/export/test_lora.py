@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from fedfora import ForaConfig
 from fedfora.cli.main import main
 from fedfora.exporting.lora import from_lora, to_lora
-from fedfora.exporting.run import deviation, logits
+from fedfora.models.adapter_base import deviation, logits
 
 
 def base_of(directory):

@@ -53,7 +53,7 @@ def with_keys(tmp_path, monkeypatch):
 
 
 def logits_of(directory):
-    from fedfora.exporting.run import logits
+    from fedfora.models.adapter_base import logits
     from fedfora.models.loading import base_name_of, load_adapter, load_base
     from fedfora.models.settings import ModelArguments
 

@@ -5,7 +5,7 @@ One question per line; the answer comes word by word. An empty line or Ctrl-D le
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser, flag
@@ -20,7 +20,9 @@ class ChatArguments:
     model_dir: str | None = flag(
         None, "directory of the adapter; without it the base answers", "--adapter"
     )
-    instruction: str = flag("", "goes before every question, as in the training rows")
+    instruction: str | None = flag(
+        None, "goes before every question; default the training rows' own, where they share one"
+    )
     remember: bool = flag(False, "read earlier questions and answers again with every question")
     max_new_tokens: int | None = flag(None, "longest answer in tokens; default as trained")
 
@@ -37,21 +39,34 @@ def run(argv: Sequence[str]) -> None:
     silence_libraries()
     check_named(model, adapter_dir_of(chat.model_dir, None))
     announce_loading("chat")
-    from fedfora.data.encoding import prompt_format_of
+    from fedfora.data.encoding import PromptFormat, prompt_format_of
     from fedfora.data.settings import DataArguments
     from fedfora.evaluation.chat import Conversation
-    from fedfora.models.loading import base_name_of, load_adapter, load_base
-    from fedfora.models.saving import read_prompt_format
+    from fedfora.models.adapter_base import load_base_of, settings_of_base
+    from fedfora.models.loading import load_adapter, load_base
+    from fedfora.models.saving import read_record
 
-    if chat.model_dir is not None and model.model_name_or_path is None:
-        model = replace(model, model_name_or_path=base_name_of(chat.model_dir))
-    base = load_base(model)
-    stored = None if chat.model_dir is None else read_prompt_format(chat.model_dir)
+    record = {}
+    if chat.model_dir is None:
+        base = load_base(model)
+        answering = base.model
+    else:
+        model = settings_of_base(model, chat.model_dir, parser.given(argv))
+        record = read_record(chat.model_dir)
+        base = load_base_of(model, chat.model_dir)
+        answering = load_adapter(base, chat.model_dir)
+    instruction = chat.instruction
+    if instruction is None:
+        instruction = str(record.get("instruction", ""))
+        if shown := instruction.strip():
+            print(f'instruction, as in training: "{shown}" (--instruction)', file=sys.stderr)
     conversation = Conversation(
-        base.model if chat.model_dir is None else load_adapter(base, chat.model_dir),
+        answering,
         base.tokenizer,
-        stored or prompt_format_of(DataArguments(), base.tokenizer),
-        instruction=chat.instruction,
+        PromptFormat(**record["prompts"])
+        if record
+        else prompt_format_of(DataArguments(), base.tokenizer),
+        instruction=instruction,
         remember=chat.remember,
         max_new_tokens=chat.max_new_tokens,
     )

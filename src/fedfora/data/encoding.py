@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import re
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -85,6 +86,7 @@ def encode_prompts(
     """Return the ids of all prompts; warn with the count of those that had to be cut."""
     encoded = [_prompt(example, tokenizer, prompt_format) for example in examples]
     warn_of_cut_rows(sum(is_cut for _, is_cut in encoded), len(examples), prompt_format)
+    _check_ids((ids for ids, _ in encoded), tokenizer)
     return [ids for ids, _ in encoded]
 
 
@@ -126,7 +128,23 @@ def encode_and_count(
         with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as workers:
             work = partial(_encode, tokenizer=tokenizer, prompt_format=prompt_format)
             encoded = list(workers.map(work, examples, chunksize=share))
+    _check_ids((row["input_ids"] for row, _ in encoded), tokenizer)
     return [row for row, _ in encoded], sum(cut for _, cut in encoded)
+
+
+def _check_ids(rows: Iterable[list[int]], tokenizer: Any) -> None:
+    """Raise if a row has a token without a place in the base's embedding.
+
+    How many places there are is `embedding_rows`, which `fedfora.models.loading` sets.
+    """
+    places = getattr(tokenizer, "embedding_rows", None)
+    for number, ids in enumerate(rows, start=1):
+        if places is not None and (highest := max(ids, default=0)) >= places:
+            raise ValueError(
+                f"row {number}: token {tokenizer.convert_ids_to_tokens(highest)!r} has id "
+                f"{highest}, the base's embedding has {places} rows: the tokenizer is not this "
+                "base's, or the base was not resized to it"
+            )
 
 
 def prompt_tokens(example: Example, tokenizer: Any, prompt_format: PromptFormat) -> int:
@@ -371,8 +389,11 @@ def _digest(examples: list[Example], tokenizer: Any, prompt_format: PromptFormat
     digest = hashlib.sha256(b"2")  # the encoding's version: 2 keeps control tokens out of texts
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab()))).encode())
+    places = getattr(tokenizer, "embedding_rows", None)  # what the ids were checked against
     digest.update(
-        repr((tokenizer.chat_template, tokenizer.special_tokens_map, prompt_format)).encode()
+        repr(
+            (tokenizer.chat_template, tokenizer.special_tokens_map, prompt_format, places)
+        ).encode()
     )
     for example in examples:
         row = (example.instruction, example.input, example.output, example.history)

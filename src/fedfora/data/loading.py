@@ -84,6 +84,12 @@ def load_examples(
     return examples
 
 
+def shared_instruction(examples: list[Example]) -> str | None:
+    """Return the instruction that all examples have; None where they differ or have none."""
+    instructions = {example.instruction for example in examples}
+    return instructions.pop() or None if len(instructions) == 1 else None
+
+
 def example_of(row: Any, where: str, settings: DataArguments, *, answers_needed: bool) -> Example:
     """Return the example that a row holds.
 

@@ -13,7 +13,8 @@ from fedfora.data.settings import DataArguments
 from fedfora.evaluation.inversion import Inversion, Protection
 from fedfora.evaluation.membership import UNSEEN, exposures, mean_losses, separation
 from fedfora.evaluation.settings import AuditArguments, audited_run
-from fedfora.models.loading import load_adapter, load_base
+from fedfora.models.adapter_base import load_base_of, settings_of_base
+from fedfora.models.loading import load_adapter
 from fedfora.models.saving import read_prompt_format
 from fedfora.reporting.record import write_text
 
@@ -32,7 +33,7 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
     """
     directory = Path(arguments.run or "")
     config, data, model_settings, held_out = audited_run(arguments)
-    base = load_base(model_settings)
+    base = load_base_of(settings_of_base(model_settings, directory, ()), directory)
     model = load_adapter(base, directory)
     prompts = read_prompt_format(directory) or prompt_format_of(data, base.tokenizer)
     members, others = (

@@ -4,24 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import TextStreamer
 
-from fedfora.data.encoding import PromptFormat, encode_prompt
+from fedfora.data.encoding import PromptFormat, encode_prompts
 from fedfora.data.loading import Example
+from fedfora.evaluation.generate import Decoding, answer_batch
 
 
 class _Pieces(TextStreamer):  # type: ignore[misc]  # transformers is untyped here
-    """Hands on each piece of an answer when it is certain, and keeps them."""
+    """Hands on each piece of an answer when it is certain."""
 
     def __init__(self, tokenizer: Any, on_piece: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.on_piece = on_piece
-        self.pieces: list[str] = []
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Hand on a piece."""
-        self.pieces.append(text)
         self.on_piece(text)
 
 
@@ -47,23 +45,18 @@ class Conversation:
     max_new_tokens: int | None = None
     history: list[tuple[str, str]] = field(default_factory=list)
 
-    @torch.no_grad()
     def ask(self, question: str, on_piece: Callable[[str], None] = lambda text: None) -> str:
         """Return the answer to a question; its pieces go to `on_piece` as they come."""
         example = Example(
             self.instruction, question, None, {}, tuple(self.history) if self.remember else ()
         )
-        ids = torch.tensor([encode_prompt(example, self.tokenizer, self.layout)])
-        pieces = _Pieces(self.tokenizer, on_piece)
-        self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=torch.ones_like(ids, device=self.model.device),
-            max_new_tokens=self.max_new_tokens or self.layout.max_target_length,
-            do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
-            streamer=pieces,
+        (answer,) = answer_batch(
+            self.model,
+            self.tokenizer,
+            encode_prompts([example], self.tokenizer, self.layout),
+            Decoding(self.max_new_tokens or self.layout.max_target_length),
+            first=0,
+            streamer=_Pieces(self.tokenizer, on_piece),
         )
-        answer = "".join(pieces.pieces)
         self.history.append((question, answer))
         return answer

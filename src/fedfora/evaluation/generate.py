@@ -72,7 +72,13 @@ def batches_by_length(lengths: list[int], batch_size: int) -> Iterator[list[int]
 
 @torch.no_grad()
 def answer_batch(
-    model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding, *, first: int
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    decoding: Decoding,
+    *,
+    first: int,
+    streamer: Any = None,
 ) -> list[str]:
     """Return the answers to one batch of prompts.
 
@@ -82,6 +88,7 @@ def answer_batch(
         prompts: Token ids; they are padded on the left to the longest.
         decoding: How the tokens are chosen.
         first: A number of the batch; with the seed it decides what is drawn.
+        streamer: Of transformers, for a batch of one; gets the tokens as they come.
 
     Raises:
         ValueError: If the GPU's memory does not suffice, naming the flag.
@@ -96,7 +103,11 @@ def answer_batch(
             torch.manual_seed(derive_seed(decoding.seed, "predict", first))
         try:
             output = model.generate(
-                **batch, **options, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends
+                **batch,
+                **options,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=ends,
+                streamer=streamer,
             )
         except torch.OutOfMemoryError as error:
             raise ValueError(

@@ -13,7 +13,8 @@ from fedfora.evaluation.choice import letters_of
 from fedfora.evaluation.output import check_output, identity_of
 from fedfora.evaluation.scores import check_packages, kind_of
 from fedfora.evaluation.settings import PredictSettings
-from fedfora.models.loading import base_name_of, context_length, load_tokenizer
+from fedfora.models.adapter_base import settings_of_base
+from fedfora.models.loading import context_length, load_tokenizer
 from fedfora.models.resolve import adapter_dir_of
 from fedfora.models.saving import read_record
 
@@ -60,7 +61,9 @@ def prepare(settings: PredictSettings) -> PredictionPlan:
         check_packages(predict.metrics)
     adapter_dir = adapter_dir_of(predict.model_dir, predict.checkpoint_dir)
     record = {} if adapter_dir is None else _record(adapter_dir, predict.model_dir)
-    settings = _with_base(settings, adapter_dir, record)
+    if adapter_dir is not None:
+        model = settings_of_base(settings.model, adapter_dir, settings.given, record)
+        settings = replace(settings, model=model)
     examples = load_chosen(
         settings.data.test_file,
         settings.data,
@@ -92,18 +95,6 @@ def _record(adapter_dir: Path, model_dir: str | None) -> dict[str, Any]:
         if record := read_record(path):
             return record
     return {}
-
-
-def _with_base(
-    settings: PredictSettings, adapter_dir: Path | None, record: dict[str, Any]
-) -> PredictSettings:
-    """Take base and quantization from the adapter's training, where they are not said."""
-    model = settings.model
-    if adapter_dir is not None and model.model_name_or_path is None:
-        model = replace(model, model_name_or_path=base_name_of(adapter_dir))
-    if "quantization" not in settings.given and "base" in record:
-        model = replace(model, quantization=record["base"]["quantization"])
-    return replace(settings, model=model)
 
 
 def _layout(settings: PredictSettings, record: dict[str, Any], tokenizer: Any) -> PromptFormat:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -24,13 +23,17 @@ from fedfora.evaluation.output import (
 from fedfora.evaluation.plan import PredictionPlan, prepare
 from fedfora.evaluation.scores import score
 from fedfora.evaluation.settings import PredictSettings
-from fedfora.models.fingerprint import describe, fingerprint, same_model
-from fedfora.models.loading import Base, load_adapter, load_base, merge_adapter
+from fedfora.models.adapter_base import (
+    check_base,
+    deviation,
+    logits,
+    merge_adapter,
+    same_limit,
+)
+from fedfora.models.loading import Base, load_adapter, load_base
 from fedfora.reporting.record import RunRecord, write_text
 from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
-
-logger = logging.getLogger(__name__)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -52,9 +55,8 @@ def predict(settings: PredictSettings, view: View) -> dict[str, Any]:
             view.line(f"{directory} holds the finished answers of this very command")
             return scores
     base = load_base(plan.settings.model)
-    base_fingerprint = fingerprint(base)
-    _check_base(plan, base, base_fingerprint)
-    model = _model(plan, base)
+    base_fingerprint = check_base(base, plan.adapter_dir, plan.record)
+    model = _model(plan, base, view)
     try:
         record = _open_record(plan, base_fingerprint)
         if settings.predict.predict_with_generate:
@@ -72,39 +74,17 @@ def predict(settings: PredictSettings, view: View) -> dict[str, Any]:
         raise
 
 
-def _check_base(plan: PredictionPlan, base: Base, base_fingerprint: str) -> None:
-    """Raise if the adapter was trained on another model; warn if on the same, loaded otherwise.
-
-    Raises:
-        ValueError: Naming both fingerprints.
-    """
-    stored = plan.record.get("base_fingerprint")
-    if stored in (None, base_fingerprint):
-        return
-    if "base" not in plan.record:  # by an earlier fedfora, which kept no more than the fingerprint
-        logger.warning("the base is not as in training: %s, then %s", base_fingerprint, stored)
-        return
-    trained_on, own = plan.record["base"], describe(base)
-    conditions = ("quantization", "dtype")
-    loaded_alike = all(trained_on[key] == own[key] for key in conditions)
-    if loaded_alike or not same_model(trained_on["sketch"], own["sketch"]):
-        raise ValueError(
-            f"--ori_model_dir {base.name} is not the base that {plan.adapter_dir} was trained on: "
-            f"fingerprint {base_fingerprint}, the adapter's base {trained_on['name']} has {stored}"
-        )
-    logger.warning(
-        "the adapter was trained on its base in %s, %s; here it is in %s, %s",
-        *(trained_on[key] for key in conditions),
-        *(own[key] for key in conditions),
-    )
-
-
-def _model(plan: PredictionPlan, base: Base) -> Any:
+def _model(plan: PredictionPlan, base: Base, view: View) -> Any:
     if plan.adapter_dir is None:
         return base.model
-    if plan.settings.predict.merge:
-        return merge_adapter(base, plan.adapter_dir)
-    return load_adapter(base, plan.adapter_dir)
+    if not plan.settings.predict.merge:
+        return load_adapter(base, plan.adapter_dir)
+    limit = same_limit(base)
+    merged, expected = merge_adapter(base, plan.adapter_dir)
+    result = deviation(expected, logits(merged))
+    result.check("the merged model", limit)
+    view.line(f"merged: {result}")
+    return merged
 
 
 def _open_record(plan: PredictionPlan, base_fingerprint: str) -> RunRecord:

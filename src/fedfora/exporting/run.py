@@ -1,16 +1,15 @@
 """`fedfora export`: an adapter in the form that others load, checked before it is called done."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from fedfora.exporting.gguf import (
@@ -25,18 +24,19 @@ from fedfora.exporting.gguf_model import model_to_gguf
 from fedfora.exporting.llama import export_llama
 from fedfora.exporting.lora import to_lora
 from fedfora.exporting.settings import MARK, ExportSettings, check_place, files_of
-from fedfora.models.fingerprint import fingerprint
-from fedfora.models.loading import (
-    Base,
-    base_name_of,
-    check_adapter_dir,
-    load_adapter,
-    load_base,
+from fedfora.models.adapter_base import (
+    deviation,
+    load_base_of,
+    logits,
     merge_adapter,
+    probe,
+    same_limit,
+    settings_of_base,
 )
+from fedfora.models.fingerprint import fingerprint
+from fedfora.models.loading import check_adapter_dir, load_adapter, load_base, own_dtype
 from fedfora.models.resolve import model_path, source
 from fedfora.models.saving import read_prompt_format
-from fedfora.models.settings import ModelArguments
 from fedfora.registry import Registry
 from fedfora.reporting.record import write_text
 
@@ -65,6 +65,7 @@ def export(settings: ExportSettings) -> list[str]:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         lines = FORMATS[arguments.format](settings, temporary)
+        _make_readable(temporary)
         _put(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -90,11 +91,16 @@ def _with_base(settings: ExportSettings) -> ExportSettings:
     if settings.export.format == "llama" and (directory / "config.json").is_file():
         return settings
     check_adapter_dir(directory)
-    if settings.model.model_name_or_path is not None:
-        return settings
-    return replace(
-        settings, model=replace(settings.model, model_name_or_path=base_name_of(directory))
-    )
+    return replace(settings, model=settings_of_base(settings.model, directory, settings.given))
+
+
+def _make_readable(directory: Path) -> None:
+    """Give files the mode of any new file; safetensors writes them for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 @FORMATS.register("lora")
@@ -104,34 +110,57 @@ def export_lora(settings: ExportSettings, directory: Path) -> list[str]:
     Raises:
         ValueError: If the two differ by more than rounding.
     """
-    to_lora(str(settings.export.model_dir), directory)
-    expected = logits(load_adapter(load_base(settings.model), str(settings.export.model_dir)))
-    lora = PeftModel.from_pretrained(load_base(settings.model).model, str(directory))
+    adapter = str(settings.export.model_dir)
+    to_lora(adapter, directory)
+    base = load_base_of(settings.model, adapter, needs_tokenizer=False)
+    limit = min(EXACT, same_limit(base)) if base.model.dtype == torch.float32 else same_limit(base)
+    trained = load_adapter(base, adapter)
+    expected = logits(trained)
+    lora = PeftModel.from_pretrained(trained.unload(), str(directory))
     result = deviation(expected, logits(lora))
-    if result.largest > EXACT and settings.model.torch_dtype in ("auto", "float32"):
-        raise ValueError(f"the exported adapter is not the same function: {result}")
+    result.check("the exported adapter", limit)
     return [f"LoRA against FoRA on the same base: {result}"]
 
 
 @FORMATS.register("merged")
 def export_merged(settings: ExportSettings, directory: Path) -> list[str]:
-    """Write base and adapter as one plain model, and say how far it is from what was trained.
+    """Write base and adapter as one plain model, read it back, and compare it with both apart.
 
     An adapter that was trained on a quantized base fits that base's rounded weights. They are
-    merged into by default; the original weights are another model, whose deviation is larger.
+    merged into by default; the original weights are another model, whose deviation is larger. The
+    weights are written in the base's own number format.
+
+    Raises:
+        ValueError: If what was written is not the same function as base and adapter.
     """
-    trained = load_adapter(load_base(settings.model), str(settings.export.model_dir))
-    expected = logits(trained)
-    del trained
-    merged, result = _merge(settings, expected, settings.export.merge_into)
-    merged.model.save_pretrained(directory)
-    merged.tokenizer.save_pretrained(directory)
-    lines = [f"merged into the {settings.export.merge_into} base: {result}"]
-    if settings.model.quantization != "none":
-        other = "original" if settings.export.merge_into == "dequantized" else "dequantized"
+    adapter, model = str(settings.export.model_dir), settings.model
+    original = replace(model, quantization="none", bnb_4bit_use_double_quant="auto")
+    into, quantized = settings.export.merge_into, model.quantization != "none"
+    base = load_base_of(model, adapter)
+    dtype = base.model.dtype if "torch_dtype" in settings.given else own_dtype(model)
+    limit = same_limit(base, dtype)
+    merged, trained = merge_adapter(base, adapter)
+    expected = trained
+    other = None
+    if quantized and into == "original":
+        other = deviation(trained, logits(merged))
         del merged
-        lines.append(f"the {other} base would give: {_merge(settings, expected, other)[1]}")
-    return lines
+        base = load_base(original)
+        merged, expected = merge_adapter(base, adapter)
+    merged.to(dtype).save_pretrained(directory)
+    base.tokenizer.save_pretrained(directory)
+    del merged, base
+    written = logits(load_base(replace(original, model_name_or_path=str(directory))).model)
+    deviation(expected, written).check("what was written", limit)
+    if not quantized:
+        return [f"merged into the base, read back: {deviation(trained, written)}"]
+    if other is None:
+        other = deviation(trained, logits(load_adapter(load_base(original), adapter)))
+    names = ("original", "dequantized") if into == "original" else ("dequantized", "original")
+    return [
+        f"merged into the {names[0]} base, read back: {deviation(trained, written)}",
+        f"the {names[1]} base would give: {other}",
+    ]
 
 
 @FORMATS.register("gguf")
@@ -173,7 +202,7 @@ def export_gguf_lora(settings: ExportSettings, directory: Path) -> list[str]:
     lines = ["read back, equal to the bit"]
     if arguments.base_gguf is None:
         return [*lines, "not run in llama.cpp: --base_gguf FILE compares the logits"]
-    trained = load_adapter(load_base(settings.model), str(arguments.model_dir))
+    trained = load_adapter(load_base_of(model, str(arguments.model_dir)), str(arguments.model_dir))
     expected = logits(trained)
     ids = probe(trained.config.get_text_config().vocab_size)
     actual = llama_cpp_logits(arguments.base_gguf, path, ids)
@@ -189,67 +218,13 @@ def export_as_llama(settings: ExportSettings, directory: Path) -> list[str]:
         ValueError: If the model is no such Baichuan, or what was written is not the same function.
     """
     source, lines = Path(str(settings.export.model_dir)), []
+    directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=directory.parent, prefix=".merged-") as scratch:
         if not (source / "config.json").is_file():
             lines = export_merged(settings, Path(scratch))
             source = Path(scratch)
         largest = export_llama(source, directory)
     return [*lines, f"Llama against Baichuan: largest difference of any logit {largest:.2g}"]
-
-
-# How far two models' answers are apart, on fixed random tokens: the check after every export.
-
-
-ROWS, LENGTH, SEED = 4, 32, 0
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """Distance between the logits of two models.
-
-    Args:
-        largest: Largest absolute difference, divided by the largest absolute logit.
-        same_token: Share of positions at which both find the same next token likeliest.
-    """
-
-    largest: float
-    same_token: float
-
-    def __str__(self) -> str:
-        """Return the deviation as a person reads it."""
-        return f"largest deviation {self.largest:.1e}, same next token {self.same_token:.1%}"
-
-
-def probe(vocab_size: int) -> Tensor:
-    """Return the token ids that both models read, of shape `(ROWS, LENGTH)`."""
-    generator = torch.Generator().manual_seed(SEED)
-    return torch.randint(0, vocab_size, (ROWS, LENGTH), generator=generator)
-
-
-@torch.no_grad()
-def logits(model: Any) -> Tensor:
-    """Return a model's logits on the probe, in float32 on the CPU."""
-    model.eval()
-    ids = probe(model.config.get_text_config().vocab_size).to(model.device)
-    result: Tensor = model(input_ids=ids).logits
-    return result.float().cpu()
-
-
-def deviation(expected: Tensor, actual: Tensor) -> Deviation:
-    """Return the deviation of `actual` logits from `expected` ones."""
-    largest = (expected - actual).abs().max() / expected.abs().max()
-    same = (expected.argmax(-1) == actual.argmax(-1)).float().mean()
-    return Deviation(float(largest), float(same))
-
-
-def _merge(settings: ExportSettings, expected: Any, into: str) -> tuple[Base, Deviation]:
-    """Return the merged model, and how far its logits are from the trained model's."""
-    model: ModelArguments = settings.model
-    if into == "original":
-        model = replace(model, quantization="none")
-    base = load_base(model)
-    merged = merge_adapter(base, str(settings.export.model_dir))
-    return replace(base, model=merged), deviation(expected, logits(merged))
 
 
 @FORMATS.register("quantized-base")

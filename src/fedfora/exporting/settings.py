@@ -36,8 +36,9 @@ class ExportArguments:
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """All settings of an export."""
+    """All settings of an export; `given` are the names of those that were said."""
 
+    given: frozenset[str]
     export: ExportArguments
     model: ModelArguments
 
@@ -47,7 +48,7 @@ class ExportSettings:
             raise ValueError("--model_dir is missing: the directory of the adapter")
 
 
-SECTIONS = {field.name: field.type for field in fields(ExportSettings)}
+SECTIONS = {field.name: field.type for field in fields(ExportSettings) if field.name != "given"}
 
 
 def check_place(settings: ExportSettings) -> None:

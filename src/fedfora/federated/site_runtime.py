@@ -31,7 +31,7 @@ from fedfora.data.encoding import (
     encode_prompts,
     prompt_format_of,
 )
-from fedfora.data.loading import Example, load_chosen, load_examples
+from fedfora.data.loading import Example, load_chosen, load_examples, shared_instruction
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.preflight import SITES_DIR, partition_sites
@@ -130,7 +130,7 @@ class SiteRuntime:
         """Save a site's own adapter, which nobody else gets to see, in its place in the run."""
         directory = Path(self.settings.run.output_dir) / SITES_DIR / str(site.index) / "adapter"
         seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
-        config, record = self.form()
+        config, record = self.form(site.instruction)
         save_adapter(directory, unfold(adapter, seed=seed, inner_dim=inner_dim), config, record)
 
     def _write(self, adapter: AdapterState, name: str) -> None:
@@ -139,9 +139,19 @@ class SiteRuntime:
             adapter = unfold(adapter, seed=seed, inner_dim=inner_dim)
         write_state(self.model, adapter, name)
 
-    def form(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what is saved beside an adapter's weights: PEFT's configuration and our record."""
-        record = adapter_record(self.prompts, self.base_fingerprint, base=describe(self.base))
+    def form(self, instruction: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what is saved beside an adapter's weights: PEFT's configuration and our record.
+
+        Args:
+            instruction: What all rows ask for, where that is no secret; for `fedfora chat`.
+        """
+        protected = self.settings.privacy.privacy_unit != "none"
+        record = adapter_record(
+            self.prompts,
+            self.base_fingerprint,
+            base=describe(self.base),
+            instruction=None if protected else instruction,
+        )
         return adapter_config(self.model), record
 
 
@@ -155,6 +165,8 @@ class SiteData:
         encoded: The rows that it trains on.
         validation: The rows that it keeps back to judge a received adapter on.
         rank: Of its adapter.
+        instruction: What all rows ask for: of a real site its own, else of all sites; None where
+            they differ.
     """
 
     index: int
@@ -162,6 +174,7 @@ class SiteData:
     encoded: Encoded
     validation: Encoded
     rank: int
+    instruction: str | None
 
     @property
     def digest(self) -> str:
@@ -203,8 +216,8 @@ def check_rows(runtime: SiteRuntime) -> None:
 
 def open_site(runtime: SiteRuntime, index: int) -> SiteData:
     """Return site `index` of the partition, as every process of the run computes it."""
-    name, rows = _sites(runtime)[index]
-    return _site(runtime, index, name, rows)
+    sites, instruction = _sites(runtime)
+    return _site(runtime, index, *sites[index], instruction)
 
 
 def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData:
@@ -220,10 +233,12 @@ def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData
     index = int(node_config["partition-id"])
     if SITE_NAME not in node_config:
         return open_site(runtime, index)
-    return _site(runtime, index, str(node_config[SITE_NAME]), _own_rows(runtime))
+    return _site(runtime, index, str(node_config[SITE_NAME]), *_own_rows(runtime))
 
 
-def _site(runtime: SiteRuntime, index: int, name: str, rows: Encoded) -> SiteData:
+def _site(
+    runtime: SiteRuntime, index: int, name: str, rows: Encoded, instruction: str | None
+) -> SiteData:
     held_back = _rows_kept_back(runtime.settings, index, len(rows))
     return SiteData(
         index,
@@ -232,6 +247,7 @@ def _site(runtime: SiteRuntime, index: int, name: str, rows: Encoded) -> SiteDat
         + _canaries(runtime, index),
         validation=[rows[i] for i in sorted(held_back)],
         rank=site_rank(runtime.settings, index),
+        instruction=instruction,
     )
 
 
@@ -352,16 +368,18 @@ def _canaries(runtime: SiteRuntime, index: int) -> Encoded:
 
 
 @lru_cache(maxsize=1)
-def _own_rows(runtime: SiteRuntime) -> Encoded:
+def _own_rows(runtime: SiteRuntime) -> tuple[Encoded, str | None]:
     data = runtime.settings.data
-    return _encoded(runtime, load_chosen(data.train_file, data, flag="--train_file"))
+    examples = load_chosen(data.train_file, data, flag="--train_file")
+    return _encoded(runtime, examples), shared_instruction(examples)
 
 
 @lru_cache(maxsize=1)
-def _sites(runtime: SiteRuntime) -> list[tuple[str, Encoded]]:
+def _sites(runtime: SiteRuntime) -> tuple[list[tuple[str, Encoded]], str | None]:
     examples, parts = partition_sites(runtime.settings)
     encoded = _encoded(runtime, examples)
-    return [(name, [encoded[row] for row in rows]) for name, rows in parts.items()]
+    sites = [(name, [encoded[row] for row in rows]) for name, rows in parts.items()]
+    return sites, shared_instruction(examples)
 
 
 def _encoded(runtime: SiteRuntime, examples: list[Example]) -> Encoded:

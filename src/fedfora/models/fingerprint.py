@@ -39,10 +39,13 @@ def fingerprint(base: Base) -> str:
 def describe(base: Base) -> dict[str, Any]:
     """Return what an adapter's record says about the base it was trained on."""
     embedding = base.model.get_input_embeddings().weight
+    quantized = getattr(base.model.config, "quantization_config", None)
     return {
         "name": base.name,
         "quantization": base.quantization,
         "dtype": str(embedding.dtype).removeprefix("torch."),
+        "double_quant": bool(getattr(quantized, "bnb_4bit_use_double_quant", False)),
+        "device": base.model.device.type,
         "sketch": sketch(base),
     }
 

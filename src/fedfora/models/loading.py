@@ -2,6 +2,9 @@
 
 import logging
 import os
+import re
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +13,7 @@ import torch
 import transformers
 from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -27,10 +31,14 @@ __all__ = ["Base", "add_adapter", "base_name_of", "check_adapter_dir", "load_ada
 
 logger = logging.getLogger(__name__)
 
+UNCOVERED = 0.1  # share of the layers' weights that may stay out of something without a warning
+# Change of earlier logits, as a share of the last one's. A causal model has 0, but for rounding.
+LOOKS_AHEAD, LOOKS_AHEAD_ROUNDED = 1e-3, 5e-2
+
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base model: frozen, maybe quantized, with its tokenizer."""
+    """A loaded base model: frozen, maybe quantized, with its tokenizer (None where none is)."""
 
     model: Any
     tokenizer: Any
@@ -38,14 +46,24 @@ class Base:
     quantization: str
 
 
-def load_base(settings: ModelArguments) -> Base:
-    """Load tokenizer and base model and freeze the model.
+def load_base(settings: ModelArguments, *, needs_tokenizer: bool = True) -> Base:
+    """Load tokenizer and base model, freeze the model, and check that it can be trained on.
+
+    Args:
+        settings: Which model, and how to hold it.
+        needs_tokenizer: Whether a model without a tokenizer is refused.
 
     Raises:
-        ValueError: If no model is named, or the directory holds none, or no tokenizer.
+        ValueError: If no model is named, the directory holds no whole causal language model, there
+            is no tokenizer, or the quantization does not work with the model.
     """
     path, name = resolve_model(settings), str(settings.model_name_or_path)
-    tokenizer = _tokenizer_at(path, settings)
+    try:
+        tokenizer = _tokenizer_at(path, settings)
+    except ValueError:
+        if needs_tokenizer:
+            raise
+        tokenizer = None
     dtype, sharded = _dtype(settings, path), is_deepspeed_zero3_enabled()
     if sharded and settings.quantization != "none":
         raise ValueError(
@@ -54,20 +72,119 @@ def load_base(settings: ModelArguments) -> Base:
         )
     try:
         loader, weights = _weights_of(path, dtype, settings)
-        model = loader.from_pretrained(
+        model, report = loader.from_pretrained(
             **weights,
             dtype=dtype,
             quantization_config=_quantization(settings, dtype),
             device_map=None if sharded else {"": _device(settings)},
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
+    _check_whole(model, report, name)
     model.name_or_path = name  # PEFT records this; the directory a hub or package gave is no name
     model.requires_grad_(False)
     if settings.quantization == "nf4":
         _keep_training_kernels(model)
     model.eval()
-    return Base(model, tokenizer, name, settings.quantization)
+    base = Base(model, tokenizer, name, settings.quantization)
+    if not sharded:
+        check_quantized(base, lambda _, module: type(module).__name__ in _QUANTIZED)
+        _check_causal(base)
+    return base
+
+
+def _check_whole(model: Any, report: dict[str, Any], name: str) -> None:
+    """Raise if weights were drawn at random, or are not the base's alone."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(f"--model_name_or_path {name}: this base already carries an adapter")
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    missing = sorted({*report["missing_keys"], *mismatched})
+    if missing:
+        others = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"--model_name_or_path {name}: the checkpoint of "
+            f"{', '.join(model.config.architectures or ['an unknown class'])} does not hold all "
+            f"weights of {type(model).__name__}; {', '.join(missing[:3])}{others} would be random"
+        )
+
+
+_QUANTIZED = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}.values()
+
+
+def check_quantized(base: Base, is_quantized: Callable[[str, nn.Module], bool]) -> None:
+    """Raise if no layer is quantized although that was asked for; warn if many are not.
+
+    Raises:
+        ValueError: Naming the flag.
+    """
+    if base.quantization == "none":
+        return
+    kinds, share = _uncovered(base.model, is_quantized)
+    flag = f"--quantization {base.quantization}"
+    if share == 1:
+        raise ValueError(
+            f"{flag}: bitsandbytes can quantize no layer of a {type(base.model).__name__} "
+            "(--quantization none)"
+        )
+    if share > UNCOVERED:
+        logger.warning("%s leaves %.0f %% of the weights as they are: %s", flag, 100 * share, kinds)
+
+
+def _uncovered(model: Any, is_covered: Callable[[str, nn.Module], bool]) -> tuple[str, float]:
+    """Return the kinds of weight matrices outside of some layers, and their share of all.
+
+    Embeddings and the output layer do not count.
+    """
+    sizes: Counter[str] = Counter()
+    covered, output = 0, model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or module is output:
+            continue
+        for key, weight in module.named_parameters(recurse=False):
+            if weight.ndim < 2 or ".fora_" in name:
+                continue
+            packed = hasattr(module, "in_features")  # 4-bit weights lie two in a byte
+            size = module.in_features * module.out_features if packed else weight.numel()
+            if is_covered(name, module):
+                covered += size
+            else:
+                sizes[re.sub(r"\.\d+(?=\.|$)", ".*", f"{name}.{key}")] += size
+    total = covered + sizes.total()
+    kinds = ", ".join(kind for kind, _ in sizes.most_common(3))
+    return kinds, sizes.total() / total if total else 0.0
+
+
+@torch.no_grad()
+def _check_causal(base: Base) -> None:
+    """Raise if the model sees tokens that come later, by two passes over six tokens.
+
+    An encoder would train, and be measured, with the answer in sight.
+    """
+    model = base.model
+    first = model.config.get_text_config().vocab_size // 4
+    ids = torch.arange(first, first + 6, device=model.device)[None]
+    changed = ids.clone()
+    changed[0, -1] = first - 1
+    try:
+        one, two = (
+            model(input_ids=each, use_cache=False).logits.float() for each in (ids, changed)
+        )
+    except (RuntimeError, AssertionError) as error:
+        if base.quantization == "none" or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"--quantization {base.quantization}: a {type(model).__name__} does not run with it: "
+            f"{_first_line(error)} (--quantization none)"
+        ) from error
+    change = (one - two).abs().amax(-1)[0]
+    rounded = base.quantization == "int8" or model.dtype != torch.float32
+    if change[:-1].max() > (LOOKS_AHEAD_ROUNDED if rounded else LOOKS_AHEAD) * change[-1]:
+        raise ValueError(
+            f"--model_name_or_path {base.name}: a {type(model).__name__} sees the tokens that come "
+            "later, the answer too, as encoders do; a causal language model is needed"
+        )
 
 
 def _weights_of(path: str, dtype: Any, settings: ModelArguments) -> tuple[Any, dict[str, Any]]:
@@ -99,7 +216,7 @@ def _weights_of(path: str, dtype: Any, settings: ModelArguments) -> tuple[Any, d
 
 
 def load_tokenizer(settings: ModelArguments) -> Any:
-    """Load the base model's tokenizer; one without a padding token pads with its end.
+    """Load the base model's tokenizer; its end pads where it has no padding token of the base's.
 
     Raises:
         ValueError: If no model is named, or it has no tokenizer.
@@ -121,7 +238,10 @@ def _tokenizer_at(path: str, settings: ModelArguments) -> Any:
         ) from error
     if not tokenizer.get_vocab():
         raise ValueError(f"{settings.model_name_or_path}: its tokenizer knows no token at all")
-    if tokenizer.pad_token_id is None:
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    tokenizer.embedding_rows = rows  # what `fedfora.data.encoding` holds token ids against
+    outside = rows is not None and (tokenizer.pad_token_id or 0) >= rows
+    if tokenizer.pad_token_id is None or outside:  # padding is masked, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -162,6 +282,10 @@ def add_adapter(
         torch.manual_seed(derive_seed(seed, "adapter"))
         model = get_peft_model(base.model, config)
     draw_inner_factors(model, seed)
+    if settings.target_modules == ["all-linear"]:
+        kinds, share = _uncovered(base.model, lambda name, _: name.endswith(".base_layer"))
+        if share > UNCOVERED:
+            logger.warning("no adapter on %.0f %% of the weights: %s", 100 * share, kinds)
     return model
 
 
@@ -218,20 +342,6 @@ def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
     return model.eval()
 
 
-def merge_adapter(base: Base, adapter_dir: str | Path) -> Any:
-    """Return the base with a saved adapter inside its weights: one plain model, faster to run.
-
-    A quantized base is dequantized first, since the sum of both would be rounded once more. The
-    base is used up.
-
-    Raises:
-        ValueError: If the directory holds no adapter.
-    """
-    if base.quantization != "none":
-        base = replace(base, model=base.model.dequantize())
-    return load_adapter(base, adapter_dir).merge_and_unload(safe_merge=True).eval()
-
-
 def _keep_training_kernels(model: Any) -> None:
     """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU.
 
@@ -268,6 +378,12 @@ def _device(settings: ModelArguments) -> str:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch sees no GPU here (--device cpu)")
     return gpu if settings.device == "cuda" else settings.device
+
+
+def own_dtype(settings: ModelArguments) -> torch.dtype:
+    """Return the number format that a base's configuration names; float32 where it names none."""
+    dtype = _config_at(resolve_model(settings), settings).get_text_config().dtype
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
 
 
 def _dtype(settings: ModelArguments, path: str) -> Any:

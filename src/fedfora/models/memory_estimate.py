@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
-from fedfora.models.loading import Base, add_adapter, fast_in_bfloat16
+from fedfora.models.loading import Base, add_adapter, check_quantized, fast_in_bfloat16
 from fedfora.models.resolve import model_path, source
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit format
 SCALES = 256  # scales that share a scale of their own in double quantization
+QUANTIZABLE = (nn.Linear, Conv1D)  # by bitsandbytes; subclasses, such as Falcon's, are not
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "sgd": 0.0}
 
 
@@ -75,6 +77,7 @@ def estimate_memory(
         ValueError: If there is no such model.
     """
     base = _without_numbers(model_settings, on_gpu)
+    check_quantized(base, lambda _, module: type(module) in QUANTIZABLE)
     double = model_settings.bnb_4bit_use_double_quant
     doubled = on_gpu if double == "auto" else double == "true"
     base_bytes = _base_bytes(base.model, model_settings.quantization, doubled)
@@ -137,7 +140,7 @@ def _base_bytes(model: nn.Module, quantization: str, double: bool) -> int:
     output = model.get_output_embeddings()  # type: ignore[operator]
     total = 0.0
     for module in model.modules():
-        quantized = isinstance(module, nn.Linear) and module is not output
+        quantized = type(module) in QUANTIZABLE and module is not output
         for name, weight in module.named_parameters(recurse=False):
             if per_weight is not None and quantized and name == "weight":
                 scales = 4 * weight.shape[0] if quantization == "int8" else 0

@@ -81,6 +81,11 @@ def check_model_name(name: str) -> None:
             f"--model_name_or_path {name}: that is a file, but no GGUF (*.gguf); name the "
             "directory that holds config.json"
         )
+    if all((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+        raise ValueError(
+            f"--model_name_or_path {name}: the directory also holds an adapter, which would be "
+            "loaded with the base; move adapter_config.json and adapter_model.* elsewhere"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(
             f"--model_name_or_path {name}: "

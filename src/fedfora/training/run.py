@@ -23,6 +23,7 @@ from fedfora.data.encoding import (
     encode_examples,
     prompt_format_of,
 )
+from fedfora.data.loading import shared_instruction
 from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
@@ -60,6 +61,7 @@ class Prepared:
     base: Base
     model: Any
     prompts: PromptFormat
+    instruction: str | None
     base_fingerprint: str
     encoded: Encoded
     validation: Encoded | None
@@ -206,6 +208,7 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
         base=base,
         model=model,
         prompts=prompts,
+        instruction=shared_instruction(rows.examples),
         base_fingerprint=base_fingerprint,
         encoded=encoded,
         validation=validation,
@@ -279,6 +282,7 @@ def _long_run(
                 base=describe(prepared.base),
                 # A digest would tell whoever knows all rows but one which one that is.
                 rows_fingerprint=None if paid else identity["rows_fingerprint"],
+                instruction=None if paid else prepared.instruction,
                 privacy=None if paid is None else paid.statement,
             ),
         ),

@@ -107,8 +107,10 @@ def describe(message: Message, context: Context) -> Message:
     own_part = sign_part(context.node_config, site.index, runtime.base_fingerprint)
     content["site"].update(own_part)
     if message.content["ask"]["adapter"]:
-        _, record = runtime.form()
-        if SITE_NAME in context.node_config:  # a real site's paths are its own
+        # A real site's instruction and paths are its own; what is simulated is nobody's secret.
+        real = SITE_NAME in context.node_config
+        _, record = runtime.form(None if real else site.instruction)
+        if real:
             record["base"]["name"] = Path(record["base"]["name"]).name
         content["fresh"] = pack(runtime.fresh, runtime.layout)
         content["form"] = ConfigRecord(

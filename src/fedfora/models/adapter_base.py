@@ -1,0 +1,216 @@
+"""A saved adapter to the base it was trained on, held as it was then, and to one model of both.
+
+Every command that reads an adapter takes its base from here, and measures here how far the answers
+of two models are apart, on fixed random tokens.
+"""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from fedfora.models.fingerprint import describe, fingerprint, same_model, sketch
+from fedfora.models.loading import Base, base_name_of, load_adapter, load_base
+from fedfora.models.saving import read_record
+from fedfora.models.settings import ModelArguments
+
+logger = logging.getLogger(__name__)
+
+ROWS, LENGTH, SEED = 4, 32, 0
+# Largest deviation of what must be the same function. float32 products in another order differ by
+# less than the first; rounding to 16 bits, or the rounded inputs of int8, by less than the second.
+SAME, SAME_ROUNDED = 1e-3, 0.1
+
+
+def settings_of_base(
+    settings: ModelArguments,
+    adapter_dir: str | Path,
+    given: Collection[str],
+    record: dict[str, Any] | None = None,
+) -> ModelArguments:
+    """Return how the base was named and held in the adapter's training, but for what was given.
+
+    Args:
+        settings: What the user said about the base.
+        adapter_dir: Directory of the adapter.
+        given: Names of the options that were said.
+        record: What is stored with the adapter; None reads it from the directory.
+
+    Raises:
+        ValueError: If the directory holds no adapter.
+    """
+    named = settings.model_name_or_path or base_name_of(adapter_dir)
+    trained = (read_record(adapter_dir) if record is None else record).get("base", {})
+    held = {
+        "quantization": trained.get("quantization"),
+        "torch_dtype": trained.get("dtype"),
+        # a CPU has no other choice than "auto"
+        "bnb_4bit_use_double_quant": "false" if trained.get("double_quant") is False else None,
+    }
+    changes = {key: value for key, value in held.items() if value and key not in given}
+    return replace(settings, model_name_or_path=named, **changes)
+
+
+def load_base_of(
+    settings: ModelArguments, adapter_dir: str | Path, *, needs_tokenizer: bool = True
+) -> Base:
+    """Load an adapter's base and check that it is the one that the adapter was trained on.
+
+    Args:
+        settings: As `settings_of_base` returns them.
+        adapter_dir: Directory of the adapter.
+        needs_tokenizer: Whether a base without a tokenizer is refused.
+
+    Raises:
+        ValueError: If the base cannot be loaded, or is another one.
+    """
+    base = load_base(settings, needs_tokenizer=needs_tokenizer)
+    check_base(base, adapter_dir, read_record(adapter_dir))
+    return base
+
+
+def check_base(base: Base, adapter_dir: str | Path | None, record: dict[str, Any]) -> str:
+    """Raise if an adapter was trained on another model; warn if on the same, held otherwise.
+
+    Args:
+        base: The base; without a tokenizer only its embedding is compared.
+        adapter_dir: Directory of the adapter.
+        record: What is stored with the adapter; empty where nothing is.
+
+    Returns:
+        The base's fingerprint; "" without a tokenizer.
+
+    Raises:
+        ValueError: Naming both fingerprints.
+    """
+    here = "" if base.tokenizer is None else fingerprint(base)
+    stored = record.get("base_fingerprint")
+    if stored in (None, here):
+        return here
+    if "base" not in record:  # by an earlier fedfora, which kept no more than the fingerprint
+        logger.warning("the base is not as in training: %s, then %s", here, stored)
+        return here
+    trained, now = record["base"], describe(base)
+    conditions = ("quantization", "dtype", "double_quant", "device")
+    differing = [key for key in conditions if trained.get(key, now[key]) != now[key]]
+    alike = not differing and base.tokenizer is not None
+    if alike or not same_model(trained["sketch"], now["sketch"]):
+        raise ValueError(
+            f"--ori_model_dir {base.name} is not the base that {adapter_dir} was trained on: "
+            f"fingerprint {here or sketch(base)[:30]}, the adapter's base {trained['name']} has "
+            f"{stored}"
+        )
+    if differing:
+        shown = sorted({*conditions[:2], *differing}, key=conditions.index)
+        logger.warning(
+            "the adapter was trained on its base in %s; here it is in %s",
+            *(", ".join(str(held[key]) for key in shown) for held in (trained, now)),
+        )
+    return here
+
+
+def merge_adapter(base: Base, adapter_dir: str | Path) -> tuple[Any, Tensor]:
+    """Put a saved adapter into the weights of its base: one plain model, faster to run.
+
+    A quantized base is dequantized first, since the sum of both would be rounded once more. An
+    output layer that shares its weights with the embedding gets its own before it is changed. The
+    base is used up.
+
+    Returns:
+        The model, and the logits of base and adapter before, on the tokens of `probe`.
+
+    Raises:
+        ValueError: If the directory holds no adapter.
+    """
+    trained = load_adapter(base, adapter_dir)
+    expected = logits(trained)
+    plain = trained.unload()
+    if base.quantization != "none":
+        plain = _dequantized(plain)
+    model = load_adapter(replace(base, model=plain), adapter_dir)
+    head = plain.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer) and plain.config.get_text_config().tie_word_embeddings:
+        head.get_base_layer().weight = nn.Parameter(head.weight.detach().clone())
+        for config in (plain.config, plain.config.get_text_config()):
+            config.tie_word_embeddings = False
+        plain.all_tied_weights_keys = {}
+    return model.merge_and_unload(safe_merge=True).eval(), expected
+
+
+def _dequantized(model: Any) -> Any:
+    """Return a model with the layers of its class; transformers makes a Linear of a Conv1D."""
+    modules = model.named_modules()
+    transposed = [name for name, m in modules if getattr(m, "source_cls", None) is Conv1D]
+    model = model.dequantize()
+    for name in transposed:
+        linear = model.get_submodule(name)
+        layer = Conv1D(linear.out_features, linear.in_features)
+        layer.weight = nn.Parameter(linear.weight.detach().T.contiguous())
+        layer.bias = linear.bias
+        model.set_submodule(name, layer)
+    return model.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Distance between the logits of two models.
+
+    Args:
+        largest: Largest absolute difference, divided by the largest absolute logit.
+        same_token: Share of positions at which both find the same next token likeliest.
+    """
+
+    largest: float
+    same_token: float
+
+    def __str__(self) -> str:
+        """Return the deviation as a person reads it."""
+        return f"largest deviation {self.largest:.1e}, same next token {self.same_token:.1%}"
+
+    def check(self, what: str, limit: float) -> None:
+        """Raise if the deviation is beyond a limit, or no number.
+
+        Raises:
+            ValueError: Saying what deviates, by how much, and the limit.
+        """
+        if not self.largest <= limit:
+            raise ValueError(f"{what} is not the same function: {self}; the limit is {limit:g}")
+
+
+def probe(vocab_size: int) -> Tensor:
+    """Return the token ids that both models read, of shape `(ROWS, LENGTH)`."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randint(0, vocab_size, (ROWS, LENGTH), generator=generator)
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    """Return a model's logits on the probe, in float32 on the CPU."""
+    model.eval()
+    ids = probe(model.config.get_text_config().vocab_size).to(model.device)
+    result: Tensor = model(input_ids=ids).logits
+    return result.float().cpu()
+
+
+def deviation(expected: Tensor, actual: Tensor) -> Deviation:
+    """Return the deviation of `actual` logits from `expected` ones."""
+    largest = (expected - actual).abs().max() / expected.abs().max()
+    same = (expected.argmax(-1) == actual.argmax(-1)).float().mean()
+    return Deviation(float(largest), float(same))
+
+
+def same_limit(base: Base, *others: torch.dtype) -> float:
+    """Return the largest deviation of the same function, for a base as it is held and computed.
+
+    Args:
+        base: The base.
+        *others: Number formats in which weights have been written.
+    """
+    whole = all(dtype == torch.float32 for dtype in (base.model.dtype, *others))
+    return SAME if whole and base.quantization != "int8" else SAME_ROUNDED
