@@ -291,7 +291,7 @@ def export(*, progress: bool = False, **options: Any) -> Export:
     from fedfora.exporting.settings import ExportSettings, check_place
 
     with _command("export", options) as (parser, words):
-        settings = ExportSettings(*parser.parse(words))
+        settings = ExportSettings(parser.given(words), *parser.parse(words))
         check_place(settings)
         with _silence():
             from fedfora.exporting.run import export
