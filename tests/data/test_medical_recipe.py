@@ -52,7 +52,7 @@ MADE_UP = {
             "for this test.</Answer></QAPair><QAPair><Question>And?</Question><Answer/></QAPair>"
             "</QAPairs></Document>"
         )
-        for number, name in ((1, "CancerGov"), (2, "GARD"))
+        for number, name in ((1, "CancerGov"), (2, "NIDDK"))
     },
 }
 
@@ -105,7 +105,7 @@ def test_pubmedqa(prepare, tmp_path):
 def test_medquad_leaves_out_questions_without_answers(prepare, tmp_path):
     rows = rows_of(prepare, "medquad", tmp_path)
     assert {row.output for row in rows} == {"It is made up for this test."}
-    assert sorted(row.columns["institute"] for row in rows) == ["CancerGov", "GARD"]
+    assert sorted(row.columns["institute"] for row in rows) == ["CancerGov", "NIDDK"]
 
 
 def test_other_files_than_those_of_the_commit_are_refused(prepare, tmp_path, capsys):
