@@ -130,11 +130,14 @@ class Result:
     @cached_property
     def model(self) -> Any:
         """The base model with the adapter on it, loaded at the first use and kept."""
+        from fedfora.models.adapter_base import load_base_of, settings_of_base
         from fedfora.models.loading import load_adapter, load_base
 
         with _silence():
-            base = load_base(self._base)
-            return base.model if self.adapter is None else load_adapter(base, self.adapter)
+            if self.adapter is None:
+                return load_base(self._base).model
+            settings = settings_of_base(self._base, self.adapter, given=())
+            return load_adapter(load_base_of(settings, self.adapter), self.adapter)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -186,6 +186,8 @@ def test_every_command_holds_the_base_as_in_training(train, make, capsys, caplog
     assert held == (base, "none", "bfloat16")
     said = settings_of_base(ModelArguments(quantization="int8"), adapter, given={"quantization"})
     assert said.quantization == "int8"
+    automatic = settings_of_base(ModelArguments(), adapter, given={"torch_dtype"})
+    assert automatic.torch_dtype == "bfloat16"  # as a Python call hands every option on
     load_base_of(settings, adapter)
     monkeypatch.setattr("sys.stdin", io.StringIO("40 mg\n"))
     assert main(f"chat --adapter {adapter} --max_new_tokens 2".split()) == 0

@@ -91,7 +91,11 @@ def _with_base(settings: ExportSettings) -> ExportSettings:
     if settings.export.format == "llama" and (directory / "config.json").is_file():
         return settings
     check_adapter_dir(directory)
-    return replace(settings, model=settings_of_base(settings.model, directory, settings.given))
+    given = settings.given
+    if settings.model.torch_dtype == "auto":
+        given -= {"torch_dtype"}
+    model = settings_of_base(settings.model, directory, given)
+    return replace(settings, given=given, model=model)
 
 
 def _make_readable(directory: Path) -> None:

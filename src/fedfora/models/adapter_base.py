@@ -39,7 +39,7 @@ def settings_of_base(
     Args:
         settings: What the user said about the base.
         adapter_dir: Directory of the adapter.
-        given: Names of the options that were said.
+        given: Names of the options that were said; "auto" says nothing.
         record: What is stored with the adapter; None reads it from the directory.
 
     Raises:
@@ -53,7 +53,8 @@ def settings_of_base(
         # a CPU has no other choice than "auto"
         "bnb_4bit_use_double_quant": "false" if trained.get("double_quant") is False else None,
     }
-    changes = {key: value for key, value in held.items() if value and key not in given}
+    said = {key for key in given if getattr(settings, key, None) != "auto"}
+    changes = {key: value for key, value in held.items() if value and key not in said}
     return replace(settings, model_name_or_path=named, **changes)
 
 
