@@ -328,7 +328,7 @@ def test_a_kit_names_the_versions_that_a_bases_fingerprint_depends_on(kits):
     [
         ("flwr", "1.41.0", "1.42.0", "flwr 1.42.0, differs: tried together"),
         ("flwr", "1.42.0", "1.22.0", "flwr 1.22.0, differs: not tried"),
-        ("transformers", "5.24.0", "5.16.0", "transformers 5.16.0, differs: tried together"),
+        ("transformers", "5.24.0", "5.20.0", "transformers 5.20.0, differs: tried together"),
         ("transformers", "5.24.0", "5.9.1", "transformers 5.9.1, differs: not tried"),
         ("torch", "2.13.0+cpu", "2.13.0+cu130", ""),
         ("fedfora", "0.1.0", "0.2.0rc1", "fedfora 0.2.0rc1, differs: not tried"),

@@ -17,8 +17,8 @@ SOON_DAYS = 30
 # on one base with the same fingerprint (the others). docs/log.md says when.
 TRIED_TOGETHER = {
     "torch": ("2.13", "2.13"),
-    "transformers": ("5.16", "5.24"),
-    "peft": ("0.20", "0.21"),
+    "transformers": ("5.20", "5.24"),
+    "peft": ("0.21", "0.21"),
     "bitsandbytes": ("0.50", "0.50"),
     "flwr": ("1.41", "1.42"),
 }

@@ -68,7 +68,8 @@ def test_it_learns_and_is_the_same_after_saving_and_loading(
 ):
     model = adapted(checkpoint, method, quantization, target_modules=LAYERS)
     model.enable_input_require_grads()
-    model.base_model.model.activation_checkpointing_enable()
+    base = model.base_model.model
+    (getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable)()
     adapter = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(adapter, lr=1e-2)
     labels = ids.masked_fill(left == 0, -100)
