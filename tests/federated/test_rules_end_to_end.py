@@ -143,6 +143,14 @@ def test_what_a_rule_cannot_honor_is_refused(run, flags, message):
         run(**flags)
 
 
+def test_a_run_whose_sites_remember_something_can_be_run_over(run):
+    """Frozen factors lie in each site's place of the run; they are fedfora's own."""
+    _, out = run(aggregation="core", num_rounds=1)
+    assert list(out.glob("sites/*/after-*"))
+    rounds, _ = run(aggregation="core", num_rounds=1, overwrite_output_dir=True)
+    assert len(rounds) == 1
+
+
 def products(adapter):
     """D (I + E + C B) A of every layer, in float64."""
     result = {}

@@ -110,7 +110,7 @@ SIMULATED = {
     "fp16 on a CPU": "--fp16 --device cpu",
     "optimizer": "--optim paged_adamw_8bit --device cpu",
     "budget": "--privacy_unit site --noise_multiplier 0.1 --target_epsilon 0.01",
-    "rule": "--aggregation stack --secure_aggregation",
+    "rule": "--aggregation refactor --secure_aggregation",
     "targets": "--target_modules nowhere",
 }
 

@@ -43,7 +43,7 @@ _MARKS = {
     "checkpoint-[0-9]*": ("progress.json", "fedfora.json"),
     "round-[0-9]*": ("state.json",),
     "best": ("round.json",),
-    "sites/*": ("adapter/fedfora.json",),
+    "sites/*": ("adapter/fedfora.json", "after-*.safetensors*"),
 }
 
 
@@ -154,7 +154,7 @@ def is_ours(directory: Path) -> bool:
     Only such a directory is ever removed. One without any file holds nothing of anybody's.
     """
     marks = [mark for pattern in _MARKS for mark in _MARKS[pattern]]
-    return any((directory / mark).is_file() for mark in marks) or not any(directory.iterdir())
+    return any(any(directory.glob(mark)) for mark in marks) or not any(directory.iterdir())
 
 
 def check_output_dir(output_dir: str | Path, *, overwrite: bool, to_resume: str = "") -> None:
