@@ -27,7 +27,7 @@ from fedfora.privacy.settings import PrivacyArguments
 from fedfora.seeds import derive_seed
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import train_locally
-from fedfora.training.privacy_plan import plan_record_privacy
+from fedfora.training.privacy_plan import plan_private_training
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from record import RESULTS, ratio_of_pairs, write
@@ -95,16 +95,21 @@ def one(arguments: argparse.Namespace, mode: str, epsilon: float, seed: int) -> 
     )
     privacy = None
     if epsilon != INFINITE:
-        privacy = plan_record_privacy(
+        private = plan_private_training(
             PrivacyArguments(
                 privacy_unit="record",
                 target_epsilon=epsilon,
                 clipping_norm=arguments.clipping_norm,
             ),
             train,
+            output_dir="benchmark",
+            ledger="never-written",  # the rows are made up: nothing is entered
             num_rows=len(encoded),
+            first_step=0,
             total_steps=arguments.steps,
         )
+        assert private is not None
+        privacy = private.privacy
     started = time.process_time()
     result = train_locally(
         model,

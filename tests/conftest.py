@@ -80,6 +80,14 @@ def tiny_dir(tmp_path_factory):
     return str(directory)
 
 
+@pytest.fixture(autouse=True)
+def ledgers(tmp_path_factory, monkeypatch):
+    """Where the ledgers of spent privacy lie: not in a real home, and anew for every test."""
+    directory = tmp_path_factory.mktemp("ledgers")
+    monkeypatch.setenv("FEDFORA_PRIVACY_DIR", str(directory))
+    return directory
+
+
 @pytest.fixture
 def rows_file(tmp_path):
     """A function that writes rows as JSON lines and returns the path."""

@@ -132,17 +132,21 @@ def run(tiny_dir, tmp_path):
     return simulated
 
 
-def test_a_federation_hides_its_sites_and_every_site_keeps_account(run):
+def test_a_federation_hides_its_sites_and_every_site_keeps_account(run, ledgers):
     out = run("out", noise_multiplier=3.0)
     rounds = read_rounds(out)
     spent = epsilon_of([Release(1.0, 3.0, 2)], 1e-5)
     assert rounds[-1]["epsilon"] == pytest.approx(spent)
     assert "3 shares" not in rounds[-1]["privacy_statement"]
     assert "so that 2 shares beside that one site's" in rounds[-1]["privacy_statement"]
-    for name in ("sites", *(f"site-{i:03d}" for i in range(4))):
-        ledger = json.loads((out / "privacy" / f"{name}.json").read_text())
-        assert ledger["releases"] == [{"sampling_rate": 1.0, "noise_multiplier": 3.0, "count": 2}]
-        assert ledger["unfinished"] is None
+    kept = [*ledgers.glob("sites-*.json"), *ledgers.glob("rows-*.json")]
+    assert len(kept) == 5
+    for path in kept:
+        ledger = json.loads(path.read_text())
+        assert [line["settings"]["round"] for line in ledger["releases"]] == [1, 2]
+        for line in ledger["releases"]:
+            release = (line["sampling_rate"], line["noise_multiplier"], line["count"])
+            assert release == (1.0, 3.0, 1)
     for line in rounds:
         assert "loss" not in line
         assert not {"clipped_numbers", "shortened_updates"} & line["secure_aggregation"].keys()
@@ -184,8 +188,8 @@ def test_a_site_whose_budget_is_spent_sends_nothing(run, monkeypatch):
         "contribution_with_noise",
         lambda *args, **kwargs: sent.append(1) or original(*args, **kwargs),
     )
-    out = run("spent", target_epsilon=2.0)
+    run("spent", target_epsilon=2.0)
     assert len(sent) == 8
     with pytest.raises(ValueError, match="privacy budget does not allow"):
-        run("again", target_epsilon=2.0, privacy_dir=str(out / "privacy"))
+        run("again", target_epsilon=2.0)
     assert len(sent) == 8

@@ -1,6 +1,8 @@
 """Record privacy as the user types it: what is spent, said and refused."""
 
 import json
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,61 +31,123 @@ def private(words, out, *more):
     return main([*words, str(out), "--privacy_unit", "record", *map(str, more)])
 
 
-def ledger(out):
-    return json.loads((out / "privacy" / "site-000.json").read_text())
+def ledger(ledgers):
+    (path,) = ledgers.glob("rows-*.json")
+    return json.loads(path.read_text())
 
 
-def test_a_training_spends_its_budget_and_says_so(words, tmp_path):
+def releases(ledgers):
+    return [
+        Release(line["sampling_rate"], line["noise_multiplier"], line["count"])
+        for line in ledger(ledgers)["releases"]
+    ]
+
+
+@contextmanager
+def counted(*, dies_at=None):
+    """Note every step that is taken; at one of them the power goes."""
+    from fedfora.training.local import PrivateSteps
+
+    step, taken = PrivateSteps.step, []
+
+    def noting(self, trainer, model, inputs):
+        if len(taken) + 1 == dies_at:
+            raise RuntimeError("the power went")
+        privacy = self.privacy
+        taken.append(Release(privacy.sampling_rate, privacy.noise_multiplier, 1))
+        return step(self, trainer, model, inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrivateSteps, "step", noting)
+        yield taken
+
+
+def test_a_training_spends_its_budget_and_says_so(words, tmp_path, ledgers):
     out = tmp_path / "out"
     assert private(words, out, "--target_epsilon", 2) == 0
-    spent = ledger(out)
+    spent = ledger(ledgers)
     (release,) = spent["releases"]
     assert (release["sampling_rate"], release["count"]) == (4 / 24, 3)
+    assert release["run"] == str(out)
+    assert release["settings"] == {"first_step": 0, "clipping_norm": 1.0, "rows": 24}
     assert 1.9 < spent["epsilon"] <= 2
-    assert spent["epsilon"] == epsilon_of([Release(**release)], 1e-5)
+    assert spent["epsilon"] == epsilon_of(releases(ledgers), 1e-5)
     card = (out / "README.md").read_text()
     stored = json.loads((out / "fedfora.json").read_text())["privacy"]
     assert stored in card
-    for word in ("24 training records", "3 steps", "clipped to 1", "assumed"):
+    for word in ("24 training records", "3 steps", "clipped to 1", "assumed", "empty one", "other"):
         assert word in stored
     assert "rows_fingerprint" not in json.loads((out / "fedfora.json").read_text())
 
 
-def test_a_second_training_on_the_same_ledger_is_refused(words, tmp_path, capsys):
+def test_a_second_training_on_the_same_rows_is_refused_wherever_it_goes(words, tmp_path, capsys):
+    """Trials count: the rows are the same, in whatever order and for whatever directory."""
     out, other = tmp_path / "out", tmp_path / "other"
-    place = ("--privacy_dir", tmp_path / "ledgers")
-    assert private(words, out, "--target_epsilon", 2, *place) == 0
-    assert private(words, other, "--target_epsilon", 2, *place) == 2
-    assert "privacy budget does not allow" in capsys.readouterr().err
-    assert not (other / "adapter_model.safetensors").exists()
-    assert private(words, other, "--target_epsilon", 8, *place) in (0, 2)
+    assert private(words, out, "--target_epsilon", 2) == 0
+    rows = Path(words[words.index("--train_file") + 1])
+    rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
+    assert private(words, other, "--target_epsilon", 2) == 2
+    assert "privacy budget does not allow" in (said := capsys.readouterr().err)
+    assert str(out) in said
+    assert not other.exists()
+    assert private(words, other, "--target_epsilon", 8) == 0
+    assert "6 steps in 2 runs (out, other)" in (other / "README.md").read_text()
 
 
-def test_a_training_that_is_gone_on_with_pays_once(words, tmp_path):
-    """Broken off after a checkpoint: the ledger is what it was for the whole."""
-    from fedfora.training.local import PrivateSteps
+def test_a_training_that_was_killed_resumes_and_pays_for_what_it_repeats(words, tmp_path, ledgers):
+    """Each stretch between two checkpoints is entered as it begins; the budget holds."""
+    out = tmp_path / "out"
+    more = ("--target_epsilon", 2, "--save_steps", 2)
+    with counted(dies_at=3) as before, pytest.raises(RuntimeError, match="power"):
+        private(words, out, *more)
+    assert sum(release.count for release in releases(ledgers)) == 3
+    with counted() as after:
+        assert private(words, out, *more, "--resume_from_checkpoint", "last") == 0
+    assert (len(before), len(after)) == (2, 1)
+    spent = ledger(ledgers)["epsilon"]
+    assert epsilon_of([*before, *after], 1e-5) <= spent <= 2
+    assert after[0].noise_multiplier > before[0].noise_multiplier
+
+
+def test_a_broken_off_training_gives_no_steps_for_nothing(words, tmp_path, ledgers, capsys):
+    """With other noise and more steps on the same rows: what is done is what is entered."""
+    out = tmp_path / "out"
+    with counted(dies_at=3), pytest.raises(RuntimeError, match="power"):
+        private(words, out, "--target_epsilon", 1, "--save_steps", 1)
+    again = [*words[:-3], "--max_steps", "5", "--output_dir"]
+    again_flags = ("--noise_multiplier", 0.3, "--overwrite_output_dir", "true")
+    assert private(again, out, *again_flags, "--target_epsilon", 1) == 2
+    assert "budget does not allow" in capsys.readouterr().err
+    with counted() as taken:
+        assert private(again, out, *again_flags) == 0
+    assert ledger(ledgers)["epsilon"] >= epsilon_of(taken, 1e-5) > 10
+
+
+def test_a_private_training_shows_no_step_and_no_digest_outside_local(words, tmp_path):
+    """Whoever gets the run directory without `local` learns no loss, count or digest."""
+    from fedfora.reporting.history import read_lines
 
     out = tmp_path / "out"
-    more = ("--target_epsilon", 2, "--save_steps", 1)
-    step, taken = PrivateSteps.step, []
-
-    def stops(self, trainer, model, inputs):
-        taken.append(1)
-        if len(taken) == 3:
-            raise RuntimeError("the power went")
-        return step(self, trainer, model, inputs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PrivateSteps, "step", stops)
-        with pytest.raises(RuntimeError, match="power"):
-            private(words, out, *more)
-    before = ledger(out)
-    assert before["unfinished"]
-    assert private(words, out, *more, "--resume_from_checkpoint", "last") == 0
-    after = ledger(out)
-    assert after["releases"] == before["releases"]
-    assert after["unfinished"] is None
-    assert private(words, out, *more, "--resume_from_checkpoint", "last") == 2  # it has ended
+    assert private(words, out, "--noise_multiplier", 1, "--logging_steps", 1) == 0
+    for line in read_lines(out / "metrics.jsonl"):
+        assert not line.keys() & {"loss", "tokens", "answer_tokens", "rows_fingerprint"}
+    outside = [
+        path
+        for path in out.rglob("*")
+        if path.is_file() and "local" not in path.relative_to(out).parts
+    ]
+    local = [line for line in read_lines(out / "local" / "metrics.jsonl") if "loss" in line]
+    assert len(local) == 4
+    (progress,) = out.glob("local/checkpoint-*/progress.json")
+    digest = json.loads(progress.read_text())["identity"]["rows_fingerprint"]
+    for path in outside:
+        content = path.read_bytes().decode("utf-8", "ignore")
+        assert digest not in content
+        assert str(local[0]["loss"]) not in content
+    assert {path.name for path in outside} == {
+        *("README.md", "adapter_config.json", "adapter_model.safetensors", "card.json"),
+        *("config.yaml", "environment.json", "fedfora.json", "metrics.jsonl", "report.html"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -96,6 +160,8 @@ def test_a_training_that_is_gone_on_with_pays_once(words, tmp_path):
         (("--noise_multiplier", -1), "--noise_multiplier must be at least 0"),
         (("--noise_multiplier", 1, "--fp16", "true"), "--bf16"),
         (("--noise_multiplier", 1, "--privacy_unit", "site"), "train has one"),
+        (("--noise_multiplier", 1, "--validation_file", "clinic:test"), "have no noise"),
+        (("--noise_multiplier", 1, "--report_to", "wandb"), "--report_to wandb sends losses"),
     ],
 )
 def test_what_gives_no_privacy_is_refused_before_a_step(words, tmp_path, capsys, flags, message):
@@ -133,11 +199,13 @@ def federate(tiny_dir, rows_file, tmp_path):
     return run
 
 
-def test_every_site_keeps_its_own_ledger_over_all_rounds(federate):
-    out = federate("one", target_epsilon=3.0)
-    for site in ("site-000", "site-001"):
-        spent = json.loads((out / "privacy" / f"{site}.json").read_text())
-        assert [release["count"] for release in spent["releases"]] == [4]
+def test_every_site_keeps_its_own_ledger_over_all_rounds(federate, ledgers):
+    federate("one", target_epsilon=3.0)
+    of_sites = [json.loads(path.read_text()) for path in ledgers.glob("rows-*.json")]
+    assert len(of_sites) == 2
+    for spent in of_sites:
+        assert [line["count"] for line in spent["releases"]] == [2, 2]
+        assert [line["settings"]["round"] for line in spent["releases"]] == [1, 2]
         assert 2.9 < spent["epsilon"] <= 3
 
 
@@ -147,7 +215,7 @@ def test_a_private_site_tells_nothing_that_depends_on_its_rows(federate, capsys)
     for line in read_rounds(out):
         assert "loss" not in line
         for site in line["sites"]:
-            assert (site["tokens"], site["answer_tokens"]) == (0, 6)
+            assert (site["tokens"], site["answer_tokens"], site["seconds"]) == (0, 6, 0)
             assert "loss" not in site
     assert "round 2/2    loss      -" in capsys.readouterr().out
     assert all(not site["data_digest"] for site in json.loads((out / "sites.json").read_text()))

@@ -30,6 +30,7 @@ IMPLIED_FLAGS = {
     "privacy_unit": {"target_delta", "clipping_norm"},
 }
 NOT_OF_FEDERATION = {
+    "canaries": "a real site plants no rows",
     "engine": "the engine is the deployment itself",
     "partition": "a real site trains on all rows of its files",
     "num_clients": "the sites are those under sites",
@@ -105,6 +106,41 @@ def own_flags(
     return {**promised, **own}
 
 
+def check_promise(own: Mapping[str, Any]) -> None:
+    """Raise where a site's kit promises privacy without an end.
+
+    Raises:
+        ValueError: Naming the flag.
+    """
+    if own.get("privacy_unit", "none") != "none" and own.get("target_epsilon") is None:
+        raise ValueError(
+            f"--privacy_unit {own['privacy_unit']} at a real site needs --target_epsilon: with a "
+            "noise multiplier alone the coordinator gets as many rounds as it asks for"
+        )
+
+
+def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise where a coordinator's settings would weaken what a site is promised.
+
+    Args:
+        received: What the coordinator sent.
+        own: What stands in the site's kit.
+
+    Raises:
+        ValueError: Naming the flag.
+    """
+    plain = {name.replace("-", "_"): value for name, value in received.items()}
+    names = {name for name, value in plain.items() if value not in (None, 0, "0")}
+    if own.get("privacy_unit", "none") != "none":
+        check_promise(own)
+        if plain.get("noise_multiplier") is not None and own.get("noise_multiplier") is None:
+            raise ValueError(
+                "the coordinator may not set noise_multiplier: the kit's budget chooses the noise"
+            )
+    if "canaries" in names:
+        raise ValueError("the coordinator may not set canaries: a real site plants no rows")
+
+
 def check_federation_flags(document: YamlSource, keys: Keys) -> dict[str, Any]:
     """Return the flags of the whole federation, checked as `fedfora simulate` checks them.
 
@@ -136,14 +172,21 @@ def check_site_flags(
             raise document.error(
                 (*keys, name), "is the same for all sites; it belongs under settings"
             )
-    _parse(document, keys, flags, federation)
+    _parse(document, keys, flags, federation, promises=True)
     return flags
 
 
 def _parse(
-    document: YamlSource, keys: Keys, flags: Mapping[str, Any], others: Mapping[str, Any] | None
+    document: YamlSource,
+    keys: Keys,
+    flags: Mapping[str, Any],
+    others: Mapping[str, Any] | None,
+    *,
+    promises: bool = False,
 ) -> None:
     try:
+        if promises:
+            check_promise({**(others or {}), **flags})
         if others is None:
             ConfigParser(SECTIONS.values()).parse_mapping(flags)
         else:

@@ -29,6 +29,7 @@ from fedfora.deployment import client_app, socket_wire
 from fedfora.deployment.client_app import ANSWER_S, SOCKET
 from fedfora.deployment.heartbeat import HEARTBEAT, Heartbeat
 from fedfora.deployment.run_state import RUN_NAME
+from fedfora.deployment.settings import check_sent
 from fedfora.deployment.supervisor import only_one
 from fedfora.federated.engines.embedded import introduce_this_process
 from fedfora.federated.settings import from_run_config
@@ -143,6 +144,7 @@ class Trainer:
         """Return the settings of a run here; where it keeps things is decided here alone."""
         try:
             received = dict(received)
+            check_sent(received, self.own)
             run_name = str(received.pop(RUN_NAME, run_id))
             directory = hashlib.sha256(run_name.encode()).hexdigest()[:16]
             run_config = {

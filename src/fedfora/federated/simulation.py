@@ -3,7 +3,7 @@
 import gc
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from flwr.serverapp import ServerApp
 
 from fedfora.config import Scalar
 from fedfora.federated.coordinator.rounds import make_server_app
+from fedfora.federated.coordinator.site_privacy import sites_ledger
 from fedfora.federated.engines.embedded import run_embedded
 from fedfora.federated.engines.ray import run_ray
 from fedfora.federated.preflight import preflight
@@ -43,7 +44,7 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
         ValueError: If rows, model or settings do not work; the message names the flag.
     """
     names = preflight(settings)
-    _check_budget(settings)
+    _check_budget(settings, names)
     run_config = settings.run_config()
     client_app = make_client_app()
     if settings.rounds.engine == "embedded":
@@ -57,7 +58,7 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
     return read_rounds(settings.run.output_dir)
 
 
-def _check_budget(settings: FederationSettings) -> None:
+def _check_budget(settings: FederationSettings, names: Iterable[str]) -> None:
     """Raise if earlier runs have spent what the first round needs; an earlier run's record stays.
 
     Raises:
@@ -65,7 +66,7 @@ def _check_budget(settings: FederationSettings) -> None:
     """
     if settings.privacy.privacy_unit == "site" and settings.rounds.resume is None:
         noise = site_noise_multiplier(settings.privacy, num_rounds=settings.federation.num_rounds)
-        ledger = open_ledger(settings.privacy, settings.run.output_dir, "sites")
+        ledger = open_ledger(settings.privacy, sites_ledger(settings, names))
         ledger.check(Release(1.0, noise, 1))
 
 

@@ -43,7 +43,7 @@ from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.seeds import derive_seed
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult, check_trainable, train_locally
-from fedfora.training.privacy_plan import pay_for_steps, public_part
+from fedfora.training.privacy_plan import ledger_of, plan_private_training, public_part
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
@@ -167,6 +167,7 @@ class SiteData:
         rank: Of its adapter.
         instruction: What all rows ask for: of a real site its own, else of all sites; None where
             they differ.
+        ledger: Name of the ledger of what is released about its rows.
     """
 
     index: int
@@ -175,6 +176,7 @@ class SiteData:
     validation: Encoded
     rank: int
     instruction: str | None
+    ledger: str
 
     @property
     def digest(self) -> str:
@@ -233,11 +235,18 @@ def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData
     index = int(node_config["partition-id"])
     if SITE_NAME not in node_config:
         return open_site(runtime, index)
-    return _site(runtime, index, str(node_config[SITE_NAME]), *_own_rows(runtime))
+    # A real site has one ledger, whatever becomes of its rows.
+    (rows, instruction), ledger = _own_rows(runtime), f"site-{index:03d}"
+    return _site(runtime, index, str(node_config[SITE_NAME]), rows, ledger, instruction)
 
 
 def _site(
-    runtime: SiteRuntime, index: int, name: str, rows: Encoded, instruction: str | None
+    runtime: SiteRuntime,
+    index: int,
+    name: str,
+    rows: Encoded,
+    ledger: str,
+    instruction: str | None,
 ) -> SiteData:
     held_back = _rows_kept_back(runtime.settings, index, len(rows))
     return SiteData(
@@ -248,6 +257,7 @@ def _site(
         validation=[rows[i] for i in sorted(held_back)],
         rank=site_rank(runtime.settings, index),
         instruction=instruction,
+        ledger=ledger,
     )
 
 
@@ -294,22 +304,24 @@ def train_round(
     """
     federation, settings = runtime.settings.federation, runtime.settings
     total_steps = federation.num_rounds * federation.local_steps
-    paid = pay_for_steps(
+    first_step = round_index * federation.local_steps
+    private = plan_private_training(
         settings.privacy,
         settings.train,
         output_dir=settings.run.output_dir,
-        site=site.index,
+        ledger=site.ledger,
         num_rows=len(site.encoded),
-        num_steps=federation.local_steps,
+        first_step=first_step,
         total_steps=total_steps,
-        what=f"round {round_index}",
     )
+    if private is not None:
+        private.pay(federation.local_steps, round=round_index + 1)
     trained, result = runtime.train(
         adapter,
         site.encoded,
         settings.train,
         stretch=StepWindow(
-            first_step=round_index * federation.local_steps,
+            first_step=first_step,
             num_steps=federation.local_steps,
             total_steps=total_steps,
         ),
@@ -319,11 +331,10 @@ def train_round(
         on_step=on_step,
         factors=factors,
         proximal_mu=settings.aggregation.proximal_mu,
-        privacy=None if paid is None else paid.privacy,
+        privacy=None if private is None else private.privacy,
     )
-    if paid is not None:
-        paid.ledger.finish()
-        result = public_part(result, paid.privacy)
+    if private is not None:
+        result = public_part(result, private.privacy)
     return trained, result
 
 
@@ -375,10 +386,13 @@ def _own_rows(runtime: SiteRuntime) -> tuple[Encoded, str | None]:
 
 
 @lru_cache(maxsize=1)
-def _sites(runtime: SiteRuntime) -> tuple[list[tuple[str, Encoded]], str | None]:
+def _sites(runtime: SiteRuntime) -> tuple[list[tuple[str, Encoded, str]], str | None]:
     examples, parts = partition_sites(runtime.settings)
     encoded = _encoded(runtime, examples)
-    sites = [(name, [encoded[row] for row in rows]) for name, rows in parts.items()]
+    sites = [
+        (name, [encoded[row] for row in rows], ledger_of(examples[row] for row in rows))
+        for name, rows in parts.items()
+    ]
     return sites, shared_instruction(examples)
 
 

@@ -1,20 +1,30 @@
 """How much privacy has been spent, and when to stop: a ledger over dp-accounting's PLD accountant.
 
 The ledger lists releases; epsilon is always computed from the whole list, so it composes over
-steps, rounds, resumes and runs. It is written before a release happens: a run that is killed has
-spent what it was about to spend, never less than it has shown.
+steps, rounds, resumed runs and trials. Every attempt is entered, and synced to the disk, before it
+begins: what was killed may have been seen, and what is repeated is a second release with fresh
+noise. Nothing is ever taken back or repeated for nothing.
 
-Two data sets are neighbors if one has one record (or site) more than the other.
+Two data sets are neighbors if a record (or site) of one is empty in the other; their number is
+public. The epsilon of adding or removing one is the same.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fedfora.registry import need
+
+LOCK_S = 60.0  # another process holds a ledger for milliseconds
+MOST_NOISE = 4.0  # times what the plan needs alone: where more is needed, the budget is spent
 
 # Losses are rounded up to this grid, so a coarser one never understates epsilon; 1e-4 is
 # dp-accounting's own. The search for a noise multiplier uses the coarser one: ten times faster.
@@ -49,6 +59,25 @@ class Release:
             raise ValueError(f"a release happens at least once, got {self.count}")
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line of a ledger: a release, and who made it.
+
+    Args:
+        release: What was released.
+        run: Which run released it, in words for a reader.
+        settings: What it was released with, beyond noise and sampling.
+    """
+
+    release: Release
+    run: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the line flat, as it is written to disk."""
+        return {**asdict(self.release), "run": self.run, "settings": dict(self.settings)}
+
+
 @dataclass
 class Ledger:
     """What has been released about one site's records (or about the sites), and the budget.
@@ -57,15 +86,13 @@ class Ledger:
         delta: The probability delta of (epsilon, delta)-differential privacy.
         target_epsilon: The budget; None keeps the account and refuses nothing.
         path: Where the ledger lies; None keeps it in memory.
-        releases: What was released.
-        unfinished: What was paid for and has not ended; going on with it costs nothing more.
+        lines: What was released, and by which run.
     """
 
     delta: float
     target_epsilon: float | None = None
     path: Path | None = None
-    releases: list[Release] = field(default_factory=list)
-    unfinished: str | None = None
+    lines: list[Line] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path, *, delta: float, target_epsilon: float | None) -> "Ledger":
@@ -74,15 +101,17 @@ class Ledger:
         Raises:
             ValueError: If the file is no ledger: privacy is not spent on a guess.
         """
-        if not path.exists():
-            return cls(delta, target_epsilon, path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            releases = [Release(**line) for line in content["releases"]]
-            unfinished = content["unfinished"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no privacy ledger: {error}") from error
-        return cls(delta, target_epsilon, path, releases, unfinished)
+        return cls(delta, target_epsilon, path, _read(path))
+
+    @property
+    def releases(self) -> list[Release]:
+        """What was released, in order."""
+        return [line.release for line in self.lines]
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs that released something, in order."""
+        return list(dict.fromkeys(line.run for line in self.lines))
 
     @property
     def epsilon(self) -> float:
@@ -102,47 +131,32 @@ class Ledger:
             raise BudgetSpent(
                 f"the privacy budget does not allow {release.count} more steps: epsilon would be "
                 f"{after:.3f}, --target_epsilon is {self.target_epsilon:g} and {self.epsilon:.3f} "
-                f"is spent ({self._where()}); {self.left(release)} such steps are left"
+                f"is spent{self._by_whom()}; {self.left(release)} such steps are left"
             )
 
-    def begin(self, what: str, release: Release) -> None:
-        """Enter a release before it happens, unless it was entered and broken off.
-
-        What was lost when a training was killed has been seen by nobody; what goes on from its
-        checkpoint takes its place. A release that had ended may have been seen: repeating it costs
-        again.
-
-        Args:
-            what: Which training or round; the same one goes on.
-            release: Its steps.
-
-        Raises:
-            BudgetSpent: If it would exceed the budget; then nothing is entered.
-        """
-        if self.unfinished == what:
-            return
-        self.check(release)
-        self.unfinished = what
-        self.spend(release)
-
-    def finish(self) -> None:
-        """Note that what was begun has ended, before anybody sees the result."""
-        self.unfinished = None
-        self._write()
-
-    def spend(self, release: Release) -> None:
+    def spend(
+        self, release: Release, *, run: str = "", settings: Mapping[str, Any] | None = None
+    ) -> None:
         """Enter a release, on disk too, before it happens.
 
+        The file is locked and read again first: two processes do not spend the same budget.
+
         Raises:
             BudgetSpent: If it would exceed the budget; then nothing is entered.
+            ValueError: If another process holds the ledger; then nothing is entered.
         """
-        self.check(release)
-        last = self.releases[-1] if self.releases else None
-        if last is not None and last == replace(release, count=last.count):
-            self.releases[-1] = replace(last, count=last.count + release.count)
-        else:
-            self.releases.append(release)
-        self._write()
+        with self._locked():
+            self.check(release)
+            line = Line(release, run, settings or {})
+            last = self.lines[-1] if self.lines else None
+            if last is not None and last == replace(
+                line, release=replace(release, count=last.release.count)
+            ):
+                together = replace(release, count=last.release.count + release.count)
+                self.lines[-1] = replace(line, release=together)
+            else:
+                self.lines.append(line)
+            self._write()
 
     def left(self, release: Release) -> int:
         """Return how many of the release's steps still fit into the budget."""
@@ -154,31 +168,131 @@ class Ledger:
             fits, too_many = (middle, too_many) if within else (fits, middle)
         return fits
 
+    def noise_for(self, sampling_rate: float, *, planned: int, left: int) -> float:
+        """Return the noise multiplier with which the steps that are left keep the budget.
+
+        It is the one that the plan needs alone, unless the ledger holds more than the plan's
+        earlier steps: steps that were repeated after a crash, or another run. Then it is larger.
+
+        Args:
+            sampling_rate: Of every step.
+            planned: Steps of the whole plan.
+            left: Steps of it that are still to be taken.
+
+        Raises:
+            BudgetSpent: If the steps would need more than `MOST_NOISE` times the plan's noise.
+        """
+        assert self.target_epsilon is not None
+        alone = noise_multiplier_for(
+            target_epsilon=self.target_epsilon,
+            delta=self.delta,
+            sampling_rate=sampling_rate,
+            count=planned,
+        )
+
+        def fits(noise_multiplier: float) -> bool:
+            releases = [*self.releases, Release(sampling_rate, noise_multiplier, left)]
+            spent = _epsilon(_grouped(releases), self.delta, SEARCH_GRID)
+            return spent <= (self.target_epsilon or 0)
+
+        latest = self.lines[-1].release.noise_multiplier if self.lines else alone
+        for tried in (alone, latest):  # the latest may have been chosen for the same rest
+            if alone <= tried <= MOST_NOISE * alone and fits(tried):
+                return tried
+        too_little, enough = alone, MOST_NOISE * alone
+        if not fits(enough):
+            self.check(Release(sampling_rate, alone, left))
+            return alone  # the search's coarser grid counts a little too much
+        while enough - too_little > 1e-2 * enough:
+            middle = (enough + too_little) / 2
+            too_little, enough = (too_little, middle) if fits(middle) else (middle, enough)
+        return enough
+
     def as_json(self) -> dict[str, Any]:
         """Return what is written to disk."""
         return {
             "delta": self.delta,
             "target_epsilon": self.target_epsilon,
             "epsilon": self.epsilon if self.epsilon != float("inf") else None,
-            "unfinished": self.unfinished,
-            "releases": [asdict(release) for release in self.releases],
+            "releases": [line.as_json() for line in self.lines],
         }
 
-    def _write(self) -> None:
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the file, with what other processes have entered by now."""
         if self.path is None:
+            yield
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.path)
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=LOCK_S)
+        try:
+            with lock:
+                self.lines = _read(self.path)
+                yield
+        except Timeout as error:
+            raise ValueError(
+                f"the privacy ledger {self.path} is held by another process; nothing was spent"
+            ) from error
 
-    def _where(self) -> str:
-        return f"see {self.path}" if self.path else "in this run"
+    def _write(self) -> None:
+        """Write the file so that it is on the disk, whole, when this returns."""
+        if self.path is None:
+            return
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(self.as_json(), indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _by_whom(self) -> str:
+        if self.path is None:
+            return " in this run"
+        runs = [run for run in self.runs if run]
+        by = f" by {', '.join(runs[:3])}{' and others' if len(runs) > 3 else ''}" if runs else ""
+        return f"{by} (ledger {self.path}; --privacy_dir names another place)"
+
+
+def _read(path: Path) -> list[Line]:
+    """Return the lines of a ledger; none where there is no file."""
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = [each.name for each in fields(Release)]
+        return [
+            Line(
+                Release(**{name: line[name] for name in known}),
+                line.get("run", ""),
+                line.get("settings", {}),
+            )
+            for line in content["releases"]
+        ]
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no privacy ledger: {error}") from error
 
 
 def epsilon_of(releases: Sequence[Release], delta: float) -> float:
     """Return the epsilon of all releases together at `delta`; infinite if one had no noise."""
-    return _epsilon(tuple(releases), delta, GRID)
+    return _epsilon(_grouped(releases), delta, GRID)
+
+
+def replace_one_epsilon_of(releases: Sequence[Release], delta: float) -> float:
+    """Return the epsilon where one record is exchanged for another, not for an empty one."""
+    return _epsilon(_grouped(releases), delta, GRID, "REPLACE_ONE")
+
+
+def _grouped(releases: Sequence[Release]) -> tuple[Release, ...]:
+    """Put releases of one mechanism together: composition has no order, and this is quicker."""
+    counts: Counter[Release] = Counter()
+    for release in releases:
+        counts[replace(release, count=1)] += release.count
+    return tuple(replace(release, count=count) for release, count in counts.items())
 
 
 def noise_multiplier_for(
@@ -213,13 +327,17 @@ def _calibrated(target_epsilon: float, delta: float, sampling_rate: float, count
 
 
 @lru_cache(maxsize=1024)
-def _epsilon(releases: tuple[Release, ...], delta: float, grid: float) -> float:
+def _epsilon(
+    releases: tuple[Release, ...], delta: float, grid: float, relation: str = "ADD_OR_REMOVE_ONE"
+) -> float:
     if not releases:
         return 0.0
     if any(release.noise_multiplier == 0 for release in releases):
         return float("inf")
     dp = need("dp_accounting")
-    accountant = need("dp_accounting.pld").PLDAccountant(value_discretization_interval=grid)
+    accountant = need("dp_accounting.pld").PLDAccountant(
+        neighboring_relation=dp.NeighboringRelation[relation], value_discretization_interval=grid
+    )
     for release in releases:
         event = dp.GaussianDpEvent(release.noise_multiplier)
         accountant.compose(dp.PoissonSampledDpEvent(release.sampling_rate, event), release.count)
@@ -247,11 +365,11 @@ def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> 
     steps, noise = _steps_and_noise(ledger)
     return (
         f"Each of the {num_rows} training records has {_level(ledger, 'one record')} against "
-        f"anyone who sees every gradient step of this site: {steps} steps of DP-SGD with Poisson "
+        f"anyone who sees every gradient step on them: {steps} steps{_in_runs(ledger)} of DP-SGD "
+        "with Poisson "
         f"sampling, gradients clipped to {clipping_norm:g} and noise multiplier {noise}, "
         f"{ACCOUNTED}; assumed: one person's data are one record, the number of records is "
-        f"public, noise and samples stay secret, {FLOATS}, and the losses in the site's own log "
-        "stay there."
+        f"public, noise and samples stay secret, {FLOATS}, and the files under `local` stay there."
     )
 
 
@@ -270,7 +388,7 @@ def site_statement(
     if ledger.epsilon == float("inf"):
         return NONE
     rounds, noise = _steps_and_noise(ledger)
-    whom, neighbor = "anyone who sees the global adapters", "one site with all its records"
+    whom = "anyone who sees the global adapters and the coordinator's record"
     who = "the coordinator, who sees single updates, adds the noise honestly"
     floats = f", and {FLOATS}"
     if min_noise_shares:
@@ -282,16 +400,27 @@ def site_statement(
         )
         floats = "; the noise is an exact discrete normal, so nothing is assumed of floats"
     return (
-        f"Each of {num_sites} sites has {_level(ledger, neighbor)} against {whom}: {rounds} "
-        f"rounds, updates clipped to {clipping_norm:g} and noise multiplier {noise} on their sum, "
-        f"no credit for drawing sites, {ACCOUNTED}; assumed: {who}, the number of sites is "
-        f"public{floats}."
+        f"Each of {num_sites} sites has {_level(ledger, 'one site')} against {whom}: {rounds} "
+        f"rounds{_in_runs(ledger)}, updates clipped to {clipping_norm:g} and noise multiplier "
+        f"{noise} on their sum, no credit for drawing sites, {ACCOUNTED}; assumed: {who}, the "
+        f"number of sites is public{floats}."
     )
 
 
 def _level(ledger: Ledger, neighbor: str) -> str:
     level = f"({ledger.epsilon:.2f}, {ledger.delta:g})-differential privacy"
-    return f"{level} (adding or removing {neighbor})"
+    other = replace_one_epsilon_of(ledger.releases, ledger.delta)
+    return (
+        f"{level} ({neighbor} replaced by an empty one; by any other one, epsilon is {other:.2f})"
+    )
+
+
+def _in_runs(ledger: Ledger) -> str:
+    """Return which runs released it, where it was not one alone."""
+    if len(ledger.runs) < 2:
+        return ""
+    names = ", ".join(Path(run).name or "unnamed" for run in ledger.runs)
+    return f" in {len(ledger.runs)} runs ({names})"
 
 
 def _steps_and_noise(ledger: Ledger) -> tuple[int, str]:
@@ -312,11 +441,14 @@ def federation_statement(epsilon: float | None, *, delta: float, clipping_norm: 
         return NONE
     level = "Differential privacy of a level that only the sites know"
     if epsilon is not None:
-        level = f"({epsilon:.2f}, {delta:g})-differential privacy (adding or removing one record)"
+        level = (
+            f"({epsilon:.2f}, {delta:g})-differential privacy (one record replaced by an empty one)"
+        )
     return (
-        f"{level} holds for each training record against everybody outside its site, the "
-        f"coordinator included: sites train by DP-SGD with gradients clipped to {clipping_norm:g}, "
-        "account for it in ledgers of their own with dp-accounting's PLD accountant, and refuse "
-        "steps beyond the budget; assumed: sites do so, one person's data are one record at one "
-        f"site, numbers of records are public, noise and samples stay secret, and {FLOATS}."
+        f"{level} holds in this run for each training record against everybody outside its site, "
+        "the coordinator included: sites train by DP-SGD with gradients clipped to "
+        f"{clipping_norm:g}, account for it in ledgers of their own with dp-accounting's PLD "
+        "accountant, and refuse steps beyond the budget; assumed: sites do so, one person's data "
+        "are one record at one site, numbers of records are public, noise and samples stay "
+        f"secret, and {FLOATS}."
     )

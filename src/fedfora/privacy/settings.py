@@ -24,7 +24,9 @@ class PrivacyArguments:
         1.0, "no record's gradient (no site's update) counts with more than this norm"
     )
     privacy_dir: str | None = flag(
-        None, "where the ledgers of spent privacy lie; default output_dir/privacy"
+        None,
+        "where the ledgers of spent privacy lie, one for the same rows in all runs; default "
+        "$FEDFORA_PRIVACY_DIR, or ~/.local/share/fedfora/privacy",
     )
 
     def __post_init__(self) -> None:

@@ -9,20 +9,28 @@ The loss of a record is the mean over its own answer tokens: nothing of one reco
 on another record, as the mean over a batch's tokens does.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fedfora.adapter.per_example import PerExampleGradients
+from fedfora.data.encoding import IGNORED
 from fedfora.models.losses import row_losses
 from fedfora.privacy.clipping import SecretNoise, add_noise, clipped_sum
 
 Batch = dict[str, Tensor]
+
+logger = logging.getLogger(__name__)
+
+WIDTH = 64  # tokens; rows are padded to a multiple of it
+FILLING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}  # what padding consists of
 
 TOLERANCE = 1e-3  # of the largest gradient: between a row alone and the row in a padded batch
 
@@ -101,8 +109,8 @@ def write_private_gradient(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     losses = [torch.zeros(0, device=batch["labels"].device)]
-    for piece in _pieces(batch, batch_size):
-        loss_B, gradients = per_example_gradients(model, piece, context=context)
+    for piece, num_rows in _pieces(batch, batch_size):
+        loss_B, gradients = _gradients_or_zero(model, piece, num_rows, context)
         losses.append(loss_B)
         for name, summed in clipped_sum(gradients, privacy.clipping_norm).items():
             total[name] += summed
@@ -128,6 +136,76 @@ def per_example_gradients(
     return loss_B.detach(), gradients
 
 
+def _gradients_or_zero(
+    model: nn.Module,
+    piece: Batch,
+    num_rows: int,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return losses and gradients of a piece's first rows; a row that fails counts as nothing.
+
+    The steps are paid for, and an error, or an answer that does not come, would tell of the row:
+    whatever happens there is an answer with noise.
+    """
+    try:
+        loss_B, gradients = per_example_gradients(model, piece, context=context)
+        return loss_B[:num_rows], {name: grad[:num_rows] for name, grad in gradients.items()}
+    except Exception:
+        model.zero_grad()
+        if num_rows > 1:
+            logger.exception("a piece of a private step failed; its rows are tried one by one")
+            return _one_by_one(model, piece, num_rows, context)
+        logger.exception("a row of a private step failed and counts as nothing")
+        return piece["labels"].new_zeros(0, dtype=torch.float32), {
+            name: torch.zeros(1, *p.shape, device=p.device)
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        }
+
+
+def _one_by_one(
+    model: nn.Module,
+    piece: Batch,
+    num_rows: int,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    each = [
+        _gradients_or_zero(model, {k: v[i : i + 1] for k, v in piece.items()}, 1, context)
+        for i in range(num_rows)
+    ]
+    gradients = {name: torch.cat([found[name] for _, found in each]) for name in each[0][1]}
+    return torch.cat([losses for losses, _ in each]), gradients
+
+
+_checked: WeakSet[nn.Module] = WeakSet()
+
+
+def self_test(model: nn.Module, num_tokens: int) -> None:
+    """Check single gradients on made-up rows, before anything is paid; once for a model.
+
+    No record and nothing that was received has a part in it: whether it fails tells nothing.
+
+    Args:
+        model: A model with a fresh FoRA adapter.
+        num_tokens: Size of the vocabulary.
+
+    Raises:
+        ValueError: As `check_gradients` does.
+    """
+    if model in _checked:
+        return
+    generator = torch.Generator().manual_seed(0)
+    ids_BL = torch.randint(num_tokens, (2, 24), generator=generator)
+    mask_BL = torch.ones_like(ids_BL)
+    mask_BL[1, 16:] = 0
+    labels_BL = ids_BL.masked_fill(mask_BL == 0, IGNORED)
+    labels_BL[:, :6] = IGNORED
+    device = next(model.parameters()).device
+    batch = {"input_ids": ids_BL, "attention_mask": mask_BL, "labels": labels_BL}
+    check_gradients(model, {name: tensor.to(device) for name, tensor in batch.items()})
+    _checked.add(model)
+
+
 def check_gradients(model: nn.Module, batch: Batch) -> float:
     """Compare gradients of single examples with autograd's, before anything depends on them.
 
@@ -136,7 +214,7 @@ def check_gradients(model: nn.Module, batch: Batch) -> float:
 
     Args:
         model: A model with a FoRA adapter; its gradients are cleared.
-        batch: A few rows, padded.
+        batch: A few rows, padded; not of records, since whether this raises is no secret.
 
     Returns:
         The largest deviation over the largest gradient.
@@ -186,12 +264,33 @@ def _pass_alone(model: nn.Module, row: Batch) -> None:
     row_losses(model, row).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def _pieces(batch: Batch, batch_size: int) -> Iterator[Batch]:
-    """Yield rows of like length together, so that little is padded; a sum has no order."""
-    order = batch["attention_mask"].sum(dim=1).argsort(stable=True)
-    for chosen in torch.split(order, batch_size):
-        if len(chosen):
-            yield _without_padding({name: tensor[chosen] for name, tensor in batch.items()})
+def _pieces(batch: Batch, batch_size: int) -> Iterator[tuple[Batch, int]]:
+    """Yield pieces of fixed shapes, each with the number of its real rows, which come first.
+
+    A piece has `batch_size` rows of a multiple of `WIDTH` tokens, filled up with empty ones. So
+    what a row is padded to, and with it the rounding of its gradient, does not depend on the others
+    in the sample: without one row the others give the same in bfloat16, too.
+    """
+    packed, length_N = _to_the_left(batch)
+    width_N = (length_N + WIDTH - 1) // WIDTH * WIDTH
+    for width in sorted(set(width_N.tolist())):
+        of_width = torch.nonzero(width_N == width).flatten()
+        for chosen in torch.split(of_width, batch_size):
+            shape = (batch_size, width)
+            piece = {}
+            for name, tensor in packed.items():
+                rows = tensor[chosen, :width]
+                piece[name] = tensor.new_full(shape, FILLING[name])
+                piece[name][: rows.shape[0], : rows.shape[1]] = rows
+            piece["attention_mask"][len(chosen) :, 0] = 1  # a row of no token at all gives NaN
+            yield piece, len(chosen)
+
+
+def _to_the_left(batch: Batch) -> tuple[Batch, Tensor]:
+    """Return the rows with all padding behind their tokens, and their lengths."""
+    mask_NL = batch["attention_mask"]
+    order_NL = (mask_NL == 0).long().argsort(dim=1, stable=True)
+    return {n: t.gather(1, order_NL) for n, t in batch.items()}, mask_NL.sum(dim=1).clamp(min=1)
 
 
 def _without_padding(batch: Batch) -> Batch:
@@ -202,8 +301,6 @@ def _without_padding(batch: Batch) -> Batch:
 
 # A Trainer's steps with differential privacy for single records: its samples and gradients.
 
-
-CHECKED_ROWS = 2
 
 # What the Trainer is told: a step is one batch, and clipping is not its affair.
 TRAINER_ARGUMENTS = {"gradient_accumulation_steps": 1, "max_grad_norm": 0.0}
@@ -221,17 +318,14 @@ class PrivateSteps:
         self.noise = SecretNoise()
 
     def dataloader(self, trainer: Any) -> Any:
-        """Return all steps' samples, after the gradients of single rows have been checked.
+        """Return all steps' samples.
 
         Raises:
-            ValueError: If several processes train, whose noise would have to be one, or if the
-                gradients of single rows are not right.
+            ValueError: If several processes train, whose noise would have to be one.
         """
         if trainer.args.world_size > 1 or trainer.is_deepspeed_enabled:
             raise ValueError("--privacy_unit record trains in one process, without DeepSpeed")
         collate = collate_any(trainer.data_collator)
-        first = collate(list(trainer.train_dataset[:CHECKED_ROWS]))
-        check_gradients(trainer.model, trainer._prepare_inputs(first))
         samples = PoissonBatches(self.privacy, trainer.stretch.num_steps, self.noise)
         return DataLoader(trainer.train_dataset, batch_sampler=samples, collate_fn=collate)
 

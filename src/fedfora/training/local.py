@@ -18,11 +18,10 @@ from fedfora.data.encoding import IGNORED, Encoded
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.arguments import check_device, loraplus_optimizer, trainer_arguments
 from fedfora.training.dp_sgd import (
-    CHECKED_ROWS,
     TRAINER_ARGUMENTS,
     PrivateSteps,
     RecordPrivacy,
-    check_gradients,
+    self_test,
 )
 from fedfora.training.long_run import Checkpointing
 from fedfora.training.packing import check_no_leak, collate_packed, pack
@@ -66,8 +65,7 @@ def check_trainable(
     if train.packing:
         check_no_leak(model, encoded)
     if privacy.privacy_unit == "record":
-        few = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)(encoded[:CHECKED_ROWS])
-        check_gradients(model, {name: value.to(model.device) for name, value in few.items()})
+        self_test(model, len(tokenizer))
 
 
 def train_locally(
@@ -96,7 +94,7 @@ def train_locally(
         callbacks: Further callbacks of the Trainer, called after the step was reported.
         on_step: Called after every optimizer step.
         long_run: Checkpoints, validation and reports; None for a client's few steps.
-        privacy: How single records are hidden, if they are; whoever calls has paid for the steps.
+        privacy: How single records are hidden, if they are; the caller or a callback pays.
         proximal_mu: FedProx's pull towards the parameters at the start; 0 for none.
     """
     with tempfile.TemporaryDirectory() as scratch:

@@ -27,6 +27,7 @@ class Checkpointing:
     Args:
         trainer_arguments: For transformers' TrainingArguments: where and when to save, evaluate
             and report, and DeepSpeed's configuration.
+        adapter_dir: Where the trained adapter goes.
         save_adapter: Writes the adapter's files into a directory.
         save_total_limit: Checkpoints to keep; None for all.
         identity: What a checkpoint must agree on with the training that goes on from it.
@@ -39,6 +40,7 @@ class Checkpointing:
     """
 
     trainer_arguments: dict[str, Any]
+    adapter_dir: Path
     save_adapter: SaveAdapter
     save_total_limit: int | None
     identity: Mapping[str, Any]
@@ -85,14 +87,14 @@ class Checkpointing:
                 f"after step {step} of {trainer.stretch.num_steps}, all of it saved; the same "
                 "command with --resume_from_checkpoint last goes on from there"
             )
-        trainer.save_model()
+        trainer.save_model(str(self.adapter_dir))
         return output
 
     def _finished(self, trainer: LongTrainer, checkpoint: Path) -> TrainOutput:
         """Nothing is left to train: the Trainer would take one step too many."""
         state = read_adapter(checkpoint)
         write_state(trainer.model, state)
-        self.save_adapter(Path(trainer.args.output_dir), state)
+        self.save_adapter(self.adapter_dir, state)
         steps = trainer.stretch.num_steps
         return TrainOutput(steps, trainer.progress.loss_sum / steps, {})
 

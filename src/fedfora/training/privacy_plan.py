@@ -1,29 +1,65 @@
 """What the user says about record privacy, and a site's rows, to noise, clipping and a ledger."""
 
+import hashlib
 import math
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from fedfora.privacy.accounting import Ledger, Release, noise_multiplier_for, record_statement
+from transformers import TrainerCallback
+
+from fedfora.data.loading import Example
+from fedfora.privacy.accounting import Ledger, Release, record_statement
 from fedfora.privacy.settings import PrivacyArguments, check_delta
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult
 from fedfora.training.settings import TrainArguments, check_record_privacy
 
+PRIVACY_DIR = "FEDFORA_PRIVACY_DIR"  # in the environment: where ledgers lie
+
 
 @dataclass(frozen=True)
-class PaidSteps:
-    """Steps that were entered into a site's ledger and may now be taken.
+class PrivateTraining:
+    """A training's noise and clipping, and the ledger that its steps are entered into.
 
     Args:
         privacy: Noise and clipping of the steps.
-        ledger: What the site has spent, these steps included.
-        statement: The guarantee that holds afterwards, in one sentence.
+        ledger: What has been spent on the rows, by this and by other runs.
+        run: What the ledger calls this run.
     """
 
     privacy: RecordPrivacy
     ledger: Ledger
-    statement: str
+    run: str
+
+    def pay(self, num_steps: int, **where: Any) -> None:
+        """Enter the next steps, before they are taken.
+
+        Args:
+            num_steps: How many.
+            **where: In the run, for the ledger's reader: the round, or the first step.
+
+        Raises:
+            BudgetSpent: If the steps would exceed the budget; they must not be taken.
+        """
+        settings = {**where, "clipping_norm": self.privacy.clipping_norm}
+        settings["rows"] = self.privacy.num_rows
+        self.ledger.spend(self.release(num_steps), run=self.run, settings=settings)
+
+    def release(self, num_steps: int) -> Release:
+        """Return what so many steps release."""
+        return Release(self.privacy.sampling_rate, self.privacy.noise_multiplier, num_steps)
+
+    @property
+    def statement(self) -> str:
+        """The guarantee for all that the ledger holds, in one sentence."""
+        return record_statement(
+            self.ledger,
+            clipping_norm=self.privacy.clipping_norm,
+            num_rows=self.privacy.num_rows,
+        )
 
     def event(self) -> dict[str, float | str | None]:
         """Return what the run's record says."""
@@ -37,80 +73,102 @@ class PaidSteps:
         }
 
 
-def pay_for_steps(
+class PaySteps(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Enters each stretch between two checkpoints as it begins.
+
+    A training that was killed resumes at its last checkpoint: what it repeats is paid again.
+
+    Args:
+        training: What is paid.
+        save_steps: Steps between two checkpoints.
+    """
+
+    def __init__(self, training: PrivateTraining, save_steps: int) -> None:
+        self.training, self.save_steps, self.paid_until = training, save_steps, 0
+
+    def on_step_begin(self, _: Any, state: Any, __: Any, **kwargs: Any) -> None:
+        """Pay up to the next checkpoint."""
+        step = state.global_step
+        if step >= self.paid_until:
+            until = min(step - step % self.save_steps + self.save_steps, state.max_steps)
+            self.training.pay(until - step, first_step=step)
+            self.paid_until = until
+
+
+def plan_private_training(
     arguments: PrivacyArguments,
     train: TrainArguments,
     *,
     output_dir: str,
-    site: int,
+    ledger: str,
     num_rows: int,
-    num_steps: int,
+    first_step: int,
     total_steps: int,
-    what: str,
-) -> PaidSteps | None:
-    """Enter the next steps of a site into its ledger; None where records are not to be hidden.
+) -> PrivateTraining | None:
+    """Return how a site trains with its records hidden; None where they are not to be.
+
+    Nothing is spent yet.
 
     Args:
         arguments: Budget or noise multiplier, clipping norm.
         train: Batch size and accumulation, whose product is a step's expected number of rows.
-        output_dir: Run directory, which holds the ledger where the user names no other place.
-        site: The site's number.
+        output_dir: Run directory, by which the ledger knows the run.
+        ledger: Name of the ledger: `ledger_of` the rows, or a site's own.
         num_rows: Rows of the site.
-        num_steps: Steps that are taken next.
+        first_step: Where the next steps begin.
         total_steps: Steps that the budget must last for.
-        what: Which training or round this is; one that was broken off is not paid for twice.
 
     Raises:
-        BudgetSpent: If the steps would exceed the budget; they must not be taken.
+        BudgetSpent: If the steps from the first one on would exceed the budget, even with more
+            noise than the plan alone needs.
         ValueError: If something does not go with record privacy, naming the flag.
     """
     if arguments.privacy_unit != "record":
         return None
-    privacy = plan_record_privacy(arguments, train, num_rows=num_rows, total_steps=total_steps)
-    ledger = open_ledger(arguments, output_dir, f"site-{site:03d}")
-    ledger.begin(what, Release(privacy.sampling_rate, privacy.noise_multiplier, num_steps))
-    statement = record_statement(ledger, clipping_norm=privacy.clipping_norm, num_rows=num_rows)
-    return PaidSteps(privacy, ledger, statement)
-
-
-def plan_record_privacy(
-    arguments: PrivacyArguments, train: TrainArguments, *, num_rows: int, total_steps: int
-) -> RecordPrivacy:
-    """Return noise and clipping for a site's whole training.
-
-    Raises:
-        ValueError: If something does not go with record privacy, naming the flag.
-    """
     check_record_privacy(arguments, train)
     check_delta(arguments, num_rows)
     rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
     expected_rows = min(float(rows_per_step), float(num_rows))
+    opened, left = open_ledger(arguments, ledger), max(1, total_steps - first_step)
     noise_multiplier = arguments.noise_multiplier
     if noise_multiplier is None:
-        noise_multiplier = noise_multiplier_for(
-            target_epsilon=float(arguments.target_epsilon or 0),
-            delta=arguments.target_delta,
-            sampling_rate=expected_rows / num_rows,
-            count=total_steps,
+        noise_multiplier = opened.noise_for(
+            expected_rows / num_rows, planned=total_steps, left=left
         )
-    return RecordPrivacy(noise_multiplier, arguments.clipping_norm, expected_rows, num_rows)
+    privacy = RecordPrivacy(noise_multiplier, arguments.clipping_norm, expected_rows, num_rows)
+    return PrivateTraining(privacy, opened, str(Path(output_dir).resolve()))
 
 
-def open_ledger(arguments: PrivacyArguments, output_dir: str, name: str) -> Ledger:
-    """Return a ledger with what earlier runs spent."""
-    directory = Path(arguments.privacy_dir or Path(output_dir) / "privacy")
+def open_ledger(arguments: PrivacyArguments, name: str) -> Ledger:
+    """Return a ledger with what all runs have spent, wherever their output directories are."""
     return Ledger.open(
-        directory / f"{name}.json",
+        ledger_directory(arguments) / f"{name}.json",
         delta=arguments.target_delta,
         target_epsilon=arguments.target_epsilon,
     )
 
 
+def ledger_directory(arguments: PrivacyArguments) -> Path:
+    """Return where ledgers lie: what the flag, the environment or the user's data directory say."""
+    if named := arguments.privacy_dir or os.environ.get(PRIVACY_DIR):
+        return Path(named)
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "fedfora" / "privacy"
+
+
+def ledger_of(examples: Iterable[Example]) -> str:
+    """Return the name of the ledger of some rows: the same for the same rows in any order."""
+    rows = sorted(
+        hashlib.sha256(repr(sorted(each.columns.items())).encode()).digest() for each in examples
+    )
+    return f"rows-{hashlib.sha256(b''.join(rows)).hexdigest()[:16]}"
+
+
 def public_part(result: LocalResult, privacy: RecordPrivacy) -> LocalResult:
     """Return a training's result without the numbers that depend on the rows or on the samples.
 
-    The loss is 0, for "not told"; the expected number of rows stands for the tokens and weighs the
-    site.
+    Loss and time are 0, for "not told"; the expected number of rows stands for the tokens and
+    weighs the site.
     """
     rows = max(1, round(privacy.expected_rows * result.steps))
-    return replace(result, loss=0.0, answer_tokens=rows, tokens=0)
+    return replace(result, loss=0.0, answer_tokens=rows, tokens=0, seconds=0.0)

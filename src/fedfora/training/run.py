@@ -28,7 +28,12 @@ from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_row
 from fedfora.models.loading import Base, add_adapter, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.registry import unknown
-from fedfora.reporting.record import RunRecord, check_disk_space, check_output_dir
+from fedfora.reporting.record import (
+    RunRecord,
+    append_event,
+    check_disk_space,
+    check_output_dir,
+)
 from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
 from fedfora.seeds import derive_seed
@@ -46,11 +51,17 @@ from fedfora.training.launch import Processes, start_processes
 from fedfora.training.local import LocalResult, check_trainable, train_locally, training_rows
 from fedfora.training.long_run import Checkpointing
 from fedfora.training.preflight import Rows, read_rows
-from fedfora.training.privacy_plan import PaidSteps, pay_for_steps
+from fedfora.training.privacy_plan import (
+    PaySteps,
+    PrivateTraining,
+    ledger_of,
+    plan_private_training,
+)
 from fedfora.training.schedule import StepWindow, num_steps
 from fedfora.training.settings import TrainArguments, TrainSettings
 from fedfora.training.trainer import Progress, StepReport
 
+LOCAL = "local"  # what a private training keeps to itself: checkpoints, losses; never published
 IDENTIFYING = ("model", "adapter", "data", "train", "privacy")
 
 
@@ -66,6 +77,7 @@ class Prepared:
     encoded: Encoded
     validation: Encoded | None
     steps: int
+    ledger: str
 
 
 def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> LocalResult:
@@ -95,24 +107,23 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         num_processes=processes.number,
     )
     earlier = Progress() if resume_from is None else read_progress(resume_from, identity)
+    first_step = 0 if resume_from is None else step_of(resume_from)
+    private = _plan_privacy(settings, prepared, first_step)
     check_disk_space(run.output_dir, _bytes_to_write(prepared.model, settings))
-    paid = _pay(settings, prepared, identity)
     processes.wait()
     record = None
     if processes.is_first:  # all checks are behind: now an earlier run may go
-        first_step = 0 if resume_from is None else step_of(resume_from)
         if goes_on_here:
             record = RunRecord.reopened(run.output_dir, earlier.metrics_bytes, [view.take])
         else:
             record = RunRecord(run.output_dir, overwrite=overwrite, listeners=[view.take])
-        remove_checkpoints(Path(run.output_dir), keep_up_to=resume_from)
+        if private is not None:
+            (record.directory / LOCAL).mkdir(exist_ok=True)
+        remove_checkpoints(_checkpoints_of(settings), keep_up_to=resume_from)
         _describe(record, settings, prepared, identity)
         view.line(_headline(prepared, processes, first_step))
         record.log("started", steps=prepared.steps, step=first_step, tokens=earlier.tokens)
-    if paid is not None and record is not None:
-        record.log("privacy", **paid.event())
-        view.line(paid.statement)
-    long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, paid)
+    long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, private)
     result = train_locally(
         prepared.model,
         prepared.base.tokenizer,
@@ -120,14 +131,25 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         settings.train,
         stretch=StepWindow(first_step=0, num_steps=prepared.steps, total_steps=prepared.steps),
         seed=derive_seed(settings.train.seed, "train", 0, 0),
-        on_step=partial(_tell_step, record, _logging_steps(settings, prepared), prepared.steps),
+        callbacks=[PaySteps(private, settings.checkpoint.save_steps)] if private else [],
+        on_step=partial(
+            _tell_step,
+            record,
+            _logging_steps(settings, prepared),
+            prepared.steps,
+            private is not None,
+        ),
         long_run=long_run,
-        privacy=None if paid is None else paid.privacy,
+        privacy=private.privacy if private else None,
     )
-    if paid is not None:
-        paid.ledger.finish()
     if record is not None:
-        record.log("trained", **asdict(result))
+        if private is None:
+            record.log("trained", **asdict(result))
+        else:
+            append_event(record.directory / LOCAL, "trained", **asdict(result))
+            record.log("trained", steps=result.steps)
+            record.log("privacy", **private.event())
+            view.line(private.statement)
         finish_run(record)
     return result
 
@@ -139,9 +161,10 @@ def _place_of(settings: TrainSettings) -> tuple[Path | None, bool]:
         ValueError: If there is no such checkpoint, or the directory holds another run.
     """
     run, resume = settings.run, settings.checkpoint.resume_from_checkpoint
-    resume_from = checkpoint_to_resume(run.output_dir, resume)
+    checkpoints = _checkpoints_of(settings)
+    resume_from = checkpoint_to_resume(str(checkpoints), resume)
     goes_on_here = resume_from is not None and (
-        resume_from.resolve().parent == Path(run.output_dir).resolve()
+        resume_from.resolve().parent == checkpoints.resolve()
     )
     check_output_dir(
         run.output_dir,
@@ -160,7 +183,8 @@ def begins_again(settings: TrainSettings) -> bool:
     run, directory = settings.run, Path(settings.run.output_dir)
     path = directory / "config.yaml"
     resumes = settings.checkpoint.resume_from_checkpoint in NEWEST_ALIASES
-    if not resumes or newest_checkpoint(directory) or not (directory / "metrics.jsonl").is_file():
+    begun = (directory / "metrics.jsonl").is_file()
+    if not resumes or newest_checkpoint(_checkpoints_of(settings)) or not begun:
         return False
     if (directory / "adapter_config.json").is_file():
         raise ValueError(
@@ -179,6 +203,12 @@ def begins_again(settings: TrainSettings) -> bool:
         )
         check_same(run.output_dir, began, now)
     return True
+
+
+def _checkpoints_of(settings: TrainSettings) -> Path:
+    """Return where checkpoints lie; with losses and digests of private rows they stay local."""
+    run_dir = Path(settings.run.output_dir)
+    return run_dir if settings.privacy.privacy_unit == "none" else run_dir / LOCAL
 
 
 def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepared:
@@ -215,6 +245,7 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
         steps=steps_of(
             settings.train, len(training_rows(encoded, settings.train)), processes.number
         ),
+        ledger=ledger_of(rows.examples),
     )
 
 
@@ -230,18 +261,22 @@ def steps_of(settings: TrainArguments, num_rows: int, num_processes: int = 1) ->
     )
 
 
-def _pay(settings: TrainSettings, prepared: Prepared, identity: dict[str, Any]) -> PaidSteps | None:
-    """Enter the whole training into the ledger, or what is left of the one that was broken off."""
-    return pay_for_steps(
+def _plan_privacy(
+    settings: TrainSettings, prepared: Prepared, first_step: int
+) -> PrivateTraining | None:
+    """Return how records are hidden, if they are; nothing is spent before the first step."""
+    private = plan_private_training(
         settings.privacy,
         settings.train,
         output_dir=settings.run.output_dir,
-        site=0,
+        ledger=prepared.ledger,
         num_rows=len(prepared.encoded),
-        num_steps=prepared.steps,
+        first_step=first_step,
         total_steps=prepared.steps,
-        what=f"training {identity['rows_fingerprint']}",
     )
+    if private is not None and first_step < prepared.steps:
+        private.ledger.check(private.release(prepared.steps - first_step))
+    return private
 
 
 def _long_run(
@@ -251,11 +286,11 @@ def _long_run(
     resume_from: Path | None,
     report_to: list[str],
     record: RunRecord | None,
-    paid: PaidSteps | None,
+    private: PrivateTraining | None,
 ) -> Checkpointing:
     checkpoint, validation = settings.checkpoint, settings.validation
     arguments: dict[str, Any] = {
-        "output_dir": settings.run.output_dir,
+        "output_dir": str(_checkpoints_of(settings)),
         "save_strategy": "steps",
         "save_steps": checkpoint.save_steps,
         "report_to": report_to,
@@ -273,19 +308,8 @@ def _long_run(
         }
     return Checkpointing(
         trainer_arguments=arguments,
-        save_adapter=partial(
-            _save,
-            adapter_config(prepared.model),
-            adapter_record(
-                prepared.prompts,
-                prepared.base_fingerprint,
-                base=describe(prepared.base),
-                # A digest would tell whoever knows all rows but one which one that is.
-                rows_fingerprint=None if paid else identity["rows_fingerprint"],
-                instruction=None if paid else prepared.instruction,
-                privacy=None if paid is None else paid.statement,
-            ),
-        ),
+        adapter_dir=Path(settings.run.output_dir),
+        save_adapter=partial(_save, prepared, identity, private),
         save_total_limit=checkpoint.save_total_limit,
         identity=identity,
         metrics_bytes=record.metrics_bytes if record is not None else int,
@@ -298,9 +322,23 @@ def _long_run(
 
 
 def _save(
-    adapter_config: dict[str, Any], record: dict[str, Any], directory: Path, state: AdapterState
+    prepared: Prepared,
+    identity: dict[str, Any],
+    private: PrivateTraining | None,
+    directory: Path,
+    state: AdapterState,
 ) -> None:
-    save_adapter(directory, state, adapter_config, record)
+    """Save an adapter with the guarantee for what has been released until now."""
+    record = adapter_record(
+        prepared.prompts,
+        prepared.base_fingerprint,
+        base=describe(prepared.base),
+        # A digest would tell whoever knows all rows but one which one that is.
+        rows_fingerprint=None if private else identity["rows_fingerprint"],
+        instruction=None if private else prepared.instruction,
+        privacy=None if private is None else private.statement,
+    )
+    save_adapter(directory, state, adapter_config(prepared.model), record)
 
 
 def _describe(
@@ -310,7 +348,9 @@ def _describe(
     record.write_environment(
         seed=settings.train.seed,
         base_fingerprint=prepared.base_fingerprint,
-        rows_fingerprint=identity["rows_fingerprint"],
+        rows_fingerprint=(
+            identity["rows_fingerprint"] if settings.privacy.privacy_unit == "none" else None
+        ),
         rows=len(prepared.encoded),
         num_processes=identity["num_processes"],
     )
@@ -331,12 +371,19 @@ def _logging_steps(settings: TrainSettings, prepared: Prepared) -> int:
 
 
 def _tell_step(
-    record: RunRecord | None, logging_steps: int, num_steps: int, report: StepReport
+    record: RunRecord | None,
+    logging_steps: int,
+    num_steps: int,
+    private: bool,
+    report: StepReport,
 ) -> None:
     """Show a step, and keep every `logging_steps`-th and the last; in the first process only."""
     if record is None:
         return
-    if report.step % logging_steps == 0 or report.step == num_steps:
+    kept = report.step % logging_steps == 0 or report.step == num_steps
+    if kept and private:
+        append_event(record.directory / LOCAL, "step", **asdict(report))
+    if kept and not private:
         record.log("step", **asdict(report))
     else:
         record.tell({"event": "step", **asdict(report)})

@@ -158,13 +158,25 @@ class TrainSettings:
         check_record_privacy(self.privacy, self.train)
         many = self.launch.deepspeed is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
         save, validate = self.checkpoint.save_steps, self.validation.eval_steps
+        private = self.privacy.privacy_unit == "record"
+        told = sorted(set(self.launch.report_to) - {"auto", "none", "tensorboard"})
         refuse(
+            (
+                private and self.validation.validation_file is not None,
+                "--validation_file: losses of its rows, and an adapter chosen by them, have no "
+                "noise; with --privacy_unit record evaluate afterwards, on rows that may be known",
+            ),
+            (
+                private and bool(told),
+                f"--report_to {' '.join(told)} sends losses of private rows elsewhere; with "
+                "--privacy_unit record: tensorboard (kept under local) or none",
+            ),
             (
                 self.privacy.privacy_unit == "site",
                 "--privacy_unit site hides sites from each other; train has one (record)",
             ),
             (
-                self.privacy.privacy_unit == "record" and many,
+                private and many,
                 "--privacy_unit record trains in one process, without DeepSpeed",
             ),
             (

@@ -67,23 +67,23 @@ def test_the_budget_lasts_for_the_planned_rounds_and_no_more():
     arguments = PrivacyArguments(privacy_unit="site", target_epsilon=4.0)
     ledger = Ledger(arguments.target_delta, arguments.target_epsilon)
     privacy = site_privacy_of(arguments, ledger, num_sites=8, num_rounds=5)
-    for number in range(5):
+    for number in range(1, 6):
         privacy.begin(number)
-        ledger.finish()
     assert 3.9 < ledger.epsilon <= 4
     with pytest.raises(ValueError, match="privacy budget does not allow"):
-        privacy.begin(5)
+        privacy.begin(6)
     assert "8 sites" in privacy.event()["privacy_statement"]
 
 
-def test_a_round_that_was_broken_off_is_paid_for_once():
-    ledger = Ledger(1e-5, None)
-    privacy = SitePrivacy(5.0, 1.0, 3, ledger)
-    privacy.begin(1)
-    privacy.begin(1)
-    ledger.finish()
-    privacy.begin(2)
-    assert [release.count for release in ledger.releases] == [2]
+def test_a_round_that_is_repeated_is_paid_again_and_the_others_get_more_noise():
+    arguments = PrivacyArguments(privacy_unit="site", target_epsilon=4.0)
+    ledger = Ledger(arguments.target_delta, arguments.target_epsilon)
+    privacy = site_privacy_of(arguments, ledger, num_sites=8, num_rounds=3)
+    for number in (1, 1, 2, 3):
+        privacy.begin(number)
+    assert sum(release.count for release in ledger.releases) == 4
+    assert ledger.releases[0].noise_multiplier < ledger.releases[-1].noise_multiplier
+    assert ledger.epsilon <= 4
 
 
 def test_the_coordinator_states_the_weakest_sites_guarantee():
@@ -112,13 +112,19 @@ def settings_of(tiny_dir, out, **flags):
     )
 
 
-def test_a_federation_with_site_privacy_says_what_it_spent(tiny_dir, tmp_path):
+def test_a_federation_with_site_privacy_says_what_it_spent(tiny_dir, tmp_path, ledgers):
     private = {"privacy_unit": "site", "target_epsilon": 5.0}
     simulate(settings_of(tiny_dir, tmp_path, **private), View(1))
     rounds = read_rounds(tmp_path)
     assert 0 < rounds[0]["epsilon"] < rounds[1]["epsilon"] <= 5
-    spent = json.loads((tmp_path / "privacy" / "sites.json").read_text())
-    assert spent["releases"][0]["count"] == 2
+    (path,) = ledgers.glob("sites-*.json")
+    spent = json.loads(path.read_text())
+    assert [line["settings"]["round"] for line in spent["releases"]] == [1, 2]
+    for line in rounds:  # nothing of a single site but that it was there
+        assert "loss" not in line
+        assert not any(
+            site.keys() & {"loss", "norm", "tokens", "seconds"} for site in line["sites"]
+        )
     assert rounds[1]["privacy_statement"] in (tmp_path / "README.md").read_text()
     assert all(bool(value.isfinite().all()) for value in read_adapter(tmp_path).values())
 

@@ -45,7 +45,11 @@ from fedfora.federated.coordinator.receiving import receive
 from fedfora.federated.coordinator.round_log import NoQuorum, RoundLog
 from fedfora.federated.coordinator.screening import Limits
 from fedfora.federated.coordinator.secure_rounds import SecureRounds
-from fedfora.federated.coordinator.site_privacy import record_event, site_privacy_of
+from fedfora.federated.coordinator.site_privacy import (
+    record_event,
+    site_privacy_of,
+    sites_ledger,
+)
 from fedfora.federated.coordinator.strategy import AdapterStrategy
 from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.secure_aggregation.server import RoundLost, WrongShares
@@ -59,6 +63,8 @@ from fedfora.reporting.trackers import trackers
 from fedfora.training.privacy_plan import open_ledger
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0  # before a round is tried again, each twice the last
+# What the record says of a single site that is hidden.
+PUBLIC_OF_SITE = {"site", "steps", "uplink_bytes", "downlink_bytes"}
 
 
 def run_rounds(
@@ -159,7 +165,10 @@ class _Rounds:
         self.ledger = RoundLog(record, settings.rounds, hides_loss=self._hides_loss())
         self.site_privacy = site_privacy_of(
             settings.privacy,
-            open_ledger(settings.privacy, settings.run.output_dir, "sites"),
+            open_ledger(
+                settings.privacy, sites_ledger(settings, [site.name for site in agreement.sites])
+            ),
+            run=str(record.directory.resolve()),
             num_sites=settings.federation.clients_per_round or len(agreement.sites),
             num_rounds=settings.federation.num_rounds,
             min_noise_shares=self._min_noise_shares(),
@@ -248,19 +257,18 @@ class _Rounds:
         self.ledger.check_quorum()
         assert aggregated is not None
         assert metrics is not None  # there is a quorum, so there is something
-        if self.site_privacy is not None:
-            self.site_privacy.ledger.finish()
         adapter = self._finite(number, aggregated)
         selection, validation, scores = self.judge.evaluate(
             before.selection, number, aggregated, metrics
         )
         loss = self._public_metrics({"loss": float(metrics["loss"])}).get("loss")
+        errors = self._public_metrics(_aggregation_errors(metrics))
         self.record.log(
             "round",
             round=number,
             rule=self.settings.rule_of_round(number - 1).name,
             **({} if loss is None else {"loss": loss}),
-            **_aggregation_errors(metrics),
+            **errors,
             sites=[
                 self._public_metrics(contribution.to_line()) for contribution in self.ledger.used
             ],
@@ -300,12 +308,18 @@ class _Rounds:
         )
 
     def _public_metrics(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        """Leave out a loss that no site has told, as it would betray records."""
-        hidden = self._hides_loss()
-        return {name: value for name, value in numbers.items() if name != "loss" or not hidden}
+        """Leave out what would betray records or sites: losses, and all of a single hidden site.
+
+        Under record privacy sites tell no loss. Of hidden sites the coordinator sees losses, counts
+        and lengths, and writes none of them down.
+        """
+        unit = self.settings.privacy.privacy_unit
+        if unit == "site":
+            return {name: value for name, value in numbers.items() if name in PUBLIC_OF_SITE}
+        return {name: v for name, v in numbers.items() if name != "loss" or unit == "none"}
 
     def _hides_loss(self) -> bool:
-        return self.settings.privacy.privacy_unit == "record" or bool(self._min_noise_shares())
+        return self.settings.privacy.privacy_unit != "none"
 
     def _min_noise_shares(self) -> int:
         """Return how many sites share the noise of a sum, at least; 0 where none is shared."""
@@ -357,7 +371,10 @@ class _Rounds:
             "aggregation": settings.aggregation.aggregation,
             "num_rounds": settings.federation.num_rounds,
             "sites": [site.name for site in self.agreement.sites],
-            "data_digests": [site.data_digest for site in self.agreement.sites],
+            "data_digests": [
+                "" if settings.privacy.privacy_unit == "site" else site.data_digest
+                for site in self.agreement.sites
+            ],
             "site_keys": [site.key_id for site in self.agreement.sites],
         }
         return facts | ({"privacy": privacy["privacy_statement"]} if privacy else {})

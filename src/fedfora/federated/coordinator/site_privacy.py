@@ -9,11 +9,13 @@ Under secure aggregation the sites clip and add the noise (see `shared_noise`), 
 only keeps the account.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fedfora.federated.aggregation import AdapterState, Weighted
+from fedfora.federated.settings import FederationSettings
 from fedfora.federated.shared_noise import site_noise_multiplier
 from fedfora.privacy.accounting import (
     Ledger,
@@ -37,6 +39,9 @@ class SitePrivacy:
         ledger: What the rounds have spent.
         min_noise_shares: Sites whose shares of the noise are in every sum, where sites add it
             themselves under secure aggregation; 0 where the coordinator does.
+        run: What the ledger calls this run.
+        planned: Rounds that the budget must last for, where it chooses the coordinator's noise; 0
+            where the noise is stated or shared.
     """
 
     noise_multiplier: float
@@ -44,16 +49,22 @@ class SitePrivacy:
     num_sites: int
     ledger: Ledger
     min_noise_shares: int = 0
+    run: str = ""
+    planned: int = 0
     noise: SecretNoise = field(default_factory=SecretNoise)
     _answers: int = 0
 
     def begin(self, round_number: int) -> None:
-        """Pay for a round.
+        """Pay for a round; one that is repeated is paid again.
 
         Raises:
             BudgetSpent: If the round would exceed the budget; it must not be run.
         """
-        self.ledger.begin(f"round {round_number}", Release(1.0, self.noise_multiplier, 1))
+        if self.planned:  # rounds that were repeated leave less for the others: more noise
+            left = max(1, self.planned - round_number + 1)
+            self.noise_multiplier = self.ledger.noise_for(1.0, planned=self.planned, left=left)
+        settings = {"round": round_number, "clipping_norm": self.clipping_norm}
+        self.ledger.spend(Release(1.0, self.noise_multiplier, 1), run=self.run, settings=settings)
 
     def clipped(self, current: AdapterState, updates: Iterable[Weighted]) -> Iterator[Weighted]:
         """Yield the sites' updates with their change cut to C, all of one weight."""
@@ -92,14 +103,22 @@ def site_privacy_of(
     num_sites: int,
     num_rounds: int,
     min_noise_shares: int = 0,
+    run: str = "",
 ) -> SitePrivacy | None:
     """Return what the user asks for; None where sites are not to be hidden."""
     if arguments.privacy_unit != "site":
         return None
     noise_multiplier = site_noise_multiplier(arguments, num_rounds=num_rounds)
+    planned = num_rounds if arguments.noise_multiplier is None and not min_noise_shares else 0
     return SitePrivacy(
-        noise_multiplier, arguments.clipping_norm, num_sites, ledger, min_noise_shares
+        noise_multiplier, arguments.clipping_norm, num_sites, ledger, min_noise_shares, run, planned
     )
+
+
+def sites_ledger(settings: FederationSettings, names: Iterable[str]) -> str:
+    """Return the name of the ledger of some sites: the same for the same ones in every run."""
+    known = (settings.data.train_file, settings.data.dataset, sorted(names))
+    return f"sites-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
 
 
 def record_event(

@@ -281,16 +281,19 @@ def hide_result(
     layout = Layout.of(start)
     received = part(assignment.adapter, assignment.rule.travels + assignment.rule.frozen)
     update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
-    number, noise, ledger = assignment.round_index + 1, None, None
+    number, noise = assignment.round_index + 1, None
     if settings.privacy.privacy_unit == "site":
         multiplier = site_noise_multiplier(
             settings.privacy, num_rounds=settings.federation.num_rounds
         )
         noise = SharedNoise(multiplier, settings.privacy.clipping_norm)
-        ledger = open_ledger(settings.privacy, settings.run.output_dir, f"site-{site.index:03d}")
-        ledger.begin(f"round {number}", Release(1.0, multiplier, 1))
+        open_ledger(settings.privacy, site.ledger).spend(
+            Release(1.0, multiplier, 1),
+            run=str(Path(settings.run.output_dir).resolve()),
+            settings={"round": number, "clipping_norm": settings.privacy.clipping_norm},
+        )
     weights = {"tokens": result.answer_tokens, "rows": len(site.encoded), "equal": 1}
-    hidden = hide(
+    return hide(
         update_N,
         content,
         context,
@@ -304,9 +307,6 @@ def hide_result(
         max_norm=settings.rounds.max_update_norm or float("inf"),
         shared_noise=noise,
     )
-    if ledger is not None:
-        ledger.finish()
-    return hidden
 
 
 def _packed(

@@ -1,0 +1,86 @@
+"""Whatever is asked in whatever order, and wherever the power goes: what left is in the ledger."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedfora.privacy.accounting import BudgetSpent, Ledger, Release, epsilon_of
+from fedfora.privacy.settings import PrivacyArguments
+from fedfora.training.privacy_plan import plan_private_training
+from fedfora.training.settings import TrainArguments
+
+DELTA = 1e-5
+ASKED = st.fixed_dictionaries(
+    {
+        "run": st.sampled_from(["one", "two"]),
+        "round": st.integers(0, 2),
+        "num_rounds": st.sampled_from([1, 3]),
+        "local_steps": st.sampled_from([1, 4]),
+        "batch": st.sampled_from([5, 10]),
+        "ends": st.sampled_from(["answered", "killed after it paid", "killed before it paid"]),
+    }
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(ASKED, max_size=6))
+def test_no_answer_leaves_that_the_ledger_does_not_hold(tmp_path_factory, asked):
+    """As a site does it: plan, pay, train, answer; every process opens the ledger anew."""
+    directory = tmp_path_factory.mktemp("ledger")
+    arguments = PrivacyArguments(
+        privacy_unit="record", target_epsilon=2.0, privacy_dir=str(directory)
+    )
+    left: Counter[Release] = Counter()
+    for ask in asked:
+        try:
+            training = plan_private_training(
+                arguments,
+                TrainArguments(per_device_train_batch_size=ask["batch"]),
+                output_dir=ask["run"],
+                ledger="site-000",
+                num_rows=100,
+                first_step=ask["round"] * ask["local_steps"],
+                total_steps=ask["num_rounds"] * ask["local_steps"],
+            )
+            if ask["ends"] == "killed before it paid":
+                continue
+            training.pay(ask["local_steps"], round=ask["round"])
+        except BudgetSpent:
+            continue
+        if ask["ends"] == "answered":
+            left[training.release(1)] += ask["local_steps"]
+    path = directory / "site-000.json"
+    ledger = Ledger.open(path, delta=DELTA, target_epsilon=2.0)
+    entered: Counter[Release] = Counter()
+    for release in ledger.releases:
+        entered[Release(release.sampling_rate, release.noise_multiplier, 1)] += release.count
+    assert left <= entered
+    answers = [Release(r.sampling_rate, r.noise_multiplier, count) for r, count in left.items()]
+    assert epsilon_of(answers, DELTA) <= ledger.epsilon <= 2.0
+
+
+def test_two_processes_with_one_ledger_spend_one_budget(tmp_path):
+    """Both open it empty; the second still sees what the first has entered."""
+    path = tmp_path / "ledger.json"
+    one, other = (Ledger.open(path, delta=DELTA, target_epsilon=2.0) for _ in range(2))
+    release = Release(0.1, 1.5, 20)
+    one.spend(release, run="one")
+    with pytest.raises(BudgetSpent, match="is spent by one"):
+        other.spend(replace(release, count=200), run="other")
+    other.spend(replace(release, count=1), run="other")
+    again = Ledger.open(path, delta=DELTA, target_epsilon=2.0)
+    assert again.lines == other.lines
+    assert again.runs[0] == "one"
+
+
+def test_a_ledger_that_another_process_holds_is_not_spent_from(tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    monkeypatch.setattr("fedfora.privacy.accounting.LOCK_S", 0.05)
+    ledger = Ledger.open(tmp_path / "ledger.json", delta=DELTA, target_epsilon=2.0)
+    with FileLock(tmp_path / ".ledger.json.lock"), pytest.raises(ValueError, match="held by"):
+        ledger.spend(Release(0.1, 1.5, 1))
+    assert not ledger.path.exists()
