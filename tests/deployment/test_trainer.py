@@ -174,3 +174,50 @@ def test_a_code_that_is_none_does_not_pass():
 
 def test_operations_and_words_cover_each_other():
     assert {name.upper() for name in trainer.OPERATIONS} <= set(client_app.CODES)
+
+
+@pytest.fixture
+def private(tmp_path, tiny_dir):
+    """A site whose kit promises epsilon 1, and what asks it for a round."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in clinic_rows()[:12]))
+    own = {"train_file": str(rows), "model_name_or_path": tiny_dir, "privacy_unit": "record"}
+    own |= {"target_epsilon": 1.0, "target_delta": 1e-5, "clipping_norm": 1.0}
+    working = Trainer("cardiology", 0, own, tmp_path / "state")
+
+    def asked(run, scale=1.0, **settings):
+        merged = {**SETTINGS, RUN_NAME: str(run), **settings}
+        head, described = working.answer(
+            {"operation": "describe", "run": run, "settings": merged}, RecordDict(QUESTION)
+        )
+        if head:
+            return word(head)
+        arrays = described["fresh"]
+        config = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""}
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
+        head, _ = working.answer({"operation": "train", "run": run, "settings": merged}, content)
+        return word(head) if head else None
+
+    return working, asked
+
+
+def test_a_coordinator_states_no_noise_and_plants_no_rows(private):
+    working, asked = private
+    assert asked(11, noise_multiplier=0.0) == "SETTINGS"
+    assert asked(12, noise_multiplier=9999.0) == "SETTINGS"
+    assert asked(13, canaries=4, canary_copies=2) == "SETTINGS"
+    assert not (working.state / "privacy").exists()
+
+
+def test_a_coordinator_gets_nothing_beyond_the_budget(private):
+    """Failing first, with much noise planned, then asking again for more: each is paid for."""
+    from fedfora.privacy.accounting import Ledger
+
+    working, asked = private
+    path = working.state / "privacy" / "site-000.json"
+    assert asked(1, num_rounds=2000, optim="adamw_8bit") in ("TRAIN", "BASE", "DATA", "DESCRIBE")
+    assert asked(2, num_rounds=1, local_steps=10) is None
+    ledger = Ledger.open(path, delta=1e-5, target_epsilon=1.0)
+    assert sum(release.count for release in ledger.releases) >= 10
+    assert 0.9 < ledger.epsilon <= 1
+    assert asked(3, num_rounds=1, local_steps=10) == "BUDGET"

@@ -18,7 +18,11 @@ from fedfora.training.dp_sgd import (
     check_gradients,
     collate_any,
     per_example_gradients,
+    self_test,
     write_private_gradient,
+)
+from fedfora.training.dp_sgd import (
+    _pieces as pieces_of,
 )
 from fedfora.training.local import train_locally
 from fedfora.training.schedule import StepWindow
@@ -180,3 +184,67 @@ def test_samples_differ_in_size_and_empty_ones_are_steps_too(workplace):
     after, result = train(workplace, privacy)
     assert result.steps == 4
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
+
+
+def test_a_row_that_fails_counts_as_nothing(workplace, monkeypatch):
+    """The steps are paid for: an error would tell that the row is there."""
+    model, tokenizer, encoded = workplace
+    privacy = RecordPrivacy(0.0, 1.0, expected_rows=4, num_rows=12)
+    poison = encoded[2]["input_ids"]
+
+    def fails(model, batch, **options):
+        for ids in batch["input_ids"]:
+            if ids[: len(poison)].tolist() == poison:
+                raise RuntimeError("this row is here")
+        return per_example_gradients(model, batch, **options)
+
+    def summed(rows):
+        batch = batch_of(tokenizer, rows)
+        write_private_gradient(model, batch, privacy, SecretNoise(), batch_size=2)
+        return gradients_of(model)
+
+    expected = summed([encoded[0], encoded[1], encoded[3]])
+    monkeypatch.setattr("fedfora.training.dp_sgd.per_example_gradients", fails)
+    for name, gradient in summed(encoded[:4]).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+    assert all(not gradient.any() for gradient in summed([encoded[2]]).values())
+
+
+def test_the_self_test_has_no_record_in_it(workplace, monkeypatch):
+    """It is given a model and the size of its vocabulary alone, and runs once for a model."""
+    model, tokenizer, _ = workplace
+    seen = []
+    monkeypatch.setattr(
+        "fedfora.training.dp_sgd.check_gradients", lambda model, batch: seen.append(batch)
+    )
+    self_test(model, len(tokenizer))
+    self_test(model, len(tokenizer))
+    (batch,) = seen
+    assert batch["input_ids"].max() < len(tokenizer)
+    train(workplace, RecordPrivacy(1.0, 1.0, expected_rows=6, num_rows=12))
+    assert len(seen) == 1  # and a training looks at no row without noise
+
+
+def test_a_rows_gradient_does_not_depend_on_the_others_in_bfloat16(workplace):
+    """Without one row, be it the longest, the others' sum loses that row's gradient alone."""
+    model, tokenizer, encoded = workplace
+    seen = []
+
+    def gradients(rows):
+        seen.clear()
+        for piece, num_rows in pieces_of(batch_of(tokenizer, rows), 4):
+            with torch.autocast("cpu", torch.bfloat16):
+                _, found = per_example_gradients(model, piece)
+            for i in range(num_rows):
+                key = tuple(piece["input_ids"][i].tolist())
+                seen.append((key, {name: grad[i] for name, grad in found.items()}))
+        model.zero_grad()
+        return dict(seen)
+
+    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
+    whole = gradients(encoded)
+    without = gradients([row for i, row in enumerate(encoded) if i != longest])
+    assert len(whole) == len(without) + 1
+    for key, found in without.items():
+        for name, gradient in found.items():
+            assert torch.equal(gradient, whole[key][name])
