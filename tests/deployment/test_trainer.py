@@ -183,6 +183,7 @@ def private(tmp_path, tiny_dir):
     rows.write_text("".join(json.dumps(row) + "\n" for row in clinic_rows()[:12]))
     own = {"train_file": str(rows), "model_name_or_path": tiny_dir, "privacy_unit": "record"}
     own |= {"target_epsilon": 1.0, "target_delta": 1e-5, "clipping_norm": 1.0}
+    (tmp_path / "state").mkdir()
     working = Trainer("cardiology", 0, own, tmp_path / "state")
 
     def asked(run, scale=1.0, **settings):

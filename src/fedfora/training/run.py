@@ -122,7 +122,8 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         remove_checkpoints(_checkpoints_of(settings), keep_up_to=resume_from)
         _describe(record, settings, prepared, identity)
         view.line(_headline(prepared, processes, first_step))
-        record.log("started", steps=prepared.steps, step=first_step, tokens=earlier.tokens)
+        read = {} if private else {"tokens": earlier.tokens}
+        record.log("started", steps=prepared.steps, step=first_step, **read)
     long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, private)
     result = train_locally(
         prepared.model,
