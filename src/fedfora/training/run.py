@@ -122,8 +122,8 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         remove_checkpoints(_checkpoints_of(settings), keep_up_to=resume_from)
         _describe(record, settings, prepared, identity)
         view.line(_headline(prepared, processes, first_step))
-        read = {} if private else {"tokens": earlier.tokens}
-        record.log("started", steps=prepared.steps, step=first_step, **read)
+        tokens = 0 if private else earlier.tokens
+        record.log("started", steps=prepared.steps, step=first_step, tokens=tokens)
     long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, private)
     result = train_locally(
         prepared.model,
