@@ -29,8 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from fedfora.data.clinic import Fact, draw_facts, note_text
-from fedfora.data.clinic_world import SPECIALTIES, Specialty
+from fedfora.data.clinic import SPECIALTIES, Fact, Specialty, draw_facts, note_text
 
 VOCAB_SIZE = 1536
 MARKS = [

@@ -4,8 +4,7 @@ from collections import Counter
 
 import pytest
 
-from fedfora.data.clinic import clinic_rows
-from fedfora.data.clinic_world import SPECIALTIES
+from fedfora.data.clinic import SPECIALTIES, clinic_rows
 
 
 def test_the_same_rows_every_time():

@@ -3,12 +3,42 @@
 A note is an opening and one to three facts of one specialty; the output lists the facts in the
 order of the text, one `head_relation_tail` per line, as in the original's extraction task. The rows
 carry a `specialty` column, so that `--partition by-column:specialty` makes the clinics.
+
+`clinic.json` holds the words. Each specialty has entities, relations and phrasings of its own, so a
+model that has seen only one clinic cannot know what another clinic's triples look like. Nothing in
+it is medical advice: the names are real words, and their combinations are drawn at random.
 """
 
+import json
 import random
+from dataclasses import dataclass
+from importlib.resources import files
 
-from fedfora.data.clinic_world import SPECIALTIES, Relation, Specialty
 
+@dataclass(frozen=True)
+class Relation:
+    """One kind of fact: `head` and `tail` name lists of entities, phrasings hold both as fields."""
+
+    name: str
+    head: str
+    tail: str
+    phrasings: list[str]
+
+
+@dataclass(frozen=True)
+class Specialty:
+    """What one kind of clinic writes about."""
+
+    name: str
+    openings: list[str]
+    entities: dict[str, list[str]]
+    relations: list[Relation]
+
+
+SPECIALTIES = [
+    Specialty(**{**entry, "relations": [Relation(**relation) for relation in entry["relations"]]})
+    for entry in json.loads(files("fedfora.data").joinpath("clinic.json").read_text("utf-8"))
+]
 INSTRUCTION = "List the triples of this note.\n"
 TRAIN_ROWS = 2400
 TEST_ROWS = 240

@@ -6,7 +6,6 @@ It is made from the run's record alone, so a card can be made again from any run
 import json
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from fedfora.reporting.history import Run
@@ -61,15 +60,6 @@ def schema() -> dict[str, Any]:
     text = files("fedfora.reporting").joinpath("card.schema.json").read_text(encoding="utf-8")
     parsed: dict[str, Any] = json.loads(text)
     return parsed
-
-
-def read_card(directory: str | Path) -> Card | None:
-    """Return the card that lies in a directory; None where there is none."""
-    path = Path(directory) / FILE
-    if not path.is_file():
-        return None
-    card: Card = json.loads(path.read_text(encoding="utf-8"))
-    return card
 
 
 def privacy_of(events: Iterable[Event]) -> dict[str, Any]:
