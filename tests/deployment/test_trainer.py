@@ -215,7 +215,7 @@ def test_a_coordinator_gets_nothing_beyond_the_budget(private):
     from fedfora.privacy.accounting import Ledger
 
     working, asked = private
-    path = working.state / "privacy" / "site-000.json"
+    path = working.state / "privacy" / "site.json"
     assert asked(1, num_rounds=2000, optim="adamw_8bit") in ("TRAIN", "BASE", "DATA", "DESCRIBE")
     assert asked(2, num_rounds=1, local_steps=10) is None
     ledger = Ledger.open(path, delta=1e-5, target_epsilon=1.0)

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedfora.privacy.accounting import BudgetSpent, Ledger, Release, epsilon_of
+from fedfora.privacy.accounting import (
+    BudgetSpent,
+    Ledger,
+    Release,
+    epsilon_of,
+    noise_multiplier_for,
+)
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.privacy_plan import plan_private_training
 from fedfora.training.settings import TrainArguments
@@ -84,3 +90,16 @@ def test_a_ledger_that_another_process_holds_is_not_spent_from(tmp_path, monkeyp
     with FileLock(tmp_path / ".ledger.json.lock"), pytest.raises(ValueError, match="held by"):
         ledger.spend(Release(0.1, 1.5, 1))
     assert not ledger.path.exists()
+
+
+def test_the_ledger_of_other_data_is_not_spent_from(tmp_path):
+    ledger = Ledger.open(tmp_path / "rows-a.json", delta=DELTA, target_epsilon=2.0)
+    ledger.spend(Release(0.1, 1.5, 1))
+    (tmp_path / "rows-a.json").rename(tmp_path / "rows-b.json")
+    with pytest.raises(ValueError, match=r"nothing was spent: .* other data, rows-a"):
+        Ledger.open(tmp_path / "rows-b.json", delta=DELTA, target_epsilon=2.0)
+
+
+def test_a_budget_that_no_noise_keeps_is_refused_with_what_can_be_had():
+    with pytest.raises(ValueError, match=r"--target_epsilon 0.0001 cannot be reached in 60 steps"):
+        noise_multiplier_for(target_epsilon=1e-4, delta=DELTA, sampling_rate=1.0, count=60)

@@ -226,3 +226,11 @@ def test_noise_makes_two_runs_of_one_seed_differ(federate):
     one, other = (read_adapter(federate(name, noise_multiplier=1.0)) for name in ("one", "other"))
     differing = [name for name in one if not torch.equal(one[name], other[name])]
     assert any(name.endswith(".D") for name in differing)
+
+
+def test_a_federation_whose_budget_is_spent_leaves_the_earlier_run_alone(federate):
+    out = federate("one", target_epsilon=3.0)
+    before = (out / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="privacy budget does not allow"):
+        federate("one", target_epsilon=3.0, overwrite_output_dir=True)
+    assert (out / "metrics.jsonl").read_bytes() == before

@@ -16,16 +16,16 @@ from fedfora.federated.coordinator.rounds import make_server_app
 from fedfora.federated.coordinator.site_privacy import sites_ledger
 from fedfora.federated.engines.embedded import run_embedded
 from fedfora.federated.engines.ray import run_ray
-from fedfora.federated.preflight import preflight
+from fedfora.federated.preflight import partition_sites, preflight
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.shared_noise import site_noise_multiplier
 from fedfora.federated.site.client_app import make_client_app
-from fedfora.federated.site_runtime import check_rows, load_runtime
+from fedfora.federated.site_runtime import check_rows, load_runtime, plan_round
 from fedfora.privacy.accounting import Release
 from fedfora.registry import Registry
 from fedfora.reporting.record import PASSING, append_event
 from fedfora.reporting.view import View
-from fedfora.training.privacy_plan import open_ledger
+from fedfora.training.privacy_plan import ledger_of, open_ledger
 from fedfora.training.trainer import StepReport
 
 STEP_SHOWN_S = 0.5  # a watcher from outside learns of a site's steps at most so often
@@ -59,12 +59,21 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
 
 
 def _check_budget(settings: FederationSettings, names: Iterable[str]) -> None:
-    """Raise if earlier runs have spent what the first round needs; an earlier run's record stays.
+    """Raise if earlier runs have spent what this one needs; an earlier run's record stays.
 
     Raises:
         BudgetSpent: Saying what is left.
     """
-    if settings.privacy.privacy_unit == "site" and settings.rounds.resume is None:
+    if settings.rounds.resume is not None:
+        return
+    if settings.privacy.privacy_unit == "record":
+        examples, parts = partition_sites(settings)
+        for rows in parts.values():
+            ledger = ledger_of(examples[row] for row in rows)
+            if plan := plan_round(settings, ledger, num_rows=len(rows), first_step=0):
+                federation = settings.federation
+                plan.ledger.check(plan.release(federation.num_rounds * federation.local_steps))
+    if settings.privacy.privacy_unit == "site":
         noise = site_noise_multiplier(settings.privacy, num_rounds=settings.federation.num_rounds)
         ledger = open_ledger(settings.privacy, sites_ledger(settings, names))
         ledger.check(Release(1.0, noise, 1))

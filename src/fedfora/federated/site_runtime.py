@@ -43,7 +43,12 @@ from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.seeds import derive_seed
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult, check_trainable, train_locally
-from fedfora.training.privacy_plan import ledger_of, plan_private_training, public_part
+from fedfora.training.privacy_plan import (
+    PrivateTraining,
+    ledger_of,
+    plan_private_training,
+    public_part,
+)
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
@@ -235,8 +240,8 @@ def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData
     index = int(node_config["partition-id"])
     if SITE_NAME not in node_config:
         return open_site(runtime, index)
-    # A real site has one ledger, whatever becomes of its rows.
-    (rows, instruction), ledger = _own_rows(runtime), f"site-{index:03d}"
+    # A real site has one ledger, whatever becomes of its rows and whatever number it has.
+    (rows, instruction), ledger = _own_rows(runtime), "site"
     return _site(runtime, index, str(node_config[SITE_NAME]), rows, ledger, instruction)
 
 
@@ -281,6 +286,25 @@ def validate(runtime: SiteRuntime, site: SiteData, adapter: AdapterState) -> tup
     return loss_scores(likelihoods)["loss"], sum(each.num_tokens for each in likelihoods)
 
 
+def plan_round(
+    settings: FederationSettings, ledger: str, *, num_rows: int, first_step: int
+) -> PrivateTraining | None:
+    """Return how a site hides its records from a step on; nothing is spent yet.
+
+    Raises:
+        BudgetSpent: If the budget does not last for the run.
+    """
+    return plan_private_training(
+        settings.privacy,
+        settings.train,
+        output_dir=settings.run.output_dir,
+        ledger=ledger,
+        num_rows=num_rows,
+        first_step=first_step,
+        total_steps=settings.federation.num_rounds * settings.federation.local_steps,
+    )
+
+
 def train_round(
     runtime: SiteRuntime,
     site: SiteData,
@@ -305,14 +329,8 @@ def train_round(
     federation, settings = runtime.settings.federation, runtime.settings
     total_steps = federation.num_rounds * federation.local_steps
     first_step = round_index * federation.local_steps
-    private = plan_private_training(
-        settings.privacy,
-        settings.train,
-        output_dir=settings.run.output_dir,
-        ledger=site.ledger,
-        num_rows=len(site.encoded),
-        first_step=first_step,
-        total_steps=total_steps,
+    private = plan_round(
+        settings, site.ledger, num_rows=len(site.encoded), first_step=first_step
     )
     if private is not None:
         private.pay(federation.local_steps, round=round_index + 1)

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from fedfora.registry import need
 
 LOCK_S = 60.0  # another process holds a ledger for milliseconds
+LARGEST_NOISE = 1e3  # of a plan: a gradient under so much noise is noise alone
 MOST_NOISE = 4.0  # times what the plan needs alone: where more is needed, the budget is spent
 
 # Losses are rounded up to this grid, so a coarser one never understates epsilon; 1e-4 is
@@ -99,7 +100,8 @@ class Ledger:
         """Return the ledger at `path` under a budget; an empty one where there is no file.
 
         Raises:
-            ValueError: If the file is no ledger: privacy is not spent on a guess.
+            ValueError: If the file is no ledger, or that of other data: privacy is not spent on a
+                guess.
         """
         return cls(delta, target_epsilon, path, _read(path))
 
@@ -211,6 +213,7 @@ class Ledger:
     def as_json(self) -> dict[str, Any]:
         """Return what is written to disk."""
         return {
+            "of": None if self.path is None else self.path.stem,
             "delta": self.delta,
             "target_epsilon": self.target_epsilon,
             "epsilon": self.epsilon if self.epsilon != float("inf") else None,
@@ -264,6 +267,8 @@ def _read(path: Path) -> list[Line]:
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if (of := content.get("of", path.stem)) != path.stem:
+            raise ValueError(f"it is the ledger of other data, {of}; move it back to {of}.json")
         known = [each.name for each in fields(Release)]
         return [
             Line(
@@ -274,7 +279,9 @@ def _read(path: Path) -> list[Line]:
             for line in content["releases"]
         ]
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no privacy ledger: {error}") from error
+        raise ValueError(
+            f"the privacy ledger {path} cannot be used, nothing was spent: {error}"
+        ) from error
 
 
 def epsilon_of(releases: Sequence[Release], delta: float) -> float:
@@ -301,7 +308,7 @@ def noise_multiplier_for(
     """Return the smallest noise multiplier (to 0.1 %) that keeps `count` releases in the budget.
 
     Raises:
-        ValueError: If the budget is so small that no noise up to 10,000 suffices.
+        ValueError: If the budget is so small that no noise up to `LARGEST_NOISE` suffices.
     """
     if not target_epsilon > 0:
         raise ValueError(f"--target_epsilon must be positive, got {target_epsilon}")
@@ -316,8 +323,12 @@ def _calibrated(target_epsilon: float, delta: float, sampling_rate: float, count
     too_little, enough = 0.0, 1.0
     while spent(enough) > target_epsilon:
         too_little, enough = enough, 2 * enough
-        if enough > 1e4:
-            raise ValueError(f"--target_epsilon {target_epsilon} asks for noise beyond reason")
+        if enough > LARGEST_NOISE:
+            raise ValueError(
+                f"--target_epsilon {target_epsilon:g} cannot be reached in {count} steps: even "
+                f"noise of {too_little:.0f} times the clipping norm leaves epsilon "
+                f"{spent(too_little):.2g}"
+            )
     while enough - too_little > 1e-3 * enough:
         middle = (enough + too_little) / 2
         # Very little noise makes the accountant slow and epsilon large: no need to compute it.
