@@ -329,9 +329,7 @@ def train_round(
     federation, settings = runtime.settings.federation, runtime.settings
     total_steps = federation.num_rounds * federation.local_steps
     first_step = round_index * federation.local_steps
-    private = plan_round(
-        settings, site.ledger, num_rows=len(site.encoded), first_step=first_step
-    )
+    private = plan_round(settings, site.ledger, num_rows=len(site.encoded), first_step=first_step)
     if private is not None:
         private.pay(federation.local_steps, round=round_index + 1)
     trained, result = runtime.train(
