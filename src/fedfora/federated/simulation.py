@@ -69,8 +69,8 @@ def _check_budget(settings: FederationSettings, names: Iterable[str]) -> None:
     if settings.privacy.privacy_unit == "record":
         examples, parts = partition_sites(settings)
         for rows in parts.values():
-            ledger = ledger_of(examples[row] for row in rows)
-            if plan := plan_round(settings, ledger, num_rows=len(rows), first_step=0):
+            name = ledger_of(examples[row] for row in rows)
+            if plan := plan_round(settings, name, num_rows=len(rows), first_step=0):
                 federation = settings.federation
                 plan.ledger.check(plan.release(federation.num_rounds * federation.local_steps))
     if settings.privacy.privacy_unit == "site":
