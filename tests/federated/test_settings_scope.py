@@ -24,6 +24,9 @@ TEXTS = {
     "response_column",
     "history_column",
     "target_modules",
+    # Names out of a list, and the coordinator's alone.
+    "compare",
+    "report_to",
 }
 FIELDS = {field.name: field for section in SECTIONS.values() for field in fields(section)}
 

@@ -8,8 +8,10 @@ from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.scores import kind_of, score
 from fedfora.federated.coordinator.checkpoint import (
     Selection,
+    forget_halves,
     judging_score,
     next_steps,
+    remove,
     resume_hint,
 )
 from fedfora.federated.simulation import read_rounds, simulate
@@ -144,3 +146,22 @@ def test_a_stopped_run_says_how_it_goes_on(run_dir, tmp_path_factory):
     assert f"--resume {run_dir} " in resume_hint(run_dir)
     assert resume_hint(tmp_path_factory.mktemp("empty")) == ""
     assert resume_hint(run_dir / "nowhere") == ""
+
+
+@pytest.mark.parametrize("name", ["round-001", "best"])
+def test_a_checkpoint_whose_removal_was_killed_is_gone_when_the_run_resumes(
+    name, tmp_path, monkeypatch
+):
+    def killed(path):
+        next(path.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    (tmp_path / name).mkdir()
+    for file in ("state.json", "adapter_model.safetensors"):
+        (tmp_path / name / file).write_text("{}")
+    with monkeypatch.context() as patched:
+        patched.setattr("fedfora.federated.coordinator.checkpoint.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(tmp_path / name)
+    forget_halves(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -52,7 +52,7 @@ def test_a_mistake_is_one_line_that_names_it(words, message, tmp_path, capsys):
     [
         (None, "no such file"),
         ("- a list", "expected keys and values"),
-        ("host: [", "broker.yaml: "),
+        ("host: [", "broker.yaml is not valid YAML"),
         (BROKER.replace("port: 5672, ", ""), "port is missing"),
         (BROKER.replace("mode", "mood"), "unknown key mood"),
         (BROKER.replace("5672", "eleven"), "port 'eleven' is no port"),

@@ -197,16 +197,20 @@ def prune(run_directory: Path, *, keep: int, best_round: int) -> None:
 
 def forget_halves(run_directory: Path) -> None:
     """Remove what a killed run left half done."""
-    for pattern in (".round-*.tmp", f".{BEST}.*"):
+    for pattern in (".round-*", f".{BEST}.*"):
         for path in run_directory.glob(pattern):
             remove(path)
 
 
 def remove(directory: Path) -> None:
-    """Remove a directory, if it is there, so that it never looks whole while it goes."""
+    """Remove a directory, if it is there; what a kill leaves, `forget_halves` finds."""
     if directory.exists():
-        (directory / _STATE).unlink(missing_ok=True)
-        shutil.rmtree(directory)
+        going = directory
+        if not directory.name.startswith("."):
+            going = directory.with_name(f".{directory.name}.old")
+            remove(going)
+            directory.rename(going)
+        shutil.rmtree(going)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
