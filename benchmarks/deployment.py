@@ -24,6 +24,7 @@ from flwr.app import ConfigRecord, RecordDict
 from fedfora.deployment import run_state
 from fedfora.deployment.client_app import ask
 from fedfora.deployment.flower_processes import free_port
+from fedfora.deployment.journal import RUN_NAME
 from fedfora.deployment.kit import read_site_kit
 from fedfora.deployment.provision import Provisioned, provision
 from fedfora.deployment.rehearse import processes
@@ -125,9 +126,9 @@ def overheads(rounds: list[dict[str, Any]]) -> list[float]:
 def through_the_gate(done: Provisioned) -> tuple[int, int]:
     """Return the bytes that came up to the coordinator, and that went down, in the whole run."""
     up = down = 0
-    for line in (done.kit.state / "gate.log").read_text().splitlines():
-        *_, length, sent, _ = line.split()
-        up, down = up + int(length), down + int(sent)
+    for text in (done.kit.state / "gate.log").read_text().splitlines():
+        line = json.loads(text)
+        up, down = up + line["received"], down + line["sent"]
     return up, down
 
 
@@ -140,7 +141,7 @@ def starts(done: Provisioned) -> dict[str, float]:
     shared = {k: v for k, v in run.run_config.items() if k not in ("output_dir", "resume")}
     shared = {k: v for k, v in shared.items() if k in ("num_rounds", "lora_rank", "local_steps")}
     shared |= {"quantization": "none", "per_device_train_batch_size": 1}
-    head = {"run": 1, "settings": {**shared, run_state.RUN_NAME: "bench/starts"}}
+    head = {"run": 1, "settings": {**shared, RUN_NAME: "bench/starts"}}
     question = RecordDict({"ask": ConfigRecord({"adapter": True})})
     trainer = children(kit)[0]
     found = {}

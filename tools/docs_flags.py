@@ -26,7 +26,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     """Return what each command takes."""
     from fedfora.cli.chat import ChatArguments
     from fedfora.cli.check import SECTIONS as CHECK_DATA
-    from fedfora.cli.coordinator import CoordinatorArguments, RunChoice
+    from fedfora.cli.coordinator import CoordinatorArguments, JournalChoice, RunChoice
     from fedfora.cli.demo import DemoArguments
     from fedfora.cli.evaluate import EvaluateArguments
     from fedfora.cli.keys import KeysArguments
@@ -63,7 +63,9 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
         "check federation": [CheckKitArguments],
         "coordinator": [CoordinatorArguments],
         "coordinator run": [CoordinatorArguments, RunChoice],
+        "coordinator journal": [CoordinatorArguments, JournalChoice],
         "site": [SiteArguments],
+        "site journal": [SiteArguments],
         "rehearse": [RehearsalArguments],
         "fate": FATE.values(),
     }

@@ -18,6 +18,7 @@ pytest.importorskip("cryptography", reason='needs pip install "fedfora[privacy]"
 from safetensors.torch import load_file
 
 from bad_site import PATIENT
+from fedfora.deployment.journal import disagreements, read_journal
 from fedfora.deployment.run import write_app
 from real_federation import FLAGS, assert_close, assert_same, needs_nginx
 
@@ -30,7 +31,7 @@ def assert_finite(directory):
 
 
 def test_real_sites_give_the_embedded_engines_adapter_to_the_bit(federation, embedded):
-    """And nothing stays behind when coordinator and sites are told to end."""
+    """And nothing stays behind when coordinator and sites are told to end; the journals agree."""
     real = federation(2, quorum=2)
     real.coordinate()
     real.join(*real.names)
@@ -41,6 +42,19 @@ def test_real_sites_give_the_embedded_engines_adapter_to_the_bit(federation, emb
     for name in real.names:
         assert real.end(name) == 0
     real.until(lambda: not real.pids(), 20)
+    ours = read_journal(real.kit.state)
+    events = {line["event"] for line in ours}
+    assert {"started", "run", "let_in", "received", "run_ended"} <= events
+    for name in real.names:
+        theirs = read_journal(real.site_kit(name) / "state")
+        sent = [line for line in theirs if line["event"] == "sent"]
+        assert [line["round"] for line in sent if line["operation"] == "train"] == [1, 2]
+        assert all(line["bytes"] > 0 for line in sent if line["operation"] == "train")
+        (settings,) = [line for line in theirs if line["event"] == "settings"]
+        assert settings["settings"]["num_rounds"] == 2
+        mine = [line for line in ours if line["event"] == "received" and line["site"] == name]
+        assert [line["id"] for line in mine] == [line["id"] for line in sent]
+        assert disagreements(ours, theirs) == []
 
 
 @pytest.mark.deploy
@@ -64,7 +78,7 @@ def test_real_sites_add_up_under_the_keys_of_their_kits(federation, embedded):
 @pytest.mark.deploy
 def test_a_run_whose_records_hide_losses_comes_to_its_end(federation):
     """Under record privacy no loss leaves a site; the coordinator tells its rounds all the same."""
-    private = {"privacy_unit": "record", "noise_multiplier": 1.0, "target_delta": 1e-3}
+    private = {"privacy_unit": "record", "target_epsilon": 8.0, "target_delta": 1e-3}
     real = federation(2, quorum=2, **private)
     real.coordinate()
     real.join(*real.names)

@@ -15,7 +15,7 @@ from fedfora.data.clinic import clinic_rows
 from fedfora.data.loading import DataError
 from fedfora.deployment import client_app, socket_wire, trainer
 from fedfora.deployment.client_app import SOCKET, TrainerGoneError, ask
-from fedfora.deployment.run_state import RUN_NAME
+from fedfora.deployment.journal import RUN_NAME
 from fedfora.deployment.trainer import BaseError, SettingsError, Trainer, serve, word_for
 from fedfora.federated.wire.messages import FrozenFactorsMissingError
 from fedfora.privacy.accounting import BudgetSpent
@@ -191,13 +191,13 @@ def private(tmp_path, tiny_dir):
         head, described = working.answer(
             {"operation": "describe", "run": run, "settings": merged}, RecordDict(QUESTION)
         )
-        if head:
+        if client_app.CODE in head:
             return word(head)
         arrays = described["fresh"]
         config = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""}
         content = RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
         head, _ = working.answer({"operation": "train", "run": run, "settings": merged}, content)
-        return word(head) if head else None
+        return word(head) if client_app.CODE in head else None
 
     return working, asked
 

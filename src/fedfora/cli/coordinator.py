@@ -2,6 +2,8 @@
 
 `fedfora coordinator --kit DIR` keeps SuperLink and gate running; with the word `run` before the
 flags, it does so for as long as one run takes, and goes on with the run that was on.
+`fedfora coordinator journal --kit DIR` shows who was let in and out, what came from which site, and
+who started what, and whether the journal is whole; a site's journal is compared with it.
 
 On a terminal, a board below the lines shows the run that is on.
 """
@@ -9,9 +11,12 @@ On a terminal, a board below the lines shows the run that is on.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedfora.cli.console import silence_libraries, timestamped
+from fedfora.cli.site import show_journal
 from fedfora.config import ConfigParser, flag
+from fedfora.deployment.journal import disagreements, read_journal
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
 from fedfora.deployment.run_state import RUNS
 from fedfora.deployment.supervisor import stoppable
@@ -32,8 +37,20 @@ class RunChoice:
     new: bool = flag(False, "begin a new run, although the last one has not come to its end")
 
 
+@dataclass
+class JournalChoice:
+    """Whose journal is compared with the coordinator's."""
+
+    site_journal: str | None = flag(
+        None, "directory with a site's journal.jsonl and journal.head, to be compared"
+    )
+
+
 def run(argv: Sequence[str]) -> None:
-    """Run the coordinator's processes: for ever, or for one run."""
+    """Run the coordinator's processes, for ever or for one run, or show its journal."""
+    if argv[:1] == ["journal"]:
+        _journal(argv[1:])
+        return
     if argv[:1] == ["run"]:
         _run(argv[1:])
         return
@@ -61,6 +78,25 @@ def _run(argv: Sequence[str]) -> None:
 
             directory = run_to_the_end(kit, say, new=choice.new)
         print(f"adapter, metrics, report.html: {directory}")
+
+
+def _journal(argv: Sequence[str]) -> None:
+    """Show the journal, and compare it with a site's.
+
+    Raises:
+        ValueError: If one was tampered with, or they disagree.
+    """
+    parser = ConfigParser(
+        [CoordinatorArguments, JournalChoice],
+        prog="fedfora coordinator journal",
+        description=__doc__,
+    )
+    arguments, choice = parser.parse(argv)
+    lines = show_journal(read_coordinator_kit(arguments.kit).state)
+    if choice.site_journal is not None:
+        if found := disagreements(lines, read_journal(Path(choice.site_journal))):
+            raise ValueError(f"--site_journal {choice.site_journal}: {'; '.join(found[:5])}")
+        print(f"every answer from there is the one that {choice.site_journal} says was sent")
 
 
 @contextmanager

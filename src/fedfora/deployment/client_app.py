@@ -6,6 +6,8 @@ stays in the site's log.
 """
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import re
@@ -13,14 +15,16 @@ import secrets
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedfora.deployment import socket_wire
+from fedfora.deployment import journal, socket_wire
 from fedfora.deployment.heartbeat import TRAINER
 
 SOCKET = "trainer.sock"
+EPSILON = "epsilon"  # in an answer's head: what the site's ledger has spent by now
 ANSWER_S = "answer-s"  # in a message's head: for so many seconds somebody waits for the answer
 CONNECT_S = 60.0  # a trainer that is being restarted may take so long to listen again
 RETRY_S = 0.2
@@ -69,26 +73,65 @@ def make_app() -> ClientApp:
 
 
 def forward(operation: str, message: Message, context: Context) -> Message:
-    """Return the trainer's answer to a message, or an error that holds a code and nothing else."""
+    """Return the trainer's answer to a message, or an error that holds a code and nothing else.
+
+    The site's journal has it before it leaves; where it cannot be written, only a code leaves.
+    """
+    directory = Path(str(context.node_config[TRAINER]))
+    settings = dict(context.run_config)
+    facts = {"id": message.metadata.message_id, "operation": operation}
+    facts |= {
+        "run": str(settings.get(journal.RUN_NAME, context.run_id)),
+        "round": _round(message.content),
+    }
     try:
-        directory = Path(str(context.node_config[TRAINER]))
         head = {
             "operation": operation,
             "run": context.run_id,
-            "settings": dict(context.run_config),
+            "settings": settings,
             ANSWER_S: message.metadata.ttl,
         }
         head, content = ask(directory, head, message.content, answer_s=message.metadata.ttl)
         if CODE not in head:
+            facts |= {"settings": _written_down(directory, settings), "epsilon": head.get(EPSILON)}
+            facts |= measured(content)
+            journal.append(directory, journal.SENT, **facts)
             return Message(content, reply_to=message)
         reason = validated_code(str(head[CODE]))
     except TrainerGoneError:
         logger.exception("the trainer does not answer")
         reason = new_code("TRAINER")
+    except OSError:
+        logger.exception("the journal cannot be written, so the answer stays here")
+        reason = new_code("DISK")
     except Exception:
         logger.exception("the message could not be passed on")
         reason = new_code("MESSAGE")
+    with contextlib.suppress(OSError):
+        journal.append(directory, journal.SENT, **facts, error=reason)
     return Message(Error(RAISED, reason), reply_to=message)
+
+
+def measured(content: RecordDict) -> dict[str, Any]:
+    """Return size and digest of an answer, the same at the site and at the coordinator."""
+    arrays = [a for r in content.values() if isinstance(r, ArrayRecord) for a in r.values()]
+    return {"bytes": sum(len(array.data) for array in arrays), "digest": content.object_id}
+
+
+def _written_down(directory: Path, settings: dict[str, Any]) -> str:
+    """Return a digest of a run's settings, which stand in the journal once."""
+    text = json.dumps(settings, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = directory / journal.JOURNAL
+    if not path.is_file() or digest.encode() not in path.read_bytes():
+        journal.append(directory, "settings", digest=digest, settings=settings)
+    return digest
+
+
+def _round(content: RecordDict) -> int | None:
+    """Return the round that a message asks for; None where it asks for none."""
+    index = content.get("config", {}).get("round-index")
+    return index + 1 if isinstance(index, int) else None
 
 
 def ask(

@@ -5,23 +5,28 @@ and in the run's checkpoints. So a SuperLink that was started anew is told the s
 and the run that was on is started again, from its newest checkpoint.
 """
 
+import getpass
+import hashlib
+import shlex
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from fedfora.deployment import run_state
+from fedfora.deployment import journal, run_state
 from fedfora.deployment.check_federation import RENEW, check_certificate
 from fedfora.deployment.flower_processes import FlowerCommand, FlowerCommandError, environment
-from fedfora.deployment.gate import gate_command
+from fedfora.deployment.gate import GATE_LOG, GateWatch, gate_command
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
 
 CHECK_S = 0.5
 LOOK_S = 3600.0  # the certificate's dates are looked at so often
+WATCH_S = 5.0  # and the gate's log so often
 
 
 class Coordinator:
@@ -41,6 +46,7 @@ class Coordinator:
         self._keys: dict[str, bytes] = {}
         self._certificate = b""  # as the processes have read it
         self._look_at, self._said = 0.0, ""
+        self._watch, self._watch_at = GateWatch(kit.state / GATE_LOG, _addresses(kit.state)), 0.0
         self._supervisor = Supervisor(self._children(), say)
 
     @contextmanager
@@ -57,13 +63,28 @@ class Coordinator:
         with only_one(self.kit.state, "coordinator.lock"):
             self._certificate = self.kit.server_certificate.read_bytes()
             self.flower.write_configuration()
-            with self._supervisor.running():
-                yield
+            self.note("started", account=getpass.getuser(), command=shlex.join(sys.argv))
+            try:
+                with self._supervisor.running():
+                    yield
+            finally:
+                with suppress(OSError):
+                    self.note("stopped")
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Write into the kit's journal."""
+        journal.append(self.kit.state, event, **facts)
+
+    def alarm(self, event: str, **facts: Any) -> None:
+        """Ask for a person: in the journal, on the terminal, and by the kit's own program."""
+        self.say(f"ALARM {event}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        journal.alarm(self.kit.state, event, **facts)
 
     def check(self) -> None:
         """Restart what has ended; let in and throw out the sites that the kit says."""
         self._supervisor.check()
         self._watch_certificate()
+        self._watch_gate()
         if self.is_ready:
             try:
                 self._follow_kit()
@@ -88,6 +109,15 @@ class Coordinator:
         except ValueError:
             return False
         return True
+
+    def _watch_gate(self) -> None:
+        """Write down, or give an alarm of, who comes to the gate and who stays away."""
+        now = time.monotonic()
+        if now < self._watch_at:
+            return
+        self._watch_at = now + WATCH_S
+        for event, is_alarm, facts in self._watch.look(self.nodes, now):
+            (self.alarm if is_alarm else self.note)(event, **facts)
 
     def _watch_certificate(self) -> None:
         """Say when the certificate ends; let the processes read one that was renewed."""
@@ -124,6 +154,8 @@ class Coordinator:
         gone = [name for name in self._keys if keys.get(name) != self._keys[name]]
         for name in gone:
             self.flower.unregister(self.nodes[name])
+            why = "it was revoked" if name not in keys else "its key is another one"
+            self.note("let_out", site=name, node=self.nodes[name], why=why)
             self._forget(name)
             self.say(f"site {name} is no longer let in")
         for name in keys:
@@ -131,6 +163,8 @@ class Coordinator:
                 self.nodes[name] = self.flower.register(self.kit.node(name))
                 self._keys[name] = keys[name]
                 run_state.write_nodes(self.kit.state, self.nodes)
+                key = hashlib.sha256(keys[name]).hexdigest()
+                self.note("let_in", site=name, node=self.nodes[name], key=key)
                 self.say(f"site {name} is let in")
 
     def _found_keys(self) -> dict[str, bytes]:
@@ -176,6 +210,14 @@ def superlink_command(kit: CoordinatorKit) -> list[str]:
     words += ["--ssl-ca-certfile", str(kit.authority)]
     words += ["--ssl-certfile", str(kit.server_certificate), "--ssl-keyfile", str(kit.server_key)]
     return [*words, "--disable-runtime-dependency-installation"]
+
+
+def _addresses(state: Path) -> dict[str, str]:
+    """Return from where each site came last, by the journal; nothing where that is not whole."""
+    with suppress(ValueError):
+        lines = journal.read_journal(state)
+        return {line["site"]: line["address"] for line in lines if line["event"] == "address"}
+    return {}
 
 
 def _listens(port: int) -> bool:

@@ -32,6 +32,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fedfora.deployment import journal
+
 KNOWN_TO_WORK = "1.42.0"  # of Flower: the tests on real processes ran with it
 SERVED_RUNS, STARTED_TASKS = "flwr-serverapp", "flwr-clientapp"  # of Flower's types of task
 POLL_S = 0.2
@@ -120,6 +122,10 @@ def refuse_other_runs(pull: Callable[..., Any], refusal: type[BaseException]) ->
                     str(run.primary_task_type)[:40],
                     SERVED_RUNS,
                 )
+                if journal.STATE in os.environ:
+                    kind = str(run.primary_task_type)[:40]
+                    state = Path(os.environ[journal.STATE])
+                    journal.alarm(state, "refused_run", run=run_id, kind=kind)
                 raise refusal
             return run
 

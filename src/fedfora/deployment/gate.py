@@ -6,8 +6,12 @@ of the sites through. All of nginx's own files lie in the kit's `state`; it need
 """
 
 import ipaddress
+import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from fedfora.deployment.kit import CoordinatorKit, template
 
@@ -26,6 +30,7 @@ FLEET_PATHS = (
     "send-node-heartbeat",
     "unregister-node",
 )
+GATE_LOG = "gate.log"  # in the kit's state, by nginx
 MAX_BODY_MIB = 16  # Flower cuts what it sends into pieces of 5 MB
 CONNECTIONS = (
     16_384  # each of a site's takes two; strangers' idle ones are to find room beside them
@@ -79,3 +84,84 @@ def _listening(host: str) -> str:
         return "127.0.0.1:" if host == "localhost" else ""
     written = f"[{host}]:" if address.version == 6 else f"{host}:"
     return written if address.is_loopback else ("[::]:" if address.version == 6 else "")
+
+
+# Who comes to the gate, by its log: another holder of a kit, refused keys, sites that stay away.
+
+
+MISSING_S = 3600.0  # a site that was not seen for so long is missing
+REFUSED_S = 120.0  # a site that restarts is refused for a minute, until its heartbeats are missed
+TOLD_S = 3600.0  # the same alarm is not given again for so long
+
+Finding = tuple[str, bool, dict[str, Any]]  # event, whether it is an alarm, and its facts
+
+
+class GateWatch:
+    """Reads the gate's log as it grows.
+
+    Args:
+        log: The log; what stands in it already is not looked at.
+        addresses: Site to the address that it came from last.
+    """
+
+    def __init__(self, log: Path, addresses: Mapping[str, str]) -> None:
+        self.log = log
+        self.addresses = dict(addresses)
+        self._at = log.stat().st_size if log.is_file() else 0
+        self._seen: dict[str, float] = {}
+        self._refused: dict[str, tuple[float, str]] = {}  # since when, and from where at last
+        self._missing: set[str] = set()
+        self._told: dict[tuple[str, str, str], float] = {}
+
+    def look(self, sites: Iterable[str], now: float) -> Iterator[Finding]:
+        """Yield what is new.
+
+        Args:
+            sites: Those that are to come.
+            now: Seconds by a clock that never goes back.
+        """
+        for line in self._new():
+            site = line["site"].removeprefix("CN=")
+            for event, is_alarm, facts in self._findings(line, site, now):
+                key = (event, site, line["address"])
+                if not is_alarm or now - self._told.get(key, -TOLD_S) >= TOLD_S:
+                    self._told[key] = now
+                    yield event, is_alarm, {"site": site, "address": line["address"], **facts}
+        for site in sites:
+            away = now - self._seen.setdefault(site, now)
+            if away > MISSING_S and site not in self._missing:
+                self._missing.add(site)
+                yield "missing", True, {"site": site, "seconds": round(away)}
+
+    def _findings(self, line: dict[str, Any], site: str, now: float) -> Iterator[Finding]:
+        activates, address = line["path"].endswith("/activate-node"), line["address"]
+        if line["certificate"].startswith("FAILED"):
+            yield "refused", True, {"why": line["certificate"]}
+        elif activates and line["status"].startswith("4"):
+            since, _ = self._refused.get(site, (now, ""))
+            self._refused[site] = since, address
+            if now - since > REFUSED_S:
+                yield "refused", True, {"why": f"status {line['status']} for {now - since:.0f} s"}
+        elif site and line["status"].startswith("2"):
+            self._seen[site] = now
+            refused = self._refused.pop(site, None)
+            if refused and not activates:  # somebody else holds its place all the while
+                yield "second_holder", True, {"refused": refused[1]}
+            if site in self._missing:
+                self._missing.discard(site)
+                yield "back", False, {}
+            if (before := self.addresses.get(site)) != address:
+                self.addresses[site] = address
+                yield "address", before is not None, {"before": before}
+
+    def _new(self) -> list[dict[str, Any]]:
+        """Return the lines since the last call; of a log that was begun anew, all."""
+        if not self.log.is_file():
+            return []
+        self._at = self._at if self.log.stat().st_size >= self._at else 0
+        with self.log.open("rb") as file:
+            file.seek(self._at)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        self._at += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]

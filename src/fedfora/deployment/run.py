@@ -6,17 +6,18 @@ The results lie in `state/runs/NAME` of the coordinator's kit.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedfora.config import Scalar
 from fedfora.deployment import run_state
 from fedfora.deployment.coordinator import CHECK_S, Coordinator
 from fedfora.deployment.flower_processes import FlowerCommandError
+from fedfora.deployment.journal import RUN_NAME
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.run_state import (
     FINISHED,
-    RUN_NAME,
     RUNS,
     STOPPED,
     Outcome,
@@ -51,9 +52,23 @@ def run_to_the_end(kit: CoordinatorKit, say: Say, *, new: bool = False) -> Path:
     coordinator = Coordinator(kit, say)
     try:
         with coordinator.running():
-            return follow_run(coordinator, plan_run(kit, say, new=new), say)
+            run = plan_run(kit, say, new=new)
+            coordinator.note("run", run=run.name, attempt=run.attempt, settings=run.run_config)
+            with _its_end_told(coordinator, run):
+                return follow_run(coordinator, run, say)
     except OSError as error:  # a full disk, above all
         raise ValueError(f"{error}; mended, the same command goes on") from error
+
+
+@contextmanager
+def _its_end_told(coordinator: Coordinator, run: PlannedRun) -> Iterator[None]:
+    """Give an alarm when a run ends, whatever the reason; not when this process is told to stop."""
+    try:
+        yield
+    except Exception as error:
+        coordinator.alarm("run_ended", run=run.name, status=STOPPED, reason=str(error))
+        raise
+    coordinator.alarm("run_ended", run=run.name, status=FINISHED)
 
 
 def plan_run(kit: CoordinatorKit, say: Say, *, new: bool) -> PlannedRun:

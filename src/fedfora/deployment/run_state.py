@@ -21,7 +21,6 @@ from fedfora.federated.settings_scope import LOCAL_ONLY
 from fedfora.reporting.record import write_text
 
 KIT = "FEDFORA_COORDINATOR_KIT"  # variable of the SuperLink's processes: the kit's directory
-RUN_NAME = "fedfora-run"  # in the run config: by what name sites know the run again
 RUN, SERVER, OUTCOME, NODES = "run.json", "server.json", "outcome.json", "nodes.json"
 RUNS = "runs"  # directory of the runs
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"

@@ -7,19 +7,22 @@ settings are, stands in the state of the coordinator's kit; only the shared sett
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
+from fedfora.deployment.client_app import measured
 from fedfora.deployment.flower_processes import ReplyBound
+from fedfora.deployment.journal import RECEIVED, RUN_NAME, append
 from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
 from fedfora.deployment.run_state import (
     FAILED,
     FINISHED,
     KIT,
-    RUN_NAME,
     RUNS,
     STOPPED,
     Outcome,
@@ -32,8 +35,10 @@ from fedfora.deployment.run_state import (
 )
 from fedfora.deployment.supervisor import exit_with_parent
 from fedfora.federated.coordinator.handshake import Membership
+from fedfora.federated.coordinator.receiving import printable
 from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.settings import from_run_config
+from fedfora.reporting.record import Event
 
 POLL_S = 1.0
 
@@ -93,7 +98,38 @@ def _run(kit: CoordinatorKit, run: PlannedRun, grid: Grid) -> None:
     wait_for_sites(grid, nodes, quorum=quorum, deadline_s=settings.rounds.start_deadline)
     members = _Members(kit.state)
     members.bound.install()
-    run_rounds(grid, run.run_config, members=members)
+    in_the_journal(grid, kit.state, run.name, members.name_of)
+    run_rounds(grid, run.run_config, [partial(_note, kit.state, run.name)], members)
+
+
+def in_the_journal(grid: Grid, state: Path, run: str, name_of: Callable[[int], str]) -> None:
+    """Let a Grid write each answer that it pulls into the journal, as its site did.
+
+    Args:
+        grid: Flower's.
+        state: Where the coordinator's journal lies.
+        run: Name of the run.
+        name_of: From a node's number to its site.
+    """
+    pull = grid.pull_messages
+
+    def pull_messages(message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = list(pull(message_ids))
+        for reply in replies:
+            facts: dict[str, Any] = {"site": name_of(reply.metadata.src_node_id), "run": run}
+            error = printable(reply.error.reason) if reply.has_error() else None
+            facts |= {"error": error} if reply.has_error() else measured(reply.content)
+            append(state, RECEIVED, id=reply.metadata.reply_to_message_id, **facts)
+        return replies
+
+    grid.pull_messages = pull_messages
+
+
+def _note(state: Path, run: str, event: Event) -> None:
+    """Write into the journal who was left out of a run, came later or left, and why."""
+    if event["event"] in ("absent", "rejected", "joined", "resumed"):
+        facts = {name: event[name] for name in ("site", "round", "reason") if name in event}
+        append(state, event["event"], run=run, **facts)
 
 
 def wait_for_sites(

@@ -3,15 +3,25 @@
 It runs for months beside them, so it loads neither Flower nor any library of models.
 """
 
+import getpass
 import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
+from fedfora.deployment import journal
 from fedfora.deployment.flower_processes import PROGRAM, environment
 from fedfora.deployment.heartbeat import HEARTBEAT, TRAINER, HeartbeatMonitor
 from fedfora.deployment.kit import SiteKit
-from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
+from fedfora.deployment.supervisor import (
+    LONGEST_PAUSE_S,
+    Child,
+    Supervisor,
+    only_one,
+    stoppable,
+)
 
 CHECK_S = 0.5
 TRAINER_PROCESS = "fedfora.deployment.trainer_process"  # a module: named here, loaded only there
@@ -25,21 +35,31 @@ def run_site(kit: SiteKit, say: Callable[[str], None]) -> None:
         say: Told in one line what happens.
     """
     with stoppable(), only_one(kit.state, "site.lock"):
-        _keep_running(Supervisor(children(kit), say))
+        with suppress(OSError):  # on a full disk it says so to the coordinator, by its code
+            journal.append(kit.state, "started", site=kit.name, account=getpass.getuser())
+        _keep_running(Supervisor(children(kit), say), kit.state)
 
 
-def _keep_running(supervisor: Supervisor) -> None:
+def _keep_running(supervisor: Supervisor, state: Path) -> None:
+    supernode, told = supervisor.children[1], False
     with supervisor.running():
         while True:
             time.sleep(CHECK_S)
             supervisor.check()
+            in_vain = supernode.pause_s >= LONGEST_PAUSE_S  # it has not lasted, again and again
+            if in_vain and not told:
+                supervisor.say(
+                    "ALARM not_let_in: see `fedfora check site`, and the SuperNode's log"
+                )
+                journal.alarm(state, "not_let_in", log=str(supernode.log))
+            told = in_vain
 
 
 def children(kit: SiteKit) -> list[Child]:
     """Return the processes of a site."""
     logs = kit.state / "logs"
     watch = HeartbeatMonitor(kit.state / HEARTBEAT)
-    flower = environment(kit.state / "flower")
+    flower = {**environment(kit.state / "flower"), journal.STATE: str(kit.state)}
     return [
         Child(
             "trainer",

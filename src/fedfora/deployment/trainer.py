@@ -28,7 +28,7 @@ from fedfora.data.loading import DataError
 from fedfora.deployment import client_app, socket_wire
 from fedfora.deployment.client_app import ANSWER_S, SOCKET
 from fedfora.deployment.heartbeat import HEARTBEAT, Heartbeat
-from fedfora.deployment.run_state import RUN_NAME
+from fedfora.deployment.journal import RUN_NAME
 from fedfora.deployment.settings import check_sent
 from fedfora.deployment.supervisor import only_one
 from fedfora.federated.engines.embedded import introduce_this_process
@@ -36,10 +36,17 @@ from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import at_site
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site.identity import SIGNING_KEY, SITE_KEYS, SITE_STATE
-from fedfora.federated.site_runtime import SITE_NAME, SiteRuntime, load_runtime, site_of
+from fedfora.federated.site_runtime import (
+    SITE_LEDGER,
+    SITE_NAME,
+    SiteRuntime,
+    load_runtime,
+    site_of,
+)
 from fedfora.federated.wire.messages import FrozenFactorsMissingError
 from fedfora.privacy.accounting import BudgetSpent
 from fedfora.reporting.record import peak_memory_bytes, write_text
+from fedfora.training.privacy_plan import ledger_directory
 
 OPERATIONS = {  # and the type of Flower's message for each
     "describe": "query",
@@ -103,9 +110,9 @@ class Trainer:
                 return self.info(), RecordDict()
             if operation not in OPERATIONS:
                 raise socket_wire.WireError(f"no such operation: {operation!r}")
-            reply = self._do(str(operation), head, content)
+            answer = self._do(str(operation), head, content)
             self.answered += 1
-            return {}, reply
+            return answer
         except Exception as error:
             code = client_app.new_code(word_for(error, str(operation)))
             logger.exception("%s: %s", code, operation)
@@ -131,14 +138,25 @@ class Trainer:
         except Exception:
             logger.exception("the last run's base could not be opened ahead of time")
 
-    def _do(self, operation: str, head: socket_wire.Header, content: RecordDict) -> RecordDict:
+    def _do(
+        self, operation: str, head: socket_wire.Header, content: RecordDict
+    ) -> tuple[socket_wire.Header, RecordDict]:
         run_config = self._settings(head["settings"], str(head["run"]))
         context = self._context(int(head["run"]), run_config)
         site_of(self._open(run_config), context.node_config)  # opened once, in what time it takes
         message = Message(content, dst_node_id=1, message_type=OPERATIONS[operation])
         message.metadata.__dict__["_message_id"] = "1"  # as Flower's own grids do
         with self.heartbeat.during(operation, float(head.get(ANSWER_S, math.inf))):
-            return self._app(message, context).content
+            reply = self._app(message, context).content
+        return self._spent(run_config), reply
+
+    def _spent(self, run_config: dict[str, Scalar]) -> socket_wire.Header:
+        """Return the epsilon that the site's ledger holds by now, for its journal."""
+        privacy = from_run_config(run_config).privacy
+        path = ledger_directory(privacy) / f"{SITE_LEDGER}.json"
+        if privacy.privacy_unit == "none" or not path.is_file():
+            return {}
+        return {client_app.EPSILON: json.loads(path.read_text(encoding="utf-8"))["epsilon"]}
 
     def _settings(self, received: dict[str, Scalar], run_id: str) -> dict[str, Scalar]:
         """Return the settings of a run here; where it keeps things is decided here alone."""

@@ -160,6 +160,9 @@ class SiteRuntime:
         return adapter_config(self.model), record
 
 
+SITE_LEDGER = "site"  # the name of a real site's
+
+
 @dataclass(frozen=True)
 class SiteData:
     """A participant: its place in the federation and its encoded rows.
@@ -241,7 +244,7 @@ def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData
     if SITE_NAME not in node_config:
         return open_site(runtime, index)
     # A real site has one ledger, whatever becomes of its rows and whatever number it has.
-    (rows, instruction), ledger = _own_rows(runtime), "site"
+    (rows, instruction), ledger = _own_rows(runtime), SITE_LEDGER
     return _site(runtime, index, str(node_config[SITE_NAME]), rows, ledger, instruction)
 
 

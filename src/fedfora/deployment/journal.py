@@ -1,0 +1,194 @@
+"""The journal of a kit: one JSON line for each thing that left, came in, or went wrong.
+
+At a site: what left. At the coordinator: what came from whom, who was let in or out, who started
+what. Lines are only added. Each has a number and the SHA-256 of the line before it, so a line that
+was changed, removed or moved is named; `journal.head` says which was the last one. An account that
+may write both files can write another journal altogether: note the last digest elsewhere, or
+compare a site's journal with the coordinator's, where the same answer has the same id and digest.
+
+An alarm is a line as well. If the kit holds a program called `alarm`, that is started with the
+event's name as its argument and the line as its input.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+JOURNAL, HEAD, HOOK = "journal.jsonl", "journal.head", "alarm"
+SENT, RECEIVED = "sent", "received"  # a site's answer, there and at the coordinator
+RUN_NAME = "fedfora-run"  # in the run config: by what name sites know the run again
+FIRST = "0" * 64
+STATE = "FEDFORA_STATE"  # variable of a site's processes: where its journal lies
+
+Line = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+def append(state: Path, event: str, **values: Any) -> Line:
+    """Add a line, and return it once it is on the disk.
+
+    Args:
+        state: Directory of the kit's state.
+        event: What happened, in one word.
+        **values: What JSON can hold; None is left out.
+
+    Raises:
+        OSError: If it cannot be written; the journal is then as it was.
+    """
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    known = {name: value for name, value in values.items() if value is not None}
+    with _locked(state / JOURNAL) as file:
+        number, previous = _end(file)
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"number": number + 1, "time": time, "event": event, **known, "previous": previous}
+        text = json.dumps(line, ensure_ascii=False, default=str).encode() + b"\n"
+        before = file.seek(0, os.SEEK_END)
+        try:
+            file.write(text)
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise
+        _write_head(state, number + 1, _digest(text))
+    return line
+
+
+def alarm(state: Path, event: str, **values: Any) -> None:
+    """Add a line that asks for a person, and start the kit's own program for it; never raise."""
+    try:
+        line = append(state, event, alarm=True, **values)
+    except OSError:
+        logger.exception("the alarm %s could not be written down", event)
+        line = {"event": event, "alarm": True, **values}
+    hook = state.parent / HOOK
+    if not os.access(hook, os.X_OK):
+        return
+    with tempfile.TemporaryFile() as told:
+        told.write(json.dumps(line, ensure_ascii=False, default=str).encode() + b"\n")
+        told.seek(0)
+        try:
+            program = subprocess.Popen([str(hook), event], stdin=told, start_new_session=True)
+            threading.Thread(target=program.wait, name="alarm", daemon=True).start()
+        except OSError:
+            logger.exception("%s could not be started", hook)
+
+
+def read_journal(state: Path) -> list[Line]:
+    """Return all lines, once they are found to follow each other.
+
+    Raises:
+        ValueError: If there is no journal, or naming the line that was changed, cut or moved.
+    """
+    path = state / JOURNAL
+    if not path.is_file():
+        raise ValueError(f"{path}: no journal yet")
+    texts = path.read_bytes().splitlines(keepends=True)
+    lines, previous = [], FIRST
+    for number, text in enumerate(texts, 1):
+        try:
+            line = dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path}, line {number}: is not whole, or was changed") from None
+        if line.get("number") != number:
+            raise ValueError(
+                f"{path}, line {number}: it says it is line {line.get('number')}; lines before it "
+                "were cut out or moved"
+            )
+        if line.get("previous") != previous:
+            raise ValueError(f"{path}, line {number - 1}: was changed; line {number} disagrees")
+        lines.append(line)
+        previous = _digest(text)
+    _check_head(path, texts)
+    return lines
+
+
+def last_digest(state: Path) -> str:
+    """Return the digest of the last line, which stands for the whole journal."""
+    with (state / JOURNAL).open("rb") as file:
+        return _end(file)[1]
+
+
+def disagreements(coordinators: list[Line], sites: list[Line]) -> list[str]:
+    """Return what the coordinator's journal says of a site's answers that the site's own does not.
+
+    An answer that came too late is in the site's alone, which is no disagreement.
+    """
+    site = next((line["site"] for line in sites if line["event"] == "started"), None)
+    sent = {line["id"]: line for line in sites if line["event"] == SENT}
+    found = []
+    for line in coordinators:
+        if line["event"] != RECEIVED or line.get("site") != site:
+            continue
+        own = sent.get(line["id"])
+        if own is None:
+            found.append(f"line {line['number']}: {site} has not sent the answer to {line['id']}")
+        elif own.get("digest") != line.get("digest"):
+            found.append(f"line {line['number']}: {site} sent another answer to {line['id']}")
+    return found
+
+
+def shown(line: Line) -> str:
+    """Return a line as a person reads it."""
+    hidden = ("number", "time", "event", "previous", "alarm")
+    facts = "  ".join(f"{k}={v}" for k, v in line.items() if k not in hidden)
+    mark = "ALARM " if line.get("alarm") else ""
+    return f"{line['number']:6d}  {line['time']}  {mark}{line['event']:12s}  {facts}"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def _end(file: BinaryIO) -> tuple[int, str]:
+    """Return number and digest of the last whole line; half a line of a lost writer is cut off."""
+    size = at = file.seek(0, os.SEEK_END)
+    tail = b""
+    while at > 0 and tail.count(b"\n") < 2:
+        start = max(0, at - 2**16)
+        file.seek(start)
+        tail, at = file.read(at - start) + tail, start
+    whole = tail[: tail.rfind(b"\n") + 1]
+    if file.writable() and len(whole) < len(tail):
+        file.truncate(size - len(tail) + len(whole))
+    if not whole:
+        return 0, FIRST
+    last = whole.splitlines(keepends=True)[-1]
+    return int(json.loads(last)["number"]), _digest(last)
+
+
+def _write_head(state: Path, number: int, digest: str) -> None:
+    beside = state / f".{HEAD}.tmp"
+    beside.write_text(json.dumps({"number": number, "digest": digest}), encoding="utf-8")
+    beside.replace(state / HEAD)
+
+
+def _check_head(path: Path, texts: list[bytes]) -> None:
+    """Raise unless the line that was the last one is there: lines after it were added since."""
+    try:
+        head = json.loads(path.with_name(HEAD).read_text(encoding="utf-8"))
+        number, digest = int(head["number"]), head["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{path.with_name(HEAD)}: is missing, or was changed") from None
+    if number > len(texts):
+        raise ValueError(f"{path}: ends with line {len(texts)}; lines up to {number} were cut off")
+    if _digest(texts[number - 1]) != digest:
+        raise ValueError(f"{path}, line {number}: was changed; {HEAD} disagrees")
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
