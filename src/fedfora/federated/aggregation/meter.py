@@ -31,9 +31,9 @@ class Reading:
     def to_metrics(self) -> dict[str, float]:
         """Return the numbers under the names of a round's metrics."""
         return {
-            "aggregation-error": self.error,
-            "aggregation-error-of-step": self.error_of_step,
-            "attainable-error": self.attainable,
+            "aggregation_error": self.error,
+            "aggregation_error_of_step": self.error_of_step,
+            "attainable_error": self.attainable,
         }
 
 

@@ -7,13 +7,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import torch
-
 from fedfora.federated.aggregation import AdapterState, Rule, Weighted
 from fedfora.federated.aggregation.meter import ErrorMeter, Reading
 from fedfora.federated.aggregation.robust import robust
 from fedfora.federated.aggregation.server_optimizer import Rates, ServerOptimizer
-from fedfora.federated.aggregation.update import layers_of
 from fedfora.federated.coordinator.site_privacy import SitePrivacy
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.wire.messages import RoundMessages
@@ -79,7 +76,7 @@ class Aggregator:
             reading = meter.read(exchange.whole(aggregate), exchange.adapter)
             self._say(rule, reading)
         stepped = self.optimizer.step(exchange.current, aggregate)
-        return _completed({**exchange.adapter, **stepped}), reading
+        return {**exchange.adapter, **stepped}, reading
 
     def _seen(
         self, exchange: RoundMessages, updates: Iterable[Weighted], meter: ErrorMeter | None
@@ -103,12 +100,3 @@ class Aggregator:
             100 * reading.error,
             100 * reading.attainable,
         )
-
-
-def _completed(adapter: AdapterState) -> AdapterState:
-    """Give E the rank of the other factors, where the rule grew them; its core is I."""
-    for layer in layers_of(adapter):
-        rank = len(adapter[f"{layer}.A"])
-        if len(adapter[f"{layer}.E"]) != rank:
-            adapter[f"{layer}.E"] = torch.zeros(rank, rank)
-    return adapter

@@ -18,7 +18,6 @@ from flwr.serverapp import Grid
 
 from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive
-from fedfora.federated.coordinator.strategy import SiteInfo
 from fedfora.federated.secure_aggregation.crypto import prompts_digest, verify_participation
 from fedfora.federated.wire.transport import Layout, digest_of, unpack
 
@@ -27,6 +26,19 @@ MUST_MATCH = ("base-fingerprint", "layout-digest")  # of a site's answer: must b
 TEXTS = (*MUST_MATCH, "name", "data-digest", "fresh-digest", "prompts-digest")
 NUMBERS = {"index": 99_999, "rows": 10**12, "rank": 100_000, "size": 10**12}  # and the largest
 OnAbsent = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """What the coordinator knows of a site; `key_id` names the key it signs with, if it has one."""
+
+    node_id: int
+    index: int
+    name: str
+    rows: int
+    rank: int
+    data_digest: str = ""
+    key_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from safetensors import SafetensorError
 
@@ -31,6 +31,7 @@ from fedfora.federated.coordinator.checkpoint import (
     publish_best,
     save_checkpoint,
 )
+from fedfora.federated.coordinator.exchange import NoQuorum, SiteExchange, public
 from fedfora.federated.coordinator.handshake import (
     SITE_TABLE,
     Agreement,
@@ -40,21 +41,15 @@ from fedfora.federated.coordinator.handshake import (
     base_of,
     check_same_world,
 )
-from fedfora.federated.coordinator.judging import RoundEvaluator
-from fedfora.federated.coordinator.receiving import receive
-from fedfora.federated.coordinator.round_log import NoQuorum, RoundLog
-from fedfora.federated.coordinator.screening import Limits
-from fedfora.federated.coordinator.secure_rounds import SecureRounds
+from fedfora.federated.coordinator.judging import judge
 from fedfora.federated.coordinator.site_privacy import (
     record_event,
     site_privacy_of,
     sites_ledger,
 )
-from fedfora.federated.coordinator.strategy import AdapterStrategy
 from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.secure_aggregation.server import RoundLost, WrongShares
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.wire.transport import from_record, to_record
 from fedfora.models.loading import fora_config
 from fedfora.models.saving import as_saved, config_at_rank, save_adapter
 from fedfora.reporting.record import Listener, RunRecord
@@ -63,8 +58,6 @@ from fedfora.reporting.trackers import trackers
 from fedfora.training.privacy_plan import open_ledger
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0  # before a round is tried again, each twice the last
-# What the record says of a single site that is hidden.
-PUBLIC_OF_SITE = {"site", "steps", "uplink_bytes", "downlink_bytes"}
 
 
 def run_rounds(
@@ -124,23 +117,7 @@ def run_rounds(
         num_rounds = settings.federation.num_rounds
         record.log("resumed", after_round=progress.round_number, num_rounds=num_rounds)
     arrivals = LateJoiners(grid, members, deadline_s, absent)
-    _Rounds(grid, run_config, settings, record, agreement, arrivals).run(progress)
-
-
-def limits_of(settings: FederationSettings) -> Limits:
-    """Return what is refused: by default no weight that a site's steps cannot have earned."""
-    rounds = settings.rounds
-    infinity = float("inf")
-    return Limits(
-        max_weight=rounds.max_weight or settings.most_tokens,
-        max_update_norm=rounds.max_update_norm or infinity,
-        # A median of the others would let one site decide whether another one counts.
-        max_norm_ratio=(
-            infinity
-            if settings.privacy.privacy_unit == "site"
-            else rounds.max_norm_ratio or infinity
-        ),
-    )
+    _Rounds(grid, settings, record, agreement, arrivals).run(progress)
 
 
 class _Rounds:
@@ -149,46 +126,34 @@ class _Rounds:
     def __init__(
         self,
         grid: Grid,
-        run_config: Mapping[str, Scalar],
         settings: FederationSettings,
         record: RunRecord,
         agreement: Agreement,
         arrivals: LateJoiners,
     ) -> None:
-        self.grid = grid
-        self.run_config = run_config
-        self.settings = settings
-        self.record = record
-        self.agreement = agreement
-        self.arrivals = arrivals
+        self.settings, self.record = settings, record
+        self.agreement, self.arrivals = agreement, arrivals
         self._since: float | None = None  # when a round had too few sites, and none enough since
-        self.ledger = RoundLog(record, settings.rounds, hides_loss=self._hides_loss())
+        names = [site.name for site in agreement.sites]
+        num_sampled = settings.federation.clients_per_round or len(names)
+        min_noise_shares = 0  # where the sites share the noise of a sum: how many do, at least
+        if settings.privacy.privacy_unit == "site" and settings.secure.secure_aggregation:
+            min_noise_shares = fewest_survivors(num_sampled, settings.secure.secagg_threshold)
         self.site_privacy = site_privacy_of(
             settings.privacy,
-            open_ledger(
-                settings.privacy, sites_ledger(settings, [site.name for site in agreement.sites])
-            ),
+            open_ledger(settings.privacy, sites_ledger(settings, names)),
             run=str(record.directory.resolve()),
-            num_sites=settings.federation.clients_per_round or len(agreement.sites),
+            num_sites=num_sampled,
             num_rounds=settings.federation.num_rounds,
-            min_noise_shares=self._min_noise_shares(),
+            min_noise_shares=min_noise_shares,
         )
-        self.strategy = AdapterStrategy(
-            # Where the noise is shared the sites have clipped, and the sum is noisy.
-            Aggregator(settings, None if self._min_noise_shares() else self.site_privacy),
-            agreement.sites,
-            agreement.layout,
-            base_fingerprint=agreement.base_fingerprint,
-            limits=limits_of(settings),
-            on_used=self.ledger.contributed,
-            on_rejected=self.ledger.rejected,
-            secure=self._secure_rounds(),
-        )
-        self.judge = RoundEvaluator(grid, run_config, settings, self.strategy, record)
+        # Where the noise is shared the sites have clipped, and the sum is noisy.
+        self.aggregator = Aggregator(settings, None if min_noise_shares else self.site_privacy)
+        self.exchange = SiteExchange(grid, self.aggregator, agreement, record)
 
     def run(self, progress: FederationState) -> None:
         """Run the rounds after `progress`, and leave the last adapter in the run directory."""
-        self.strategy.restore(progress.server)
+        self.aggregator.optimizer.moments = dict(progress.server)
         forget_halves(self.record.directory)
         self._follow(progress)
         patience = self.settings.rounds.early_stopping_patience
@@ -226,10 +191,10 @@ class _Rounds:
                     raise
                 self.record.log("waiting", round=number, reason=str(error), pause=pause_s)
                 time.sleep(pause_s)
-                if self.strategy.secure is not None:
+                if self.exchange.secure is not None:
                     return self._lost(before, error)
             pause_s = min(2 * pause_s, LONGEST_WAIT_S)
-            self.strategy.restore(before.server)
+            self.aggregator.optimizer.moments = dict(before.server)
 
     def _lost(self, before: FederationState, error: Exception) -> FederationState:
         """Go on to the next round with what was there before this one."""
@@ -239,101 +204,49 @@ class _Rounds:
 
     def _play(self, before: FederationState) -> FederationState:
         """Train, fold and judge one round."""
-        number = before.round_number + 1
+        number, exchange = before.round_number + 1, self.exchange
         self._let_in(number)
-        arrays = to_record(before.adapter)
-        sampled = [site.name for site in self.strategy.sample(number)]
         if self.site_privacy is not None:
             self.site_privacy.begin(number)
-        self.ledger.open(number, self.settings.federation.num_rounds, sampled)
-        aggregated, metrics = self.strategy.aggregate_train(
-            number,
-            receive(
-                self.grid,
-                self.strategy.configure_train(number, arrays, ConfigRecord(), self.grid),
-                deadline_s=self.settings.rounds.round_deadline,
-            ),
-        )
-        self.ledger.check_quorum()
-        assert aggregated is not None
-        assert metrics is not None  # there is a quorum, so there is something
-        adapter = self._finite(number, aggregated)
-        selection, validation, scores = self.judge.evaluate(
-            before.selection, number, aggregated, metrics
-        )
-        loss = self._public_metrics({"loss": float(metrics["loss"])}).get("loss")
-        errors = self._public_metrics(_aggregation_errors(metrics))
+        folded = exchange.train(number, before.adapter)
+        selection, judged = judge(exchange, before.selection, number, folded)
+        reading = folded.reading
         self.record.log(
             "round",
             round=number,
             rule=self.settings.rule_of_round(number - 1).name,
-            **({} if loss is None else {"loss": loss}),
-            **errors,
-            sites=[
-                self._public_metrics(contribution.to_line()) for contribution in self.ledger.used
-            ],
-            rejected=self.ledger.refused,
+            **public(
+                self.settings,
+                {"loss": folded.loss, **({} if reading is None else reading.to_metrics())},
+            ),
+            sites=exchange.used,
+            rejected=exchange.rejected,
             **self._secure_line(),
             **self._privacy_line(),
-            uplink_bytes=sum(contribution.uplink_bytes for contribution in self.ledger.used),
-            downlink_bytes=sum(contribution.downlink_bytes for contribution in self.ledger.used),
-            **validation,
-            scores=scores,
+            uplink_bytes=sum(line["uplink_bytes"] for line in exchange.used),
+            downlink_bytes=sum(line["downlink_bytes"] for line in exchange.used),
+            **judged,
         )
+        server = dict(self.aggregator.optimizer.moments)
         return FederationState(
-            number, adapter, self.strategy.state(), selection, self.record.metrics_bytes()
+            number, folded.adapter, server, selection, self.record.metrics_bytes()
         )
 
     def _let_in(self, number: int) -> None:
         """Take in who may join before this round."""
-        for site in self.arrivals.before(number, self.strategy.sites, self.agreement):
-            self.strategy.admit(site)
+        for site in self.arrivals.before(number, self.exchange.sites, self.agreement):
+            self.exchange.admit(site)
             self.record.log("joined", round=number, site=site.name)
-            self.agreement = replace(self.agreement, sites=list(self.strategy.sites.values()))
+            self.agreement = replace(self.agreement, sites=list(self.exchange.sites.values()))
             self.record.write_json(SITE_TABLE, self.agreement.site_table())
 
-    def _secure_rounds(self) -> SecureRounds | None:
-        settings = self.settings
-        if not settings.secure.secure_aggregation:
-            return None
-        return SecureRounds(
-            {site.node_id: site.index for site in self.agreement.sites},
-            threshold=settings.secure.secagg_threshold,
-            value_range=settings.secure.secagg_range,
-            max_weight=settings.largest_weight,
-            deadline_s=settings.rounds.round_deadline,
-            on_rejected=lambda node, reason: self.ledger.rejected(
-                self.strategy.sites[node].name, reason
-            ),
-        )
-
-    def _public_metrics(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        """Leave out what would betray records or sites: losses, and all of a single hidden site.
-
-        Under record privacy sites tell no loss. Of hidden sites the coordinator sees losses, counts
-        and lengths, and writes none of them down.
-        """
-        unit = self.settings.privacy.privacy_unit
-        if unit == "site":
-            return {name: value for name, value in numbers.items() if name in PUBLIC_OF_SITE}
-        return {name: v for name, v in numbers.items() if name != "loss" or unit == "none"}
-
-    def _hides_loss(self) -> bool:
-        return self.settings.privacy.privacy_unit != "none"
-
-    def _min_noise_shares(self) -> int:
-        """Return how many sites share the noise of a sum, at least; 0 where none is shared."""
-        settings = self.settings
-        if settings.privacy.privacy_unit != "site" or not settings.secure.secure_aggregation:
-            return 0
-        drawn = settings.federation.clients_per_round or len(self.agreement.sites)
-        return fewest_survivors(drawn, settings.secure.secagg_threshold)
-
     def _secure_line(self) -> dict[str, Any]:
-        if (secure := self.strategy.secure) is None:
+        """Return what the sum of a round says; of hidden sites, nothing that counts theirs."""
+        if (secure := self.exchange.secure) is None:
             return {}
-        untold = {"clipped_numbers", "shortened_updates"} if self._min_noise_shares() else set()
-        line = {name: value for name, value in secure.line.items() if name not in untold}
+        hidden = self.settings.privacy.privacy_unit == "site"
+        private = {"clipped_numbers", "shortened_updates"} if hidden else set()
+        line = {name: value for name, value in secure.line.items() if name not in private}
         return {"secure_aggregation": line}
 
     def _keep(self, progress: FederationState) -> FederationState:
@@ -394,25 +307,12 @@ class _Rounds:
             total_steps=federation.num_rounds * federation.local_steps,
         )
 
-    def _finite(self, number: int, aggregated: ArrayRecord) -> AdapterState:
-        adapter = from_record(aggregated)
-        if all(bool(value.isfinite().all()) for value in adapter.values()):
-            return adapter
-        names = ", ".join(contribution.site for contribution in self.ledger.used[:10])
-        raise ValueError(f"round {number}: the updates of {names} come to numbers that are none")
-
     def _cannot_write(self, last_round: int, error: Exception) -> ValueError:
         directory = self.record.directory
         return ValueError(
             f"round {last_round + 1}: the run directory cannot be written: {error}. "
             f"Rounds up to {last_round} are kept: make room and go on with --resume {directory}"
         )
-
-
-def _aggregation_errors(metrics: MetricRecord) -> dict[str, float]:
-    """Return what the error meter showed, as metrics.jsonl names it; nothing where it slept."""
-    names = ("aggregation-error", "aggregation-error-of-step", "attainable-error")
-    return {name.replace("-", "_"): float(metrics[name]) for name in names if name in metrics}
 
 
 # The coordinator's side of the federation, as a Flower ServerApp.

@@ -19,6 +19,7 @@ from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Words
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
 from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, WrongShares
 from fedfora.federated.secure_aggregation.vector import Summed, read_sum, vector_size
+from fedfora.federated.settings import FederationSettings
 from fedfora.federated.wire.secure_records import (
     CONFIRM,
     DELIVERY,
@@ -53,37 +54,35 @@ class SecureRounds:
     """Secure aggregation, round after round; sites are known by node and by number.
 
     Args:
+        grid: The engine.
         numbers: The sites' numbers, by node; all sites of the run.
-        threshold: Share of a round's sites that must last.
-        value_range: Larger numbers are clipped by the sites.
-        max_weight: The largest weight that a site may have.
-        deadline_s: Longest time to wait for an answer, in seconds.
+        settings: The run's.
         on_rejected: Called with the node whose answer is not used, and the reason.
+
+    Raises:
+        ValueError: If the sum of all sites would not fit into 32 bits.
     """
 
     def __init__(
         self,
+        grid: Grid,
         numbers: dict[int, int],
-        *,
-        threshold: float,
-        value_range: float,
-        max_weight: int,
-        deadline_s: float | None,
+        settings: FederationSettings,
         on_rejected: OnRejected,
     ) -> None:
         """Begin; no site has a key yet."""
+        self.grid = grid
         self.numbers = numbers
         self.nodes = {number: node for node, number in numbers.items()}
-        self.threshold = threshold
-        self.value_range = value_range
-        self.max_weight = max_weight
-        self.deadline_s = deadline_s
+        self.threshold = settings.secure.secagg_threshold
+        self.value_range = settings.secure.secagg_range
+        self.max_weight = settings.largest_weight
+        self.deadline_s = settings.rounds.round_deadline
         self.on_rejected = on_rejected
         self._keys: dict[int, SignedKey] = {}
         self._informed: set[int] = set()  # nodes that have the newest roster
-        self._code = FixedPoint(value_range, len(numbers), max_weight)
+        self._code = FixedPoint(self.value_range, len(numbers), self.max_weight)
         self._round: SecureRound | None = None
-        self._grid: Grid | None = None
         self._uplink_bytes: dict[int, int] = {}
         self._reasons: list[str] = []
         self._excluded: set[int] = set()  # numbers of sites whose shares were wrong
@@ -97,12 +96,11 @@ class SecureRounds:
         self._keys.pop(number, None)
 
     def open(
-        self, grid: Grid, round_number: int, nodes: list[int], num_numbers: int, task: bytes
+        self, round_number: int, nodes: list[int], num_numbers: int, task: bytes
     ) -> dict[int, dict[str, ConfigRecord]]:
         """Let the drawn sites share; return what each that did is to be told before it trains.
 
         Args:
-            grid: The engine.
             round_number: From 1.
             nodes: The sites drawn for the round.
             num_numbers: How many numbers an update has.
@@ -112,7 +110,7 @@ class SecureRounds:
             RoundLost: If too few sites share.
             ValueError: If too few sites are drawn, or their sum does not fit into 32 bits.
         """
-        self._grid, self._reasons, self._uplink_bytes = grid, [], {}
+        self._reasons, self._uplink_bytes = [], {}
         self._collect_keys(nodes if self._keys else self.numbers)
         candidates = {self.numbers[node] for node in nodes} - self._excluded
         sampled = sorted(candidates.intersection(self._keys))
@@ -230,11 +228,10 @@ class SecureRounds:
 
     def _ask(self, what: str, contents: dict[int, RecordDict]) -> Iterable[tuple[int, RecordDict]]:
         """Send messages; yield node and content of the answers that are none of errors."""
-        assert self._grid is not None
         messages = [
             Message(content, node, what, ttl=self.deadline_s) for node, content in contents.items()
         ]
-        for reply in receive(self._grid, messages, deadline_s=self.deadline_s):
+        for reply in receive(self.grid, messages, deadline_s=self.deadline_s):
             node = reply.metadata.src_node_id
             if reply.has_error():
                 self._forget(node)
