@@ -1,40 +1,46 @@
 """Privacy against use: F1 on the clinics' task under record-level differential privacy.
 
-One site holds all 2,400 notes, and a step's sample has 240 of them on average. Every row of the
-result is one training: all five factors, or the core alone between bases from the base weights'
-SVD; without privacy (neither noise nor clipping), or under a budget. Each line is written as soon
-as it is known. Last comes what a private row costs beside a plain one, in pairs of short trainings.
+Each row of the result is one training with the product's own recipe: a budget is named and nothing
+else, but for what is typed here. "scratch": one site holds all 2,400 notes of the four clinics.
+"public": the notes of three clinics count as public; an adapter is trained on them without privacy,
+and from it one on the 600 notes of the fourth, whose test notes are answered. An infinite budget is
+the same training with neither noise nor clipping. Each line is written as soon as it is known. Last
+comes what a private row costs beside a plain one, in pairs of short trainings.
 
-    python benchmarks/privacy.py --epsilons inf 8 3 1 --modes all core --seeds 3 --write
+    python benchmarks/privacy.py --epsilons 8 3 --starts scratch public --write
 """
 
 import argparse
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from peft import get_peft_model
 
 from fedfora.adapter import ForaConfig
+from fedfora.adapter.state import read_state, write_state
 from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.models.loading import load_base
-from fedfora.models.settings import ModelArguments
+from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.privacy.outlook import noise_to_signal
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.seeds import derive_seed
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import train_locally
-from fedfora.training.privacy_plan import plan_private_training
+from fedfora.training.privacy_plan import plan_private_training, with_learning_rate
 from fedfora.training.schedule import StepWindow
-from fedfora.training.settings import TrainArguments
+from fedfora.training.settings import TrainArguments, private_steps
 from record import RESULTS, ratio_of_pairs, write
 
 INFINITE = float("inf")
 DATA = DataArguments(max_target_length=64)
-PIECES = 8  # of a step's sample, one forward pass each
+PRIVATE_CLINIC = "dermatology"  # of a public start
+PUBLIC = TrainArguments(learning_rate=1e-2, per_device_train_batch_size=24, max_steps=150)
 TIMED_ROWS, TIMED_STEPS = 120, 3
 
 
@@ -45,9 +51,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     found = {"setting": setting(arguments), "rows": rows}
     for seed in range(arguments.seeds):
-        for mode in arguments.modes:
+        for kind in arguments.starts:
+            site = prepare(kind, seed)
             for epsilon in arguments.epsilons:
-                rows.append(one(arguments, mode, epsilon, seed))
+                rows.append(one(arguments, site, epsilon, seed) | {"start": kind})
                 print(json.dumps(rows[-1]), flush=True)
                 if arguments.write:
                     write(arguments.results, found)
@@ -61,15 +68,13 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Return what was typed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epsilons", type=float, nargs="+", default=[INFINITE, 8, 3, 1])
-    parser.add_argument("--modes", nargs="+", default=["all", "core"])
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[INFINITE, 8, 3])
+    parser.add_argument("--starts", nargs="+", default=["scratch", "public"])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rows_per_step", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=-1, help="default: the recipe's")
+    parser.add_argument("--sampling_rate", type=float, help="default: the recipe's")
+    parser.add_argument("--learning_rate", type=float, help="default: the recipe's")
     parser.add_argument("--test_rows", type=int, default=60)
-    parser.add_argument("--ranks", type=json.loads, default={"all": 8, "core": 8})
-    parser.add_argument("--clipping_norm", type=float, default=1.0)
-    parser.add_argument("--rates", type=json.loads, default={"all": 0.01, "core": 0.03})
     parser.add_argument("--pairs", type=int, default=3, help="of short trainings; 0 for none")
     parser.add_argument("--results", default="privacy", help=f"name of the file in {RESULTS}")
     parser.add_argument("--write", action="store_true", help="write that file")
@@ -81,54 +86,94 @@ def setting(arguments: argparse.Namespace) -> dict[str, Any]:
     common = {
         name: value for name, value in vars(arguments).items() if name not in ("write", "results")
     }
-    return {**common, "delta": 1e-5, "train_rows": 2400, "base": "clinic-base, float32"}
+    return {**common, "delta": 1e-5, "base": "clinic-base, float32", "lora_rank": 8}
 
 
-def one(arguments: argparse.Namespace, mode: str, epsilon: float, seed: int) -> dict[str, Any]:
-    """Train once and score; an infinite epsilon is ordinary training."""
-    base, model, prompts, encoded = start(arguments, mode, seed)
-    train = TrainArguments(
-        learning_rate=arguments.rates[mode],
-        lr_scheduler_type="linear",
-        per_device_train_batch_size=arguments.rows_per_step // PIECES,
-        gradient_accumulation_steps=PIECES,
-    )
-    privacy = None
-    if epsilon != INFINITE:
-        private = plan_private_training(
-            PrivacyArguments(
-                privacy_unit="record",
-                target_epsilon=epsilon,
-                clipping_norm=arguments.clipping_norm,
-            ),
-            train,
-            output_dir="benchmark",
-            ledger="never-written",  # the rows are made up: nothing is entered
-            num_rows=len(encoded),
-            first_step=0,
-            total_steps=arguments.steps,
+def prepare(kind: str, seed: int) -> dict[str, Any]:
+    """Return base, model, prompts, private rows, test rows and the adapter to start from."""
+    base = load_base(ModelArguments(model_name_or_path="clinic-base", quantization="none"))
+    torch.manual_seed(derive_seed(seed, "adapter"))
+    model = get_peft_model(base.model, ForaConfig(task_type="CAUSAL_LM", r=8))
+    prompts = prompt_format_of(DATA, base.tokenizer)
+    rows, test = load_examples("clinic", DATA), load_examples("clinic:test", DATA)
+    site = {"base": base, "model": model, "prompts": prompts, "public": kind == "public"}
+    if kind == "public":
+        others = [row for row in rows if row.columns["specialty"] != PRIVATE_CLINIC]
+        rows, test = (
+            [row for row in each if row.columns["specialty"] == PRIVATE_CLINIC]
+            for each in (rows, test)
         )
-        assert private is not None
-        privacy = private.privacy
+        train_locally(
+            model,
+            base.tokenizer,
+            encode_examples(others, base.tokenizer, prompts),
+            PUBLIC,
+            stretch=StepWindow(0, PUBLIC.max_steps, PUBLIC.max_steps),
+            seed=derive_seed(seed, "public"),
+        )
+    encoded = encode_examples(rows, base.tokenizer, prompts)
+    return site | {"rows": encoded, "test": test, "adapter": read_state(model)}
+
+
+def one(
+    arguments: argparse.Namespace, site: dict[str, Any], epsilon: float, seed: int
+) -> dict[str, Any]:
+    """Train once and score."""
+    model, tokenizer, rows = site["model"], site["base"].tokenizer, site["rows"]
+    write_state(model, site["adapter"])
+    hidden = PrivacyArguments(
+        privacy_unit="record",
+        target_epsilon=None if epsilon == INFINITE else epsilon,
+        noise_multiplier=0.0 if epsilon == INFINITE else None,
+        clipping_norm=epsilon if epsilon == INFINITE else 1.0,
+        sampling_rate=arguments.sampling_rate,
+    )
+    asked = TrainArguments(learning_rate=arguments.learning_rate, max_steps=arguments.steps)
+    adapter = AdapterArguments(start_adapter="public" if site["public"] else None)
+    train = with_learning_rate(asked, hidden, adapter, model)
+    steps = private_steps(train, hidden, len(rows))
+    private = plan_private_training(
+        hidden,
+        train,
+        output_dir="benchmark",
+        ledger="never-written",  # the rows are made up: nothing is entered
+        num_rows=len(rows),
+        first_step=0,
+        total_steps=steps,
+    )
+    assert private is not None
     started = time.process_time()
     result = train_locally(
         model,
-        base.tokenizer,
-        encoded,
+        tokenizer,
+        rows,
         train,
-        stretch=StepWindow(0, arguments.steps, arguments.steps),
+        stretch=StepWindow(0, steps, steps),
         seed=derive_seed(seed, "train"),
-        privacy=privacy,
+        privacy=private.privacy,
     )
     seconds = time.process_time() - started
-    test = load_examples("clinic:test", DATA)[: arguments.test_rows]
-    scores = evaluate(model, base.tokenizer, test, prompts, batch_size=60, max_new_tokens=64).scores
+    test = site["test"][: arguments.test_rows]
+    scores = evaluate(
+        model, tokenizer, test, site["prompts"], batch_size=60, max_new_tokens=64
+    ).scores
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    nu = noise_to_signal(
+        private.privacy.noise_multiplier,
+        sampling_rate=private.privacy.sampling_rate,
+        rows=len(rows),
+        trained=trained,
+    )
     return {
-        "mode": mode,
         "epsilon": None if epsilon == INFINITE else epsilon,
         "seed": seed,
-        "noise_multiplier": None if privacy is None else round(privacy.noise_multiplier, 4),
-        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "train_rows": len(rows),
+        "steps": steps,
+        "sampling_rate": private.privacy.sampling_rate,
+        "learning_rate": train.learning_rate,
+        "noise_multiplier": round(private.privacy.noise_multiplier, 4),
+        "trained": trained,
+        "nu": round(nu, 3),
         "f1": round(scores["f1"], 4),
         "parse_rate": round(scores["parse_rate"], 4),
         "loss": round(result.loss, 4),
@@ -136,33 +181,22 @@ def one(arguments: argparse.Namespace, mode: str, epsilon: float, seed: int) -> 
     }
 
 
-def start(arguments: argparse.Namespace, mode: str, seed: int) -> Any:
-    """Return base, model with a fresh adapter, prompt format and encoded rows."""
-    base = load_base(ModelArguments(model_name_or_path="clinic-base", quantization="none"))
-    torch.manual_seed(derive_seed(seed, "adapter"))
-    core = {"trainable": "core", "init_weights": "svd"} if mode == "core" else {}
-    config = ForaConfig(task_type="CAUSAL_LM", r=arguments.ranks[mode], **core)
-    prompts = prompt_format_of(DATA, base.tokenizer)
-    encoded = encode_examples(load_examples("clinic", DATA), base.tokenizer, prompts)
-    return base, get_peft_model(base.model, config), prompts, encoded
-
-
 def cost_of_a_row(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return processor time of a private row over that of a plain one, both in pieces of 30."""
-    base, model, _, encoded = start(arguments, "all", 0)
-    encoded.sort(key=lambda row: len(row["input_ids"]))
+    """Return processor time of a private row over that of a plain one, in passes of one size."""
+    site = prepare("scratch", 0)
+    encoded = sorted(site["rows"], key=lambda row: len(row["input_ids"]))
     rows = encoded[len(encoded) // 2 :][:TIMED_ROWS]  # of like length, so neither pads more
-    train = TrainArguments(per_device_train_batch_size=30, gradient_accumulation_steps=4)
+    train = TrainArguments(per_device_train_batch_size=TIMED_ROWS, gradient_accumulation_steps=1)
     hidden = RecordPrivacy(1.0, 1.0, TIMED_ROWS, TIMED_ROWS)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for pair in range(arguments.pairs):
         for private in (False, True) if pair % 2 else (True, False):
             started = time.process_time()
             train_locally(
-                model,
-                base.tokenizer,
+                site["model"],
+                site["base"].tokenizer,
                 rows,
-                train,
+                replace(train, learning_rate=1e-3),
                 stretch=StepWindow(0, TIMED_STEPS, TIMED_STEPS),
                 seed=pair,
                 privacy=hidden if private else None,

@@ -25,6 +25,7 @@ def tables() -> str:
 def sections_of_commands() -> dict[str, Iterable[Any]]:
     """Return what each command takes."""
     from fedfora.cli.chat import ChatArguments
+    from fedfora.cli.check import PRIVACY_SECTIONS as CHECK_PRIVACY
     from fedfora.cli.check import SECTIONS as CHECK_DATA
     from fedfora.cli.coordinator import CoordinatorArguments, JournalChoice, RunChoice
     from fedfora.cli.demo import DemoArguments
@@ -59,6 +60,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
         "report": [ReportArguments],
         "watch": [WatchArguments],
         "provision": [ProvisionArguments],
+        "check privacy": CHECK_PRIVACY,
         "check site": [CheckKitArguments],
         "check federation": [CheckKitArguments],
         "coordinator": [CoordinatorArguments],

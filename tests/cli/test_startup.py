@@ -78,6 +78,7 @@ FIRST_LINES = {
     "site --kit {d}/kits/sites/north": "site north of clinics",
     "rehearse {d}/sites.yaml": "rehearsal of clinics with 1 sites",
     "check data {d}/no_answer.json": "no_answer.json: 1 rows",
+    "check privacy --rows 600 --target_epsilon 8 --trained 9": "600 rows, 1 sites, 9 trained",
     "check site --kit {d}/kits/sites/north": "site north of clinics",
     "check federation --kit {d}/kits/coordinator": "coordinator of clinics",
 }

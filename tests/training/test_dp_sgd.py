@@ -232,7 +232,7 @@ def test_a_rows_gradient_does_not_depend_on_the_others_in_bfloat16(workplace):
 
     def gradients(rows):
         seen.clear()
-        for piece, num_rows in pieces_of(batch_of(tokenizer, rows), 4):
+        for piece, num_rows in pieces_of(batch_of(tokenizer, rows), 4, 2048):
             with torch.autocast("cpu", torch.bfloat16):
                 _, found = per_example_gradients(model, piece)
             for i in range(num_rows):

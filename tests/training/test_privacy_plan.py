@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedfora.adapter.state import fold
 from fedfora.cli.main import main
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
@@ -162,6 +163,8 @@ def test_a_private_training_shows_no_step_and_no_digest_outside_local(words, tmp
         (("--noise_multiplier", 1, "--fp16", "true"), "--bf16"),
         (("--noise_multiplier", 1, "--privacy_unit", "site"), "train has one"),
         (("--noise_multiplier", 1, "--validation_file", "clinic:test"), "have no noise"),
+        (("--noise_multiplier", 1, "--sampling_rate", 0.5), "both say how large a sample is"),
+        (("--noise_multiplier", 1, "--start_adapter", "nowhere"), "--start_adapter nowhere"),
         (("--noise_multiplier", 1, "--report_to", "wandb"), "--report_to wandb sends losses"),
     ],
 )
@@ -234,3 +237,34 @@ def test_a_federation_whose_budget_is_spent_leaves_the_earlier_run_alone(federat
     with pytest.raises(ValueError, match="privacy budget does not allow"):
         federate("one", target_epsilon=3.0, overwrite_output_dir=True)
     assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_public_start_stands_in_the_statement_and_private_rows_are_none(
+    words, tmp_path, rows_file, capsys
+):
+    from fedfora.data.clinic import clinic_rows
+
+    public, out, other = (tmp_path / name for name in ("public", "out", "other"))
+    assert main([*words, str(public)]) == 0
+    start = ("--target_epsilon", 8, "--start_adapter", public, "--learning_rate", 0)
+    assert private(words, other, *start) == 2
+    assert "was trained on these rows without privacy" in capsys.readouterr().err
+    assert not other.exists()
+    place = words.index("--train_file") + 1
+    again = [*words[:place], rows_file(clinic_rows()[30:50], "private.json"), *words[place + 1 :]]
+    assert private(again, out, *start) == 0
+    stored = json.loads((out / "fedfora.json").read_text())["privacy"]
+    assert "It started from adapter" in stored
+    assert "counts as public and is not covered" in stored
+    began, ended = read_adapter(public), read_adapter(out)
+    assert all(torch.equal(ended[name], began[name]) for name in began)  # at rate 0
+
+
+def test_a_federation_starts_from_a_public_adapter(federate, words, tmp_path):
+    public = tmp_path / "public"
+    assert main([*words, str(public)]) == 0
+    out = federate("one", target_epsilon=8.0, start_adapter=str(public), learning_rate=0.0)
+    began, ended = fold(read_adapter(public)), fold(read_adapter(out))
+    for name, tensor in began.items():
+        torch.testing.assert_close(ended[name], tensor)
+    assert "started from adapter" in json.loads((out / "fedfora.json").read_text())["privacy"]

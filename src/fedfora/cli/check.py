@@ -1,6 +1,7 @@
 """fedfora check data FILE: what is in a file of rows, what would go wrong, what it would take.
 
-`fedfora check site --kit DIR` and `fedfora check federation --kit DIR` look at a kit.
+`fedfora check site --kit DIR` and `fedfora check federation --kit DIR` look at a kit;
+`fedfora check privacy --rows N --target_epsilon 8` says what a budget leaves to learn.
 
 With --test_file also the rows that both files hold; with --model also token lengths, a rendered row
 and the memory of a training, from the model's configuration alone.
@@ -14,8 +15,10 @@ from fedfora.cli.console import silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.privacy.outlook import OutlookArguments, expectation, noise_to_signal
+from fedfora.privacy.settings import PrivacyArguments, check_delta
 from fedfora.registry import unknown
-from fedfora.training.settings import TrainArguments
+from fedfora.training.settings import TrainArguments, check_record_privacy, private_steps
 
 if TYPE_CHECKING:
     from fedfora.data.checks import RowsReport
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 
 KITS = ("site", "federation")
-KINDS = ("data", *KITS)
+KINDS = ("data", *KITS, "privacy")
 SHOWN = 10  # findings of a kind that are listed; all are counted
 SECTIONS = (DataArguments, ModelArguments, AdapterArguments, TrainArguments)
 
@@ -37,6 +40,8 @@ def run(argv: Sequence[str]) -> None:
     words = list(argv)
     if words and words[0] in KITS:
         return run_kit(words[0], words[1:])
+    if words and words[0] == "privacy":
+        return run_privacy(words[1:])
     if words and words[0] in KINDS:
         words = words[1:]
         if words and not words[0].startswith("-"):
@@ -186,3 +191,92 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
         passed.append(finding.ok)
     if failed := passed.count(False):
         raise ValueError(f"{failed} of {len(passed)} checks failed")
+
+
+CHECK_PRIVACY_HELP = """\
+fedfora check privacy --rows 600 --sites 4 --target_epsilon 8: what a budget leaves to learn.
+
+From rows per site, sites and budget: the noise, the passes it takes and what to expect, each site
+with noise of its own or sharing it under secure aggregation, from scratch or from a public start.
+Nothing is read and nothing spent.
+
+    fedfora check privacy --rows 600 --sites 4 --target_epsilon 8 --model_name_or_path MODEL
+"""
+PRIVACY_SECTIONS = (
+    OutlookArguments,
+    PrivacyArguments,
+    TrainArguments,
+    ModelArguments,
+    AdapterArguments,
+)
+
+
+def run_privacy(words: Sequence[str]) -> None:
+    """Print noise, passes and what to expect for rows, sites and a budget.
+
+    Raises:
+        ValueError: If rows or budget are missing, or the budget cannot be reached.
+    """
+    parser = ConfigParser(
+        PRIVACY_SECTIONS, prog="fedfora check privacy", description=CHECK_PRIVACY_HELP
+    )
+    chosen, privacy, train, model, adapter = parser.parse(["--privacy_unit", "record", *words])
+    if chosen.rows is None:
+        raise ValueError("how many? fedfora check privacy --rows N --target_epsilon 8")
+    check_record_privacy(privacy, train)
+    check_delta(privacy, chosen.rows)
+    trained = chosen.trained or _adapter_size(model, adapter)
+    print(f"{chosen.rows:,} rows, {chosen.sites} sites, {trained:,} trained numbers", flush=True)
+    from fedfora.privacy.accounting import Release, epsilon_of, noise_multiplier_for
+    from fedfora.privacy.accounting import replace_one_epsilon_of as replaced
+
+    steps = private_steps(train, privacy, chosen.rows)
+    rate, delta = train.sampling_rate(privacy, chosen.rows), privacy.target_delta
+    noise = privacy.noise_multiplier
+    if noise is None:
+        noise = noise_multiplier_for(
+            target_epsilon=privacy.target_epsilon, delta=delta, sampling_rate=rate, count=steps
+        )
+    spent = [Release(rate, noise, steps)]
+    print(
+        f"{steps} steps, each row in a sample with probability {rate:.3g}: "
+        f"{steps * rate:.3g} passes over the rows"
+    )
+    print(
+        f"noise multiplier {noise:.3g}: epsilon {epsilon_of(spent, delta):.3g} at delta {delta:g}; "
+        f"for a record replaced by another {replaced(spent, delta):.3g}"
+    )
+    for kind, shares in _noises(chosen.sites).items():
+        nu = noise_to_signal(
+            noise,
+            sampling_rate=rate,
+            rows=chosen.rows,
+            trained=trained,
+            sites=chosen.sites,
+            shares=shares,
+        )
+        print(f"{kind}: nu {nu:.2g}")
+        for start, public in (("a fresh adapter", False), ("a public start", True)):
+            print(f"  from {start + ':':17}{expectation(nu, public_start=public)}")
+
+
+def _adapter_size(model: ModelArguments, adapter: AdapterArguments) -> int:
+    if model.model_name_or_path is None:
+        raise ValueError("--trained N, or --model_name_or_path MODEL whose adapter is counted")
+    silence_libraries()
+    from fedfora.models.memory_estimate import estimate_memory
+
+    return estimate_memory(model, adapter, rows=1, tokens=8).adapter_parameters
+
+
+def _noises(num_sites: int) -> dict[str, int | None]:
+    """Return how sites can add noise, with the shares that make it whole; None for no shares."""
+    from fedfora.federated.secure_aggregation.messages import MIN_SITES, fewest_survivors
+    from fedfora.federated.settings import SecureAggregationArguments
+    from fedfora.federated.shared_noise import NUM_CURIOUS_SITES
+
+    kinds: dict[str, int | None] = {"each site adds all of the noise": None}
+    if num_sites >= MIN_SITES:
+        fewest = fewest_survivors(num_sites, SecureAggregationArguments.secagg_threshold)
+        kinds["sites share the noise (--shared_noise)"] = fewest - NUM_CURIOUS_SITES
+    return kinds

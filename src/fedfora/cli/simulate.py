@@ -51,7 +51,7 @@ def _plan(settings: FederationSettings, rows: dict[str, int]) -> str:
     shown = [f"{name} ({count:,})" for name, count in list(rows.items())[:8]]
     more = " ..." if len(rows) > 8 else ""
     model, federation, train = settings.model, settings.federation, settings.train
-    step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    step = train.rows_per_step
     lines = [
         f"{len(rows)} sites (rows): {', '.join(shown)}{more}",
         f"{federation.num_rounds} rounds of {settings.aggregation.aggregation} for "

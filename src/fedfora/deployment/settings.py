@@ -22,6 +22,7 @@ PROTECTION = frozenset(
         "target_delta",
         "noise_multiplier",
         "clipping_norm",
+        "sampling_rate",
     }
 )
 # Which belong to a promise even where nobody named them: their defaults are written down with it.

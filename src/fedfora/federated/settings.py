@@ -4,6 +4,7 @@ Settings cross process boundaries as Flower's flat run config; every app parses 
 parser that reads the command line.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,6 +61,11 @@ class FederationArguments:
         for name in self.compare:
             if name not in ARMS:
                 raise ValueError(f"--compare {name}: choose from {', '.join(ARMS)}")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps that a site takes in all rounds."""
+        return self.num_rounds * self.local_steps
 
 
 # What the user says about secure aggregation, and what else cannot be had together with it.
@@ -159,11 +165,16 @@ class FederationSettings:
         return int(self.rounds.max_weight or self.most_tokens)
 
     @property
-    def most_tokens(self) -> int:
+    def most_tokens(self) -> float:
         """The most answer tokens that a site's steps of a round can train on."""
-        train = self.train
-        rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
-        return self.federation.local_steps * rows * self.data.max_target_length
+        if self._samples_a_share:
+            return math.inf
+        return self.federation.local_steps * self.train.rows_per_step * self.data.max_target_length
+
+    @property
+    def _samples_a_share(self) -> bool:
+        """Whether a step's rows are a share of a site's, and no number of them."""
+        return self.privacy.privacy_unit == "record" and not self.train.names_batch
 
     def run_config(self) -> dict[str, Scalar]:
         """Return the settings as Flower's run config; `from_run_config` is the inverse."""
@@ -237,6 +248,11 @@ def _of_secure_aggregation(s: FederationSettings) -> list[tuple[bool, str]]:
         (
             chosen.weighting == "rows" and rounds.max_weight is None,
             f"--weighting rows {with_it} needs --max_weight: the most rows of a site",
+        ),
+        (
+            chosen.weighting == "tokens" and s.most_tokens == math.inf and not rounds.max_weight,
+            f"--weighting tokens {with_it} and samples that are a share of a site's rows needs "
+            "--max_weight, or --weighting equal",
         ),
     ]
 

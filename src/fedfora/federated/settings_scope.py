@@ -33,6 +33,7 @@ LOCAL_ONLY = frozenset(
         "partition",
         "num_clients",
         "privacy_dir",
+        "start_adapter",
     }
 )
 

@@ -25,7 +25,7 @@ from fedfora.privacy.accounting import Release
 from fedfora.registry import Registry
 from fedfora.reporting.record import PASSING, append_event
 from fedfora.reporting.view import View
-from fedfora.training.privacy_plan import ledger_of, open_ledger
+from fedfora.training.privacy_plan import PrivateTraining, ledger_of, open_ledger
 from fedfora.training.trainer import StepReport
 
 STEP_SHOWN_S = 0.5  # a watcher from outside learns of a site's steps at most so often
@@ -44,12 +44,16 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
         ValueError: If rows, model or settings do not work; the message names the flag.
     """
     names = preflight(settings)
-    _check_budget(settings, names)
+    private = _check_budget(settings, names) if settings.rounds.resume is None else None
     run_config = settings.run_config()
     client_app = make_client_app()
     if settings.rounds.engine == "embedded":
         client_app = make_client_app(_site_steps(settings, view))
-        check_rows(load_runtime(run_config))
+        check_rows(runtime := load_runtime(run_config))
+        if private is not None:
+            trained = sum(p.numel() for p in runtime.model.parameters() if p.requires_grad)
+            warm = settings.adapter.start_adapter is not None
+            view.line(private.outlook(trained, public_start=warm, num_sites=len(names)))
         gc.collect()
         gc.freeze()  # what is loaded stays; looking through it again after every site is slow
     ENGINES[settings.rounds.engine](
@@ -58,25 +62,28 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
     return read_rounds(settings.run.output_dir)
 
 
-def _check_budget(settings: FederationSettings, names: Iterable[str]) -> None:
+def _check_budget(settings: FederationSettings, names: Iterable[str]) -> PrivateTraining | None:
     """Raise if earlier runs have spent what this one needs; an earlier run's record stays.
+
+    Returns:
+        How the site with the fewest rows hides its records; None where sites hide none.
 
     Raises:
         BudgetSpent: Saying what is left.
     """
-    if settings.rounds.resume is not None:
-        return
+    plans = []
     if settings.privacy.privacy_unit == "record":
         examples, parts = partition_sites(settings)
         for rows in parts.values():
             name = ledger_of(examples[row] for row in rows)
             if plan := plan_round(settings, name, num_rows=len(rows), first_step=0):
-                federation = settings.federation
-                plan.ledger.check(plan.release(federation.num_rounds * federation.local_steps))
+                plan.ledger.check(plan.release(settings.federation.total_steps))
+                plans.append(plan)
     if settings.privacy.privacy_unit == "site":
         noise = site_noise_multiplier(settings.privacy, num_rounds=settings.federation.num_rounds)
         ledger = open_ledger(settings.privacy, sites_ledger(settings, names))
         ledger.check(Release(1.0, noise, 1))
+    return min(plans, key=lambda plan: plan.privacy.num_rows, default=None)
 
 
 def read_rounds(output_dir: str | Path) -> list[dict[str, Any]]:

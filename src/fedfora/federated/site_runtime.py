@@ -37,6 +37,7 @@ from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.preflight import SITES_DIR, partition_sites
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.wire.transport import Layout, digest_of
+from fedfora.models.adapter_base import start_from
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
@@ -48,6 +49,7 @@ from fedfora.training.privacy_plan import (
     ledger_of,
     plan_private_training,
     public_part,
+    with_learning_rate,
 )
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
@@ -304,7 +306,7 @@ def plan_round(
         ledger=ledger,
         num_rows=num_rows,
         first_step=first_step,
-        total_steps=settings.federation.num_rounds * settings.federation.local_steps,
+        total_steps=settings.federation.total_steps,
     )
 
 
@@ -338,7 +340,7 @@ def train_round(
     trained, result = runtime.train(
         adapter,
         site.encoded,
-        settings.train,
+        with_learning_rate(settings.train, settings.privacy, settings.adapter, runtime.model),
         stretch=StepWindow(
             first_step=first_step,
             num_steps=federation.local_steps,
@@ -369,6 +371,7 @@ def _runtime(items: tuple[tuple[str, Scalar], ...]) -> SiteRuntime:
         seed=settings.train.seed,
         init_weights=True if rule.start == "zero" else "svd",
     )
+    start_from(base, model, settings.adapter)
     state = read_state(model)
     return SiteRuntime(
         settings=settings,

@@ -4,6 +4,7 @@ Every command that reads an adapter takes its base from here, and measures here 
 of two models are apart, on fixed random tokens.
 """
 
+import hashlib
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -11,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from fedfora.adapter.state import write_state
 from fedfora.models.fingerprint import describe, fingerprint, same_model, sketch
 from fedfora.models.loading import Base, base_name_of, load_adapter, load_base
-from fedfora.models.saving import read_record
-from fedfora.models.settings import ModelArguments
+from fedfora.models.resolve import check_adapter_dir
+from fedfora.models.saving import read_adapter, read_record
+from fedfora.models.settings import AdapterArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +78,39 @@ def load_base_of(
     base = load_base(settings, needs_tokenizer=needs_tokenizer)
     check_base(base, adapter_dir, read_record(adapter_dir))
     return base
+
+
+def start_from(base: Base, model: Any, settings: AdapterArguments) -> None:
+    """Write the adapter to start from over a fresh one; nothing where none is named.
+
+    Raises:
+        ValueError: If it is no adapter, that of another base, or of another form.
+    """
+    if settings.start_adapter is None:
+        return
+    directory, config = settings.start_adapter, model.peft_config["default"]
+    try:
+        check_adapter_dir(directory)
+        check_base(base, Path(directory), read_record(directory))
+        saved = PeftConfig.from_pretrained(directory)
+        for name in ("r", "lora_alpha", "use_rslora"):
+            if getattr(saved, name, None) != (ours := getattr(config, name)):
+                raise ValueError(f"its {name} is {getattr(saved, name, None)}, here it is {ours}")
+        write_state(model, read_adapter(directory))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--start_adapter {directory} cannot be started from: {error}") from error
+
+
+def start_note(settings: AdapterArguments) -> str:
+    """Return what a privacy statement adds about the adapter that a training started from."""
+    if settings.start_adapter is None:
+        return ""
+    state = read_adapter(settings.start_adapter)
+    numbers = b"".join(state[name].numpy().tobytes() for name in sorted(state))
+    return (
+        f" It started from adapter {hashlib.sha256(numbers).hexdigest()[:16]}; what that was "
+        "trained on counts as public and is not covered."
+    )
 
 
 def check_base(base: Base, adapter_dir: str | Path | None, record: dict[str, Any]) -> str:

@@ -51,6 +51,11 @@ class AdapterArguments:
     lora_dropout: float = flag(0.0, "dropout on the adapter's input")
     use_rslora: bool = flag(False, "scale by alpha / sqrt(R) instead")
     inner_dim: int | None = flag(None, "inner width M; default max(2, inputs // 4) for each layer")
+    start_adapter: str | None = flag(
+        None,
+        "adapter to start from instead of a fresh one, e.g. of public rows; what it was trained on "
+        "counts as public",
+    )
     target_modules: list[str] = flag(
         ["all-linear"], "layers to adapt: names, or all-linear (every one but the output layer)"
     )

@@ -20,6 +20,11 @@ class PrivacyArguments:
     noise_multiplier: float | None = flag(
         None, "noise over clipping norm, instead of the one that target_epsilon chooses"
     )
+    sampling_rate: float | None = flag(
+        None,
+        "record: share of a site's rows in a step's sample, on average; default 0.5, or the batch "
+        "that is named",
+    )
     clipping_norm: float = flag(
         1.0, "no record's gradient (no site's update) counts with more than this norm"
     )
@@ -44,6 +49,10 @@ class PrivacyArguments:
             raise ValueError(f"--target_epsilon must be positive, got {self.target_epsilon}")
         if self.noise_multiplier is not None and not self.noise_multiplier >= 0:
             raise ValueError(f"--noise_multiplier must be at least 0, got {self.noise_multiplier}")
+        if self.sampling_rate is not None and self.privacy_unit != "record":
+            raise ValueError("--sampling_rate needs --privacy_unit record")
+        if self.sampling_rate is not None and not 0 < self.sampling_rate <= 1:
+            raise ValueError(f"--sampling_rate must be in (0, 1], got {self.sampling_rate}")
         if not 0 < self.target_delta < 1:
             raise ValueError(f"--target_delta must be in (0, 1), got {self.target_delta}")
         if not self.clipping_norm > 0:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from fedfora.training.schedule import StepWindow
-from fedfora.training.settings import TrainArguments
+from fedfora.training.settings import LEARNING_RATE, TrainArguments
 
 # transformers 5.23 renamed the flag; older ones know only the old name.
 _NAMES = ("activation_checkpointing", "gradient_checkpointing")
@@ -30,7 +30,9 @@ def trainer_arguments(
     check_device(settings, device)
     options: dict[str, Any] = {
         "max_steps": stretch.num_steps,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": LEARNING_RATE
+        if settings.learning_rate is None
+        else settings.learning_rate,
         "lr_scheduler_type": settings.lr_scheduler_type,
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
@@ -86,7 +88,7 @@ def process_arguments(
         output_dir=tempfile.gettempdir(),
         per_device_train_batch_size=settings.per_device_train_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        learning_rate=settings.learning_rate,
+        learning_rate=LEARNING_RATE if settings.learning_rate is None else settings.learning_rate,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         fp16=settings.fp16,

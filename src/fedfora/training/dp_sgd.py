@@ -10,6 +10,7 @@ on another record, as the mean over a batch's tokens does.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,12 +25,14 @@ from fedfora.adapter.per_example import PerExampleGradients
 from fedfora.data.encoding import IGNORED
 from fedfora.models.losses import row_losses
 from fedfora.privacy.clipping import SecretNoise, add_noise, clipped_sum
+from fedfora.training.packing import MAX_TOKENS
 
 Batch = dict[str, Tensor]
 
 logger = logging.getLogger(__name__)
 
-WIDTH = 64  # tokens; rows are padded to a multiple of it
+WIDTH = 32  # tokens; rows are padded to a multiple of it
+NUMBERS_AT_ONCE = 2**26  # in gradients of single rows: 256 MiB
 FILLING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}  # what padding consists of
 
 TOLERANCE = 1e-3  # of the largest gradient: between a row alone and the row in a padded batch
@@ -91,6 +94,7 @@ def write_private_gradient(
     noise: SecretNoise,
     *,
     batch_size: int,
+    max_tokens: int = MAX_TOKENS["cpu"],
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
     """Give every trainable parameter its noisy gradient for one sample, and return the mean loss.
@@ -100,7 +104,8 @@ def write_private_gradient(
         batch: The sample, padded; may have no rows.
         privacy: Noise and clipping.
         noise: Where the noise comes from.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass, at most.
+        max_tokens: Padded tokens per forward pass, unless one row has more.
         context: Makes the context of the forward pass, e.g. autocast.
 
     Returns:
@@ -109,7 +114,7 @@ def write_private_gradient(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     losses = [torch.zeros(0, device=batch["labels"].device)]
-    for piece, num_rows in _pieces(batch, batch_size):
+    for piece, num_rows in _pieces(batch, batch_size, max_tokens):
         loss_B, gradients = _gradients_or_zero(model, piece, num_rows, context)
         losses.append(loss_B)
         for name, summed in clipped_sum(gradients, privacy.clipping_norm).items():
@@ -264,19 +269,21 @@ def _pass_alone(model: nn.Module, row: Batch) -> None:
     row_losses(model, row).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def _pieces(batch: Batch, batch_size: int) -> Iterator[tuple[Batch, int]]:
+def _pieces(batch: Batch, batch_size: int, max_tokens: int) -> Iterator[tuple[Batch, int]]:
     """Yield pieces of fixed shapes, each with the number of its real rows, which come first.
 
-    A piece has `batch_size` rows of a multiple of `WIDTH` tokens, filled up with empty ones. So
-    what a row is padded to, and with it the rounding of its gradient, does not depend on the others
-    in the sample: without one row the others give the same in bfloat16, too.
+    A piece has rows of a multiple of `WIDTH` tokens, and so many of them as only that width, the
+    number asked for and the limit of tokens decide; it is filled up with empty ones. So what a row
+    is padded to, and with it the rounding of its gradient, does not depend on the others in the
+    sample: without one row the others give the same in bfloat16, too.
     """
     packed, length_N = _to_the_left(batch)
     width_N = (length_N + WIDTH - 1) // WIDTH * WIDTH
     for width in sorted(set(width_N.tolist())):
         of_width = torch.nonzero(width_N == width).flatten()
-        for chosen in torch.split(of_width, batch_size):
-            shape = (batch_size, width)
+        num_rows = max(1, min(batch_size, max_tokens // width))
+        for chosen in torch.split(of_width, num_rows):
+            shape = (num_rows, width)
             piece = {}
             for name, tensor in packed.items():
                 rows = tensor[chosen, :width]
@@ -310,11 +317,12 @@ class PrivateSteps:
     """Gives a Trainer its samples and its gradients, so that every step is a release of DP-SGD.
 
     A step's sample comes as one batch of whatever size; it is worked through in pieces of
-    `rows_at_a_time`. Accumulation and the clipping of whole gradients are therefore off.
+    `max_tokens`, and of no more rows than have room for their gradients. Accumulation and the
+    clipping of whole gradients are therefore off.
     """
 
-    def __init__(self, privacy: RecordPrivacy, rows_at_a_time: int) -> None:
-        self.privacy, self.rows_at_a_time = privacy, rows_at_a_time
+    def __init__(self, privacy: RecordPrivacy, max_tokens: int | None) -> None:
+        self.privacy, self.max_tokens = privacy, max_tokens
         self.noise = SecretNoise()
 
     def dataloader(self, trainer: Any) -> Any:
@@ -333,12 +341,15 @@ class PrivateSteps:
         """Write a sample's noisy gradient into the parameters, and return its loss."""
         model.train()
         inputs = trainer._prepare_inputs(inputs)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        room = max(1, NUMBERS_AT_ONCE // trained)
         loss = write_private_gradient(
             model,
             inputs,
             self.privacy,
             self.noise,
-            batch_size=self.rows_at_a_time,
+            batch_size=min(math.ceil(self.privacy.expected_rows), room),
+            max_tokens=self.max_tokens or MAX_TOKENS[trainer.args.device.type],
             context=trainer.compute_loss_context_manager,
         )
         trainer.count(inputs, loss)

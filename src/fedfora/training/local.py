@@ -110,7 +110,7 @@ def train_locally(
         make = AdapterTrainer if long_run is None else long_run.make_trainer
         trainer = _make_trainer(make, model, tokenizer, encoded, settings, arguments, stretch)
         if privacy is not None:
-            trainer.private = PrivateSteps(privacy, settings.per_device_train_batch_size)
+            trainer.private = PrivateSteps(privacy, settings.max_tokens_per_pass)
         trainer.add_callback(AfterStep(trainer, on_step))
         if proximal_mu:
             trainer.add_callback(ProximalTerm(proximal_mu))

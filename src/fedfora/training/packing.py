@@ -37,7 +37,7 @@ def estimate_step(
     """
     on_gpu = model.device == "cuda" or (model.device == "auto" and torch.cuda.is_available())
     limit = train.max_tokens_per_pass or MAX_TOKENS["cuda" if on_gpu else "cpu"]
-    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    rows = train.rows_per_step
     tokens = max(len(row["input_ids"]) for row in encoded)
     estimate = estimate_memory(
         model,

@@ -11,11 +11,15 @@ from typing import Any
 from transformers import TrainerCallback
 
 from fedfora.data.loading import Example
+from fedfora.models.settings import AdapterArguments
 from fedfora.privacy.accounting import Ledger, Release, record_statement
+from fedfora.privacy.outlook import noise_to_signal, outlook_line
 from fedfora.privacy.settings import PrivacyArguments, check_delta
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult
 from fedfora.training.settings import TrainArguments, check_record_privacy
+
+RATE_TIMES_WIDTH = 3.2
 
 PRIVACY_DIR = "FEDFORA_PRIVACY_DIR"  # in the environment: where ledgers lie
 
@@ -28,11 +32,13 @@ class PrivateTraining:
         privacy: Noise and clipping of the steps.
         ledger: What has been spent on the rows, by this and by other runs.
         run: What the ledger calls this run.
+        note: What the statement says beside the guarantee.
     """
 
     privacy: RecordPrivacy
     ledger: Ledger
     run: str
+    note: str = ""
 
     def pay(self, num_steps: int, **where: Any) -> None:
         """Enter the next steps, before they are taken.
@@ -55,11 +61,23 @@ class PrivateTraining:
     @property
     def statement(self) -> str:
         """The guarantee for all that the ledger holds, in one sentence."""
-        return record_statement(
+        guarantee = record_statement(
             self.ledger,
             clipping_norm=self.privacy.clipping_norm,
             num_rows=self.privacy.num_rows,
         )
+        return guarantee + self.note
+
+    def outlook(self, trained: int, *, public_start: bool, num_sites: int = 1) -> str:
+        """Return what can be expected of so many trained numbers, at sites like this one."""
+        nu = noise_to_signal(
+            self.privacy.noise_multiplier,
+            sampling_rate=self.privacy.sampling_rate,
+            rows=self.privacy.num_rows,
+            trained=trained,
+            sites=num_sites,
+        )
+        return outlook_line(nu, public_start=public_start)
 
     def event(self) -> dict[str, float | str | None]:
         """Return what the run's record says."""
@@ -111,7 +129,7 @@ def plan_private_training(
 
     Args:
         arguments: Budget or noise multiplier, clipping norm.
-        train: Batch size and accumulation, whose product is a step's expected number of rows.
+        train: Batch, where it says how large a step's sample is.
         output_dir: Run directory, by which the ledger knows the run.
         ledger: Name of the ledger: `ledger_of` the rows, or a site's own.
         num_rows: Rows of the site.
@@ -127,16 +145,31 @@ def plan_private_training(
         return None
     check_record_privacy(arguments, train)
     check_delta(arguments, num_rows)
-    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
-    expected_rows = min(float(rows_per_step), float(num_rows))
+    expected_rows = train.sampling_rate(arguments, num_rows) * num_rows
+    rate = expected_rows / num_rows
     opened, left = open_ledger(arguments, ledger), max(1, total_steps - first_step)
     noise_multiplier = arguments.noise_multiplier
     if noise_multiplier is None:
-        noise_multiplier = opened.noise_for(
-            expected_rows / num_rows, planned=total_steps, left=left
-        )
+        noise_multiplier = opened.noise_for(rate, planned=total_steps, left=left)
     privacy = RecordPrivacy(noise_multiplier, arguments.clipping_norm, expected_rows, num_rows)
     return PrivateTraining(privacy, opened, str(Path(output_dir).resolve()))
+
+
+def with_learning_rate(
+    train: TrainArguments, privacy: PrivacyArguments, adapter: AdapterArguments, model: Any
+) -> TrainArguments:
+    """Return the settings with the learning rate that suits noisy steps, unless one is named.
+
+    Under noise Adam's steps are of one length whatever the gradient, so a few of them must lead
+    far; how far depends on the width of the layers, as in a training without noise (Yang et al.
+    2022, https://arxiv.org/abs/2203.03466, Table 3). From a start that has learned the form of the
+    answers the way is shorter.
+    """
+    if privacy.privacy_unit != "record" or train.learning_rate is not None:
+        return train
+    width = model.get_input_embeddings().weight.shape[1]
+    rate = RATE_TIMES_WIDTH / width / (1 if adapter.start_adapter is None else 2)
+    return replace(train, learning_rate=rate)
 
 
 def open_ledger(arguments: PrivacyArguments, name: str) -> Ledger:

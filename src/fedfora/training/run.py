@@ -1,7 +1,7 @@
 """`fedfora train`: settings to a run directory with one trained adapter."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,9 +24,11 @@ from fedfora.data.encoding import (
     prompt_format_of,
 )
 from fedfora.data.loading import shared_instruction
+from fedfora.models.adapter_base import start_from, start_note
 from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, add_adapter, load_base
-from fedfora.models.saving import adapter_config, adapter_record, save_adapter
+from fedfora.models.saving import adapter_config, adapter_record, read_record, save_adapter
+from fedfora.privacy.settings import PrivacyArguments
 from fedfora.registry import unknown
 from fedfora.reporting.record import (
     RunRecord,
@@ -56,9 +58,10 @@ from fedfora.training.privacy_plan import (
     PrivateTraining,
     ledger_of,
     plan_private_training,
+    with_learning_rate,
 )
 from fedfora.training.schedule import StepWindow, num_steps
-from fedfora.training.settings import TrainArguments, TrainSettings
+from fedfora.training.settings import EPOCHS, TrainArguments, TrainSettings, private_steps
 from fedfora.training.trainer import Progress, StepReport
 
 LOCAL = "local"  # what a private training keeps to itself: checkpoints, losses; never published
@@ -122,6 +125,9 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         remove_checkpoints(_checkpoints_of(settings), keep_up_to=resume_from)
         _describe(record, settings, prepared, identity)
         view.line(_headline(prepared, processes, first_step))
+        if private is not None:
+            warm = settings.adapter.start_adapter is not None
+            view.line(private.outlook(_trainable(prepared.model), public_start=warm))
         tokens = 0 if private else earlier.tokens
         record.log("started", steps=prepared.steps, step=first_step, tokens=tokens)
     long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, private)
@@ -129,7 +135,7 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         prepared.model,
         prepared.base.tokenizer,
         prepared.encoded,
-        settings.train,
+        with_learning_rate(settings.train, settings.privacy, settings.adapter, prepared.model),
         stretch=StepWindow(first_step=0, num_steps=prepared.steps, total_steps=prepared.steps),
         seed=derive_seed(settings.train.seed, "train", 0, 0),
         callbacks=[PaySteps(private, settings.checkpoint.save_steps)] if private else [],
@@ -219,6 +225,7 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
     base = load_base(settings.model)
     base_fingerprint = fingerprint(base)
     model = add_adapter(base, settings.adapter, seed=seed)
+    start_from(base, model, settings.adapter)
     prompts = prompt_format_of(data, base.tokenizer)
     encoded = encode_cached(
         examples,
@@ -244,18 +251,25 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
         encoded=encoded,
         validation=validation,
         steps=steps_of(
-            settings.train, len(training_rows(encoded, settings.train)), processes.number
+            settings.train,
+            settings.privacy,
+            len(training_rows(encoded, settings.train)),
+            processes.number,
         ),
         ledger=ledger_of(rows.examples),
     )
 
 
-def steps_of(settings: TrainArguments, num_rows: int, num_processes: int = 1) -> int:
+def steps_of(
+    settings: TrainArguments, privacy: PrivacyArguments, num_rows: int, num_processes: int = 1
+) -> int:
     """Return how many optimizer steps `settings` asks for on `num_rows` rows."""
+    if privacy.privacy_unit == "record":
+        return private_steps(settings, privacy, num_rows)
     return num_steps(
         num_rows,
         max_steps=settings.max_steps,
-        num_train_epochs=settings.num_train_epochs,
+        num_train_epochs=settings.num_train_epochs or EPOCHS,
         batch_size=settings.per_device_train_batch_size,
         accumulation=settings.gradient_accumulation_steps,
         num_processes=num_processes,
@@ -275,6 +289,13 @@ def _plan_privacy(
         first_step=first_step,
         total_steps=prepared.steps,
     )
+    if private is not None and (start := settings.adapter.start_adapter) is not None:
+        if read_record(start).get("rows_fingerprint") == fingerprint_of_rows(prepared.encoded):
+            raise ValueError(
+                f"--start_adapter {start} was trained on these rows without privacy; a training "
+                "from it hides none of them"
+            )
+        private = replace(private, note=start_note(settings.adapter))
     if private is not None and first_step < prepared.steps:
         private.ledger.check(private.release(prepared.steps - first_step))
     return private

@@ -88,10 +88,10 @@ def test_a_round_that_is_repeated_is_paid_again_and_the_others_get_more_noise():
 
 def test_the_coordinator_states_the_weakest_sites_guarantee():
     arguments = PrivacyArguments(privacy_unit="record", noise_multiplier=1.0)
-    event = record_event(arguments, [100, 400], rows_per_step=10, total_steps=20)
+    event = record_event(arguments, [100, 400], rate_of=lambda rows: 10 / rows, total_steps=20)
     assert event["epsilon"] == epsilon_of([Release(0.1, 1.0, 20)], 1e-5)
     assert f"({event['epsilon']:.2f}, 1e-05)" in event["privacy_statement"]
-    untold = record_event(arguments, [0, 0], rows_per_step=10, total_steps=20)
+    untold = record_event(arguments, [0, 0], rate_of=lambda rows: 10 / rows, total_steps=20)
     assert untold["epsilon"] is None
     assert "only the sites know" in untold["privacy_statement"]
 

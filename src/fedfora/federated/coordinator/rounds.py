@@ -50,6 +50,7 @@ from fedfora.federated.coordinator.site_privacy import (
 from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.secure_aggregation.server import RoundLost, WrongShares
 from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.models.adapter_base import start_note
 from fedfora.models.loading import fora_config
 from fedfora.models.saving import as_saved, config_at_rank, save_adapter
 from fedfora.reporting.record import Listener, RunRecord
@@ -295,16 +296,21 @@ class _Rounds:
     def _privacy_line(self) -> dict[str, Any]:
         """Return what has been spent of the privacy budget, and the guarantee in words."""
         settings = self.settings
-        if self.site_privacy is not None:
-            return self.site_privacy.event()
         if settings.privacy.privacy_unit == "none":
             return {}
-        train, federation = settings.train, settings.federation
+        event = self._privacy_event()
+        event["privacy_statement"] = f"{event['privacy_statement']}{start_note(settings.adapter)}"
+        return event
+
+    def _privacy_event(self) -> dict[str, float | str | None]:
+        settings = self.settings
+        if self.site_privacy is not None:
+            return self.site_privacy.event()
         return record_event(
             settings.privacy,
             (site.rows for site in self.agreement.sites),
-            rows_per_step=train.per_device_train_batch_size * train.gradient_accumulation_steps,
-            total_steps=federation.num_rounds * federation.local_steps,
+            rate_of=partial(settings.train.sampling_rate, settings.privacy),
+            total_steps=settings.federation.total_steps,
         )
 
     def _cannot_write(self, last_round: int, error: Exception) -> ValueError:

@@ -11,7 +11,7 @@ only keeps the account.
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fedfora.federated.aggregation import AdapterState, Weighted
@@ -122,7 +122,11 @@ def sites_ledger(settings: FederationSettings, names: Iterable[str]) -> str:
 
 
 def record_event(
-    arguments: PrivacyArguments, site_rows: Iterable[int], *, rows_per_step: int, total_steps: int
+    arguments: PrivacyArguments,
+    site_rows: Iterable[int],
+    *,
+    rate_of: Callable[[int], float],
+    total_steps: int,
 ) -> dict[str, float | str | None]:
     """Return what the run's record says where each site hides its own records.
 
@@ -131,15 +135,13 @@ def record_event(
     Args:
         arguments: Budget or noise multiplier.
         site_rows: Rows of each site; 0 where a site does not tell.
-        rows_per_step: Rows in a step's sample on average.
+        rate_of: From a site's rows to the probability with which each is in a step's sample.
         total_steps: Steps that a site takes in the whole run.
     """
     epsilon, noise, rows = arguments.target_epsilon, arguments.noise_multiplier, list(site_rows)
     if noise is not None and all(rows):
         spent = [
-            epsilon_of(
-                [Release(min(1.0, rows_per_step / n), noise, total_steps)], arguments.target_delta
-            )
+            epsilon_of([Release(rate_of(n), noise, total_steps)], arguments.target_delta)
             for n in set(rows)
         ]
         epsilon = min(max(spent), math.inf if epsilon is None else epsilon)

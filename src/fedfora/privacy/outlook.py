@@ -1,0 +1,79 @@
+"""From rows, sites and a budget to what a private training can be expected to learn.
+
+What decides is nu, the length of the noise on a step's mean gradient over the clipping norm C:
+
+    nu = z sqrt(d) / (q N sqrt(K))                  each of K sites adds noise of its own
+    nu = z sqrt(d) sqrt(K / s) / (q N K)            s sites' shares make the noise whole
+
+with noise multiplier z, d trained numbers, sampling rate q and N rows at a site. A clipped mean
+gradient is C long at most, and about C / 2 at first. The bounds below are those of the clinics'
+notes on a small base that has learned no task (docs/log.md); a base that has stands more noise.
+"""
+
+import math
+from dataclasses import dataclass
+
+from fedfora.config import flag
+
+# Up to which nu a training gives (nearly all, about half) of what it gives without privacy.
+FROM_SCRATCH, FROM_PUBLIC = (0.7, 1.5), (3.0, 6.0)
+WORDS = ("close to a training without privacy", "about half of it", "next to nothing")
+
+
+@dataclass
+class OutlookArguments:
+    """Whose records are to be hidden."""
+
+    rows: int | None = flag(None, "rows of a site")
+    sites: int = flag(1, "sites that train together, with as many rows each")
+    trained: int | None = flag(
+        None, "numbers that are trained; default those of an adapter on --model_name_or_path"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below one, naming the flag."""
+        for name in ("rows", "sites", "trained"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+
+
+def noise_to_signal(
+    noise_multiplier: float,
+    *,
+    sampling_rate: float,
+    rows: float,
+    trained: int,
+    sites: int = 1,
+    shares: int | None = None,
+) -> float:
+    """Return nu.
+
+    Args:
+        noise_multiplier: z.
+        sampling_rate: q.
+        rows: N, of a site.
+        trained: d.
+        sites: K.
+        shares: s; None where each site adds noise of its own.
+    """
+    alone = noise_multiplier * math.sqrt(trained) / (sampling_rate * rows)
+    if shares is None:
+        return alone / math.sqrt(sites)
+    return alone / math.sqrt(sites * shares)
+
+
+def expectation(nu: float, *, public_start: bool) -> str:
+    """Return in words what a training under so much noise learns."""
+    most, half = FROM_PUBLIC if public_start else FROM_SCRATCH
+    return WORDS[0] if nu <= most else WORDS[1] if nu <= half else WORDS[2]
+
+
+def outlook_line(nu: float, *, public_start: bool) -> str:
+    """Return what a run is told before it begins; a warning where it is hopeless."""
+    expected = expectation(nu, public_start=public_start)
+    line = f"noise is {nu:.2g} times the longest gradient (nu): expect {expected}"
+    if expected != WORDS[2]:
+        return line
+    start = "" if public_start else ", --start_adapter with one of public rows"
+    return f"WARNING: {line}. More rows or sites, a larger budget{start}; see fedfora check privacy"

@@ -1,0 +1,65 @@
+"""What a budget leaves to learn, from arithmetic alone."""
+
+import pytest
+
+from fedfora.cli.main import main
+from fedfora.privacy.outlook import expectation, noise_to_signal, outlook_line
+from fedfora.privacy.settings import PrivacyArguments
+from fedfora.training.settings import TrainArguments, private_steps
+
+
+def test_the_noise_is_that_of_a_steps_mean_gradient():
+    """z sqrt(d) / (q N); four sites of their own halve it, four that share one noise quarter it."""
+    alone = {"sampling_rate": 0.5, "rows": 200, "trained": 10_000}
+    assert noise_to_signal(2.0, **alone) == pytest.approx(2.0 * 100 / 100)
+    assert noise_to_signal(2.0, **alone, sites=4) == pytest.approx(1.0)
+    assert noise_to_signal(2.0, **alone, sites=4, shares=4) == pytest.approx(0.5)
+    assert noise_to_signal(2.0, **alone, sites=4, shares=1) == pytest.approx(1.0)
+
+
+def test_a_hopeless_training_is_warned_of_and_a_public_start_stands_more():
+    assert "WARNING" in outlook_line(2.5, public_start=False)
+    assert "--start_adapter" in outlook_line(2.5, public_start=False)
+    assert "WARNING" not in outlook_line(2.5, public_start=True)
+    for nu in (0.1, 1.0, 5.0, 50.0):
+        order = [expectation(each, public_start=True) for each in (nu, 2 * nu)]
+        assert order[0] == order[1] or order[1] != "close to a training without privacy"
+
+
+def test_a_budget_alone_is_a_recipe():
+    hidden = PrivacyArguments(privacy_unit="record", target_epsilon=8)
+    assert TrainArguments().sampling_rate(hidden, 600) == 0.5
+    assert private_steps(TrainArguments(), hidden, 600) == 60
+    assert private_steps(TrainArguments(num_train_epochs=5), hidden, 600) == 10
+    named = TrainArguments(per_device_train_batch_size=60, gradient_accumulation_steps=1)
+    assert named.sampling_rate(hidden, 600) == 0.1
+    assert private_steps(TrainArguments(max_steps=7), hidden, 600) == 7
+
+
+def test_check_privacy_says_what_to_expect(capsys):
+    words = "check privacy --rows 600 --sites 4 --target_epsilon 8 --trained 102144"
+    assert main(words.split()) == 0
+    out = capsys.readouterr().out
+    assert "600 rows, 4 sites, 102,144 trained numbers" in out
+    assert "30 passes over the rows" in out
+    assert "epsilon 8 at delta 1e-05; for a record replaced by another 17.2" in out
+    assert out.count("nu 1.3") == out.count("nu 0.93") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--target_epsilon 8 --trained 9", "how many? fedfora check privacy --rows N"),
+        ("--rows 600 --trained 9", "needs --target_epsilon or --noise_multiplier"),
+        ("--rows 600 --target_epsilon 8", "--trained N, or --model_name_or_path"),
+        ("--rows 600 --target_epsilon 1e-4 --trained 9", "--target_epsilon 0.0001 cannot be"),
+        ("--rows 0 --target_epsilon 8 --trained 9", "--rows must be at least 1, got 0"),
+        ("--rows 9 --target_epsilon 8 --sampling_rate 2", "--sampling_rate must be in (0, 1]"),
+        ("--rows 9 --target_epsilon 8 --target_delta 0.5", "--target_delta 0.5 is not below"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(capsys, flags, message):
+    assert main(["check", "privacy", *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
