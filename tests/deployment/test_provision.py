@@ -53,11 +53,12 @@ def test_a_kit_that_is_written_is_the_kit_that_is_read(provisioned):
 
 def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
     promised = {"secure_aggregation": True, "privacy_unit": "record", "target_epsilon": 3.0}
-    done = provisioned(settings={**promised, "aggregation": "ffa", "num_rounds": 3})
+    planned = {"aggregation": "ffa", "num_rounds": 3, "weighting": "equal"}
+    done = provisioned(settings={**promised, **planned})
     kit = read_site_kit(done.place / "sites" / "cardiology")
     parts = {"secagg_threshold": 0.66, "target_delta": 1e-5, "clipping_norm": 1.0}  # defaults
     assert kit.settings == {**promised, **parts, "train_file": "/data/notes.json"}
-    assert kit.planned == {"aggregation": "ffa", "num_rounds": 3}
+    assert kit.planned == planned
 
 
 @pytest.mark.parametrize(

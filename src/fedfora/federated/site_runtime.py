@@ -37,9 +37,9 @@ from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.preflight import SITES_DIR, partition_sites
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.wire.transport import Layout, digest_of
-from fedfora.models.adapter_base import start_from
+from fedfora.models.adapter_base import add_adapter_to_train
 from fedfora.models.fingerprint import describe, fingerprint
-from fedfora.models.loading import Base, add_adapter, add_adapter_of_rank, load_base
+from fedfora.models.loading import Base, add_adapter_of_rank, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.seeds import derive_seed
 from fedfora.training.dp_sgd import RecordPrivacy
@@ -365,13 +365,12 @@ def _runtime(items: tuple[tuple[str, Scalar], ...]) -> SiteRuntime:
     base = load_base(settings.model)
     base_fingerprint = fingerprint(base)
     rule = settings.rule_of_round(0)
-    model = add_adapter(
+    model = add_adapter_to_train(
         base,
         settings.adapter,
         seed=settings.train.seed,
         init_weights=True if rule.start == "zero" else "svd",
     )
-    start_from(base, model, settings.adapter)
     state = read_state(model)
     return SiteRuntime(
         settings=settings,

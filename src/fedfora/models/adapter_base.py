@@ -9,17 +9,17 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedfora.adapter.state import write_state
 from fedfora.models.fingerprint import describe, fingerprint, same_model, sketch
-from fedfora.models.loading import Base, base_name_of, load_adapter, load_base
+from fedfora.models.loading import Base, add_adapter, base_name_of, load_adapter, load_base
 from fedfora.models.resolve import check_adapter_dir
 from fedfora.models.saving import read_adapter, read_record
 from fedfora.models.settings import AdapterArguments, ModelArguments
@@ -80,25 +80,39 @@ def load_base_of(
     return base
 
 
-def start_from(base: Base, model: Any, settings: AdapterArguments) -> None:
-    """Write the adapter to start from over a fresh one; nothing where none is named.
+def add_adapter_to_train(
+    base: Base,
+    settings: AdapterArguments,
+    *,
+    seed: int,
+    init_weights: bool | Literal["svd"] = True,
+) -> PeftModel:
+    """Put the adapter that a training begins with on the base: fresh, or the one named.
+
+    Args:
+        base: The model.
+        settings: Rank, targets and so on, and the adapter to start from.
+        seed: The run's seed.
+        init_weights: As in `ForaConfig`.
 
     Raises:
-        ValueError: If it is no adapter, that of another base, or of another form.
+        ValueError: If there is no adapter, or it is that of another base, or of another form.
     """
-    if settings.start_adapter is None:
-        return
-    directory, config = settings.start_adapter, model.peft_config["default"]
+    directory = settings.start_adapter
+    if directory is None:
+        return add_adapter(base, settings, seed=seed, init_weights=init_weights)
     try:
         check_adapter_dir(directory)
         check_base(base, Path(directory), read_record(directory))
-        saved = PeftConfig.from_pretrained(directory)
+        model = add_adapter(base, settings, seed=seed, init_weights=init_weights)
+        saved, config = PeftConfig.from_pretrained(directory), model.peft_config["default"]
         for name in ("r", "lora_alpha", "use_rslora"):
             if getattr(saved, name, None) != (ours := getattr(config, name)):
                 raise ValueError(f"its {name} is {getattr(saved, name, None)}, here it is {ours}")
         write_state(model, read_adapter(directory))
     except (ValueError, OSError) as error:
         raise ValueError(f"--start_adapter {directory} cannot be started from: {error}") from error
+    return model
 
 
 def start_note(settings: AdapterArguments) -> str:

@@ -24,9 +24,9 @@ from fedfora.data.encoding import (
     prompt_format_of,
 )
 from fedfora.data.loading import shared_instruction
-from fedfora.models.adapter_base import start_from, start_note
+from fedfora.models.adapter_base import add_adapter_to_train, start_note
 from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
-from fedfora.models.loading import Base, add_adapter, load_base
+from fedfora.models.loading import Base, load_base
 from fedfora.models.saving import adapter_config, adapter_record, read_record, save_adapter
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.registry import unknown
@@ -224,8 +224,7 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
     examples, held_out = [*rows.examples, *planted(data, site=0, seed=seed)], rows.held_out
     base = load_base(settings.model)
     base_fingerprint = fingerprint(base)
-    model = add_adapter(base, settings.adapter, seed=seed)
-    start_from(base, model, settings.adapter)
+    model = add_adapter_to_train(base, settings.adapter, seed=seed)
     prompts = prompt_format_of(data, base.tokenizer)
     encoded = encode_cached(
         examples,
