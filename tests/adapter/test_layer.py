@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedfora.adapter import ForaConfig, ForaLinear
+from fedfora.adapter.layer import folded_cores
 
 FACTORS = "ABCDE"
 
@@ -54,6 +55,22 @@ def test_delta_weight_is_what_forward_adds():
     torch.testing.assert_close(
         layer.get_delta_weight("default").double(), dense_update(layer), rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_folded_core_is_the_same_function_and_leaves_no_trace():
+    layer, x = layer_of(r=3).double(), torch.randn(4, 8, dtype=torch.float64)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    before, products = layer(x), []
+    layer.factor("D", "default").register_forward_hook(lambda *_: products.append(1))
+    with torch.no_grad(), folded_cores(layer, torch.float64):
+        torch.testing.assert_close(layer(x), before)
+        layer.enable_adapters(False)
+        assert torch.equal(layer(x), layer.base_layer(x))
+        layer.enable_adapters(True)
+    assert products == []
+    assert layer.state_dict().keys() == state.keys()
+    nn.init.zeros_(layer.factor("D", "default").weight)
+    assert torch.equal(layer(x), layer.base_layer(x))
 
 
 def test_merge_and_unmerge_keep_the_function():

@@ -10,6 +10,8 @@ Shape suffixes: I = input features, O = output features, R = rank, M = inner wid
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -55,6 +57,7 @@ class ForaLayer(BaseTunerLayer):
         self.fora_D, self.fora_E = nn.ModuleDict(), nn.ModuleDict()
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        self.folded_factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.cast_input_dtype_enabled = True
         self.kwargs = kwargs
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
@@ -264,6 +267,9 @@ class ForaLinear(nn.Module, ForaLayer):
         Under autocast the products with A and D are in its format and x needs no copy in the
         factors' own; the product with the core is in the factors' dtype all the same.
         """
+        if name in self.folded_factors:
+            A_RI, D_OR = self.folded_factors[name]
+            return nn.functional.linear(nn.functional.linear(x_I.to(A_RI.dtype), A_RI), D_OR)
         A, D = self.factor("A", name), self.factor("D", name)
         device = "cpu" if x_I.is_meta else x_I.device.type  # meta knows no autocast
         if not torch.is_autocast_enabled(device):
@@ -304,3 +310,30 @@ class ForaLinear(nn.Module, ForaLayer):
     def extra_repr(self) -> str:
         """Name the quantization of the base layer."""
         return str(quantization_extra_repr(self))
+
+
+@contextmanager
+def folded_cores(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Hold `A` and `s D K` of every active adapter ready while a model answers.
+
+    An answer takes one small step a token, and five more products a layer are a third of its time;
+    here they are two. Nothing of the model changes, unlike by merging, which rounds the base.
+
+    Args:
+        model: A model in evaluation mode; without FoRA layers nothing happens.
+        dtype: The products' number format, the one of the hidden states.
+    """
+    layers = [m for m in model.modules() if isinstance(m, ForaLinear) and not m.merged]
+    try:
+        for layer in layers:
+            for name in set(layer.active_adapters) & set(layer.fora_A):
+                A_RI, D_OR = layer.factor("A", name).weight, layer.factor("D", name).weight
+                if D_OR.shape != (layer.out_features, layer.r[name]):
+                    continue  # ZeRO-3 keeps no whole factor here
+                with torch.no_grad():
+                    DK_OR = D_OR @ (layer.scaling[name] * layer.core(name)).mT
+                layer.folded_factors[name] = A_RI.detach().to(dtype), DK_OR.to(dtype)
+        yield
+    finally:
+        for layer in layers:
+            layer.folded_factors.clear()

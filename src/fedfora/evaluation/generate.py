@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from fedfora.adapter.layer import folded_cores
 from fedfora.seeds import derive_seed
 
 
@@ -98,7 +99,11 @@ def answer_batch(
     options = _options(decoding)
     ends = _ends(model, tokenizer)
     # fork_rng keeps the draws of others where they were.
-    with _own_generation_config(model), torch.random.fork_rng(enabled=decoding.do_sample):
+    with (
+        _own_generation_config(model),
+        folded_cores(model, model.get_input_embeddings().weight.dtype),
+        torch.random.fork_rng(enabled=decoding.do_sample),
+    ):
         if decoding.do_sample:
             torch.manual_seed(derive_seed(decoding.seed, "predict", first))
         try:
