@@ -27,14 +27,7 @@ from fedfora.federated.secure_aggregation.crypto import Identity
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
 from fedfora.federated.secure_aggregation.server import SecureRound, roster_of
-from fedfora.federated.wire.secure_records import (
-    write_delivery,
-    write_keys,
-    write_reveal,
-    write_round_keys,
-    write_signatures,
-    write_terms,
-)
+from fedfora.federated.wire.secure_records import write
 
 RANGE, FRACTION, LARGEST_WEIGHT = 1.0, 0.66, 4096
 DROPPED = 0.04  # share of the sites whose vectors never arrive, rounded up
@@ -88,13 +81,13 @@ def run(num_sites: int, numbers: int, num_masked: int | None = None) -> dict[str
     code = FixedPoint(RANGE, num_sites, LARGEST_WEIGHT)
     secure = SecureRound(terms, numbers + 1, b"task")
     up: dict[int, int] = {}
-    down = [size({"terms": write_terms(terms)})]
+    down = [size({"terms": write(terms)})]
     for u, site in sites.items():
         answer = clock("share", lambda site=site: site.share(terms))
-        up[u] = size(write_round_keys(answer))
+        up[u] = size({"answer": write(answer)})
         clock("take keys", lambda u=u, answer=answer: secure.receive_keys(u, answer))
     deliveries = clock("deliver", secure.deliveries)
-    down.append(max(size(write_delivery(delivery)) for delivery in deliveries.values()))
+    down.append(max(size({"answer": write(delivery)}) for delivery in deliveries.values()))
     weights = {u: 1000 + u for u in sites}
     dropped = set(range(0, num_sites, round(1 / DROPPED)))
     exact, total_weight = np.zeros(numbers), 0
@@ -115,7 +108,7 @@ def run(num_sites: int, numbers: int, num_masked: int | None = None) -> dict[str
         "neighbors": terms.degree,
         "threshold": terms.threshold,
         "extra_downlink_bytes_of_a_site": sum(down),
-        "roster_bytes_once_a_run": size({"roster": write_keys(roster)}),
+        "roster_bytes_once_a_run": size({"roster": write(roster)}),
     }
     if num_masked is not None:
         of_site = {what: clock.mean(what) for what in ("share", "encode", "mask")}
@@ -125,12 +118,12 @@ def run(num_sites: int, numbers: int, num_masked: int | None = None) -> dict[str
         signature = clock("confirm", lambda u=u: sites[u].confirm(survivors))
         secure.receive_signature(u, signature)
     signatures = secure.signatures()
-    signed = size({"signatures": write_signatures({u: signature})})
-    told = size({"survivors": ConfigRecord({"sites": list(survivors)})})
-    told += size({"signatures": write_signatures(signatures)})
+    signed = size({"answer": write(signature)})
+    told = size({"survivors": write(survivors)})
+    told += size({"signatures": write(signatures)})
     for u in survivors:
         reveal = clock("reveal", lambda u=u: sites[u].reveal(signatures))
-        up[u] += signed + size(write_reveal(reveal))
+        up[u] += signed + size({"answer": write(reveal)})
         secure.receive_reveal(u, reveal)
     total = clock("unmask", secure.total)
     assert int(total[-1]) == total_weight

@@ -39,7 +39,7 @@ def shape(content):
 
 
 def weight(content):
-    content["metrics"] = MetricRecord({**content["metrics"], "answer-tokens": 10**9})
+    content["metrics"] = MetricRecord({**content["metrics"], "answer_tokens": 10**9})
 
 
 def big(content):

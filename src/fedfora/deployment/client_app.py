@@ -14,6 +14,7 @@ import re
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ EPSILON = "epsilon"  # in an answer's head: what the site's ledger has spent by 
 ANSWER_S = "answer-s"  # in a message's head: for so many seconds somebody waits for the answer
 CONNECT_S = 60.0  # a trainer that is being restarted may take so long to listen again
 RETRY_S = 0.2
+OPERATIONS = {  # of the trainer, and the type of Flower's message for each
+    "describe": "query",
+    "train": "train",
+    "evaluate": "evaluate",
+    "introduce": "query.introduce",
+    "share": "query.share",
+    "confirm": "query.confirm",
+    "reveal": "query.reveal",
+}
 RAISED = 2  # Flower's error code for an exception in a ClientApp
 
 logger = logging.getLogger(__name__)
@@ -40,36 +50,14 @@ class TrainerGoneError(Exception):
 def make_app() -> ClientApp:
     """Return the app; every kind of message goes to the trainer."""
     app = ClientApp()
-
-    @app.train()  # type: ignore[untyped-decorator]
-    def train(message: Message, context: Context) -> Message:
-        return forward("train", message, context)
-
-    @app.evaluate()  # type: ignore[untyped-decorator]
-    def evaluate(message: Message, context: Context) -> Message:
-        return forward("evaluate", message, context)
-
-    @app.query()  # type: ignore[untyped-decorator]
-    def describe(message: Message, context: Context) -> Message:
-        return forward("describe", message, context)
-
-    @app.query("introduce")  # type: ignore[untyped-decorator]
-    def introduce(message: Message, context: Context) -> Message:
-        return forward("introduce", message, context)
-
-    @app.query("share")  # type: ignore[untyped-decorator]
-    def share(message: Message, context: Context) -> Message:
-        return forward("share", message, context)
-
-    @app.query("confirm")  # type: ignore[untyped-decorator]
-    def confirm(message: Message, context: Context) -> Message:
-        return forward("confirm", message, context)
-
-    @app.query("reveal")  # type: ignore[untyped-decorator]
-    def reveal(message: Message, context: Context) -> Message:
-        return forward("reveal", message, context)
-
+    for operation, message_type in OPERATIONS.items():
+        category, *action = message_type.split(".")
+        getattr(app, category)(*action)(_forwarding(operation))
     return app
+
+
+def _forwarding(operation: str) -> Callable[[Message, Context], Message]:
+    return lambda message, context: forward(operation, message, context)
 
 
 def forward(operation: str, message: Message, context: Context) -> Message:
@@ -184,9 +172,6 @@ def _connect(connection: socket.socket, directory: Path) -> None:
         os.close(descriptor)
 
 
-app = make_app()
-
-
 # What a site says of a failure: one word of a closed list, and a number to find it in its own log.
 #
 # The number is drawn at random, so it tells nothing but which entry is meant.
@@ -229,3 +214,6 @@ def validated_code(code: str) -> str:
     """Return a code as it is, or one that says nothing where it is none."""
     match = _FORM.fullmatch(code)
     return code if match and match[1] in CODES else new_code("MESSAGE")
+
+
+app = make_app()

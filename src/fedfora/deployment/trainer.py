@@ -26,7 +26,7 @@ from flwr.app import Context, Message, RecordDict
 from fedfora.config import Scalar
 from fedfora.data.loading import DataError
 from fedfora.deployment import client_app, socket_wire
-from fedfora.deployment.client_app import ANSWER_S, SOCKET
+from fedfora.deployment.client_app import ANSWER_S, OPERATIONS, SOCKET
 from fedfora.deployment.heartbeat import HEARTBEAT, Heartbeat
 from fedfora.deployment.journal import RUN_NAME
 from fedfora.deployment.settings import check_sent
@@ -48,15 +48,6 @@ from fedfora.privacy.accounting import BudgetSpent
 from fedfora.reporting.record import peak_memory_bytes, write_text
 from fedfora.training.privacy_plan import ledger_directory
 
-OPERATIONS = {  # and the type of Flower's message for each
-    "describe": "query",
-    "train": "train",
-    "evaluate": "evaluate",
-    "introduce": "query.introduce",
-    "share": "query.share",
-    "confirm": "query.confirm",
-    "reveal": "query.reveal",
-}
 INFO = "info"
 LAST_RUN = "last-run.json"
 SILENCE_S = 60.0  # whoever connects and says nothing for so long is cut off

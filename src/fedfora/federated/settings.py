@@ -195,6 +195,11 @@ def _parsed(items: tuple[tuple[str, Scalar], ...]) -> FederationSettings:
     return FederationSettings(*ConfigParser(SECTIONS.values()).parse_mapping(dict(items)))
 
 
+def weight_of(settings: FederationSettings, answer_tokens: int, rows: int) -> int:
+    """Return a site's weight in a round by `--weighting`: tokens trained on, rows, or 1."""
+    return {"tokens": answer_tokens, "rows": rows, "equal": 1}[settings.aggregation.weighting]
+
+
 # What excludes what, as `(broken, message)`. A new exclusion is one entry in one of these tables.
 
 

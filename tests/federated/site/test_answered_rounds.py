@@ -10,13 +10,14 @@ from flwr.app import Context, RecordDict
 from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.engines.embedded import EmbeddedGrid
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
-from fedfora.federated.secure_aggregation.messages import Terms, digest_of
+from fedfora.federated.secure_aggregation.crypto import SignedKey
+from fedfora.federated.secure_aggregation.messages import RoundKeys, Terms, digest_of
 from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.site import secure_answers
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site.identity import open_identity
 from fedfora.federated.site.memory import AnsweredRounds
-from fedfora.federated.wire.secure_records import ROSTER, TERMS, read_key, write_keys, write_terms
+from fedfora.federated.wire.secure_records import ANSWER, ROSTER, TERMS, read, write
 
 NUM_SITES = 4
 
@@ -24,14 +25,14 @@ NUM_SITES = 4
 def invited(node_configs, run_config, *, run=1, fraction=0.66, participants=range(NUM_SITES)):
     """Return the first site's answer to an invitation to round 1, after the site was restarted."""
     context = Context(run, 1, node_configs[0], RecordDict(), run_config)
-    own = read_key(secure_answers.introduce(context, seed=1)["key"])
+    own = read(SignedKey, secure_answers.introduce(RecordDict(), context)[ANSWER])
     roster = {0: own}
     for index in range(1, NUM_SITES):
         identity, pinned = open_identity(node_configs[index], seed=1)
         roster[index] = SecureSite(index, identity, pinned, Memory()).introduce(str(run))
     terms = Terms(1, tuple(participants), fraction, digest_of(roster))
-    content = RecordDict({ROSTER: write_keys(roster), TERMS: write_terms(terms)})
-    return secure_answers.share(content, context, seed=1)
+    content = RecordDict({ROSTER: write(roster), TERMS: write(terms)})
+    return read(RoundKeys, secure_answers.share(content, context)[ANSWER])
 
 
 @pytest.mark.parametrize("told", [0.51, 0.66, 0.79])
@@ -39,15 +40,15 @@ def test_a_site_takes_part_under_no_lower_threshold_than_its_kits(node_configs, 
     promised = {**run_config, "secagg_threshold": 0.8}
     with pytest.raises(ValueError, match=r"takes part from --secagg_threshold 0\.8 on"):
         invited(node_configs, promised, fraction=told)
-    assert set(invited(node_configs, promised, fraction=0.8)) == {"key", "sealed"}
-    assert set(invited(node_configs, promised, run=2, fraction=1.0)) == {"key", "sealed"}
+    assert len(invited(node_configs, promised, fraction=0.8).sealed) == NUM_SITES - 1
+    assert len(invited(node_configs, promised, run=2, fraction=1.0).sealed) == NUM_SITES - 1
 
 
 def test_a_site_takes_part_with_no_fewer_sites_than_its_kit_says(node_configs, run_config):
     four = {**run_config, "secagg_min_sites": 4}
     with pytest.raises(ValueError, match=r"3 sites take part .* from 4 on"):
         invited(node_configs, four, participants=[0, 1, 2])
-    assert "key" in invited(node_configs, four)
+    assert invited(node_configs, four).key.site == 0
 
 
 def test_without_a_number_it_asks_for_the_thresholds_share_of_all_sites(node_configs, run_config):
@@ -59,7 +60,7 @@ def test_without_a_number_it_asks_for_the_thresholds_share_of_all_sites(node_con
             fraction=0.8,
             participants=[0, 1, 2],
         )
-    assert "key" in invited(node_configs, run_config, participants=[0, 1, 2])
+    assert invited(node_configs, run_config, participants=[0, 1, 2]).key.site == 0
 
 
 def test_a_round_is_answered_once_whatever_was_in_between(node_configs, run_config):

@@ -5,38 +5,25 @@ import pytest
 from flwr.app import ConfigRecord
 
 from fedfora.federated.secure_aggregation.client import Memory
-from fedfora.federated.wire.secure_records import (
-    read_delivery,
-    read_keys,
-    read_memory,
-    read_reveal,
-    read_round_keys,
-    read_signatures,
-    read_terms,
-    write_delivery,
-    write_keys,
-    write_memory,
-    write_reveal,
-    write_round_keys,
-    write_signatures,
-    write_terms,
-)
+from fedfora.federated.secure_aggregation.crypto import SignedKey
+from fedfora.federated.secure_aggregation.messages import Delivery, Reveal, RoundKeys, Terms
+from fedfora.federated.wire.secure_records import read, write
 from secagg_world import TASK, World, plain_sum, random_vectors
 
 
 def test_every_message_of_a_round_survives():
     world = World(5)
     terms = world.terms()
-    assert read_terms(write_terms(terms)) == terms
-    assert read_keys(write_keys(world.roster)) == world.roster
+    assert read(Terms, write(terms)) == terms
+    assert read(dict[int, SignedKey], write(world.roster)) == world.roster
     seen = world.play(terms, random_vectors(world.sites, 5), silent={2})
     for answer in seen.answers.values():
-        assert read_round_keys(write_round_keys(answer)) == answer
+        assert read(RoundKeys, write(answer)) == answer
     for delivery in seen.deliveries.values():
-        assert read_delivery(write_delivery(delivery)) == delivery
-    assert read_signatures(write_signatures(seen.signatures)) == seen.signatures
+        assert read(Delivery, write(delivery)) == delivery
+    assert read(dict[int, bytes], write(seen.signatures)) == seen.signatures
     for reveal in seen.reveals.values():
-        assert read_reveal(write_reveal(reveal)) == reveal
+        assert read(Reveal, write(reveal)) == reveal
 
 
 def test_a_site_may_forget_everything_but_its_record_between_any_two_messages():
@@ -45,9 +32,9 @@ def test_a_site_may_forget_everything_but_its_record_between_any_two_messages():
 
     def restart():
         for site in world.sites.values():
-            record = write_memory(site.memory)
-            site.memory = read_memory(record)
-            assert write_memory(site.memory) == record
+            record = write(site.memory)
+            site.memory = read(Memory, record)
+            assert write(site.memory) == record
 
     restart()
     seen = world.shared(world.terms(), 9)
@@ -69,12 +56,26 @@ def test_a_site_may_forget_everything_but_its_record_between_any_two_messages():
 
 
 def test_an_empty_memory_survives():
-    assert read_memory(write_memory(Memory())) == Memory()
+    assert read(Memory, write(Memory())) == Memory()
 
 
-@pytest.mark.parametrize(
-    ("sites", "joined"), [([1, 2], b"abc"), ([1, 1], b"abcd"), ([], b"a"), ([1], bytes(95))]
-)
-def test_pieces_that_cannot_be_shared_out_are_refused(sites, joined):
-    with pytest.raises(ValueError, match="pieces of equal length"):
-        read_keys(ConfigRecord({"sites": sites, "bytes": joined}))
+TERMS = write(Terms(1, (0, 1, 2), 0.66, b"roster"))
+BROKEN = {
+    "no JSON": {"json": "{"},
+    "too deep": {"json": "[" * 100_000},
+    "another type": {"json": "[]"},
+    "a field missing": {"json": '{"round_number": 1}'},
+    "a number as text": {"json": TERMS["json"].replace("1", '"1"', 1)},
+    "a truth for a number": {"json": TERMS["json"].replace("1", "true", 1)},
+    "a list as numbers": {"json": TERMS["json"].replace("[0, 1, 2]", "[[0], 1, 2]")},
+    "bytes that are not there": {"bytes": []},
+    "text as bytes": {"bytes": ["roster"]},
+    "too few sites": {"json": TERMS["json"].replace("[0, 1, 2]", "[0]")},
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_what_is_not_the_expected_value_is_refused(fault):
+    with pytest.raises(ValueError, match=r"expects|has \[|at least|Expecting"):
+        read(Terms, ConfigRecord({**TERMS, **BROKEN[fault]}))
+    assert read(Terms, TERMS).participants == (0, 1, 2)

@@ -23,7 +23,7 @@ from fedfora.federated.coordinator.handshake import Agreement, SiteInfo
 from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive
 from fedfora.federated.coordinator.screening import Limits, read_masked, read_validation, screen
 from fedfora.federated.coordinator.secure_rounds import SecureRounds
-from fedfora.federated.settings import FederationSettings
+from fedfora.federated.settings import FederationSettings, weight_of
 from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.wire.formats import FORMATS
 from fedfora.federated.wire.messages import Origin, Report, RoundMessages, content_bytes
@@ -210,7 +210,7 @@ class SiteExchange:
         Raises:
             NoQuorum: At the end, if they are too few.
         """
-        origin, weighting = self._origin(), self.settings.aggregation.weighting
+        origin = self._origin()
         named = ((self.sites[reply.metadata.src_node_id], reply) for reply in replies)
         for accepted in screen(
             named,
@@ -223,8 +223,8 @@ class SiteExchange:
             reports.append(report)
             uplink_bytes = payload_bytes(round_messages.expected(site.rank, origin).example)
             self._note(site, uplink_bytes, **vars(report), norm=accepted.norm)
-            weights = {"tokens": report.answer_tokens, "rows": report.rows, "equal": 1}
-            yield accepted.update, float(weights[weighting])
+            weight = weight_of(self.settings, report.answer_tokens, report.rows)
+            yield accepted.update, float(weight)
         self._check_quorum(num_sampled)
 
     def _fold_sum(

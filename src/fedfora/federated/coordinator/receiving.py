@@ -17,7 +17,10 @@ logger = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.1
 MAX_TEXT = 200  # characters of what a site says, in one line
 # What Python raises where somebody else's records are not what was expected.
-UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+UNREADABLE = (
+    *(ValueError, TypeError, KeyError, IndexError),
+    *(AttributeError, OverflowError, RecursionError),
+)
 EXPIRED = 3  # Flower's error code for a message that has outlived its time
 NO_REPLY = 4  # Flower's error code for a reply that is not there
 

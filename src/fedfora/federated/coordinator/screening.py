@@ -155,7 +155,7 @@ def read_validation(reply: Message) -> tuple[float, int]:
         raise RejectedError(f"records: expected {METRICS!r}, got {sorted(reply.content)[:10]}")
     _check_metrics(reply.content, VALIDATION_NAMES)
     metrics = reply.content[METRICS]
-    return float(metrics["validation-loss"]), int(metrics["validation-tokens"])
+    return float(metrics["validation_loss"]), int(metrics["validation_tokens"])
 
 
 def read_masked(reply: Message, origin: Origin) -> ArrayRecord:

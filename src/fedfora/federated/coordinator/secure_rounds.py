@@ -16,30 +16,24 @@ from flwr.serverapp import Grid
 from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive
 from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Words
-from fedfora.federated.secure_aggregation.messages import Terms, digest_of
+from fedfora.federated.secure_aggregation.messages import Reveal, RoundKeys, Terms, digest_of
 from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, WrongShares
 from fedfora.federated.secure_aggregation.vector import Summed, read_sum, vector_size
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.wire.secure_records import (
+    ANSWER,
     CONFIRM,
     DELIVERY,
     INTRODUCE,
-    KEY,
     REVEAL,
     ROSTER,
     SHARE,
     SIGNATURES,
     SURVIVORS,
     TERMS,
-    read_key,
-    read_reveal,
-    read_round_keys,
-    read_signatures,
+    read,
     read_words,
-    write_delivery,
-    write_keys,
-    write_signatures,
-    write_terms,
+    write,
 )
 
 logger = logging.getLogger(__name__)
@@ -119,15 +113,12 @@ class SecureRounds:
         self._round = SecureRound(terms, vector_size(num_numbers), task)
         for node, reply in self._ask(SHARE, self._invitations(terms)):
             try:
-                answer = read_round_keys(reply.config_records)
-                self._round.receive_keys(self.numbers[node], answer)
+                self._round.receive_keys(self.numbers[node], read(RoundKeys, reply[ANSWER]))
                 self._informed.add(node)
             except UNREADABLE as error:
                 self._reject(node, error)
         return {
-            self.nodes[number]: {
-                f"{DELIVERY}{name}": record for name, record in write_delivery(delivery).items()
-            }
+            self.nodes[number]: {DELIVERY: write(delivery)}
             for number, delivery in self._or_lost(self._round.deliveries).items()
         }
 
@@ -149,19 +140,18 @@ class SecureRounds:
         """
         opened = self._opened()
         survivors = self._or_lost(opened.survivors)
-        question = ConfigRecord({"sites": list(survivors)})
-        contents = {self.nodes[site]: RecordDict({SURVIVORS: question}) for site in survivors}
+        question = RecordDict({SURVIVORS: write(survivors)})
+        contents = {self.nodes[site]: question for site in survivors}
         for node, reply in self._ask(CONFIRM, contents):
             try:
-                number = self.numbers[node]
-                opened.receive_signature(number, read_signatures(reply[SIGNATURES])[number])
+                opened.receive_signature(self.numbers[node], read(bytes, reply[ANSWER]))
             except UNREADABLE as error:
                 self._reject(node, error)
         signatures = self._or_lost(opened.signatures)
-        shown = RecordDict({SIGNATURES: write_signatures(signatures)})
+        shown = RecordDict({SIGNATURES: write(signatures)})
         for node, reply in self._ask(REVEAL, {self.nodes[site]: shown for site in signatures}):
             try:
-                opened.receive_reveal(self.numbers[node], read_reveal(reply.config_records))
+                opened.receive_reveal(self.numbers[node], read(Reveal, reply[ANSWER]))
             except UNREADABLE as error:
                 self._reject(node, error)
         summed = self._or_lost(lambda: read_sum(self._total(opened), self._code))
@@ -208,7 +198,7 @@ class SecureRounds:
         missing = [node for node in nodes if self.numbers[node] not in self._keys]
         for node, reply in self._ask(INTRODUCE, {node: RecordDict() for node in missing}):
             try:
-                key = read_key(reply.config_records[KEY])
+                key: SignedKey = read(SignedKey, reply[ANSWER])
                 if key.site != self.numbers[node]:
                     raise ValueError(f"site {key.site}'s")
             except UNREADABLE as error:
@@ -221,9 +211,9 @@ class SecureRounds:
         contents = {}
         for number in terms.participants:
             node = self.nodes[number]
-            contents[node] = RecordDict({TERMS: write_terms(terms)})
+            contents[node] = RecordDict({TERMS: write(terms)})
             if node not in self._informed:
-                contents[node][ROSTER] = write_keys(self._keys)
+                contents[node][ROSTER] = write(self._keys)
         return contents
 
     def _ask(self, what: str, contents: dict[int, RecordDict]) -> Iterable[tuple[int, RecordDict]]:

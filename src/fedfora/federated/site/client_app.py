@@ -16,13 +16,10 @@ from fedfora.adapter.state import fold
 from fedfora.federated.aggregation import Rule
 from fedfora.federated.aggregation.update import AdapterState, absorb, part
 from fedfora.federated.secure_aggregation.crypto import prompts_digest
-from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.settings_scope import agreed_part
-from fedfora.federated.shared_noise import SharedNoise, site_noise_multiplier
+from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site import secure_answers
 from fedfora.federated.site.identity import sign_part
 from fedfora.federated.site.memory import memory_of, remembering
-from fedfora.federated.site.secure_answers import hide
 from fedfora.federated.site_runtime import (
     SITE_NAME,
     SiteData,
@@ -42,18 +39,8 @@ from fedfora.federated.wire.messages import (
     Report,
     read_assignment,
 )
-from fedfora.federated.wire.secure_records import digest_of_task
-from fedfora.federated.wire.transport import (
-    Layout,
-    flatten,
-    pack,
-    pack_with_feedback,
-    to_record,
-    unpack,
-)
-from fedfora.privacy.accounting import Release
+from fedfora.federated.wire.transport import Layout, pack, pack_with_feedback, to_record
 from fedfora.training.local import LocalResult
-from fedfora.training.privacy_plan import open_ledger
 from fedfora.training.trainer import StepReport
 
 SiteReport = Callable[[str, StepReport], None]
@@ -74,30 +61,19 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
     def train_and_report(message: Message, context: Context) -> Message:
         return train(message, context, on_step)
 
-    @app.query("introduce")  # type: ignore[untyped-decorator]
-    def introduce(message: Message, context: Context) -> Message:
-        """Answer with the site's key of the run, for secure aggregation."""
-        return Message(secure_answers.introduce(context, seed=_seed(context)), reply_to=message)
-
-    @app.query("share")  # type: ignore[untyped-decorator]
-    def share(message: Message, context: Context) -> Message:
-        """Answer with a key and shares for one round."""
-        content = secure_answers.share(message.content, context, seed=_seed(context))
-        return Message(content, reply_to=message)
-
-    @app.query("confirm")  # type: ignore[untyped-decorator]
-    def confirm(message: Message, context: Context) -> Message:
-        """Answer with a signature under the list of sites whose vectors arrived."""
-        content = secure_answers.confirm(message.content, context, seed=_seed(context))
-        return Message(content, reply_to=message)
-
-    @app.query("reveal")  # type: ignore[untyped-decorator]
-    def reveal(message: Message, context: Context) -> Message:
-        """Answer with what takes the masks off the round's sum."""
-        content = secure_answers.reveal(message.content, context, seed=_seed(context))
-        return Message(content, reply_to=message)
-
+    for name in ("introduce", "share", "confirm", "reveal"):
+        app.query(name)(_secure_answer(name))
     return app
+
+
+def _secure_answer(name: str) -> Callable[[Message, Context], Message]:
+    """Return what answers one kind of message of secure aggregation."""
+
+    def answer(message: Message, context: Context) -> Message:
+        content = getattr(secure_answers, name)(message.content, context)
+        return Message(content, reply_to=message)
+
+    return answer
 
 
 def describe(message: Message, context: Context) -> Message:
@@ -141,8 +117,8 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
     origin = Origin(assignment.round_index + 1, runtime.base_fingerprint, runtime.layout.digest)
     content = RecordDict({ARRAYS: arrays, ORIGIN: origin.to_record()})
     if secure:
-        content[ARRAYS] = hide_result(
-            message.content, context, runtime, site, assignment, arrays, result
+        content[ARRAYS] = secure_answers.hide(
+            message.content, context, site, assignment, arrays, result
         )
         return Message(content, reply_to=message)
     report = Report(
@@ -167,7 +143,7 @@ def evaluate(message: Message, context: Context) -> Message:
     state = memory_of(context).read(before=round_index + 2)
     assignment = read_assignment(message.content, state, runtime.fresh)
     loss, tokens = validate(runtime, site, assignment.adapter)
-    metrics = MetricRecord({"validation-loss": loss, "validation-tokens": tokens})
+    metrics = MetricRecord({"validation_loss": loss, "validation_tokens": tokens})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 
@@ -205,10 +181,6 @@ def public_digest(settings: FederationSettings, site: SiteData) -> str:
 
 def _is_secure(runtime: SiteRuntime) -> bool:
     return runtime.settings.secure.secure_aggregation
-
-
-def _seed(context: Context) -> int:
-    return from_run_config(context.run_config).train.seed
 
 
 # What a site does with an assignment: train, keep what is its own, and pack what travels.
@@ -253,60 +225,6 @@ def carry_out(
         state["personal"] = to_record(part(adapter, rule.personal))
         runtime.keep(site, adapter)
     return _packed(runtime, rule, adapter, start, state), result
-
-
-def hide_result(
-    content: RecordDict,
-    context: Context,
-    runtime: SiteRuntime,
-    site: SiteData,
-    assignment: Assignment,
-    arrays: ArrayRecord,
-    result: LocalResult,
-) -> ArrayRecord:
-    """Return what travels under secure aggregation: what the training changed, as masked words.
-
-    Where single sites are hidden, the site pays for the round in a ledger of its own.
-
-    Args:
-        content: Of the message that asked for the training.
-        context: The site's; its memory of the round is there.
-        runtime: Base model and settings.
-        site: Whose rows.
-        assignment: What was to do.
-        arrays: What `carry_out` packed, in float32.
-        result: What the training did.
-    """
-    settings, start = runtime.settings, part(assignment.adapter, assignment.rule.travels)
-    layout = Layout.of(start)
-    received = part(assignment.adapter, assignment.rule.travels + assignment.rule.frozen)
-    update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
-    number, noise = assignment.round_index + 1, None
-    if settings.privacy.privacy_unit == "site":
-        multiplier = site_noise_multiplier(
-            settings.privacy, num_rounds=settings.federation.num_rounds
-        )
-        noise = SharedNoise(multiplier, settings.privacy.clipping_norm)
-        open_ledger(settings.privacy, site.ledger).spend(
-            Release(1.0, multiplier, 1),
-            run=str(Path(settings.run.output_dir).resolve()),
-            settings={"round": number, "clipping_norm": settings.privacy.clipping_norm},
-        )
-    weights = {"tokens": result.answer_tokens, "rows": len(site.encoded), "equal": 1}
-    return hide(
-        update_N,
-        content,
-        context,
-        seed=settings.train.seed,
-        round_number=number,
-        task=digest_of_task(assignment.rule.name, received, agreed_part(settings.run_config())),
-        weight=weights[settings.aggregation.weighting],
-        loss=result.loss,
-        value_range=settings.secure.secagg_range,
-        max_weight=settings.largest_weight,
-        max_norm=settings.rounds.max_update_norm or float("inf"),
-        shared_noise=noise,
-    )
 
 
 def _packed(

@@ -9,43 +9,45 @@ from its disk.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import Array, ArrayRecord, Context, RecordDict
 
+from fedfora.federated.aggregation.update import part
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
+from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Floats
-from fedfora.federated.secure_aggregation.messages import Terms, fewest_survivors
+from fedfora.federated.secure_aggregation.messages import Delivery, Terms, fewest_survivors
 from fedfora.federated.secure_aggregation.vector import (
     Contribution,
     contribution,
     contribution_with_noise,
 )
-from fedfora.federated.settings import from_run_config
-from fedfora.federated.shared_noise import SharedNoise
+from fedfora.federated.settings import FederationSettings, from_run_config, weight_of
+from fedfora.federated.settings_scope import agreed_part
+from fedfora.federated.shared_noise import SharedNoise, site_noise_multiplier
 from fedfora.federated.site.identity import SITE_KEYS, SITE_STATE, open_identity
 from fedfora.federated.site.memory import answered_rounds
+from fedfora.federated.site_runtime import SiteData
+from fedfora.federated.wire.messages import Assignment
 from fedfora.federated.wire.secure_records import (
+    ANSWER,
     DELIVERY,
-    KEY,
     ROSTER,
     SIGNATURES,
     SURVIVORS,
     TERMS,
     WORDS,
-    read_delivery,
-    read_keys,
-    read_memory,
-    read_signatures,
-    read_terms,
-    write_key,
-    write_memory,
-    write_reveal,
-    write_round_keys,
-    write_signatures,
+    digest_of_task,
+    read,
+    write,
 )
+from fedfora.federated.wire.transport import Layout, flatten, unpack
+from fedfora.privacy.accounting import Release
+from fedfora.training.local import LocalResult
+from fedfora.training.privacy_plan import open_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -64,27 +66,27 @@ def check_in_clear(context: Context) -> None:
         raise ValueError("this site sends no update without --secure_aggregation")
 
 
-def introduce(context: Context, *, seed: int) -> RecordDict:
+def introduce(content: RecordDict, context: Context) -> RecordDict:
     """Return the site's key for this run, signed."""
-    with _secure_site(context, seed) as site:
-        return RecordDict({KEY: write_key(site.introduce(str(context.run_id)))})
+    with _secure_site(context) as site:
+        return RecordDict({ANSWER: write(site.introduce(str(context.run_id)))})
 
 
-def share(content: RecordDict, context: Context, *, seed: int) -> RecordDict:
+def share(content: RecordDict, context: Context) -> RecordDict:
     """Return the site's key for a round, and sealed shares for its neighbors.
 
     Raises:
         ValueError: If keys or terms are not what the site can accept.
     """
-    with _secure_site(context, seed) as site:
+    with _secure_site(context) as site:
         if ROSTER in content:
-            site.accept_roster(read_keys(content[ROSTER]))
-        terms = read_terms(content[TERMS])
+            site.accept_roster(read(dict[int, SignedKey], content[ROSTER]))
+        terms: Terms = read(Terms, content[TERMS])
         _check_promise(terms, context, num_known=len(site.pinned))
         answer = site.share(terms)
         if (answered := answered_rounds(context)) is not None:
             answered.share(str(context.run_id), terms.round_number)
-        return RecordDict(dict(write_round_keys(answer)))
+        return RecordDict({ANSWER: write(answer)})
 
 
 def _check_promise(terms: Terms, context: Context, *, num_known: int) -> None:
@@ -125,122 +127,124 @@ def _run_of(context: Context) -> str:
 
 
 def hide(
-    update_N: Floats,
     content: RecordDict,
     context: Context,
-    *,
-    seed: int,
-    round_number: int,
-    task: bytes,
-    weight: int,
-    loss: float,
-    value_range: float,
-    max_weight: int,
-    max_norm: float,
-    shared_noise: SharedNoise | None = None,
+    site: SiteData,
+    assignment: Assignment,
+    arrays: ArrayRecord,
+    result: LocalResult,
 ) -> ArrayRecord:
-    """Return an update as masked words.
+    """Return what travels under secure aggregation: what the training changed, as masked words.
 
     Args:
-        update_N: What the training changed.
-        content: Of the message that asked for it.
-        context: The site's.
-        seed: The run's seed.
-        round_number: The round that was trained; it must be the one that was shared for.
-        task: A digest of what this site was asked to do.
-        weight: The site's weight.
-        loss: Its mean training loss.
-        value_range: Larger numbers are clipped.
-        max_weight: The largest weight that any site may have.
-        max_norm: A longer update is shortened to this length.
-        shared_noise: How single sites are hidden; then the update is clipped, and neither weight
-            nor loss is told.
+        content: Of the message that asked for the training.
+        context: The site's; its memory of the round is there.
+        site: Whose rows.
+        assignment: What was to do.
+        arrays: What the training made of it, in float32.
+        result: What the training did.
 
     Raises:
         ValueError: If the round is another, or a key or a share is not what it should be.
     """
-    with _secure_site(context, seed) as site:
-        opened = site.memory.open_round
+    settings, rule = from_run_config(context.run_config), assignment.rule
+    start = part(assignment.adapter, rule.travels)
+    received = part(assignment.adapter, rule.travels + rule.frozen)
+    layout, round_number = Layout.of(start), assignment.round_index + 1
+    update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
+    with _secure_site(context) as member:
+        opened = member.memory.open_round
         if opened is None or opened.terms.round_number != round_number:
             raise ValueError(f"round {round_number} was not shared for by this site")
-        code = FixedPoint(value_range, len(opened.terms.participants), max_weight)
-        if shared_noise is None:
-            contribution_made = contribution(
-                update_N, weight=weight, loss=loss, code=code, max_norm=max_norm
-            )
+        if settings.privacy.privacy_unit == "site":
+            made = _noisy(update_N, opened.terms, settings, site)
         else:
-            shared_noise.check(opened.terms, code)
-            noise_N = shared_noise.draw(len(update_N), opened.terms, code)
-            clipping_norm = shared_noise.clipping_norm
-            contribution_made = contribution_with_noise(
-                update_N, noise_N, code=code, clipping_norm=clipping_norm
+            made = contribution(
+                update_N,
+                weight=weight_of(settings, result.answer_tokens, len(site.encoded)),
+                loss=result.loss,
+                code=_code(settings, opened.terms),
+                max_norm=settings.rounds.max_update_norm or float("inf"),
             )
         if (answered := answered_rounds(context)) is not None:
             answered.leave(_run_of(context), round_number)
-        _say_what_was_cut(
-            contribution_made, round_number, value_range=value_range, max_norm=max_norm
-        )
-        site.mask(contribution_made.words, read_delivery(_delivery_in(content)), task=task)
-        return ArrayRecord({WORDS: Array(contribution_made.words)})
+        _say_what_was_cut(made, round_number, settings)
+        task = digest_of_task(rule.name, received, agreed_part(settings.run_config()))
+        member.mask(made.words, read(Delivery, content[DELIVERY]), task=task)
+        return ArrayRecord({WORDS: Array(made.words)})
 
 
-def _say_what_was_cut(
-    made: Contribution, round_number: int, *, value_range: float, max_norm: float
-) -> None:
+def _noisy(
+    update_N: Floats, terms: Terms, settings: FederationSettings, site: SiteData
+) -> Contribution:
+    """Return an update with its share of the noise, once the site has paid for the round."""
+    privacy, code = settings.privacy, _code(settings, terms)
+    multiplier = site_noise_multiplier(privacy, num_rounds=settings.federation.num_rounds)
+    noise = SharedNoise(multiplier, privacy.clipping_norm)
+    open_ledger(privacy, site.ledger).spend(
+        Release(1.0, multiplier, 1),
+        run=str(Path(settings.run.output_dir).resolve()),
+        settings={"round": terms.round_number, "clipping_norm": privacy.clipping_norm},
+    )
+    noise.check(terms, code)
+    noise_N = noise.draw(len(update_N), terms, code)
+    return contribution_with_noise(
+        update_N, noise_N, code=code, clipping_norm=privacy.clipping_norm
+    )
+
+
+def _code(settings: FederationSettings, terms: Terms) -> FixedPoint:
+    sites = len(terms.participants)
+    return FixedPoint(settings.secure.secagg_range, sites, settings.largest_weight)
+
+
+def _say_what_was_cut(made: Contribution, round_number: int, settings: FederationSettings) -> None:
     if made.clipped:
         logger.warning(
             "round %d: %d numbers of the update are beyond --secagg_range %g and were clipped",
             round_number,
             made.clipped,
-            value_range,
+            settings.secure.secagg_range,
         )
     if made.shortened:
         logger.warning(
             "round %d: the update is longer than --max_update_norm %g and was shortened",
             round_number,
-            max_norm,
+            settings.rounds.max_update_norm,
         )
 
 
-def confirm(content: RecordDict, context: Context, *, seed: int) -> RecordDict:
+def confirm(content: RecordDict, context: Context) -> RecordDict:
     """Return the site's signature under the list of sites whose vectors arrived.
 
     Raises:
         ValueError: If the sum would be one of too few sites, or another list was signed.
     """
-    with _secure_site(context, seed) as site:
-        survivors = tuple(int(index) for index in content[SURVIVORS]["sites"])
-        signatures = {site.site: site.confirm(survivors)}
-        return RecordDict({SIGNATURES: write_signatures(signatures)})
+    with _secure_site(context) as site:
+        survivors = read(tuple[int, ...], content[SURVIVORS])
+        return RecordDict({ANSWER: write(site.confirm(survivors))})
 
 
-def reveal(content: RecordDict, context: Context, *, seed: int) -> RecordDict:
+def reveal(content: RecordDict, context: Context) -> RecordDict:
     """Return what takes the masks off the sum.
 
     Raises:
         ValueError: If too few sites have signed the list of survivors that this site signed.
     """
-    with _secure_site(context, seed) as site:
-        signatures = read_signatures(content[SIGNATURES])
-        return RecordDict(dict(write_reveal(site.reveal(signatures))))
+    with _secure_site(context) as site:
+        signatures = read(dict[int, bytes], content[SIGNATURES])
+        return RecordDict({ANSWER: write(site.reveal(signatures))})
 
 
 @contextmanager
-def _secure_site(context: Context, seed: int) -> Iterator[SecureSite]:
+def _secure_site(context: Context) -> Iterator[SecureSite]:
     """Lend the site with its memory; what changed in it is kept, also after an error."""
+    seed = from_run_config(context.run_config).train.seed
     identity, pinned = open_identity(context.node_config, seed=seed)
     stored = context.state.get(STATE)
-    memory = read_memory(stored) if stored is not None else Memory()
+    memory = read(Memory, stored) if stored is not None else Memory()
     index = int(context.node_config["partition-id"])
     try:
         yield SecureSite(index, identity, pinned, memory)
     finally:
-        context.state[STATE] = write_memory(memory)
-
-
-def _delivery_in(content: RecordDict) -> Mapping[str, ConfigRecord]:
-    return {
-        name.removeprefix(DELIVERY): record
-        for name, record in content.config_records.items()
-        if name.startswith(DELIVERY)
-    }
+        context.state[STATE] = write(memory)

@@ -55,13 +55,7 @@ class Origin:
 
     def to_record(self) -> ConfigRecord:
         """Return it as it travels."""
-        return ConfigRecord(
-            {
-                "round": self.round_number,
-                "base-fingerprint": self.base_fingerprint,
-                "layout-digest": self.layout_digest,
-            }
-        )
+        return ConfigRecord(vars(self))
 
 
 @dataclass(frozen=True)
@@ -91,20 +85,16 @@ class Report:
 
     def to_record(self) -> MetricRecord:
         """Return it as it travels."""
-        return MetricRecord({_travel_name(name): value for name, value in vars(self).items()})
+        return MetricRecord(vars(self))
 
     @classmethod
     def from_record(cls, record: MetricRecord) -> "Report":
         """Return the inverse of `to_record`."""
-        return cls(**{name: record[_travel_name(name)] for name in cls.__dataclass_fields__})
+        return cls(**{name: record[name] for name in METRIC_NAMES})
 
 
-def _travel_name(name: str) -> str:
-    return name.replace("_", "-")
-
-
-METRIC_NAMES = {_travel_name(name) for name in Report.__dataclass_fields__}
-VALIDATION_NAMES = {"validation-loss", "validation-tokens"}
+METRIC_NAMES = set(Report.__dataclass_fields__)
+VALIDATION_NAMES = {"validation_loss", "validation_tokens"}
 
 
 @dataclass(frozen=True)

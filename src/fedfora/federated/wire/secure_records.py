@@ -1,30 +1,31 @@
 """The messages of secure aggregation, and a site's memory of it, as Flower's records and back.
 
-Per neighbor there is one number and one fixed-length piece of bytes, so a message is two columns:
-the numbers, and all pieces one after the other.
+A message is one value of `fedfora.federated.secure_aggregation`, written as JSON beside a list of
+bytes. What comes is read strictly against the value's type, so nothing else comes in.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from flwr.app import ArrayRecord, ConfigRecord
 
 from fedfora.config import Scalar
 from fedfora.federated.aggregation import AdapterState
-from fedfora.federated.secure_aggregation.client import Memory, OpenRound
-from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.fixed_point import Words
-from fedfora.federated.secure_aggregation.messages import Delivery, Reveal, RoundKeys, Terms
 from fedfora.federated.wire.transport import Layout, flatten
 
 INTRODUCE, SHARE = "query.introduce", "query.share"
 CONFIRM, REVEAL = "query.confirm", "query.reveal"
-TERMS, ROSTER, KEY, WORDS = "terms", "roster", "key", "words"
-SURVIVORS, SIGNATURES = "survivors", "signatures"
-DELIVERY = "delivery."
-KEY_BYTES, SIGNATURE_BYTES = 32, 64
+# Records of a message: to a site, and from one.
+TERMS, ROSTER, DELIVERY, SURVIVORS, SIGNATURES = (
+    *("terms", "roster", "delivery"),
+    *("survivors", "signatures"),
+)
+ANSWER, WORDS = "answer", "words"
 
 
 def digest_of_task(rule: str, received: AdapterState, run_config: Mapping[str, Scalar]) -> bytes:
@@ -40,148 +41,26 @@ def digest_of_task(rule: str, received: AdapterState, run_config: Mapping[str, S
     return hashlib.sha256(text.encode() + b"\0" + flatten(received, layout).tobytes()).digest()
 
 
-def write_key(key: SignedKey) -> ConfigRecord:
-    """Return a signed key as it travels."""
-    return ConfigRecord({"site": key.site, "public": key.public, "signature": key.signature})
+def write(value: Any) -> ConfigRecord:
+    """Return a value of the protocol as it travels, or rests in a site's memory."""
+    pieces: list[bytes] = []
+    return ConfigRecord({"json": json.dumps(_plain(value, pieces)), "bytes": pieces})
 
 
-def read_key(record: ConfigRecord) -> SignedKey:
-    """Return the inverse of `write_key`."""
-    return SignedKey(int(record["site"]), bytes(record["public"]), bytes(record["signature"]))
+def read(kind: Any, record: ConfigRecord) -> Any:
+    """Return the inverse of `write`.
 
-
-def write_keys(keys: Mapping[int, SignedKey]) -> ConfigRecord:
-    """Return the keys of many sites as they travel."""
-    return _write({site: key.public + key.signature for site, key in keys.items()})
-
-
-def read_keys(record: ConfigRecord) -> dict[int, SignedKey]:
-    """Return the inverse of `write_keys`.
+    Args:
+        kind: The value's type, e.g. `Terms` or `dict[int, bytes]`.
+        record: What came.
 
     Raises:
-        ValueError: If the pieces are not keys with signatures.
+        ValueError: If it is not a value of this type.
     """
-    pieces = _read(record, KEY_BYTES + SIGNATURE_BYTES)
-    return {
-        site: SignedKey(site, piece[:KEY_BYTES], piece[KEY_BYTES:])
-        for site, piece in pieces.items()
-    }
-
-
-def write_terms(terms: Terms) -> ConfigRecord:
-    """Return the terms of a round as they travel."""
-    return ConfigRecord(
-        {
-            "round": terms.round_number,
-            "participants": list(terms.participants),
-            "fraction": terms.fraction,
-            "roster-digest": terms.roster_digest,
-        }
-    )
-
-
-def read_terms(record: ConfigRecord) -> Terms:
-    """Return the inverse of `write_terms`.
-
-    Raises:
-        ValueError: If these are not terms that protect anybody.
-    """
-    return Terms(
-        int(record["round"]),
-        tuple(record["participants"]),
-        float(record["fraction"]),
-        bytes(record["roster-digest"]),
-    )
-
-
-def write_round_keys(answer: RoundKeys) -> dict[str, ConfigRecord]:
-    """Return a site's first answer as it travels."""
-    key = write_key(answer.key)
-    key["seed-digest"] = answer.seed_digest
-    return {"key": key, "sealed": _write(answer.sealed)}
-
-
-def read_round_keys(records: Mapping[str, ConfigRecord]) -> RoundKeys:
-    """Return the inverse of `write_round_keys`."""
-    key = records["key"]
-    return RoundKeys(read_key(key), bytes(key["seed-digest"]), _read(records["sealed"]))
-
-
-def write_delivery(delivery: Delivery) -> dict[str, ConfigRecord]:
-    """Return what a site is told before it trains, as it travels."""
-    return {
-        "present": ConfigRecord({"sites": list(delivery.present)}),
-        "keys": write_keys(delivery.keys),
-        "sealed": _write(delivery.sealed),
-    }
-
-
-def read_delivery(records: Mapping[str, ConfigRecord]) -> Delivery:
-    """Return the inverse of `write_delivery`."""
-    return Delivery(
-        tuple(records["present"]["sites"]), read_keys(records["keys"]), _read(records["sealed"])
-    )
-
-
-def write_signatures(signatures: Mapping[int, bytes]) -> ConfigRecord:
-    """Return the sites' signatures under a list of survivors as they travel."""
-    return _write(signatures)
-
-
-def read_signatures(record: ConfigRecord) -> dict[int, bytes]:
-    """Return the inverse of `write_signatures`.
-
-    Raises:
-        ValueError: If the pieces are not signatures.
-    """
-    return _read(record, SIGNATURE_BYTES)
-
-
-def write_reveal(answer: Reveal) -> dict[str, ConfigRecord]:
-    """Return a site's last answer as it travels."""
-    return {"seeds": _write(answer.seeds), "keys": _write(answer.keys)}
-
-
-def read_reveal(records: Mapping[str, ConfigRecord]) -> Reveal:
-    """Return the inverse of `write_reveal`."""
-    return Reveal(_read(records["seeds"]), _read(records["keys"]))
-
-
-def write_memory(memory: Memory) -> ConfigRecord:
-    """Return what a site remembers, for Flower's `Context.state`; it never travels or rests."""
-    record = ConfigRecord({"run": memory.run, "last-round": memory.last_round})
-    record["private-key"] = memory.private_key
-    record["roster-digest"] = memory.roster_digest
-    _put(record, "channel", _write(memory.channel_keys))
-    if (opened := memory.open_round) is not None:
-        _put(record, "terms", write_terms(opened.terms))
-        record["round-private-key"] = opened.private_key
-        record["seed"] = opened.seed
-        record["present"] = list(opened.present)
-        record["survivors"] = list(opened.survivors)
-        _put(record, "held", _write(opened.held))
-    return record
-
-
-def read_memory(record: ConfigRecord) -> Memory:
-    """Return the inverse of `write_memory`."""
-    memory = Memory(
-        run=str(record["run"]),
-        private_key=bytes(record["private-key"]),
-        roster_digest=bytes(record["roster-digest"]),
-        channel_keys=_read(_take(record, "channel")),
-        last_round=int(record["last-round"]),
-    )
-    if "seed" in record:
-        memory.open_round = OpenRound(
-            terms=read_terms(_take(record, "terms")),
-            private_key=bytes(record["round-private-key"]),
-            seed=bytes(record["seed"]),
-            present=tuple(record["present"]),
-            survivors=tuple(record["survivors"]),
-            held=_read(_take(record, "held")),
-        )
-    return memory
+    try:
+        return _typed(kind, json.loads(str(record["json"])), record["bytes"])
+    except (AttributeError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise ValueError(f"not what secure aggregation expects: {error}") from error
 
 
 def read_words(record: ArrayRecord, size: int) -> Words:
@@ -207,30 +86,34 @@ def read_words(record: ArrayRecord, size: int) -> Words:
     return words
 
 
-def _write(pieces: Mapping[int, bytes]) -> ConfigRecord:
-    return ConfigRecord({"sites": list(pieces), "bytes": b"".join(pieces.values())})
+def _plain(value: Any, pieces: list[bytes]) -> Any:
+    """Return what JSON can hold; bytes go to `pieces`, and are named by their place there."""
+    if isinstance(value, bytes):
+        pieces.append(value)
+        return len(pieces) - 1
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name), pieces) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item, pieces) for key, item in value.items()}
+    return value
 
 
-def _read(record: ConfigRecord, length: int | None = None) -> dict[int, bytes]:
-    """Return pieces of equal length by site.
-
-    Raises:
-        ValueError: If the bytes cannot be shared out so.
-    """
-    sites, joined = [int(site) for site in record["sites"]], bytes(record["bytes"])
-    each = length or len(joined) // max(1, len(sites))
-    if len(set(sites)) < len(sites) or each * len(sites) != len(joined):
-        raise ValueError(f"{len(joined)} bytes are not {len(sites)} pieces of equal length")
-    return {site: joined[i * each : (i + 1) * each] for i, site in enumerate(sites)}
-
-
-def _put(record: ConfigRecord, prefix: str, part: ConfigRecord) -> None:
-    record.update({f"{prefix}/{name}": value for name, value in part.items()})
-
-
-def _take(record: ConfigRecord, prefix: str) -> ConfigRecord:
-    start = f"{prefix}/"
-    part: dict[str, Any] = {
-        name.removeprefix(start): value for name, value in record.items() if name.startswith(start)
-    }
-    return ConfigRecord(part)
+def _typed(kind: Any, value: Any, pieces: Any) -> Any:
+    """Return a value of a type from what `_plain` made of it; anything else is an error."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        if set(value) != set(hints):
+            raise ValueError(f"{kind.__name__} has {sorted(hints)}, not {sorted(value)[:10]}")
+        typed = {name: _typed(hint, value[name], pieces) for name, hint in hints.items()}
+        return kind(**typed)
+    if get_origin(kind) is dict:
+        item_kind = get_args(kind)[1]
+        return {int(key): _typed(item_kind, item, pieces) for key, item in value.items()}
+    if get_origin(kind) is tuple:
+        return tuple(_typed(get_args(kind)[0], item, pieces) for item in value)
+    if get_origin(kind) is UnionType:  # of something and None
+        return None if value is None else _typed(get_args(kind)[0], value, pieces)
+    value = pieces[value] if kind is bytes else value
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+    return value
