@@ -33,7 +33,15 @@ RUN = PlannedRun("clinics/001", 3, {"num_rounds": 2, "output_dir": "x"})
 def kit(tmp_path):
     (tmp_path / "state").mkdir()
     settings = {"num_rounds": 2, "model_name_or_path": "clinic-base", "min_clients": 1}
-    return CoordinatorKit(tmp_path, "clinics", "127.0.0.1", 1, 2, quorum=2, settings=settings)
+    return CoordinatorKit(
+        directory=tmp_path,
+        federation="clinics",
+        host="127.0.0.1",
+        port=1,
+        superlink_port=2,
+        quorum=2,
+        settings=settings,
+    )
 
 
 def plan(kit, new=False):

@@ -14,10 +14,10 @@ from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import torch
 from cryptography import x509
 
@@ -47,8 +47,6 @@ from fedfora.training.packing import estimate_step
 LOGS_BYTES = 256 * 2**20
 ADAPTERS_KEPT = 8  # messages on their way, error feedback, copies while writing
 LIBRARIES_BYTES = 2**30  # PyTorch and the rest, before any model is loaded
-
-_MEMINFO = Path("/proc/meminfo")
 
 
 def check_site(kit: SiteKit) -> Iterator[CheckResult]:
@@ -152,10 +150,7 @@ def _encoded(settings: FederationSettings, rows: RowsReport | None) -> Encoded:
 def _free(on_gpu: bool) -> tuple[int, str]:
     if on_gpu:
         return int(torch.cuda.mem_get_info()[0]), "GiB free on the GPU"
-    for line in _MEMINFO.read_text().splitlines() if _MEMINFO.exists() else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024, "GiB available"
-    return 2**62, "GiB (this system does not say how much is left)"
+    return psutil.virtual_memory().available, "GiB available"
 
 
 def _base(kit: SiteKit, settings: FederationSettings) -> CheckResult:

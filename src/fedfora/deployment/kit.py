@@ -28,73 +28,62 @@ PRIVATE, PUBLIC, SCRIPT, DIRECTORY = 0o600, 0o644, 0o755, 0o700  # modes
 MAX_SITES = 100_000
 
 
-@dataclass(frozen=True)
-class SiteKit:
-    """What a site needs.
+class _File:
+    """A file of a kit: read as an attribute of the kit, it is the file's path."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, kit: "Kit", owner: type) -> Path:
+        return kit.directory / self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kit:
+    """What the kits of a site and of the coordinator have in common.
 
     Args:
         directory: Of the kit.
         federation: Its name.
-        name: Of the site.
-        index: Its number in the federation; its seeds follow from it, as in a simulation.
-        host: DNS name or address of the gate.
+        host: DNS name or address under which sites reach the gate.
         port: Of the gate.
-        settings: The site's own flags: data and device.
-        planned: Flags of the federation when the kit was made; the coordinator's hold.
-        base_fingerprint: Of the base that it must have; None if the sites only agree.
+        settings: Of the coordinator, the flags of the whole federation; of a site, its own.
+        base_fingerprint: Of the base that every site must have; None if the sites only agree.
         made_with: Package to version where the kit was made.
     """
 
     directory: Path
     federation: str
-    name: str
-    index: int
     host: str
     port: int
     settings: dict[str, Any] = field(default_factory=dict)
-    planned: dict[str, Any] = field(default_factory=dict)
     base_fingerprint: str | None = None
     made_with: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def authority(self) -> Path:
-        """Certificate of the authority, the only one this site trusts for the gate."""
-        return self.directory / "ca.crt"
+    authority = _File("ca.crt")  # the only authority that sites trust for the gate
+    site_keys = _File("sites.json")  # public keys of all sites, by number
+    start = _File("start.sh")
+    state = _File("state")  # made while it runs: logs, sockets, runs, what must last
 
-    @property
-    def node_key(self) -> Path:
-        """Private key by which the SuperNode shows who it is."""
-        return self.directory / "node.key"
 
-    @property
-    def node_public_key(self) -> Path:
-        """Its public half, which the coordinator registers."""
-        return self.directory / "node.pub"
+@dataclass(frozen=True, kw_only=True)
+class SiteKit(Kit):
+    """What a site needs.
 
-    @property
-    def signing_key(self) -> Path:
-        """Private key of the site's identity in secure aggregation."""
-        return self.directory / "site.key"
+    Args:
+        name: Of the site.
+        index: Its number in the federation; its seeds follow from it, as in a simulation.
+        planned: Flags of the federation when the kit was made; the coordinator's hold.
+    """
 
-    @property
-    def public_key(self) -> Path:
-        """Its public half."""
-        return self.directory / "site.pub"
+    name: str
+    index: int
+    planned: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def site_keys(self) -> Path:
-        """Public keys of all sites by number."""
-        return self.directory / "sites.json"
-
-    @property
-    def start(self) -> Path:
-        """Script that starts the site."""
-        return self.directory / "start.sh"
-
-    @property
-    def state(self) -> Path:
-        """What is made while the site runs: logs, socket, what it remembers."""
-        return self.directory / "state"
+    node_key = _File("node.key")  # by which the SuperNode shows who it is
+    node_public_key = _File("node.pub")  # which the coordinator registers
+    signing_key = _File("site.key")  # the site's identity in secure aggregation
+    public_key = _File("site.pub")
 
     @property
     def private_files(self) -> list[Path]:
@@ -122,75 +111,26 @@ class SiteKit:
         }
 
 
-@dataclass(frozen=True)
-class CoordinatorKit:
+@dataclass(frozen=True, kw_only=True)
+class CoordinatorKit(Kit):
     """What the coordinator needs.
 
     Args:
-        directory: Of the kit.
-        federation: Its name.
-        host: DNS name or address under which sites reach the gate.
-        port: Of the gate.
-        superlink_port: Of the SuperLink behind it, on loopback.
+        superlink_port: Of the SuperLink behind the gate, on loopback.
         quorum: Fewest usable updates of a round; None leaves it to the settings.
-        settings: Flags of the whole federation.
         sites: Name to number of those that take part.
         revoked: The same of those that were thrown out; their numbers are not given again.
-        base_fingerprint: Of the base that every site must have; None if the sites only agree.
-        made_with: Package to version where the kit was made.
     """
 
-    directory: Path
-    federation: str
-    host: str
-    port: int
     superlink_port: int
     quorum: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
     sites: dict[str, int] = field(default_factory=dict)
     revoked: dict[str, int] = field(default_factory=dict)
-    base_fingerprint: str | None = None
-    made_with: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def authority(self) -> Path:
-        """Certificate of the authority."""
-        return self.directory / "ca.crt"
-
-    @property
-    def authority_key(self) -> Path:
-        """Private key of the authority; needed only to make certificates, best kept elsewhere."""
-        return self.directory / "ca.key"
-
-    @property
-    def server_certificate(self) -> Path:
-        """Certificate of the gate, and of the SuperLink behind it."""
-        return self.directory / "server.crt"
-
-    @property
-    def server_key(self) -> Path:
-        """Its private key."""
-        return self.directory / "server.key"
-
-    @property
-    def site_keys(self) -> Path:
-        """Public keys of all sites by number."""
-        return self.directory / "sites.json"
-
-    @property
-    def gate(self) -> Path:
-        """Configuration of nginx."""
-        return self.directory / "nginx.conf"
-
-    @property
-    def start(self) -> Path:
-        """Script that starts the coordinator."""
-        return self.directory / "start.sh"
-
-    @property
-    def state(self) -> Path:
-        """What is made while the coordinator runs: logs, run directory, checkpoints."""
-        return self.directory / "state"
+    authority_key = _File("ca.key")  # needed only to make certificates, best kept elsewhere
+    server_certificate = _File("server.crt")  # of the gate, and of the SuperLink behind it
+    server_key = _File("server.key")
+    gate = _File("nginx.conf")
 
     @property
     def private_files(self) -> list[Path]:

@@ -111,7 +111,11 @@ def _first(plan: SitesFile, directory: Path, valid_days: int) -> CoordinatorKit:
     authority = certificates.make_authority(plan.federation)
     server = certificates.make_server(authority, plan.host, valid_days=valid_days)
     kit = CoordinatorKit(
-        directory / COORDINATOR, plan.federation, plan.host, plan.port, plan.superlink_port
+        directory=directory / COORDINATOR,
+        federation=plan.federation,
+        host=plan.host,
+        port=plan.port,
+        superlink_port=plan.superlink_port,
     )
     (kit.directory / "nodes").mkdir(parents=True, mode=DIRECTORY)
     kit.directory.chmod(DIRECTORY)
@@ -259,11 +263,8 @@ def _revoke(provisioned: Provisioned, plan: SitesFile, name: str) -> None:
     keys = read_site_keys(kit.site_keys)
     keys.pop(index, None)
     _write_keys(kit.site_keys, keys)
-    gone = SiteKit(
-        provisioned.place / SITES / name, kit.federation, name, index, kit.host, kit.port
-    )
-    for path in (*gone.private_files, gone.node_public_key, gone.public_key, gone.site_keys):
-        path.unlink(missing_ok=True)
+    for file in ("node.key", "node.pub", "site.key", "site.pub", "sites.json"):
+        (provisioned.place / SITES / name / file).unlink(missing_ok=True)
 
 
 def _share_keys(provisioned: Provisioned) -> None:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fedfora.config import Scalar
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.settings import settings_of
@@ -75,12 +77,12 @@ def has_begun(state: Path, run: PlannedRun) -> bool:
 
 
 def is_running(state: Path, run: PlannedRun) -> bool:
-    """Return whether the process that took the run up is alive."""
+    """Return whether the process that took the run up is alive, and no zombie of Flower's."""
+    pid = _pid(state, run)
     try:
-        stat = Path(f"/proc/{_pid(state, run)}/stat").read_text(encoding="utf-8")
-    except OSError:
+        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return stat.rpartition(")")[2].split()[0] != "Z"  # dead, and not waited for by Flower
 
 
 def write_outcome(state: Path, outcome: Outcome) -> None:

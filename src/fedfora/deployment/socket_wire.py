@@ -1,30 +1,28 @@
-"""Flower's records over a local socket: a frame of JSON and safetensors, nothing that can run.
+"""Flower's records over a local socket: a frame of JSON and Flower's protobuf.
 
     8 bytes   length of what follows, big-endian
     4 bytes   length of the JSON
-    JSON      {"head": {...}, "records": [[name, kind, content], ...]}
-    rest      the arrays, as one safetensors block
+    JSON      what is not a record
+    rest      the records
 
-An ArrayRecord's content is the list of its arrays' names; array j of record i is called "i.j" in
-the block. Bytes in a ConfigRecord travel in base64. Neither side imports torch for it.
+Nothing in a frame can run, and neither side imports torch for it.
 """
 
-import base64
 import json
 import socket
 import struct
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from flwr.app import RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from google.protobuf.message import DecodeError
 
-MAX_BYTES = 2 << 30
+MAX_BYTES = (2 << 30) - 1  # protobuf takes no more
 Header = dict[str, Any]
 
 _FRAME, _JSON = struct.Struct(">Q"), struct.Struct(">I")
 _CHUNK = 1 << 20
-_BYTES = "base64"  # key of an object that stands for bytes
 
 
 class WireError(ValueError):
@@ -62,15 +60,8 @@ def receive(connection: socket.socket, *, max_bytes: int = MAX_BYTES) -> tuple[H
 
 def encode(header: Header, content: RecordDict) -> bytes:
     """Return a frame without the length before it."""
-    arrays = {
-        f"{i}.{j}": array.numpy()
-        for i, record in enumerate(content.values())
-        if isinstance(record, ArrayRecord)
-        for j, array in enumerate(record.values())
-    }
-    records = [[name, *_described(record)] for name, record in content.items()]
-    text = json.dumps({"head": header, "records": records}).encode()
-    block: bytes = save(arrays)
+    text = json.dumps(header).encode()
+    block: bytes = recorddict_to_proto(content).SerializeToString()
     return _JSON.pack(len(text)) + text + block
 
 
@@ -83,55 +74,10 @@ def decode(frame: bytes) -> tuple[Header, RecordDict]:
     try:
         (length,) = _JSON.unpack_from(frame)
         start = _JSON.size + length
-        message = json.loads(frame[_JSON.size : start])
-        arrays = load(frame[start:])
-        content = RecordDict(
-            {
-                name: _record(kind, described, i, arrays)
-                for i, (name, kind, described) in enumerate(message["records"])
-            }
-        )
-        return dict(message["head"]), content
-    except (struct.error, SafetensorError, ValueError, KeyError, TypeError) as error:
+        header = dict(json.loads(frame[_JSON.size : start]))
+        return header, recorddict_from_proto(ProtoRecordDict.FromString(frame[start:]))
+    except (struct.error, DecodeError, ValueError, KeyError, TypeError) as error:
         raise WireError(f"not a message: {error}") from error
-
-
-def _described(record: ArrayRecord | ConfigRecord | MetricRecord) -> tuple[str, Any]:
-    if isinstance(record, ArrayRecord):
-        return "arrays", list(record)
-    if isinstance(record, MetricRecord):
-        return "metrics", dict(record)
-    return "config", {key: _to_json(value) for key, value in record.items()}
-
-
-def _record(
-    kind: str, described: Any, index: int, arrays: dict[str, Any]
-) -> ArrayRecord | ConfigRecord | MetricRecord:
-    if kind == "arrays":
-        return ArrayRecord(
-            {name: Array(arrays[f"{index}.{j}"]) for j, name in enumerate(described)}
-        )
-    if kind == "metrics":
-        return MetricRecord(described)
-    if kind == "config":
-        return ConfigRecord({key: _from_json(value) for key, value in described.items()})
-    raise WireError(f"a record of kind {kind!r}")
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {_BYTES: base64.b64encode(value).decode()}
-    if isinstance(value, list) and any(isinstance(item, bytes) for item in value):
-        return [_to_json(item) for item in value]
-    return value
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return base64.b64decode(value[_BYTES], validate=True)
-    if isinstance(value, list):
-        return [_from_json(item) for item in value]
-    return value
 
 
 def _exactly(connection: socket.socket, length: int) -> bytes:

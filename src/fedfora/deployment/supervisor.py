@@ -8,7 +8,6 @@ the process that started them.
 
 import contextlib
 import ctypes
-import fcntl
 import logging
 import os
 import signal
@@ -20,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -164,11 +165,11 @@ def only_one(directory: Path, name: str) -> Iterator[None]:
         ValueError: If another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (directory / name).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"a process already works in {directory}: stop it first") from error
+    try:
+        held = FileLock(directory / name).acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f"a process already works in {directory}: stop it first") from error
+    with held:
         yield
 
 

@@ -13,7 +13,6 @@ however often the site is restarted, lies in a file of its own: `AnsweredRounds`
 A site that keeps nothing writes nothing.
 """
 
-import fcntl
 import json
 import secrets
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from safetensors.numpy import load, save
@@ -120,8 +120,7 @@ class AnsweredRounds:
     def _open(self) -> Iterator[dict[str, Any]]:
         """Lend the content, locked; it is on the disk when the block ends without an error."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.path.with_suffix(".lock")):
             kept = self._read()
             before = json.dumps(kept)
             yield kept
