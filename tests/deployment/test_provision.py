@@ -355,5 +355,6 @@ def test_the_command_says_what_to_hand_to_whom(sites_file, tmp_path, capsys):
 
 
 def test_kits_are_values():
-    assert SiteKit(Path("a"), "f", "n", 0, "h", 1) == SiteKit(Path("a"), "f", "n", 0, "h", 1)
-    assert CoordinatorKit(Path("a"), "f", "h", 1, 2).next_index == 0
+    where = {"directory": Path("a"), "federation": "f", "host": "h", "port": 1}
+    assert SiteKit(**where, name="n", index=0) == SiteKit(**where, name="n", index=0)
+    assert CoordinatorKit(**where, superlink_port=2).next_index == 0
