@@ -83,6 +83,31 @@ if not TYPE_CHECKING:
     HfArgumentParser = _load()
 
 
+def check_ranges(arguments: Any, intervals: Mapping[str, Iterable[str]]) -> None:
+    """Raise where a number is not within its interval; None is left out.
+
+    Args:
+        arguments: A dataclass of flags.
+        intervals: From an interval such as "[0, 1)" or "(0, inf)" to the flags within it.
+
+    Raises:
+        ConfigError: Naming flag, interval and value.
+    """
+    for interval, names in intervals.items():
+        low, high = interval[1:-1].split(", ")
+        allowed = f"at least {low}" if interval[0] == "[" else f"above {low}"
+        allowed = allowed if high == "inf" else f"in {interval}"
+        for name in names:
+            value = getattr(arguments, name)
+            for number in value if isinstance(value, list) else [value]:
+                if number is None:
+                    continue
+                above = number >= float(low) if interval[0] == "[" else number > float(low)
+                below = number <= float(high) if interval[-1] == "]" else number < float(high)
+                if not (above and below):  # as of what is not a number
+                    raise ConfigError(f"--{name} must be {allowed}, got {value}")
+
+
 def refuse(*rules: tuple[bool, str]) -> None:
     """Raise for the first rule that is broken: `(broken, message)`, as a table that reads.
 

@@ -254,7 +254,7 @@ def test_every_site_shortens_its_own_update(run, tiny_dir):
         ({"validation_fraction": 0.1}, "--validation_fraction"),
         ({"max_norm_ratio": 3.0}, "--max_norm_ratio compares single updates"),
         ({"weighting": "rows"}, "needs --max_weight"),
-        ({"secagg_threshold": 0.5}, "--secagg_threshold must be above 0.5"),
+        ({"secagg_threshold": 0.5}, r"--secagg_threshold must be in \(0.5, 1\]"),
         ({"secagg_min_sites": 2}, "--secagg_min_sites must be at least 3, got 2"),
         ({"secagg_min_sites": 5}, "--secagg_min_sites 5: a round has only 4 sites"),
         ({"secagg_range": 0.0}, "--secagg_range must be above 0"),

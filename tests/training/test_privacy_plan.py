@@ -155,7 +155,7 @@ def test_a_private_training_shows_no_step_and_no_digest_outside_local(words, tmp
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--target_epsilon", 0), "--target_epsilon must be positive"),
+        (("--target_epsilon", 0), "--target_epsilon must be above 0"),
         ((), "--privacy_unit record needs --target_epsilon or --noise_multiplier"),
         (("--noise_multiplier", 1, "--target_delta", 0.5), "--target_delta 0.5 is not below"),
         (("--noise_multiplier", 1, "--clipping_norm", "inf"), "bounds nothing"),

@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfora.config import flag
+from fedfora.config import check_ranges, flag
 from fedfora.federated.aggregation import NAMES, ROBUST
 from fedfora.federated.aggregation.server_optimizer import NAMES as SERVER_OPTIMIZERS
 from fedfora.federated.wire.formats import FORMATS
@@ -63,24 +63,14 @@ class RoundArguments:
                 "then `fedfora site` at each site, and `fedfora coordinator run` (or `flwr run`). "
                 "`fedfora rehearse sites.yaml` does all of it on this machine"
             )
-        for name in ("min_clients", "early_stopping_patience", "save_total_limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
-        for name in ("round_deadline", "start_deadline", "max_update_norm", "max_weight"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name} must be above 0, got {value}")
-        if self.quorum_wait is not None and not self.quorum_wait >= 0:
-            raise ValueError(f"--quorum_wait must be 0 or more, got {self.quorum_wait}")
-        if not 0 <= self.min_client_fraction <= 1:
-            raise ValueError(
-                f"--min_client_fraction must be in [0, 1], got {self.min_client_fraction}"
-            )
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(
-                f"--validation_fraction must be in [0, 1), got {self.validation_fraction}"
-            )
+        intervals = {
+            "[1, inf)": ("min_clients", "early_stopping_patience", "save_total_limit"),
+            "(0, inf]": ("round_deadline", "start_deadline", "max_update_norm", "max_weight"),
+            "[0, inf]": ("quorum_wait",),
+            "[0, 1]": ("min_client_fraction",),
+            "[0, 1)": ("validation_fraction",),
+        }
+        check_ranges(self, intervals)
         if self.max_norm_ratio != 0 and not self.max_norm_ratio >= 1:
             raise ValueError(f"--max_norm_ratio must be 0 or at least 1, got {self.max_norm_ratio}")
 
@@ -135,20 +125,11 @@ class AggregationArguments:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, naming the flag."""
-        for name, least in {
-            "num_malicious_nodes": 0,
-            "warmup_rounds": 1,
-            "refresh_rounds": 2,
-        }.items():
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {value}")
-        for name in ("server_momentum", "beta_1", "beta_2"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name} must be in [0, 1), got {value}")
-        for name in ("server_learning_rate", "tau"):
-            if not 0 < (value := getattr(self, name)) < float("inf"):
-                raise ValueError(f"--{name} must be above 0, got {value}")
-        if not 0 <= self.proximal_mu < float("inf"):
-            raise ValueError(f"--proximal_mu must be at least 0, got {self.proximal_mu}")
-        if any(rank < 1 for rank in self.site_ranks):
-            raise ValueError(f"--site_ranks must be at least 1, got {self.site_ranks}")
+        intervals = {
+            "[0, inf)": ("num_malicious_nodes", "proximal_mu"),
+            "[1, inf)": ("warmup_rounds", "site_ranks"),
+            "[2, inf)": ("refresh_rounds",),
+            "[0, 1)": ("server_momentum", "beta_1", "beta_2"),
+            "(0, inf)": ("server_learning_rate", "tau"),
+        }
+        check_ranges(self, intervals)

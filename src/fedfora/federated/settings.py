@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import get_type_hints
 
-from fedfora.config import ConfigParser, Scalar, flag, refuse, to_mapping
+from fedfora.config import ConfigParser, Scalar, check_ranges, flag, refuse, to_mapping
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import RULES, Moment, Rule, rule_of_round, rules_of
@@ -47,17 +48,8 @@ class FederationArguments:
 
     def __post_init__(self) -> None:
         """Refuse numbers below one, naming the flag."""
-        for name in (
-            "num_rounds",
-            "local_steps",
-            "min_rows_per_site",
-            "num_clients",
-            "clients_per_round",
-            "eval_rounds",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+        names = ("num_rounds", "local_steps", "min_rows_per_site", "num_clients", "eval_rounds")
+        check_ranges(self, {"[1, inf)": (*names, "clients_per_round")})
         for name in self.compare:
             if name not in ARMS:
                 raise ValueError(f"--compare {name}: choose from {', '.join(ARMS)}")
@@ -90,37 +82,17 @@ class SecureAggregationArguments:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, naming the flag."""
-        if not 0.5 < self.secagg_threshold <= 1:
-            raise ValueError(
-                f"--secagg_threshold must be above 0.5 and at most 1, got {self.secagg_threshold}"
-            )
-        if self.secagg_min_sites is not None and self.secagg_min_sites < MIN_SITES:
-            raise ValueError(
-                f"--secagg_min_sites must be at least {MIN_SITES}, got {self.secagg_min_sites}"
-            )
-        if not 0 < self.secagg_range < float("inf"):
-            raise ValueError(f"--secagg_range must be above 0, got {self.secagg_range}")
-
-
-# In the order of `fedfora simulate --help`: what is said most often comes first.
-SECTIONS = {
-    "run": RunArguments,
-    "model": ModelArguments,
-    "data": DataArguments,
-    "federation": FederationArguments,
-    "train": TrainArguments,
-    "adapter": AdapterArguments,
-    "aggregation": AggregationArguments,
-    "rounds": RoundArguments,
-    "evaluation": EvalArguments,
-    "privacy": PrivacyArguments,
-    "secure": SecureAggregationArguments,
-}
+        intervals = {
+            "(0.5, 1]": ("secagg_threshold",),
+            f"[{MIN_SITES}, inf)": ("secagg_min_sites",),
+            "(0, inf)": ("secagg_range",),
+        }
+        check_ranges(self, intervals)
 
 
 @dataclass(frozen=True)
 class FederationSettings:
-    """All settings of a federation."""
+    """All settings of a federation, in the order of `fedfora simulate --help`."""
 
     run: RunArguments
     model: ModelArguments
@@ -179,6 +151,9 @@ class FederationSettings:
     def run_config(self) -> dict[str, Scalar]:
         """Return the settings as Flower's run config; `from_run_config` is the inverse."""
         return to_mapping(*(getattr(self, section) for section in SECTIONS))
+
+
+SECTIONS: dict[str, type] = get_type_hints(FederationSettings)
 
 
 def from_run_config(run_config: Mapping[str, Scalar]) -> FederationSettings:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfora.config import flag
+from fedfora.config import check_ranges, flag
 
 
 @dataclass
@@ -45,18 +45,15 @@ class PrivacyArguments:
             raise ValueError(
                 f"--privacy_unit {self.privacy_unit} needs --target_epsilon or --noise_multiplier"
             )
-        if self.target_epsilon is not None and not self.target_epsilon > 0:
-            raise ValueError(f"--target_epsilon must be positive, got {self.target_epsilon}")
-        if self.noise_multiplier is not None and not self.noise_multiplier >= 0:
-            raise ValueError(f"--noise_multiplier must be at least 0, got {self.noise_multiplier}")
         if self.sampling_rate is not None and self.privacy_unit != "record":
             raise ValueError("--sampling_rate needs --privacy_unit record")
-        if self.sampling_rate is not None and not 0 < self.sampling_rate <= 1:
-            raise ValueError(f"--sampling_rate must be in (0, 1], got {self.sampling_rate}")
-        if not 0 < self.target_delta < 1:
-            raise ValueError(f"--target_delta must be in (0, 1), got {self.target_delta}")
-        if not self.clipping_norm > 0:
-            raise ValueError(f"--clipping_norm must be positive, got {self.clipping_norm}")
+        intervals = {
+            "(0, inf]": ("target_epsilon", "clipping_norm"),
+            "[0, inf]": ("noise_multiplier",),
+            "(0, 1]": ("sampling_rate",),
+            "(0, 1)": ("target_delta",),
+        }
+        check_ranges(self, intervals)
         if self.clipping_norm == float("inf") and self.noise_multiplier != 0:
             raise ValueError("--clipping_norm inf bounds nothing: only with --noise_multiplier 0")
 

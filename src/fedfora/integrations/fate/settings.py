@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from fedfora.config import flag
+from fedfora.config import check_ranges, flag
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.reporting.record import RunArguments
@@ -56,25 +56,21 @@ class FateArguments:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag."""
-        for name, least in (
-            ("num_rounds", 1),
-            ("local_steps", 1),
-            ("error_probes", 0),
-            ("warmup_rounds", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        intervals = {
+            "[1, inf)": ("num_rounds", "local_steps"),
+            "[0, inf)": ("error_probes", "warmup_rounds"),
+            "(0, inf]": ("timeout_s",),
+        }
+        check_ranges(self, intervals)
         if self.warmup_rounds and self.trainable != "core":
             raise ValueError("--warmup_rounds has a meaning with --trainable core only")
-        if not self.timeout_s > 0:
-            raise ValueError(f"--timeout_s must be above 0, got {self.timeout_s}")
         if self.aggregator == "plaintext":
             raise ValueError(
                 "--aggregator plaintext: FATE 2.2's plaintext aggregator returns the sum of the "
                 "updates in place of their mean; use secure_aggregate"
             )
         if "/" in self.session_id or not self.session_id:
-            raise ValueError(f"--session_id {self.session_id!r}: a name without slashes, please")
+            raise ValueError(f"--session_id {self.session_id!r}: must be a name without slashes")
 
     def trained_in(self, round_index: int) -> str:
         """Return what trains in a round (counted from 0): "core" or "all"."""
