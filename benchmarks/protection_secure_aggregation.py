@@ -26,7 +26,7 @@ from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.crypto import Identity
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
-from fedfora.federated.secure_aggregation.server import SecureRound, roster_of
+from fedfora.federated.secure_aggregation.server import SecureRound
 from fedfora.federated.wire.secure_records import write
 
 RANGE, FRACTION, LARGEST_WEIGHT = 1.0, 0.66, 4096
@@ -74,7 +74,7 @@ def run(num_sites: int, numbers: int, num_masked: int | None = None) -> dict[str
     identities = {u: Identity.generate() for u in range(num_sites)}
     pinned = {u: identity.public_bytes for u, identity in identities.items()}
     sites = {u: SecureSite(u, identity, pinned, Memory()) for u, identity in identities.items()}
-    roster = roster_of([site.introduce("run") for site in sites.values()])
+    roster = {u: site.introduce("run") for u, site in sites.items()}
     for site in sites.values():
         clock("roster", lambda site=site: site.accept_roster(roster))
     terms = Terms(1, tuple(sites), FRACTION, digest_of(roster))

@@ -7,7 +7,7 @@ import numpy as np
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.crypto import Identity
 from fedfora.federated.secure_aggregation.messages import Terms, digest_of
-from fedfora.federated.secure_aggregation.server import SecureRound, roster_of
+from fedfora.federated.secure_aggregation.server import SecureRound
 
 RUN, TASK = "run 1", b"task"
 
@@ -24,6 +24,11 @@ class Seen:
     signatures: dict = field(default_factory=dict)
     reveals: dict = field(default_factory=dict)
     total: np.ndarray | None = None
+
+
+def roster_of(keys):
+    """The keys of a run by site."""
+    return {key.site: key for key in keys}
 
 
 class World:

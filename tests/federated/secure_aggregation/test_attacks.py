@@ -18,8 +18,8 @@ from fedfora.federated.secure_aggregation.crypto import (
 )
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms, is_connected, mask_context
-from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, roster_of
-from secagg_world import RUN, TASK, World, plain_sum, random_vectors
+from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound
+from secagg_world import RUN, TASK, World, plain_sum, random_vectors, roster_of
 
 
 def correlation(words, update):
@@ -201,13 +201,13 @@ def test_groups_without_a_bridge_are_refused_by_everybody(monkeypatch):
     with pytest.raises(RoundLost, match="fall apart into groups"):
         seen.deliveries()
     monkeypatch.setattr(server, "is_connected", lambda graph, kept: True)
-    with pytest.raises(ValueError, match="present fall apart into groups"):
+    with pytest.raises(ValueError, match="fall apart into groups"):
         world.sites[0].mask(np.zeros(5, np.uint32), seen.deliveries()[0], task=TASK)
     monkeypatch.setattr(client, "is_connected", lambda graph, kept: True)
     for u, delivery in seen.deliveries().items():
         world.sites[u].mask(np.zeros(5, np.uint32), delivery, task=TASK)
     monkeypatch.setattr(client, "is_connected", is_connected)
-    with pytest.raises(ValueError, match="survivors fall apart into groups"):
+    with pytest.raises(ValueError, match="fall apart into groups"):
         world.sites[0].confirm(tuple(range(8)))
 
 
@@ -380,8 +380,6 @@ def test_a_malicious_site_cannot_hide_in_anothers_place():
     answer = world.sites[1].share(world.terms())
     with pytest.raises(ValueError, match="not for its neighbors"):
         seen.receive_keys(0, answer)
-    with pytest.raises(ValueError, match="same number"):
-        roster_of([world.roster[1], world.roster[1]])
 
 
 def test_a_round_after_all_attacks_still_gives_the_sum():

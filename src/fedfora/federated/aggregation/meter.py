@@ -6,11 +6,11 @@ Differences and norms go through stacked factors and their Gram matrices; no O x
 Squares are subtracted, so errors below about 1e-7 are rounding.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedfora._torch import torch
-from fedfora.federated.aggregation.products import ProductSum, squared_norm
-from fedfora.federated.aggregation.update import AdapterState, Product, layers_of, product
+from fedfora.federated.aggregation.products import ProductMeans, squared_norm
+from fedfora.federated.aggregation.update import AdapterState, Product, product
 from fedfora.lowrank import best_factors
 
 
@@ -37,18 +37,8 @@ class Reading:
         }
 
 
-@dataclass
-class ErrorMeter:
-    """Sees every update of a round, and then the aggregate."""
-
-    _sums: dict[str, ProductSum] = field(default_factory=dict)
-    _total: float = 0.0
-
-    def add(self, update: AdapterState, weight: float) -> None:
-        """See a site's whole adapter."""
-        self._total += weight
-        for layer in layers_of(update):
-            self._sums.setdefault(layer, ProductSum()).add(product(update, layer), weight)
+class ErrorMeter(ProductMeans):
+    """Sees every update of a round (`add`), and then the aggregate."""
 
     def read(self, aggregate: AdapterState, before: AdapterState) -> Reading:
         """Compare an aggregate with the mean of what was seen.
@@ -58,20 +48,13 @@ class ErrorMeter:
             before: The global adapter that the sites started from.
         """
         missed = step = norm = cut = 0.0
-        for layer, mean in self._means().items():
+        for layer, mean in self.factors().items():
             missed += _squared_distance(product(aggregate, layer), mean)
             step += _squared_distance(product(before, layer), mean)
             norm += squared_norm(mean)
             closest = best_factors(*mean, len(aggregate[f"{layer}.A"]))
             cut += _squared_distance(closest, mean)
         return Reading(_root(missed, norm), _root(missed, step), _root(cut, norm))
-
-    def _means(self) -> dict[str, Product]:
-        means = {}
-        for layer, accumulated in self._sums.items():
-            P_OS, Q_SI = accumulated.factors()
-            means[layer] = (P_OS / self._total, Q_SI)
-        return means
 
 
 def _squared_distance(one: Product, other: Product) -> float:

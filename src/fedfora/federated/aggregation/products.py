@@ -53,6 +53,28 @@ class ProductSum:
         return P_OS @ T_IS.mT, V_II.mT
 
 
+class ProductMeans:
+    """Weighted means of the layers' products, of updates that come one by one."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, ProductSum] = {}
+        self._total = 0.0
+
+    def add(self, update: AdapterState, weight: float) -> None:
+        """Add a whole adapter."""
+        self._total += weight
+        for layer in layers_of(update):
+            self.sums.setdefault(layer, ProductSum()).add(product(update, layer), weight)
+
+    def factors(self) -> dict[str, Product]:
+        """Return the means in factored form, by layer."""
+        means = {}
+        for layer, accumulated in self.sums.items():
+            P_OS, Q_SI = accumulated.factors()
+            means[layer] = (P_OS / self._total, Q_SI)
+        return means
+
+
 def squared_norm(factors: Product) -> float:
     """Return ||P Q||_F^2 from the Gram matrices of the factors, trace((P^T P) (Q Q^T))."""
     P_OS, Q_SI = factors
@@ -82,20 +104,13 @@ def refactor(
 
 
 def _mean(updates: Iterable[Weighted]) -> dict[str, Product]:
-    sums: dict[str, ProductSum] = {}
-    total = 0.0
+    means = ProductMeans()
     for update, weight in updates:
         check_weight(weight)
-        total += weight
-        for layer in layers_of(update):
-            sums.setdefault(layer, ProductSum()).add(product(update, layer), weight)
-    if not sums:
+        means.add(update, weight)
+    if not means.sums:
         raise ValueError(NOBODY)
-    means = {}
-    for layer, accumulated in sums.items():
-        P_OS, Q_SI = accumulated.factors()
-        means[layer] = (P_OS / total, Q_SI)
-    return means
+    return means.factors()
 
 
 def _combined(current: AdapterState, pairs: list[Weighted], combine: Combine) -> dict[str, Product]:

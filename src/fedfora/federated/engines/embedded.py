@@ -18,12 +18,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
-from types import SimpleNamespace
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 
 from fedfora.config import Scalar
 
@@ -38,8 +37,8 @@ ALARM_INTERVAL_S = 1.0  # the timer rings again where the first ring was swallow
 UNLIMITED_S = 43_200  # Flower's time to live for a message that was given none
 
 
-class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
-    """Carries messages between apps in this process."""
+class EmbeddedGrid:
+    """Carries messages between apps in this process: what a coordinator needs of Flower's Grid."""
 
     def __init__(
         self,
@@ -51,7 +50,6 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
         self._app = client_app
         self._message_ids = count(1)
         self._waiting: dict[str, Message] = {}
-        self._run: Any = SimpleNamespace(run_id=RUN_ID)
         shared = dict(run_config)
         self._contexts = {
             FIRST_NODE_ID + i: Context(
@@ -63,26 +61,6 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
             )
             for i, node_config in enumerate(node_configs)
         }
-
-    def set_run(self, run: Any) -> None:
-        """Set the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        """The run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Make a message."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of all sites."""
@@ -102,14 +80,8 @@ class EmbeddedGrid(Grid):  # type: ignore[misc]  # a Flower interface
         """Let the first of these sites that has not worked yet do so, and return its reply."""
         for message_id in message_ids:
             if message_id in self._waiting:
-                return [self._deliver(_own_copy(self._waiting.pop(message_id)))]
+                return [self._deliver(self._waiting.pop(message_id))]
         return []
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        """Send messages and return all replies."""
-        return [self.pull_messages([i])[0] for i in self.push_messages(messages)]
 
     def _deliver(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
@@ -177,23 +149,6 @@ def _alarm(limit_s: float) -> Iterator[None]:
     finally:  # again, as the first ring may come just before the timer is stopped above
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _own_copy(message: Message) -> Message:
-    """Return a copy with containers of its own: strategies share content between messages."""
-    content = RecordDict(
-        {key: type(record)(dict(record)) for key, record in message.content.items()}
-    )
-    metadata = message.metadata
-    copy = Message(
-        content,
-        metadata.dst_node_id,
-        metadata.message_type,
-        ttl=metadata.ttl,
-        group_id=metadata.group_id,
-    )
-    copy.metadata.__dict__["_message_id"] = metadata.message_id
-    return copy
 
 
 def introduce_this_process() -> None:

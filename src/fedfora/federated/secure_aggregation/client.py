@@ -34,7 +34,6 @@ from fedfora.federated.secure_aggregation.messages import (
     Terms,
     digest_of,
     digest_of_sites,
-    is_connected,
     mask_context,
     pair_context,
     round_context,
@@ -234,10 +233,8 @@ class SecureSite:
         everybody = set(delivery.present)
         if self.site not in everybody or not everybody <= set(terms.participants):
             raise ValueError("the sites said to be present are not those of the round")
+        terms.check_enough(everybody, "have shared", of=[self.site])
         present = [v for v in terms.graph[self.site] if v in everybody]
-        _require_enough(terms, "have shared", len(everybody), len(present))
-        if not is_connected(terms.graph, everybody):
-            raise ValueError("the sites that are present fall apart into groups")
         if not delivery.keys.keys() == delivery.sealed.keys() == set(present):
             raise ValueError("there must be a key and sealed shares from each present neighbor")
         if wrong := [v for v in present if delivery.keys[v].site != v]:
@@ -250,10 +247,7 @@ class SecureSite:
             raise ValueError("this site has not sent a vector in the round")
         if self.site not in survivors or not survivors <= set(opened.present):
             raise ValueError("the survivors are not among the sites that were present")
-        neighbors_present = survivors.intersection(terms.graph[self.site])
-        _require_enough(terms, "have sent a vector", len(survivors), len(neighbors_present))
-        if not is_connected(terms.graph, survivors):
-            raise ValueError("the survivors fall apart into groups, whose sums would show")
+        terms.check_enough(survivors, "have sent a vector", of=[self.site])
 
     def _check_signatures(self, opened: OpenRound, signatures: Mapping[int, bytes]) -> None:
         """Count valid signatures; a wrong one counts nothing, and throws nobody out."""
@@ -299,17 +293,3 @@ class SecureSite:
         if self.memory.open_round is None:
             raise ValueError(f"site {self.site} has no open round: it was answered, or never begun")
         return self.memory.open_round
-
-
-def _require_enough(terms: Terms, what: str, everybody: int, neighbors_present: int) -> None:
-    if everybody < terms.min_survivors:
-        raise ValueError(
-            f"{everybody} of {len(terms.participants)} sites {what}, fewer than the "
-            f"{terms.min_survivors} that the threshold asks for"
-        )
-    if neighbors_present < terms.threshold:
-        raise ValueError(
-            f"{neighbors_present} of {terms.degree} neighbors {what}, fewer than the "
-            f"{terms.threshold} that "
-            "the threshold asks for"
-        )

@@ -176,6 +176,33 @@ class Terms:
         """Who is whose neighbor."""
         return _graph(self.participants, self.degree, self.digest)
 
+    def check_enough(self, sites: Collection[int], what: str, of: Collection[int]) -> None:
+        """Raise unless a sum of some sites' vectors protects each of them.
+
+        Args:
+            sites: Those that are left.
+            what: What they did.
+            of: Sites whose neighbors are counted.
+
+        Raises:
+            ValueError: If too few are left, of all or of a site's neighbors, or they fall apart.
+        """
+        asks = f"--secagg_threshold {self.fraction} asks for"
+        if len(sites) < self.min_survivors:
+            raise ValueError(
+                f"{len(sites)} of {len(self.participants)} sites {what}; {asks} "
+                f"{self.min_survivors}"
+            )
+        for site in of:
+            neighbors = len(set(sites).intersection(self.graph[site]))
+            if neighbors < self.threshold:
+                raise ValueError(
+                    f"{neighbors} of the {self.degree} neighbors of site {site} {what}; {asks} "
+                    f"{self.threshold}"
+                )
+        if not is_connected(self.graph, sites):
+            raise ValueError("the sites that are left fall apart into groups: sums of parts show")
+
 
 @dataclass(frozen=True)
 class RoundKeys:

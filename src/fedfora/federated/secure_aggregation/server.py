@@ -13,7 +13,6 @@ import numpy as np
 
 from fedfora.federated.secure_aggregation.crypto import (
     SEED_BYTES,
-    SignedKey,
     add_mask,
     agree,
     combine,
@@ -26,7 +25,6 @@ from fedfora.federated.secure_aggregation.messages import (
     Reveal,
     RoundKeys,
     Terms,
-    is_connected,
     mask_context,
 )
 
@@ -234,21 +232,10 @@ class SecureRound:
 
     def _require(self, what: str, sites: tuple[int, ...]) -> None:
         """Ask for what every site will ask for before it answers."""
-        terms, count = self.terms, len(sites)
-        if count < terms.min_survivors:
-            raise RoundLost(
-                f"{count} of {len(terms.participants)} sites {what}; --secagg_threshold "
-                f"{terms.fraction} asks for {terms.min_survivors}"
-            )
-        for site in sites:
-            neighbors_present = len(set(sites).intersection(terms.graph[site]))
-            if neighbors_present < terms.threshold:
-                raise RoundLost(
-                    f"{neighbors_present} of the {terms.degree} neighbors of site {site} {what}; "
-                    f"--secagg_threshold {terms.fraction} asks for {terms.threshold}"
-                )
-        if not is_connected(terms.graph, sites):
-            raise RoundLost("the sites that are left fall apart into groups")
+        try:
+            self.terms.check_enough(sites, what, of=sites)
+        except ValueError as error:
+            raise RoundLost(str(error)) from error
 
 
 def _has_digest(digest: bytes, seed: bytes) -> bool:
@@ -257,15 +244,3 @@ def _has_digest(digest: bytes, seed: bytes) -> bool:
 
 def _has_public_key(public: bytes, private: bytes) -> bool:
     return public_key(private) == public
-
-
-def roster_of(keys: list[SignedKey]) -> dict[int, SignedKey]:
-    """Return the keys of a run by site.
-
-    Raises:
-        ValueError: If two sites say they are the same.
-    """
-    roster = {key.site: key for key in keys}
-    if len(roster) < len(keys):
-        raise ValueError("two sites take part under the same number")
-    return roster
