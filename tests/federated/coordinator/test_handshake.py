@@ -11,9 +11,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from fedfora.federated.coordinator.handshake import (
     ASK_AGAIN_ROUNDS,
     Agreement,
-    LateJoiners,
+    Handshake,
     Membership,
-    agree,
 )
 from fedfora.federated.engines.embedded import FIRST_NODE_ID, EmbeddedGrid
 from fedfora.federated.secure_aggregation.crypto import prompts_digest
@@ -78,7 +77,8 @@ def agreed(*sites, base=None, **how):
     """Numbers of those who take part, who is left out, and whose adapter it is."""
     absent, asked = {}, []
     grid = world(*sites, asked=asked, **how)
-    agreement = agree(grid, on_absent=absent.__setitem__, base_fingerprint=base)
+    handshake = Handshake(grid, Membership(), None, absent.__setitem__)
+    agreement = handshake.agree(base_fingerprint=base)
     taking_part = [site.index for site in agreement.sites]
     assert agreement.base_fingerprint == sites[asked[-1]][0]
     assert DIGESTS[agreement.layout.digest] == sites[asked[-1]][1]
@@ -264,19 +264,19 @@ class World:
     def arrivals(self, members=None):
         grid = EmbeddedGrid(self.app, [{"partition-id": i} for i in range(3)], {})
         members = members or Growing()
-        return LateJoiners(grid, members, None, lambda *told: self.absent.append(told))
+        return Handshake(grid, members, None, lambda *told: self.absent.append(told))
 
 
 def test_those_who_come_late_join():
     world = World()
-    joined = world.arrivals().before(4, KNOWN, AGREEMENT)
+    joined = world.arrivals().late_joiners(4, KNOWN, AGREEMENT)
     assert [(site.index, site.name) for site in joined] == [(1, "site-1"), (2, "site-2")]
     assert world.asked == [1, 2]
 
 
 def test_nobody_is_asked_where_the_number_of_sites_is_fixed():
     world = World()
-    assert world.arrivals(Membership()).before(4, KNOWN, AGREEMENT) == []
+    assert world.arrivals(Membership()).late_joiners(4, KNOWN, AGREEMENT) == []
     assert world.asked == []
 
 
@@ -291,7 +291,7 @@ def test_nobody_is_asked_where_the_number_of_sites_is_fixed():
 )
 def test_who_may_not_join_is_named_with_the_reason(answer, reason):
     world = World({2: answer})
-    assert [site.index for site in world.arrivals().before(4, KNOWN, AGREEMENT)] == [1]
+    assert [site.index for site in world.arrivals().late_joiners(4, KNOWN, AGREEMENT)] == [1]
     ((_, told),) = world.absent
     assert reason in told
 
@@ -299,11 +299,11 @@ def test_who_may_not_join_is_named_with_the_reason(answer, reason):
 def test_who_could_not_join_is_asked_again_only_after_some_rounds():
     world = World({2: None})
     arrivals = world.arrivals()
-    arrivals.before(4, KNOWN, AGREEMENT)
+    arrivals.late_joiners(4, KNOWN, AGREEMENT)
     known = KNOWN | {FIRST_NODE_ID + 1}
     for number in range(5, 4 + ASK_AGAIN_ROUNDS):
-        assert arrivals.before(number, known, AGREEMENT) == []
+        assert arrivals.late_joiners(number, known, AGREEMENT) == []
     assert world.asked == [1, 2]
     world.answers = {}
-    joined = arrivals.before(4 + ASK_AGAIN_ROUNDS, known, AGREEMENT)
+    joined = arrivals.late_joiners(4 + ASK_AGAIN_ROUNDS, known, AGREEMENT)
     assert [site.index for site in joined] == [2]

@@ -8,7 +8,7 @@ what one site then sends must have the digest that they agreed on.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,6 @@ class Agreement:
         ]
 
 
-# Who may take part: in a simulation everybody; in a real federation whoever is registered.
-
-
 class Membership:
     """Whoever knows the members of a federation; this one takes everybody, and nobody comes late.
 
@@ -91,53 +88,162 @@ class Membership:
         return None
 
 
-def agree(
-    grid: Grid,
-    *,
-    deadline_s: float | None = None,
-    on_absent: OnAbsent = lambda site, reason: None,
-    members: Membership | None = None,
-    base_fingerprint: str | None = None,
-    same_bits: bool = True,
-) -> Agreement:
-    """Ask every site what it has, then one of them for the fresh adapter that most of them made.
+ASK_AGAIN_ROUNDS = 2  # a node that could not be taken in is asked again after so many
+LATE_DEADLINE_S = (
+    60.0  # the others wait no longer for one that comes late; its base goes on loading
+)
 
-    A site that does not answer, or cannot start, takes no part; nor does one that holds another
-    base, or means another adapter, than more than half of those that answer.
+
+@dataclass
+class Handshake:
+    """Asks sites who they are and what they have, before the first round and between later ones.
 
     Args:
         grid: The engine.
-        deadline_s: Longest time to wait, in seconds; None waits for ever.
+        members: Who may take part.
+        deadline_s: Longest time to wait for an answer, in seconds; None waits for ever.
         on_absent: Called with a site that takes no part, and the reason.
-        members: Who may take part; None for everybody.
-        base_fingerprint: Of the base that counts, where a run goes on; None leaves it to the sites.
-        same_bits: Whether the same seed gives the same fresh adapter on every machine; the last
-            bits of a singular value decomposition are the machine's own.
-
-    Raises:
-        ValueError: If no site can start, or no more than half of them agree on base and adapter.
     """
-    reasons: list[str] = []
 
-    def absent(site: str, reason: str) -> None:
-        reasons.append(reason)
-        on_absent(site, reason)
+    grid: Grid
+    members: Membership
+    deadline_s: float | None
+    on_absent: OnAbsent
+    _reasons: list[str] = field(default_factory=list)
+    _asked_in: dict[int, int] = field(default_factory=dict)
 
-    members = members or Membership()
-    questions = [_question(node_id, deadline_s) for node_id in sorted(grid.get_node_ids())]
-    described = dict(_answers(grid, questions, deadline_s, absent, members))
-    if not described:
-        raise ValueError(f"no site could start: {'; '.join(dict.fromkeys(reasons)) or 'no sites'}")
-    described = _of_one_mind(described, base_fingerprint, absent)
-    members.agreed(int(next(iter(described.values()))["size"]))
-    layout, first, record = _form(grid, _senders(described, same_bits), deadline_s, members, absent)
-    return Agreement(
-        sites=[_info(node_id, site) for node_id, site in described.items()],
-        base_fingerprint=str(next(iter(described.values()))["base-fingerprint"]),
-        layout=layout,
-        first=first,
-        record=record,
-    )
+    def agree(self, *, base_fingerprint: str | None = None, same_bits: bool = True) -> Agreement:
+        """Ask every site what it has, then one of them for the fresh adapter that most made.
+
+        A site that does not answer, or cannot start, takes no part; nor does one that holds another
+        base, or means another adapter, than more than half of those that answer.
+
+        Args:
+            base_fingerprint: Of the base that counts, where a run resumes; None leaves it to the
+                sites.
+            same_bits: Whether the same seed gives the same fresh adapter on every machine; the last
+                bits of a singular value decomposition are the machine's own.
+
+        Raises:
+            ValueError: If no site can start, or no more than half agree on base and adapter.
+        """
+        described = dict(self._answers(sorted(self.grid.get_node_ids()), self.deadline_s))
+        if not described:
+            reasons = "; ".join(dict.fromkeys(self._reasons)) or "no sites"
+            raise ValueError(f"no site could start: {reasons}")
+        described = self._of_one_mind(described, base_fingerprint)
+        any_site = next(iter(described.values()))
+        self.members.agreed(int(any_site["size"]))
+        layout, first, record = self._form(_senders(described, same_bits))
+        return Agreement(
+            sites=[_info(node_id, site) for node_id, site in described.items()],
+            base_fingerprint=str(any_site["base-fingerprint"]),
+            layout=layout,
+            first=first,
+            record=record,
+        )
+
+    def late_joiners(
+        self, round_number: int, known: Container[int], agreement: Agreement
+    ) -> list[SiteInfo]:
+        """Return the sites that came, or came back as another node, and join before a round.
+
+        Args:
+            round_number: Which.
+            known: Nodes that take part already.
+            agreement: What a site must agree to.
+        """
+        if not self.members.grows:
+            return []
+        since = round_number - ASK_AGAIN_ROUNDS
+        strangers = [
+            node
+            for node in sorted(self.grid.get_node_ids())
+            if node not in known and self._asked_in.get(node, since) <= since
+        ]
+        self._asked_in |= dict.fromkeys(strangers, round_number)
+        expected = {
+            "base-fingerprint": agreement.base_fingerprint,
+            "layout-digest": agreement.layout.digest,
+        }
+        deadline_s = min(self.deadline_s or LATE_DEADLINE_S, LATE_DEADLINE_S)
+        return [
+            _info(node_id, site)
+            for node_id, site in self._answers(strangers, deadline_s)
+            if self._agrees(site, expected)
+        ]
+
+    def _answers(
+        self, node_ids: list[int], deadline_s: float | None
+    ) -> Iterator[tuple[int, ConfigRecord]]:
+        """Yield node and description of the sites that answer and may take part."""
+        questions = [_question(node_id, deadline_s) for node_id in node_ids]
+        for reply in receive(self.grid, questions, deadline_s=deadline_s):
+            node_id = reply.metadata.src_node_id
+            try:
+                site = _description(reply)
+                info = _info(node_id, site)
+                objection = self.members.objection(node_id, info.index, info.name)
+            except UNREADABLE as error:
+                objection = str(error)
+            if objection is None:
+                yield node_id, site
+            else:
+                self._absent(self.members.name_of(node_id), printable(objection))
+
+    def _agrees(self, site: ConfigRecord, expected: Mapping[str, str]) -> bool:
+        """Return whether a site has what is expected of it; if not, it is named."""
+        for what, value in expected.items():
+            if site[what] != value:
+                self._absent(str(site["name"]), f"its {what} is {site[what]}, not {value}")
+                return False
+        return True
+
+    def _absent(self, site: str, reason: str) -> None:
+        self._reasons.append(reason)
+        self.on_absent(site, reason)
+
+    def _of_one_mind(
+        self, described: dict[int, ConfigRecord], base_fingerprint: str | None
+    ) -> dict[int, ConfigRecord]:
+        """Leave out the sites that hold another base, or mean another adapter, than most.
+
+        Where a run resumes, its base counts, whatever most sites hold by now.
+
+        Raises:
+            ValueError: If there is no such majority.
+        """
+        facts = [tuple(str(site[what]) for what in MUST_MATCH) for site in described.values()]
+        candidates = [each for each in facts if each[0] == base_fingerprint] or facts
+        ((most, count),) = Counter(candidates).most_common(1)
+        if 2 * count <= len(candidates):
+            what = next(
+                name for i, name in enumerate(MUST_MATCH) if len({e[i] for e in candidates}) > 1
+            )
+            raise ValueError(
+                f"the sites differ in their {what}, and no more than half of them agree: "
+                f"{_by_value(described, what)}"
+            )
+        expected = dict(zip(MUST_MATCH, most, strict=True))
+        return {node: site for node, site in described.items() if self._agrees(site, expected)}
+
+    def _form(
+        self, senders: dict[int, ConfigRecord]
+    ) -> tuple[Layout, AdapterState, dict[str, Any]]:
+        """Ask one site after the other, until one sends the adapter that they agreed on.
+
+        Raises:
+            ValueError: If none does.
+        """
+        for node_id, site in senders.items():
+            question = _question(node_id, self.deadline_s, adapter=True)
+            (reply,) = receive(self.grid, [question], deadline_s=self.deadline_s)
+            try:
+                return _read_form(reply, site)
+            except UNREADABLE as error:
+                reason = printable(f"its fresh adapter is not used: {error}")
+                self._absent(self.members.name_of(node_id), reason)
+        raise ValueError("no site sent the fresh adapter")
 
 
 def _senders(described: dict[int, ConfigRecord], same_bits: bool) -> dict[int, ConfigRecord]:
@@ -155,100 +261,6 @@ def _senders(described: dict[int, ConfigRecord], same_bits: bool) -> dict[int, C
             )
         described = {node: site for node, site in described.items() if site[what] == most}
     return described
-
-
-def _of_one_mind(
-    described: dict[int, ConfigRecord], base_fingerprint: str | None, on_absent: OnAbsent
-) -> dict[int, ConfigRecord]:
-    """Leave out the sites that hold another base, or mean another adapter, than most.
-
-    Where a run goes on, its base counts, whatever most sites hold by now.
-
-    Raises:
-        ValueError: If there is no such majority.
-    """
-    facts = {
-        node_id: tuple(str(site[what]) for what in MUST_MATCH)
-        for node_id, site in described.items()
-    }
-    began = [each for each in facts.values() if each[0] == base_fingerprint]
-    candidates = began or list(facts.values())
-    ((most, count),) = Counter(candidates).most_common(1)
-    if 2 * count <= len(candidates):
-        what = next(
-            name for i, name in enumerate(MUST_MATCH) if len({e[i] for e in candidates}) > 1
-        )
-        raise ValueError(
-            f"the sites differ in their {what}, and no more than half of them agree: "
-            f"{_by_value(described, what)}"
-        )
-    for site in described.values():
-        if reason := _difference(site, dict(zip(MUST_MATCH, most, strict=True))):
-            on_absent(str(site["name"]), reason)
-    return {node_id: site for node_id, site in described.items() if facts[node_id] == most}
-
-
-def _difference(site: ConfigRecord, expected: Mapping[str, str]) -> str | None:
-    """Return in what a site differs from what is expected of it; None where it does not."""
-    for what, value in expected.items():
-        if site[what] != value:
-            return f"its {what} is {site[what]}, not {value}"
-    return None
-
-
-def newcomers(
-    grid: Grid,
-    node_ids: Iterable[int],
-    agreement: Agreement,
-    *,
-    deadline_s: float | None,
-    on_absent: OnAbsent,
-    members: Membership,
-) -> list[SiteInfo]:
-    """Return those nodes that may join a federation that is under way, as the sites they are.
-
-    Args:
-        grid: The engine.
-        node_ids: Nodes that take no part yet.
-        agreement: What they must agree to.
-        deadline_s: Longest time to wait, in seconds; None waits for ever.
-        on_absent: Called with a site that may not join, or does not answer, and the reason.
-        members: Who may take part.
-    """
-    expected = {
-        "base-fingerprint": agreement.base_fingerprint,
-        "layout-digest": agreement.layout.digest,
-    }
-    joined = []
-    questions = [_question(node_id, deadline_s) for node_id in node_ids]
-    for node_id, site in _answers(grid, questions, deadline_s, on_absent, members):
-        if reason := _difference(site, expected):
-            on_absent(str(site["name"]), reason)
-        else:
-            joined.append(_info(node_id, site))
-    return joined
-
-
-def _answers(
-    grid: Grid,
-    questions: list[Message],
-    deadline_s: float | None,
-    on_absent: OnAbsent,
-    members: Membership,
-) -> Iterator[tuple[int, ConfigRecord]]:
-    """Yield node and description of the sites that answer and may take part."""
-    for reply in receive(grid, questions, deadline_s=deadline_s):
-        node_id = reply.metadata.src_node_id
-        try:
-            site = _description(reply)
-            objection = members.objection(node_id, int(site["index"]), str(site["name"]))
-            objection = objection or _false_part(site)
-        except UNREADABLE as error:
-            objection = str(error)
-        if objection is None:
-            yield node_id, site
-        else:
-            on_absent(members.name_of(node_id), printable(objection))
 
 
 def _description(reply: Message) -> ConfigRecord:
@@ -282,29 +294,6 @@ def _question(node_id: int, ttl: float | None, *, adapter: bool = False) -> Mess
     return Message(content, node_id, MessageType.QUERY, ttl=ttl)
 
 
-def _form(
-    grid: Grid,
-    senders: dict[int, ConfigRecord],
-    deadline_s: float | None,
-    members: Membership,
-    on_absent: OnAbsent,
-) -> tuple[Layout, AdapterState, dict[str, Any]]:
-    """Ask one site after the other, until one sends the adapter that they agreed on.
-
-    Raises:
-        ValueError: If none does.
-    """
-    for node_id, site in senders.items():
-        question = _question(node_id, deadline_s, adapter=True)
-        (reply,) = receive(grid, [question], deadline_s=deadline_s)
-        try:
-            return _read_form(reply, site)
-        except UNREADABLE as error:
-            name = members.name_of(node_id)
-            on_absent(name, printable(f"its fresh adapter is not used: {error}"))
-    raise ValueError("no site sent the fresh adapter")
-
-
 def _read_form(reply: Message, site: ConfigRecord) -> tuple[Layout, AdapterState, dict[str, Any]]:
     """Return layout, first numbers and record of a site's answer, if they have its digests.
 
@@ -335,38 +324,18 @@ def _read_form(reply: Message, site: ConfigRecord) -> tuple[Layout, AdapterState
 
 
 def _info(node_id: int, site: ConfigRecord) -> SiteInfo:
-    return SiteInfo(
-        node_id,
-        int(site["index"]),
-        str(site["name"]),
-        int(site["rows"]),
-        int(site["rank"]),
-        str(site["data-digest"]),
-        _key_id(site),
-    )
-
-
-def _key_id(site: ConfigRecord) -> str:
-    """Return the id of the key with which a site signed that it takes part; "" where it has none.
+    """Return a site as it describes itself, with the id of the key that it signed with, if any.
 
     Raises:
         ValueError: If the signature is not that key's.
     """
-    if "public-key" not in site:
-        return ""
-    public, signature = bytes(site["public-key"]), bytes(site["signature"])
-    return verify_participation(
-        public, signature, int(site["index"]), str(site["base-fingerprint"])
-    )
-
-
-def _false_part(site: ConfigRecord) -> str | None:
-    """Return what is wrong with a site's signature; None where nothing is."""
-    try:
-        _key_id(site)
-    except (KeyError, ValueError) as error:
-        return str(error)
-    return None
+    index, key_id = int(site["index"]), ""
+    if "public-key" in site:
+        public, signature = bytes(site["public-key"]), bytes(site["signature"])
+        key_id = verify_participation(public, signature, index, str(site["base-fingerprint"]))
+    rows, rank = int(site["rows"]), int(site["rank"])
+    digest = str(site["data-digest"])
+    return SiteInfo(node_id, index, str(site["name"]), rows, rank, digest, key_id)
 
 
 def _by_value(described: dict[int, ConfigRecord], what: str) -> str:
@@ -400,56 +369,3 @@ def check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -
             continue
         if known.get(site["index"]) != site:
             raise ValueError(f"--resume {directory}: the rows of {site['name']} have changed")
-
-
-# Who came, or came back as another node, since the last round, and may take part from now on.
-
-
-ASK_AGAIN_ROUNDS = 2  # a node that could not be taken in is asked again after so many
-DEADLINE_S = 60.0  # the others wait no longer for one that comes late; its base goes on loading
-
-
-@dataclass
-class LateJoiners:
-    """Asks strangers who they are.
-
-    Args:
-        grid: The engine.
-        members: Who may take part; nobody comes late where their number is fixed.
-        deadline_s: Longest time to wait for their answers, in seconds, up to `DEADLINE_S`.
-        on_absent: Called with a site that may not join, or does not answer, and the reason.
-    """
-
-    grid: Grid
-    members: Membership
-    deadline_s: float | None
-    on_absent: OnAbsent
-    _asked_in: dict[int, int] = field(default_factory=dict)
-
-    def before(
-        self, round_number: int, known: Container[int], agreement: Agreement
-    ) -> list[SiteInfo]:
-        """Return the sites that join before a round.
-
-        Args:
-            round_number: Which.
-            known: Nodes that take part already.
-            agreement: What a site must agree to.
-        """
-        if not self.members.grows:
-            return []
-        since = round_number - ASK_AGAIN_ROUNDS
-        strangers = [
-            node
-            for node in sorted(self.grid.get_node_ids())
-            if node not in known and self._asked_in.get(node, since) <= since
-        ]
-        self._asked_in |= dict.fromkeys(strangers, round_number)
-        return newcomers(
-            self.grid,
-            strangers,
-            agreement,
-            deadline_s=min(self.deadline_s or DEADLINE_S, DEADLINE_S),
-            on_absent=self.on_absent,
-            members=self.members,
-        )

@@ -35,9 +35,8 @@ from fedfora.federated.coordinator.exchange import NoQuorum, SiteExchange, publi
 from fedfora.federated.coordinator.handshake import (
     SITE_TABLE,
     Agreement,
-    LateJoiners,
+    Handshake,
     Membership,
-    agree,
     base_of,
     check_same_world,
 )
@@ -98,12 +97,8 @@ def run_rounds(
         record.log("absent", site=site, reason=reason)
 
     members = members or Membership()
-    deadline_s = settings.rounds.start_deadline
-    agreement = agree(
-        grid,
-        deadline_s=deadline_s,
-        on_absent=absent,
-        members=members,
+    handshake = Handshake(grid, members, settings.rounds.start_deadline, absent)
+    agreement = handshake.agree(
         base_fingerprint=base_of(directory) if progress else None,
         same_bits=settings.rule_of_round(0).start == "zero",
     )
@@ -117,8 +112,7 @@ def run_rounds(
         check_same_world(directory, agreement, may_grow=members.grows)
         num_rounds = settings.federation.num_rounds
         record.log("resumed", after_round=progress.round_number, num_rounds=num_rounds)
-    arrivals = LateJoiners(grid, members, deadline_s, absent)
-    _Rounds(grid, settings, record, agreement, arrivals).run(progress)
+    _Rounds(grid, settings, record, agreement, handshake).run(progress)
 
 
 class _Rounds:
@@ -130,10 +124,10 @@ class _Rounds:
         settings: FederationSettings,
         record: RunRecord,
         agreement: Agreement,
-        arrivals: LateJoiners,
+        handshake: Handshake,
     ) -> None:
         self.settings, self.record = settings, record
-        self.agreement, self.arrivals = agreement, arrivals
+        self.agreement, self.handshake = agreement, handshake
         self._since: float | None = None  # when a round had too few sites, and none enough since
         names = [site.name for site in agreement.sites]
         num_sampled = settings.federation.clients_per_round or len(names)
@@ -235,7 +229,7 @@ class _Rounds:
 
     def _let_in(self, number: int) -> None:
         """Take in who may join before this round."""
-        for site in self.arrivals.before(number, self.exchange.sites, self.agreement):
+        for site in self.handshake.late_joiners(number, self.exchange.sites, self.agreement):
             self.exchange.admit(site)
             self.record.log("joined", round=number, site=site.name)
             self.agreement = replace(self.agreement, sites=list(self.exchange.sites.values()))
