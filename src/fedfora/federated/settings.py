@@ -13,7 +13,7 @@ from typing import get_type_hints
 from fedfora.config import ConfigParser, Scalar, check_ranges, flag, refuse, to_mapping
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
-from fedfora.federated.aggregation import RULES, Moment, Rule, rule_of_round, rules_of
+from fedfora.federated.aggregation import RULES, Rule, rule_of_round, rules_of
 from fedfora.federated.aggregation.means import mean_of_factors
 from fedfora.federated.arguments import AggregationArguments, RoundArguments
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
@@ -122,12 +122,12 @@ class FederationSettings:
     def rule_of_round(self, round_index: int) -> Rule:
         """Return the aggregation rule of a round, counted from 0."""
         chosen = self.aggregation
-        moment = Moment(
-            round_index=round_index,
+        return rule_of_round(
+            chosen.aggregation,
+            round_index,
             warmup_rounds=chosen.warmup_rounds,
             refresh_rounds=chosen.refresh_rounds,
         )
-        return rule_of_round(chosen.aggregation, moment)
 
     @property
     def largest_weight(self) -> int:

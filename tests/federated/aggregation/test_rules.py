@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedfora.federated.aggregation import NAMES, ROBUST, RULES, Moment, rule_of_round, rules_of
+from fedfora.federated.aggregation import NAMES, ROBUST, RULES, rule_of_round, rules_of
 from fedfora.federated.aggregation.robust import robust
 from fedfora.federated.aggregation.update import absorb, part, rank_of, truncate
 
@@ -175,7 +175,7 @@ def test_every_factor_has_one_place(name):
 
 def test_warmup_core_refactors_first_and_then_every_so_often():
     def at(index):
-        return rule_of_round("warmup-core", Moment(index, warmup_rounds=2, refresh_rounds=4))
+        return rule_of_round("warmup-core", index, warmup_rounds=2, refresh_rounds=4)
 
     names = [at(index).name for index in range(11)]
     assert names[:2] == ["refactor", "refactor"]

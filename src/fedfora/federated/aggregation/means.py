@@ -9,10 +9,8 @@ Shape suffixes: K = sites, N = all numbers that travel.
 from collections.abc import Iterable
 
 from fedfora._torch import Tensor, torch
-from fedfora.federated.aggregation.rule import RULES, Combine, Rule, check_weight
+from fedfora.federated.aggregation.rule import RULES, Combine, Rule, checked
 from fedfora.federated.aggregation.update import AdapterState, Weighted
-
-NOBODY = "nothing to aggregate: no site sent an update"
 
 
 def mean_of_factors(
@@ -32,25 +30,18 @@ def mean_of_factors(
         ValueError: If there is no update, or a weight is not positive.
     """
     if combine is not None:
-        return _combined(current, list(updates), combine)
+        return _combined(current, list(checked(updates)), combine)
     total = 0.0
     sums: dict[str, Tensor] = {}
-    for update, weight in updates:
-        check_weight(weight)
+    for update, weight in checked(updates):
         total += weight
         for name, value in update.items():
             term = weight * value.double()
             sums[name] = sums[name] + term if name in sums else term
-    if not sums:
-        raise ValueError(NOBODY)
     return {name: (value / total).float() for name, value in sums.items()}
 
 
 def _combined(current: AdapterState, pairs: list[Weighted], combine: Combine) -> AdapterState:
-    if not pairs:
-        raise ValueError(NOBODY)
-    for _, weight in pairs:
-        check_weight(weight)
     before_N = _flat(current, current)
     deltas_KN = torch.stack([_flat(update, current) - before_N for update, _ in pairs])
     weights_K = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)

@@ -10,8 +10,7 @@ N = all coefficients of an update.
 from collections.abc import Iterable
 
 from fedfora._torch import Tensor, torch
-from fedfora.federated.aggregation.means import NOBODY
-from fedfora.federated.aggregation.rule import RULES, Combine, Rule, check_weight
+from fedfora.federated.aggregation.rule import RULES, Combine, Rule, checked
 from fedfora.federated.aggregation.update import (
     AdapterState,
     Product,
@@ -95,7 +94,9 @@ def refactor(
         ValueError: If there is no update, or a weight is not positive.
     """
     rank = rank_of(current)
-    combined = _mean(updates) if combine is None else _combined(current, list(updates), combine)
+    combined = (
+        _mean(updates) if combine is None else _combined(current, list(checked(updates)), combine)
+    )
     result: AdapterState = {}
     for layer, (P_OS, Q_SI) in combined.items():
         D_OR, A_RI = best_factors(P_OS, Q_SI, rank)
@@ -106,10 +107,7 @@ def refactor(
 def _mean(updates: Iterable[Weighted]) -> dict[str, Product]:
     means = ProductMeans()
     for update, weight in updates:
-        check_weight(weight)
         means.add(update, weight)
-    if not means.sums:
-        raise ValueError(NOBODY)
     return means.factors()
 
 
@@ -120,10 +118,6 @@ def _combined(current: AdapterState, pairs: list[Weighted], combine: Combine) ->
     and norms of the S x S coefficients are those of the full matrices, and neither the order of the
     sites nor the factors in which an update came plays a part.
     """
-    if not pairs:
-        raise ValueError(NOBODY)
-    for _, weight in pairs:
-        check_weight(weight)
     weights_K = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
     bases, before, rows = {}, {}, []
     for layer in layers_of(pairs[0][0]):

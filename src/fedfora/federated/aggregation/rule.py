@@ -1,6 +1,6 @@
 """What an aggregation rule is: which factors travel, stay and train, and how many become one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +8,7 @@ from fedfora._torch import Tensor
 from fedfora.federated.aggregation.update import AdapterState, Weighted
 from fedfora.registry import Registry
 
-__all__ = ["RULES", "AdapterState", "Aggregate", "Combine", "Rule", "Weighted", "check_weight"]
+__all__ = ["RULES", "AdapterState", "Aggregate", "Combine", "Rule", "Weighted", "checked"]
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """Rows (K, N) and weights (K,) to one row (N,), as in `fedfora.federated.aggregation.robust`."""
@@ -59,11 +59,17 @@ class Rule:
 RULES: Registry[Rule] = Registry("aggregation rule")
 
 
-def check_weight(weight: float) -> None:
-    """Raise if a weight is none.
+def checked(updates: Iterable[Weighted]) -> Iterator[Weighted]:
+    """Yield updates and weights as they come.
 
     Raises:
-        ValueError: If it is not positive and finite.
+        ValueError: If there is none, or a weight is not positive and finite.
     """
-    if not 0 < weight < float("inf"):
-        raise ValueError(f"a site's weight must be positive and finite, got {weight}")
+    empty = True
+    for update, weight in updates:
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"a site's weight must be positive and finite, got {weight}")
+        empty = False
+        yield update, weight
+    if empty:
+        raise ValueError("nothing to aggregate: no site sent an update")
