@@ -83,7 +83,7 @@ def test_it_trains_and_the_base_stays_loaded(site, monkeypatch):
     head, content = told(site, "train", **question)
     assert head == {}
     assert content["metrics"]["steps"] == 1
-    assert content["origin"]["round"] == 1
+    assert content["origin"]["round_number"] == 1
 
 
 @pytest.mark.parametrize("operation", ["quit", "exec", "", None, "__class__", "query"])
