@@ -5,11 +5,11 @@ Nobody but the owner can read a kit. `state` is made when the federation runs.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -65,6 +65,16 @@ class Kit:
     start = _File("start.sh")
     state = _File("state")  # made while it runs: logs, sockets, runs, what must last
 
+    role: ClassVar[str]
+
+    def description(self) -> dict[str, Any]:
+        """Return what kit.yaml holds."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        names = ("host", "port", "superlink_port")
+        address = {name: values.pop(name) for name in names if name in values}
+        del values["directory"]
+        return {"role": self.role, "coordinator": address, **values}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SiteKit(Kit):
@@ -80,6 +90,7 @@ class SiteKit(Kit):
     index: int
     planned: dict[str, Any] = field(default_factory=dict)
 
+    role = SITE
     node_key = _File("node.key")  # by which the SuperNode shows who it is
     node_public_key = _File("node.pub")  # which the coordinator registers
     signing_key = _File("site.key")  # the site's identity in secure aggregation
@@ -95,20 +106,6 @@ class SiteKit(Kit):
         """All files that must be there."""
         public = [self.authority, self.node_public_key, self.public_key, self.site_keys]
         return [*self.private_files, *public]
-
-    def description(self) -> dict[str, Any]:
-        """Return what kit.yaml holds."""
-        return {
-            "role": SITE,
-            "federation": self.federation,
-            "name": self.name,
-            "index": self.index,
-            "coordinator": {"host": self.host, "port": self.port},
-            "base_fingerprint": self.base_fingerprint,
-            "settings": self.settings,
-            "planned": self.planned,
-            "made_with": self.made_with,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +124,7 @@ class CoordinatorKit(Kit):
     sites: dict[str, int] = field(default_factory=dict)
     revoked: dict[str, int] = field(default_factory=dict)
 
+    role = COORDINATOR
     authority_key = _File("ca.key")  # needed only to make certificates, best kept elsewhere
     server_certificate = _File("server.crt")  # of the gate, and of the SuperLink behind it
     server_key = _File("server.key")
@@ -152,21 +150,6 @@ class CoordinatorKit(Kit):
     def node(self, site: str) -> Path:
         """Return the file with the public key of a site's SuperNode."""
         return self.directory / "nodes" / f"{site}.pub"
-
-    def description(self) -> dict[str, Any]:
-        """Return what kit.yaml holds."""
-        address = {"host": self.host, "port": self.port, "superlink_port": self.superlink_port}
-        return {
-            "role": COORDINATOR,
-            "federation": self.federation,
-            "coordinator": address,
-            "quorum": self.quorum,
-            "base_fingerprint": self.base_fingerprint,
-            "settings": self.settings,
-            "sites": self.sites,
-            "revoked": self.revoked,
-            "made_with": self.made_with,
-        }
 
 
 def write_description(kit: SiteKit | CoordinatorKit) -> None:

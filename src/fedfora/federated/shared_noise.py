@@ -27,7 +27,7 @@ import numpy as np
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.privacy.accounting import noise_multiplier_for
-from fedfora.privacy.clipping import Integers, SecretNoise, noise_share_std
+from fedfora.privacy.clipping import Integers, SecretNoise
 from fedfora.privacy.settings import PrivacyArguments
 
 NUM_CURIOUS_SITES = 1  # sites that know their own share and would take it off
@@ -52,7 +52,7 @@ class SharedNoise:
         if not self.noise_multiplier:
             return 0.0
         fewest = terms.min_survivors - NUM_CURIOUS_SITES
-        return noise_share_std(self.noise_multiplier, self.clipping_norm, fewest)
+        return self.noise_multiplier * self.clipping_norm / math.sqrt(fewest)
 
     def draw(self, count: int, terms: Terms, code: FixedPoint) -> Integers:
         """Return one site's share of the noise on `count` numbers, in steps of the fixed point."""

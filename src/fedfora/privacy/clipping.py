@@ -7,7 +7,6 @@ multiplier z (Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Alg. 1).
 Shape suffixes: B examples, `...` the shape of a parameter.
 """
 
-import math
 import secrets
 from collections.abc import Callable, Mapping
 
@@ -213,20 +212,3 @@ def add_noise(summed: Mapping[str, Tensor], std: float, noise: SecretNoise) -> T
         name: tensor + noise.normal(tensor.shape, std).to(tensor.device)
         for name, tensor in summed.items()
     }
-
-
-def noise_share_std(noise_multiplier: float, clipping_norm: float, num_sites: int) -> float:
-    """Return the noise each site adds so that any `num_sites` of them together hide one site.
-
-    For sums that only a group sees (secure aggregation): the sum of n shares of standard deviation
-    z C / sqrt(n) has z C. Give the smallest number of sites whose sum is ever opened, the
-    threshold: more sites then only add noise.
-
-    Args:
-        noise_multiplier: z.
-        clipping_norm: C.
-        num_sites: The least number of honest sites whose shares are in every opened sum.
-    """
-    if num_sites < 1:
-        raise ValueError(f"noise needs at least one site, got {num_sites}")
-    return noise_multiplier * clipping_norm / math.sqrt(num_sites)

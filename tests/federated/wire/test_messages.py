@@ -10,9 +10,9 @@ from fedfora.federated.wire.messages import (
     FrozenFactorsMissingError,
     RoundMessages,
     content_bytes,
-    digest_of,
     read_assignment,
 )
+from fedfora.federated.wire.transport import Layout, digest_of
 
 
 @pytest.fixture
@@ -60,7 +60,16 @@ def test_a_site_of_a_lower_rank_gets_the_first_components(adapter):
 
 def test_a_digest_tells_names_shapes_and_numbers_apart(adapter):
     same = {name: value.clone() for name, value in reversed(adapter.items())}
-    assert digest_of(same) == digest_of(adapter)
+    assert digest_of(same, Layout.of(same)) == digest_of(adapter, Layout.of(adapter))
     moved = {**adapter, "q.A": adapter["q.A"] + 1e-6}
     renamed = {name.replace("q", "k"): value for name, value in adapter.items()}
-    assert len({digest_of(adapter), digest_of(moved), digest_of(renamed)}) == 3
+    assert (
+        len(
+            {
+                digest_of(adapter, Layout.of(adapter)),
+                digest_of(moved, Layout.of(moved)),
+                digest_of(renamed, Layout.of(renamed)),
+            }
+        )
+        == 3
+    )

@@ -83,17 +83,14 @@ class SitePrivacy:
         return {name: current[name] + noisy[name] for name in current}
 
     def event(self) -> dict[str, float | str | None]:
-        """Return what the run's record says after a round."""
-        return _event(self.ledger.epsilon, self.ledger.delta, self.statement())
-
-    def statement(self) -> str:
-        """Return the guarantee in one sentence."""
-        return site_statement(
+        """Return what the run's record says after a round, with the guarantee in a sentence."""
+        statement = site_statement(
             self.ledger,
             clipping_norm=self.clipping_norm,
             num_sites=self.num_sites,
             min_noise_shares=self.min_noise_shares,
         )
+        return _event(self.ledger.epsilon, self.ledger.delta, statement)
 
 
 def site_privacy_of(

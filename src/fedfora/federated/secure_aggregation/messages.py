@@ -82,6 +82,7 @@ def fewest_survivors(num_sites: int, fraction: float) -> int:
     return max(ceil(fraction * num_sites), (num_sites + colluding) // 2 + 1)
 
 
+@lru_cache(maxsize=16)
 def choose_degree(num_sites: int, fraction: float) -> int:
     """Return the fewest neighbors that keep the promises with many sites.
 
@@ -159,7 +160,7 @@ class Terms:
     @property
     def degree(self) -> int:
         """How many neighbors each site has."""
-        return _degree(len(self.participants), self.fraction)
+        return choose_degree(len(self.participants), self.fraction)
 
     @property
     def threshold(self) -> int:
@@ -293,11 +294,6 @@ def round_context(terms: Terms) -> bytes:
 def survivors_context(terms: Terms) -> bytes:
     """Return the context in which a site signs the digest of a round's survivors."""
     return b"survivors\0" + terms.digest
-
-
-@lru_cache(maxsize=16)
-def _degree(num_sites: int, fraction: float) -> int:
-    return choose_degree(num_sites, fraction)
 
 
 @lru_cache(maxsize=2)  # all simulated sites of a round ask for the same

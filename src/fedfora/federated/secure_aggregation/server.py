@@ -6,7 +6,6 @@ what the sites reveal; with too few of them the round is lost, and says so.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -91,7 +90,13 @@ class SecureRound:
             RoundLost: If too few sites have shared.
         """
         self._require("have shared", self.present)
-        return {site: self._delivery(site) for site in self.present}
+        deliveries = {}
+        for site in self.present:
+            present = [v for v in self.terms.graph[site] if v in self._shared]
+            keys = {v: self._shared[v].key for v in present}
+            sealed = {v: self._shared[v].sealed[site] for v in present}
+            deliveries[site] = Delivery(self.present, keys, sealed)
+        return deliveries
 
     def receive_vector(self, site: int, vector: Words) -> None:
         """Add a masked vector to the sum.
@@ -164,9 +169,11 @@ class SecureRound:
         """
         survivors = set(self._survivors)
         for site in sorted(survivors):
-            is_right = partial(_has_digest, self._shared[site].seed_digest)
+            digest = self._shared[site].seed_digest
             seeds = {v: reveal.seeds for v, reveal in self._reveals.items()}
-            seed = self._secret(site, "seed", seeds, is_right)
+            seed = self._secret(
+                site, "seed", seeds, lambda s, right=digest: hashlib.sha256(s).digest() == right
+            )
             subtract_mask(self._sum, seed)
         for site in sorted(self._shared.keys() - survivors):
             neighbors = survivors.intersection(self.terms.graph[site])
@@ -176,9 +183,9 @@ class SecureRound:
 
     def _take_off_masks_with(self, dropped: int, neighbors: list[int]) -> None:
         """Take the masks that these neighbors share with a dropped site off the sum."""
-        is_right = partial(_has_public_key, self._shared[dropped].key.public)
+        public = self._shared[dropped].key.public
         keys = {v: reveal.keys for v, reveal in self._reveals.items()}
-        private = self._secret(dropped, "key", keys, is_right)
+        private = self._secret(dropped, "key", keys, lambda key: public_key(key) == public)
         for neighbor in neighbors:
             context = mask_context(self.terms, dropped, neighbor, self.task, self.present)
             seed = agree(private, self._shared[neighbor].key.public, context=context)
@@ -222,25 +229,9 @@ class SecureRound:
             raise RoundLost(f"a share of the {what} of site {site} is wrong; too few to tell whose")
         raise WrongShares(site, what)
 
-    def _delivery(self, site: int) -> Delivery:
-        present = [v for v in self.terms.graph[site] if v in self._shared]
-        return Delivery(
-            present=self.present,
-            keys={v: self._shared[v].key for v in present},
-            sealed={v: self._shared[v].sealed[site] for v in present},
-        )
-
     def _require(self, what: str, sites: tuple[int, ...]) -> None:
         """Ask for what every site will ask for before it answers."""
         try:
             self.terms.check_enough(sites, what, of=sites)
         except ValueError as error:
             raise RoundLost(str(error)) from error
-
-
-def _has_digest(digest: bytes, seed: bytes) -> bool:
-    return hashlib.sha256(seed).digest() == digest
-
-
-def _has_public_key(public: bytes, private: bytes) -> bool:
-    return public_key(private) == public

@@ -5,7 +5,6 @@ what it will need again in Flower's `Context.state`: the frozen factors, its per
 what its travel format lost. All of it is arrays.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -16,6 +15,7 @@ from fedfora.federated.wire.formats import Format
 from fedfora.federated.wire.transport import (
     FLOAT32,
     Layout,
+    digest_of,
     from_record,
     pack,
     payload_bytes,
@@ -140,8 +140,9 @@ class RoundMessages:
             self.adapter = absorb(self.adapter)
         self.rank = rank_of(self.adapter)
         frozen = part(self.adapter, self.rule.frozen)
-        self.frozen = pack(frozen, Layout.of(frozen))
-        self.digest = digest_of(frozen) if frozen else ""
+        layout = Layout.of(frozen)
+        self.frozen = pack(frozen, layout)
+        self.digest = digest_of(frozen, layout) if frozen else ""
 
     @property
     def current(self) -> AdapterState:
@@ -231,15 +232,6 @@ def read_assignment(content: RecordDict, state: RecordDict, fresh: AdapterState)
     return Assignment(rule, int(config["round-index"]), absorb(whole) if rule.absorbs else whole)
 
 
-def digest_of(update: AdapterState) -> str:
-    """Return a short digest of names, shapes and numbers."""
-    layout = Layout.of(update)
-    digest = hashlib.sha256(layout.to_json().encode())
-    for name, _ in layout.shapes:
-        digest.update(update[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _frozen(content: RecordDict, state: RecordDict, layout: Layout, digest: str) -> AdapterState:
     if not digest:
         return {}
@@ -248,6 +240,6 @@ def _frozen(content: RecordDict, state: RecordDict, layout: Layout, digest: str)
         state["frozen"] = to_record(frozen)
         return frozen
     frozen = from_record(state["frozen"]) if "frozen" in state else {}
-    if not frozen or digest_of(frozen) != digest:
+    if not frozen or digest_of(frozen, Layout.of(frozen)) != digest:
         raise FrozenFactorsMissingError(f"this site does not have the frozen factors {digest}")
     return frozen

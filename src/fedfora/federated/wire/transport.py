@@ -60,8 +60,9 @@ class Layout:
 
 
 def digest_of(update: AdapterState, layout: Layout) -> str:
-    """Return a digest of an adapter's float32 numbers, to the bit."""
-    return hashlib.sha256(flatten(update, layout).tobytes()).hexdigest()[:32]
+    """Return a digest of an adapter's names, shapes and float32 numbers, to the bit."""
+    content = layout.to_json().encode() + flatten(update, layout).tobytes()
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def pack(update: AdapterState, layout: Layout, form: Format = FLOAT32) -> ArrayRecord:
