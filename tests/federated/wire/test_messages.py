@@ -63,13 +63,5 @@ def test_a_digest_tells_names_shapes_and_numbers_apart(adapter):
     assert digest_of(same, Layout.of(same)) == digest_of(adapter, Layout.of(adapter))
     moved = {**adapter, "q.A": adapter["q.A"] + 1e-6}
     renamed = {name.replace("q", "k"): value for name, value in adapter.items()}
-    assert (
-        len(
-            {
-                digest_of(adapter, Layout.of(adapter)),
-                digest_of(moved, Layout.of(moved)),
-                digest_of(renamed, Layout.of(renamed)),
-            }
-        )
-        == 3
-    )
+    updates = (adapter, moved, renamed)
+    assert len({digest_of(update, Layout.of(update)) for update in updates}) == 3

@@ -94,9 +94,8 @@ def refactor(
         ValueError: If there is no update, or a weight is not positive.
     """
     rank = rank_of(current)
-    combined = (
-        _mean(updates) if combine is None else _combined(current, list(checked(updates)), combine)
-    )
+    pairs = checked(updates)
+    combined = _mean(pairs) if combine is None else _combined(current, list(pairs), combine)
     result: AdapterState = {}
     for layer, (P_OS, Q_SI) in combined.items():
         D_OR, A_RI = best_factors(P_OS, Q_SI, rank)
