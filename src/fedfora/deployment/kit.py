@@ -73,7 +73,8 @@ class Kit:
         names = ("host", "port", "superlink_port")
         address = {name: values.pop(name) for name in names if name in values}
         del values["directory"]
-        return {"role": self.role, "coordinator": address, **values}
+        plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        return {"role": self.role, **plain, "coordinator": address, **values}
 
 
 @dataclass(frozen=True, kw_only=True)
