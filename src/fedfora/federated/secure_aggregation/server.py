@@ -169,11 +169,8 @@ class SecureRound:
         """
         survivors = set(self._survivors)
         for site in sorted(survivors):
-            digest = self._shared[site].seed_digest
             seeds = {v: reveal.seeds for v, reveal in self._reveals.items()}
-            seed = self._secret(
-                site, "seed", seeds, lambda s, right=digest: hashlib.sha256(s).digest() == right
-            )
+            seed = self._secret(site, "seed", seeds, _sha256, self._shared[site].seed_digest)
             subtract_mask(self._sum, seed)
         for site in sorted(self._shared.keys() - survivors):
             neighbors = survivors.intersection(self.terms.graph[site])
@@ -183,9 +180,9 @@ class SecureRound:
 
     def _take_off_masks_with(self, dropped: int, neighbors: list[int]) -> None:
         """Take the masks that these neighbors share with a dropped site off the sum."""
-        public = self._shared[dropped].key.public
         keys = {v: reveal.keys for v, reveal in self._reveals.items()}
-        private = self._secret(dropped, "key", keys, lambda key: public_key(key) == public)
+        public = self._shared[dropped].key.public
+        private = self._secret(dropped, "key", keys, public_key, public)
         for neighbor in neighbors:
             context = mask_context(self.terms, dropped, neighbor, self.task, self.present)
             seed = agree(private, self._shared[neighbor].key.public, context=context)
@@ -196,9 +193,12 @@ class SecureRound:
         site: int,
         what: str,
         revealed: Mapping[int, Mapping[int, bytes]],
-        is_right: Callable[[bytes], bool],
+        derive: Callable[[bytes], bytes],
+        public: bytes,
     ) -> bytes:
         """Return a site's secret from its neighbors' shares; a share's index is the holder's.
+
+        It is right if what derives from it is what the site made public.
 
         Where it is not right, holders are left out, one and then two at a time, until it is. That
         finds who lies as long as no more than two do, and fewer than there are shares to spare.
@@ -222,7 +222,7 @@ class SecureRound:
             for suspects in combinations(sorted(shares), count):
                 trusted = {i: share for i, share in shares.items() if i not in suspects}
                 secret = combine(trusted, threshold=self.terms.threshold)
-                if is_right(secret):
+                if derive(secret) == public:
                     self.liars |= {self.terms.graph[site][index - 1] for index in suspects}
                     return secret
         if not spare:
@@ -235,3 +235,7 @@ class SecureRound:
             self.terms.check_enough(sites, what, of=sites)
         except ValueError as error:
             raise RoundLost(str(error)) from error
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
