@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tools/*.py")])
@@ -23,6 +24,20 @@ def test_every_name_that_it_takes_from_the_package_is_there(program):
         for alias in node.names:
             if not hasattr(module, alias.name):
                 importlib.import_module(f"{node.module}.{alias.name}")
+
+
+@pytest.mark.skipif(not PROGRAMS, reason="the programs are not beside the tests")
+def test_the_script_for_a_gpu_runs_its_parts_and_says_at_once_where_there_is_none():
+    program = [sys.executable, str(ROOT / "benchmarks/gpu.py")]
+    chosen = ("equal", "baichuan2-7b:nf4")
+    tiny = [*program, "--tiny", "--limit_s", "3000", "--parts", *chosen]
+    lines = subprocess.run(tiny, check=True, capture_output=True, text=True).stdout.splitlines()
+    results = {name: part for line in lines[1:] for name, part in json.loads(line).items()}
+    assert results.keys() == set(chosen)
+    assert all(part["ok"] for part in results.values())
+    if not torch.cuda.is_available():
+        refused = subprocess.run(program, capture_output=True, text=True)
+        assert "There is no GPU here" in refused.stderr
 
 
 @pytest.mark.skipif(not PROGRAMS, reason="the programs are not beside the tests")
