@@ -60,8 +60,8 @@ def write_run(state: Path, run: PlannedRun) -> None:
 
 def read_run(state: Path) -> PlannedRun | None:
     """Return the run that is on; None where there never was one."""
-    path = state / RUN
-    return PlannedRun(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    known = _read(state / RUN)
+    return PlannedRun(**known) if known else None
 
 
 def write_begun(state: Path, run: PlannedRun) -> None:
@@ -92,11 +92,9 @@ def write_outcome(state: Path, outcome: Outcome) -> None:
 
 def read_outcome(state: Path, run: PlannedRun) -> Outcome | None:
     """Return how the run ended; None while it has not."""
-    path = state / OUTCOME
-    if not path.is_file():
-        return None
-    outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    return outcome if (outcome.name, outcome.attempt) == (run.name, run.attempt) else None
+    known = _read(state / OUTCOME)
+    mine = (known.get("name"), known.get("attempt")) == (run.name, run.attempt)
+    return Outcome(**known) if mine else None
 
 
 def write_nodes(state: Path, nodes: dict[str, int]) -> None:
@@ -106,14 +104,17 @@ def write_nodes(state: Path, nodes: dict[str, int]) -> None:
 
 def read_nodes(state: Path) -> dict[str, int]:
     """Return the nodes by site."""
-    path = state / NODES
+    return _read(state / NODES)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a file says; nothing where it is not there."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _pid(state: Path, run: PlannedRun) -> int | None:
     """Return the process that took this attempt of this run up; None where none has."""
-    path = state / SERVER
-    begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    begun = _read(state / SERVER)
     mine = (begun.get("name"), begun.get("attempt")) == (run.name, run.attempt)
     return int(begun["pid"]) if mine else None
 

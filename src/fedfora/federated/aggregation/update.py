@@ -12,6 +12,8 @@ AdapterState = dict[str, Tensor]
 Weighted = tuple[AdapterState, float]
 Product = tuple[Tensor, Tensor]
 
+RANK_AXES = {"A": (0,), "B": (1,), "C": (0,), "D": (1,), "E": (0, 1)}  # of each factor
+
 
 def layers_of(update: AdapterState) -> list[str]:
     """Return the names of the layers, in order."""
@@ -47,13 +49,8 @@ def absorb(update: AdapterState) -> AdapterState:
 
 def rank_of(update: AdapterState) -> int:
     """Return the rank of an adapter whose layers have one; 0 where nothing tells it."""
-    for name, value in update.items():
-        factor = name.rpartition(".")[2]
-        if factor in "ACE":
-            return len(value)
-        if factor in "BD":
-            return value.shape[1]
-    return 0
+    name = next(iter(update), None)
+    return 0 if name is None else update[name].shape[RANK_AXES[name.rpartition(".")[2]][0]]
 
 
 def truncate(update: AdapterState, rank: int) -> AdapterState:
@@ -62,11 +59,9 @@ def truncate(update: AdapterState, rank: int) -> AdapterState:
     For one whose core is I and whose components are ordered by size, as `refactor` makes it, that
     is the closest adapter of that rank.
     """
-    truncated = {
-        "A": lambda value: value[:rank],
-        "B": lambda value: value[:, :rank],
-        "C": lambda value: value[:rank],
-        "D": lambda value: value[:, :rank],
-        "E": lambda value: value[:rank, :rank],
-    }
-    return {name: truncated[name.rpartition(".")[2]](value) for name, value in update.items()}
+    truncated = {}
+    for name, value in update.items():
+        for axis in RANK_AXES[name.rpartition(".")[2]]:
+            value = value.narrow(axis, 0, min(rank, value.shape[axis]))
+        truncated[name] = value
+    return truncated

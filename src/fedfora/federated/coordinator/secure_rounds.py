@@ -224,7 +224,7 @@ class SecureRounds:
         for reply in receive(self.grid, messages, deadline_s=self.deadline_s):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                self._forget(node)
+                self._keys.pop(self.numbers[node], None)  # restarted, perhaps: asked for a new key
                 self._reject(node, reply.error.reason)
             else:
                 sent = sum(len(part.deflate()) for part in reply.content.config_records.values())
@@ -246,10 +246,6 @@ class SecureRounds:
             number = self._opened().terms.round_number
             why = "; ".join(["", *self._reasons[:SHOWN]])
             raise RoundLost(f"round {number}: secure aggregation: {error}{why}") from error
-
-    def _forget(self, node: int) -> None:
-        """Take a site to have been restarted: it will be asked for a new key."""
-        self._keys.pop(self.numbers[node], None)
 
     def _opened(self) -> SecureRound:
         if self._round is None:

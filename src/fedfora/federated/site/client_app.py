@@ -122,12 +122,8 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
         )
         return Message(content, reply_to=message)
     report = Report(
-        loss=result.loss,
-        answer_tokens=result.answer_tokens,
-        tokens=result.tokens,
+        **asdict(result),
         rows=len(site.encoded),
-        steps=result.steps,
-        seconds=result.seconds,
         validation_loss=validation_loss,
         validation_tokens=validation_tokens,
     )

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedfora.federated.aggregation.update import AdapterState
+from fedfora.federated.aggregation.update import RANK_AXES, AdapterState
 from fedfora.federated.wire.formats import FORMATS, Format, Row
 
 FLOAT32 = FORMATS["float32"]
-RANK_AXES = {"A": (0,), "B": (1,), "C": (0,), "D": (1,), "E": (0, 1)}
 
 
 @dataclass(frozen=True)
