@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,61 +26,6 @@ from fedfora.training.local import train_locally
 from fedfora.training.packing import check_no_leak
 from fedfora.training.schedule import StepWindow
 from fedfora.training.trainer import StepReport
-
-# What a guest or host shows and records of its steps and rounds.
-
-
-class Watcher:
-    """Shows every step, and records and shows every round.
-
-    Args:
-        view: Where to show it.
-        record: Where to record it.
-        federation: Counts the bytes.
-        num_rounds: Of the federation.
-        on_round: Called with every report.
-    """
-
-    def __init__(
-        self,
-        view: View,
-        record: RunRecord,
-        federation: DeadlineFederation,
-        *,
-        num_rounds: int,
-        on_round: Callable[[RoundReport], None],
-    ) -> None:
-        self.view, self.record, self.federation = view, record, federation
-        self.num_rounds, self.on_round = num_rounds, on_round
-        self._started = time.monotonic()
-        self._bytes_before = federation.bytes_sent
-        self._round = 1
-
-    def step(self, report: StepReport) -> None:
-        """Show a step."""
-        speed = report.tokens / (time.monotonic() - self._started)
-        what = f"round {self._round}/{self.num_rounds}"
-        self.view.advance(1, what, loss=report.loss, speed=speed)
-
-    def round_finished(self, report: RoundReport) -> None:
-        """Record and show a round."""
-        sent = self.federation.bytes_sent - self._bytes_before
-        self._bytes_before = self.federation.bytes_sent
-        self.record.log(
-            "round",
-            round=report.round,
-            loss=report.loss,
-            own_loss=report.own_loss,
-            aggregation_error=report.aggregation_error,
-            uplink_bytes=sent,
-            adapter_digest=adapter_digest(report.averaged),
-        )
-        text = f"round {report.round}/{self.num_rounds}   loss {report.loss:6.3f}"
-        if report.aggregation_error is not None:
-            text += f"   aggregation error {report.aggregation_error:.3f}"
-        self.view.line(text)
-        self._round = report.round + 1
-        self.on_round(report)
 
 
 def adapter_digest(state: AdapterState) -> str:
@@ -108,6 +54,7 @@ class Learner:
         self.settings, self.view, self.on_round = settings, view, on_round
         self.rows = _make(runner_conf(settings, seed=settings.train.seed)["dataset_conf"])
         self.rows.load(settings.data.train_file)
+        self._bytes_before = 0
 
     def learn(self, ctx: Any, federation: DeadlineFederation) -> None:
         """Take part in all rounds.
@@ -121,10 +68,7 @@ class Learner:
         model = _make(conf["model_conf"])
         share = self._settle(ctx, model, seed)
 
-        record = self._open_record(conf, seed, model.base_fingerprint)
-        watcher = Watcher(
-            self.view, record, federation, num_rounds=fate.num_rounds, on_round=self.on_round
-        )
+        self._record = self._open_record(conf, seed, model.base_fingerprint)
         client = FateClient(
             ctx,
             model.peft_model,
@@ -135,11 +79,10 @@ class Learner:
             num_probes=fate.error_probes,
             seed=seed,
             inner_dim=settings.adapter.inner_dim,
-            on_round=watcher.round_finished,
+            on_round=partial(self._round_finished, federation),
         )
-        self._train(
-            model, client, watcher, seed=derive_seed(seed, "train", *federation.local_party)
-        )
+        self._bytes_before = federation.bytes_sent
+        self._train(model, client, seed=derive_seed(seed, "train", *federation.local_party))
         save_adapter(
             Path(settings.run.output_dir),
             read_state(model.peft_model),
@@ -166,12 +109,34 @@ class Learner:
         write_state(model, unfold(start, seed=seed, inner_dim=self.settings.adapter.inner_dim))
         return share
 
-    def _train(self, model: Any, client: FateClient, watcher: Watcher, *, seed: int) -> None:
-        fate = self.settings.fate
+    def _round_finished(self, federation: DeadlineFederation, report: RoundReport) -> None:
+        """Record and show a round."""
+        sent = federation.bytes_sent - self._bytes_before
+        self._bytes_before = federation.bytes_sent
+        self._record.log(
+            "round",
+            round=report.round,
+            loss=report.loss,
+            own_loss=report.own_loss,
+            aggregation_error=report.aggregation_error,
+            uplink_bytes=sent,
+            adapter_digest=adapter_digest(report.averaged),
+        )
+        text = f"round {report.round}/{self.settings.fate.num_rounds}   loss {report.loss:6.3f}"
+        if report.aggregation_error is not None:
+            text += f"   aggregation error {report.aggregation_error:.3f}"
+        self.view.line(text)
+        self.on_round(report)
+
+    def _train(self, model: Any, client: FateClient, *, seed: int) -> None:
+        """Train through all rounds; FATE's callbacks end each of them."""
+        fate, started = self.settings.fate, time.monotonic()
 
         def after_step(report: StepReport) -> None:
             client.add_loss(report.loss)
-            watcher.step(report)
+            speed = report.tokens / (time.monotonic() - started)
+            what = f"round {client.rounds_done + 1}/{fate.num_rounds}"
+            self.view.advance(1, what, loss=report.loss, speed=speed)
 
         num_steps = fate.num_rounds * fate.local_steps
         if self.settings.train.packing:  # FATE's party has no privacy of single records
