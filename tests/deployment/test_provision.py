@@ -57,6 +57,7 @@ def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
     done = provisioned(settings={**promised, **planned})
     kit = read_site_kit(done.place / "sites" / "cardiology")
     parts = {"secagg_threshold": 0.66, "target_delta": 1e-5, "clipping_norm": 1.0}  # defaults
+    parts["shared_noise"] = False  # what a coordinator cannot turn on
     assert kit.settings == {**promised, **parts, "train_file": "/data/notes.json"}
     assert kit.planned == planned
 
@@ -93,8 +94,10 @@ def test_a_coordinator_cannot_take_back_what_was_promised(provisioned):
     done = provisioned(settings={**promised, "num_rounds": 3})
     own = read_site_kit(done.place / "sites" / "cardiology").settings
     sent = {"privacy_unit": "none", "target_epsilon": 100.0, "target_delta": 0.9}
-    settings = from_run_config(at_site({**sent, "clipping_norm": 9.0}, own))
+    sent |= {"clipping_norm": 9.0, "shared_noise": True}  # with others it is less noise of its own
+    settings = from_run_config(at_site(sent, own))
     assert settings.privacy.privacy_unit == "record"
+    assert not settings.privacy.shared_noise
     assert settings.privacy.target_epsilon == 3.0
     assert settings.privacy.target_delta == 1e-5
     assert settings.privacy.clipping_norm == 0.5

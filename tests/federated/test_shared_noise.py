@@ -5,14 +5,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import DataCollatorForSeq2Seq
 
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.federated.secure_aggregation.vector import contribution_with_noise, read_sum
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.shared_noise import MIN_STEPS_PER_STD, SharedNoise
+from fedfora.federated.shared_noise import MIN_STEPS_PER_STD, ROWS_OF_UNIT, SharedNoise
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site import secure_answers
 from fedfora.models.saving import read_adapter
@@ -126,6 +128,7 @@ def run(tiny_dir, tmp_path):
             "privacy_unit": "site",
         }
         settings_ = from_run_config({**flags, **more})
+        simulated.settings = settings_
         simulate(settings_, View(1))
         return tmp_path / name
 
@@ -193,3 +196,122 @@ def test_a_site_whose_budget_is_spent_sends_nothing(run, monkeypatch):
     with pytest.raises(ValueError, match="privacy budget does not allow"):
         run("again", target_epsilon=2.0)
     assert len(sent) == 8
+
+
+# Of single records: a round is one step, and what a site sends its sample's summed gradients.
+
+
+@pytest.fixture
+def clinics(run, rows_file):
+    """A function that simulates three sites of eight rows that share the noise on records."""
+    from fedfora.data.clinic import clinic_rows
+
+    rows = rows_file(clinic_rows()[:24], "shared.json")
+    shared = {
+        **{"train_file": rows, "partition": "iid", "num_clients": 3, "privacy_unit": "record"},
+        **{"shared_noise": True, "secagg_range": 1.0},
+        **{"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+    }
+    return lambda name, **more: run(name, **{**shared, **more})
+
+
+@pytest.mark.parametrize("count", [3, 5, 12])
+def test_a_sum_over_records_has_the_stated_noise_whoever_drops_out(count):
+    """As many as may drop out have gone, and one more takes off its own share."""
+    terms, noise, code = terms_of(count), SharedNoise.for_records(2.0), FixedPoint(1.0, count, 1)
+    noise.check(terms, code)
+    shares = [noise.draw(20_000, terms, code) for _ in range(terms.min_survivors - 1)]
+    std = code.step * float(np.std(sum(shares)))
+    assert std == pytest.approx(2.0 / ROWS_OF_UNIT, rel=0.03)
+
+
+def test_a_share_pays_for_the_rounding_that_a_record_can_change(monkeypatch):
+    asked = []
+    monkeypatch.setattr(SecretNoise, "discrete_normal", lambda self, n, std: asked.append(std))
+    terms, noise, code = terms_of(5), SharedNoise.for_records(2.0), FixedPoint(1.0, 5, 1)
+    noise.draw(10_000, terms, code)
+    moved = 1 / ROWS_OF_UNIT + code.step * math.sqrt(10_000)
+    assert asked[0] * code.step >= 2.0 * moved / math.sqrt(terms.min_survivors - 1)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 100), st.floats(1e-3, 1e3))
+def test_a_record_moves_the_sum_by_its_clipped_gradient_and_the_grid(seed, scale):
+    """Also where the sum leaves the range: each number is cut, which brings nothing apart."""
+    rng = np.random.default_rng(seed)
+    code, noise_N = FixedPoint(1.0, 3, 1), rng.integers(-(2**20), 2**20, size=50)
+    sum_N, record_N = scale * rng.normal(size=50), rng.normal(size=50)
+    record_N /= ROWS_OF_UNIT * np.linalg.norm(record_N)
+    with_it, without = (
+        contribution_with_noise(each, noise_N, code=code, clipping_norm=None).words
+        for each in (sum_N + record_N, sum_N)
+    )
+    moved = (with_it - without)[:50].view(np.int32).astype(np.float64) * code.step
+    assert np.linalg.norm(moved) <= 1 / ROWS_OF_UNIT + code.step * math.sqrt(50)
+    assert np.array_equal(with_it[50:], without[50:])
+
+
+def test_without_noise_a_round_is_a_step_of_adam_on_all_sites_rows(clinics, run):
+    """Its first step moves every number by the rate against the sign of the summed gradient."""
+    from fedfora.federated.site_runtime import load_runtime, open_site
+    from fedfora.models.losses import row_losses
+
+    options = {
+        **{"noise_multiplier": 0.0, "clipping_norm": 20.0, "sampling_rate": 1.0, "num_rounds": 1},
+        **{"learning_rate": 0.01, "warmup_ratio": 0.0, "lr_scheduler_type": "constant"},
+    }
+    out = clinics("out", **options)
+    runtime = load_runtime(run.settings.run_config())
+    collate = DataCollatorForSeq2Seq(runtime.base.tokenizer, label_pad_token_id=-100)
+    runtime.load(runtime.fresh)
+    runtime.model.zero_grad()
+    for index in range(3):
+        batch = collate(open_site(runtime, index).encoded)
+        row_losses(runtime.model, dict(batch)).sum().backward()
+    after, checked = read_adapter(out), 0
+    for name, parameter in runtime.model.named_parameters():
+        if ".fora_D." not in name or parameter.grad is None:
+            continue
+        key = name.removeprefix("base_model.model.").replace(".fora_D.default.weight", ".D")
+        clear = (
+            parameter.grad.abs() > 0.1 * parameter.grad.abs().max()
+        )  # of the fixed point's steps
+        expected = -0.01 * parameter.grad.sign()
+        torch.testing.assert_close(after[key][clear], expected[clear], rtol=0.02, atol=0)
+        checked += int(clear.sum())
+    assert checked > 100
+
+
+def test_sites_that_share_noise_on_records_keep_account_and_send_nothing_beyond(clinics, ledgers):
+    out = clinics("out", target_epsilon=4.0)
+    last = read_rounds(out)[-1]
+    assert "so that 2 shares beside that one site's make the noise" in last["privacy_statement"]
+    kept = [json.loads(path.read_text()) for path in ledgers.glob("rows-*.json")]
+    assert len(kept) == 3
+    for ledger in kept:
+        assert [line["settings"]["round"] for line in ledger["releases"]] == [1, 2]
+        assert {line["sampling_rate"] for line in ledger["releases"]} == {0.5}
+        assert 3.9 < ledger["epsilon"] <= 4
+    before = (out / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="privacy budget does not allow"):
+        clinics("out", target_epsilon=4.0, overwrite_output_dir=True)
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"secure_aggregation": False}, "--secure_aggregation is missing"),
+        ({"local_steps": 2}, "--local_steps 2: with --shared_noise a round is one step"),
+        ({"per_device_train_batch_size": 2}, "--sampling_rate, no batch"),
+        ({"aggregation": "core"}, "--aggregation core: with --shared_noise fedavg"),
+        ({"weighting": "tokens", "max_weight": 9.0}, "--weighting tokens: with --shared_noise"),
+        ({"server_optimizer": "yogi"}, "no other optimizer"),
+        ({"privacy_unit": "site"}, "--shared_noise needs --privacy_unit record"),
+        ({"num_clients": 2}, "at least 3 are needed"),
+    ],
+)
+def test_what_does_not_go_with_shared_noise_is_refused(clinics, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        clinics("out", noise_multiplier=1.0, **flags)
+    assert not (tmp_path / "out").exists()

@@ -23,12 +23,13 @@ PROTECTION = frozenset(
         "noise_multiplier",
         "clipping_norm",
         "sampling_rate",
+        "shared_noise",
     }
 )
 # Which belong to a promise even where nobody named them: their defaults are written down with it.
 IMPLIED_FLAGS = {
     "secure_aggregation": {"secagg_threshold"},
-    "privacy_unit": {"target_delta", "clipping_norm"},
+    "privacy_unit": {"target_delta", "clipping_norm", "shared_noise"},
 }
 NOT_OF_FEDERATION = {
     "canaries": "a real site plants no rows",

@@ -130,6 +130,12 @@ class FederationSettings:
         )
 
     @property
+    def shares_noise(self) -> bool:
+        """Whether each site adds a share of the noise before it masks."""
+        secure = self.secure.secure_aggregation
+        return secure and (self.privacy.privacy_unit == "site" or self.privacy.shared_noise)
+
+    @property
     def largest_weight(self) -> int:
         """The largest weight that a site can have in a round, under secure aggregation."""
         if self.aggregation.weighting == "equal":
@@ -245,6 +251,7 @@ def _of_privacy(s: FederationSettings) -> list[tuple[bool, str]]:
     rule, means = _means(chosen)
     site, shared = unit == "site", unit == "site" and s.secure.secure_aggregation
     return [
+        *_of_shared_record_noise(s),
         (
             unit != "none" and rounds.validation_fraction > 0,
             "--validation_fraction lets every site send a loss without noise: not with "
@@ -270,6 +277,42 @@ def _of_privacy(s: FederationSettings) -> list[tuple[bool, str]]:
             f"--max_update_norm {rounds.max_update_norm}: {with_both} it is --clipping_norm that "
             "shortens updates",
         ),
+    ]
+
+
+def _of_shared_record_noise(s: FederationSettings) -> list[tuple[bool, str]]:
+    """What a round of one step, whose gradient is a sum over all sites, cannot honor."""
+    if not s.privacy.shared_noise:
+        return []
+    chosen, train, with_it = s.aggregation, s.train, "with --shared_noise"
+    plain = chosen.server_optimizer == "sgd" and chosen.server_learning_rate == 1
+    return [
+        (
+            not s.secure.secure_aggregation,
+            f"--secure_aggregation is missing: {with_it} a site's own part of the noise hides "
+            "nothing",
+        ),
+        (
+            s.federation.local_steps != 1,
+            f"--local_steps {s.federation.local_steps}: {with_it} a round is one step: "
+            "--local_steps 1",
+        ),
+        (
+            train.names_batch,
+            f"{with_it} all sites sample one share of their rows: --sampling_rate, no batch",
+        ),
+        (chosen.aggregation != "fedavg", f"--aggregation {chosen.aggregation}: {with_it} fedavg"),
+        (chosen.weighting != "equal", f"--weighting {chosen.weighting}: {with_it} equal"),
+        (
+            not plain or train.optim != "adamw_torch" or train.weight_decay != 0,
+            f"{with_it} the coordinator takes Adam's steps at --learning_rate and no other "
+            "optimizer does",
+        ),
+        (
+            bool(chosen.proximal_mu),
+            f"--proximal_mu {chosen.proximal_mu}: {with_it} sites take no steps",
+        ),
+        (bool(s.rounds.max_update_norm), f"--max_update_norm: {with_it} each record is clipped"),
     ]
 
 

@@ -1,4 +1,7 @@
-"""Noise for whole sites that nobody can take off: each site adds a share, before it masks.
+"""Noise that nobody can take off: each site adds a share, before it masks.
+
+It hides whole sites, or single records: then a round is one step, and what a site sends is the sum
+of its sample's clipped gradients.
 
 As in the distributed Gaussian mechanism (Kairouz et al. 2021, https://arxiv.org/abs/2102.06387):
 the coordinator opens sums of at least t vectors and no others, which every site checks for itself
@@ -26,10 +29,14 @@ import numpy as np
 
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms
-from fedfora.privacy.accounting import noise_multiplier_for
+from fedfora.federated.settings import FederationSettings
+from fedfora.privacy.accounting import Release, noise_multiplier_for
 from fedfora.privacy.clipping import Integers, SecretNoise
 from fedfora.privacy.settings import PrivacyArguments
 
+# Of records a site sends the sum of their clipped gradients over this many clipping norms, so that
+# it fits into the range of the fixed point: a record moves it by 1 / ROWS_OF_UNIT at most.
+ROWS_OF_UNIT = 256
 NUM_CURIOUS_SITES = 1  # sites that know their own share and would take it off
 HEADROOM_STDS = 8.0  # standard deviations of the sum's noise that must fit before it wraps around
 MIN_STEPS_PER_STD = 1000  # steps of the grid in one standard deviation, at least
@@ -37,15 +44,22 @@ MIN_STEPS_PER_STD = 1000  # steps of the grid in one standard deviation, at leas
 
 @dataclass(frozen=True)
 class SharedNoise:
-    """What a site does to its update so that the sum hides single sites.
+    """What a site does to its update so that the sum hides single sites, or single records.
 
     Args:
         noise_multiplier: z, of every sum that can be opened.
-        clipping_norm: C.
+        clipping_norm: C, by which what is hidden moves the sum at most.
+        of_records: Whether single records are hidden, each of which is clipped already.
     """
 
     noise_multiplier: float
     clipping_norm: float
+    of_records: bool = False
+
+    @classmethod
+    def for_records(cls, noise_multiplier: float) -> "SharedNoise":
+        """Return the noise for sums of clipped gradients in units of `ROWS_OF_UNIT` C."""
+        return cls(noise_multiplier, 1 / ROWS_OF_UNIT, of_records=True)
 
     def std(self, terms: Terms) -> float:
         """Return the standard deviation of one site's share."""
@@ -58,7 +72,10 @@ class SharedNoise:
         """Return one site's share of the noise on `count` numbers, in steps of the fixed point."""
         if not self.noise_multiplier:
             return np.zeros(count, dtype=np.int64)
-        return SecretNoise().discrete_normal(count, math.ceil(self.std(terms) / code.step) + 1)
+        steps = self.std(terms) / code.step
+        if self.of_records:  # a record can move each number's rounding by a step, too
+            steps *= 1 + code.step * math.sqrt(count) / self.clipping_norm
+        return SecretNoise().discrete_normal(count, math.ceil(steps) + 1)
 
     def check(self, terms: Terms, code: FixedPoint) -> None:
         """Raise where the fixed point is too narrow for the noise, or too coarse.
@@ -81,13 +98,26 @@ class SharedNoise:
             )
 
 
-def site_noise_multiplier(arguments: PrivacyArguments, *, num_rounds: int) -> float:
+def site_noise_multiplier(
+    arguments: PrivacyArguments, *, num_rounds: int, sampling_rate: float = 1.0
+) -> float:
     """Return z: what the user states, or what the budget needs for all rounds."""
     if arguments.noise_multiplier is not None:
         return arguments.noise_multiplier
     return noise_multiplier_for(
         target_epsilon=float(arguments.target_epsilon or 0),
         delta=arguments.target_delta,
-        sampling_rate=1.0,
+        sampling_rate=sampling_rate,
         count=num_rounds,
     )
+
+
+def shared_release(settings: FederationSettings, num_rounds: int) -> Release:
+    """Return what so many rounds release where sites share the noise."""
+    rate = 1.0
+    if settings.privacy.shared_noise:
+        rate = settings.train.sampling_rate(settings.privacy, 1)
+    noise = site_noise_multiplier(
+        settings.privacy, num_rounds=settings.federation.num_rounds, sampling_rate=rate
+    )
+    return Release(rate, noise, num_rounds)

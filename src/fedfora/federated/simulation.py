@@ -17,11 +17,22 @@ from fedfora.federated.coordinator.site_privacy import sites_ledger
 from fedfora.federated.engines.embedded import run_embedded
 from fedfora.federated.engines.ray import run_ray
 from fedfora.federated.preflight import partition_sites, preflight
+from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.shared_noise import site_noise_multiplier
+from fedfora.federated.shared_noise import (
+    NUM_CURIOUS_SITES,
+    shared_release,
+    site_noise_multiplier,
+)
 from fedfora.federated.site.client_app import make_client_app
-from fedfora.federated.site_runtime import check_rows, load_runtime, plan_round
+from fedfora.federated.site_runtime import (
+    SiteRuntime,
+    check_rows,
+    load_runtime,
+    plan_round,
+)
 from fedfora.privacy.accounting import Release
+from fedfora.privacy.outlook import noise_to_signal, outlook_line
 from fedfora.registry import Registry
 from fedfora.reporting.record import PASSING, append_event
 from fedfora.reporting.view import View
@@ -44,16 +55,14 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
         ValueError: If rows, model or settings do not work; the message names the flag.
     """
     names = preflight(settings)
-    private = _check_budget(settings, names) if settings.rounds.resume is None else None
+    private = None if settings.rounds.resume else _check_budget(settings, names)
     run_config = settings.run_config()
     client_app = make_client_app()
     if settings.rounds.engine == "embedded":
         client_app = make_client_app(_site_steps(settings, view))
         check_rows(runtime := load_runtime(run_config))
-        if private is not None:
-            trained = sum(p.numel() for p in runtime.model.parameters() if p.requires_grad)
-            warm = settings.adapter.start_adapter is not None
-            view.line(private.outlook(trained, public_start=warm, num_sites=len(names)))
+        if settings.privacy.privacy_unit == "record" and not settings.rounds.resume:
+            view.line(_outlook(settings, names, runtime, private))
         gc.collect()
         gc.freeze()  # what is loaded stays; looking through it again after every site is slow
     ENGINES[settings.rounds.engine](
@@ -76,7 +85,10 @@ def _check_budget(settings: FederationSettings, names: Iterable[str]) -> Private
         examples, parts = partition_sites(settings)
         for rows in parts.values():
             name = ledger_of(examples[row] for row in rows)
-            if plan := plan_round(settings, name, num_rows=len(rows), first_step=0):
+            if settings.privacy.shared_noise:
+                release = shared_release(settings, settings.federation.num_rounds)
+                open_ledger(settings.privacy, name).check(release)
+            elif plan := plan_round(settings, name, num_rows=len(rows), first_step=0):
                 plan.ledger.check(plan.release(settings.federation.total_steps))
                 plans.append(plan)
     if settings.privacy.privacy_unit == "site":
@@ -84,6 +96,35 @@ def _check_budget(settings: FederationSettings, names: Iterable[str]) -> Private
         ledger = open_ledger(settings.privacy, sites_ledger(settings, names))
         ledger.check(Release(1.0, noise, 1))
     return min(plans, key=lambda plan: plan.privacy.num_rows, default=None)
+
+
+def _outlook(
+    settings: FederationSettings,
+    rows: Mapping[str, int],
+    runtime: SiteRuntime,
+    private: PrivateTraining | None,
+) -> str:
+    """Return what can be expected of a run with private records, as far as noise goes."""
+    sampled = settings.federation.clients_per_round or len(rows)
+    warm = settings.adapter.start_adapter is not None
+    factors = "ADE" if settings.privacy.shared_noise else "ABCDE"
+    trained = sum(
+        p.numel()
+        for name, p in runtime.model.named_parameters()
+        if any(f".fora_{factor}." in name for factor in factors)
+    )
+    if private is not None:
+        return private.outlook(trained, public_start=warm, num_sites=sampled)
+    release = shared_release(settings, 1)
+    nu = noise_to_signal(
+        release.noise_multiplier,
+        sampling_rate=release.sampling_rate,
+        rows=sum(rows.values()) / len(rows),
+        trained=trained,
+        sites=sampled,
+        shares=fewest_survivors(sampled, settings.secure.secagg_threshold) - NUM_CURIOUS_SITES,
+    )
+    return outlook_line(nu, public_start=warm)
 
 
 def read_rounds(output_dir: str | Path) -> list[dict[str, Any]]:

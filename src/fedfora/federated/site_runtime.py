@@ -6,12 +6,16 @@ before it trains, the received adapter is written into the shared model.
 
 import gc
 import hashlib
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import DataCollatorForSeq2Seq
 
 from fedfora.adapter.state import (
     AdapterState,
@@ -24,6 +28,7 @@ from fedfora.adapter.state import (
 from fedfora.config import Scalar
 from fedfora.data.canaries import planted
 from fedfora.data.encoding import (
+    IGNORED,
     Encoded,
     PromptFormat,
     check_context,
@@ -36,14 +41,17 @@ from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
 from fedfora.federated.aggregation.update import rank_of
 from fedfora.federated.preflight import SITES_DIR, partition_sites
 from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.federated.shared_noise import ROWS_OF_UNIT
 from fedfora.federated.wire.transport import Layout, digest_of
 from fedfora.models.adapter_base import add_adapter_to_train
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter_of_rank, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
+from fedfora.privacy.clipping import SecretNoise
 from fedfora.seeds import derive_seed
-from fedfora.training.dp_sgd import RecordPrivacy
+from fedfora.training.dp_sgd import RecordPrivacy, collate_any, write_private_gradient
 from fedfora.training.local import LocalResult, check_trainable, train_locally
+from fedfora.training.packing import MAX_TOKENS
 from fedfora.training.privacy_plan import (
     PrivateTraining,
     ledger_of,
@@ -357,6 +365,55 @@ def train_round(
     if private is not None:
         result = public_part(result, private.privacy)
     return trained, result
+
+
+def private_sum(
+    runtime: SiteRuntime, site: SiteData, adapter: AdapterState
+) -> tuple[AdapterState, LocalResult]:
+    """Return a step down the clipped gradients of a random sample of rows, without noise.
+
+    Noise comes on before it leaves (see `shared_noise`). It is their sum over `ROWS_OF_UNIT` C, in
+    the factors that travel: A, D and the core.
+
+    Args:
+        runtime: Base model and settings.
+        site: Whose rows.
+        adapter: Where the gradients are taken; folded.
+    """
+    settings, model = runtime.settings, runtime.model
+    name = runtime.load(adapter)
+    set_trainable(model, "ADE", name)
+    for key, parameter in model.named_parameters():
+        if f".fora_B.{name}." in key or f".fora_C.{name}." in key:
+            parameter.requires_grad_(False)
+    norm, train = settings.privacy.clipping_norm, settings.train
+    rate = train.sampling_rate(settings.privacy, len(site.encoded))
+    sum_alone = RecordPrivacy(0.0, norm, expected_rows=1, num_rows=len(site.encoded))
+    collate = DataCollatorForSeq2Seq(runtime.base.tokenizer, label_pad_token_id=IGNORED)
+    noise = SecretNoise()
+    sample = noise.sample(len(site.encoded), rate)
+    rows = collate_any(collate)([site.encoded[i] for i in sample])
+    model.train()
+    write_private_gradient(
+        model,
+        {key: tensor.to(model.device) for key, tensor in rows.items()},
+        sum_alone,
+        noise,
+        batch_size=math.ceil(rate * len(site.encoded)),
+        max_tokens=train.max_tokens_per_pass or MAX_TOKENS[model.device.type],
+        context=partial(
+            torch.autocast, model.device.type, torch.bfloat16, enabled=settings.train.bf16
+        ),
+    )
+    model.eval()
+    unit = ROWS_OF_UNIT * (norm if norm < math.inf else 1.0)
+    step = {}
+    for key in adapter:
+        layer, _, factor = key.rpartition(".")
+        parameter = model.get_parameter(f"base_model.model.{layer}.fora_{factor}.{name}.weight")
+        step[key] = -parameter.grad.float().cpu() / unit
+    model.zero_grad()
+    return step, LocalResult(steps=1, loss=0.0, answer_tokens=1, tokens=0, seconds=0.0)
 
 
 @lru_cache(maxsize=1)

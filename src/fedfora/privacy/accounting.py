@@ -440,13 +440,17 @@ def _steps_and_noise(ledger: Ledger) -> tuple[int, str]:
     return count, " to ".join(f"{noise:.3g}" for noise in dict.fromkeys((noises[0], noises[-1])))
 
 
-def federation_statement(epsilon: float | None, *, delta: float, clipping_norm: float) -> str:
+def federation_statement(
+    epsilon: float | None, *, delta: float, clipping_norm: float, min_noise_shares: int = 0
+) -> str:
     """Return the guarantee for each record of a federation whose sites run DP-SGD themselves.
 
     Args:
         epsilon: Of the site with the weakest guarantee; None where the sites do not tell enough.
         delta: Of all sites.
         clipping_norm: C.
+        min_noise_shares: Sites that share the noise of a step's sum, at least; 0 where each site
+            adds noise of its own.
     """
     if epsilon == float("inf"):
         return NONE
@@ -454,6 +458,18 @@ def federation_statement(epsilon: float | None, *, delta: float, clipping_norm: 
     if epsilon is not None:
         level = (
             f"({epsilon:.2f}, {delta:g})-differential privacy (one record replaced by an empty one)"
+        )
+    if min_noise_shares:
+        return (
+            f"{level} holds in this run for each training record against everybody outside its "
+            "site who sees the sums under secure aggregation, the coordinator and any one other "
+            f"site included: sites sum gradients clipped to {clipping_norm:g}, each adds a share "
+            "of the noise before it masks, and each accounts for the whole in a ledger of its own "
+            "with dp-accounting's PLD accountant; assumed: sites do so honestly, so that "
+            f"{min_noise_shares - 1} shares beside that one site's make the noise whole, no two "
+            "sites collude, one person's data are one record at one site, who takes part is "
+            "public, noise and samples stay secret; the noise is an exact discrete normal, and "
+            "gradients are as good as computed in real numbers."
         )
     return (
         f"{level} holds in this run for each training record against everybody outside its site, "

@@ -25,6 +25,10 @@ class PrivacyArguments:
         "record: share of a site's rows in a step's sample, on average; default 0.5, or the batch "
         "that is named",
     )
+    shared_noise: bool = flag(
+        False,
+        "record: one step a round, whose noise the sites add in shares, under secure aggregation",
+    )
     clipping_norm: float = flag(
         1.0, "no record's gradient (no site's update) counts with more than this norm"
     )
@@ -45,6 +49,8 @@ class PrivacyArguments:
             raise ValueError(
                 f"--privacy_unit {self.privacy_unit} needs --target_epsilon or --noise_multiplier"
             )
+        if self.shared_noise and self.privacy_unit != "record":
+            raise ValueError("--shared_noise needs --privacy_unit record; sites share it anyway")
         if self.sampling_rate is not None and self.privacy_unit != "record":
             raise ValueError("--sampling_rate needs --privacy_unit record")
         intervals = {

@@ -168,8 +168,12 @@ def with_learning_rate(
     if privacy.privacy_unit != "record" or train.learning_rate is not None:
         return train
     width = model.get_input_embeddings().weight.shape[1]
-    rate = RATE_TIMES_WIDTH / width / (1 if adapter.start_adapter is None else 2)
-    return replace(train, learning_rate=rate)
+    return replace(train, learning_rate=rate_for_noise(width, adapter))
+
+
+def rate_for_noise(width: int, adapter: AdapterArguments) -> float:
+    """Return the learning rate of private steps on layers of a width."""
+    return RATE_TIMES_WIDTH / width / (1 if adapter.start_adapter is None else 2)
 
 
 def open_ledger(arguments: PrivacyArguments, name: str) -> Ledger:

@@ -211,6 +211,7 @@ class TrainSettings:
                 f"--report_to {' '.join(told)} sends losses of private rows elsewhere; with "
                 "--privacy_unit record: tensorboard (kept under local) or none",
             ),
+            (self.privacy.shared_noise, "--shared_noise is for sites; train has one"),
             (
                 self.privacy.privacy_unit == "site",
                 "--privacy_unit site hides sites from each other; train has one (record)",

@@ -4,8 +4,9 @@ Knows updates and weights, and nothing of messages.
 """
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedfora.federated.aggregation import AdapterState, Rule, Weighted
 from fedfora.federated.aggregation.meter import ErrorMeter, Reading
@@ -14,6 +15,8 @@ from fedfora.federated.aggregation.server_optimizer import Rates, ServerOptimize
 from fedfora.federated.coordinator.site_privacy import SitePrivacy
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.wire.messages import RoundMessages
+from fedfora.training.privacy_plan import rate_for_noise
+from fedfora.training.schedule import schedule_at
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class Aggregator:
             tau=chosen.tau,
         )
         self.optimizer = ServerOptimizer(chosen.server_optimizer, rates)
+        if self.settings.privacy.shared_noise:  # what comes is the mean gradient, down, with noise
+            self.optimizer = ServerOptimizer("adam", Rates(beta_2=0.999, tau=1e-12))
 
     def aggregate(
         self, exchange: RoundMessages, updates: Iterable[Weighted]
@@ -75,8 +80,32 @@ class Aggregator:
         if meter is not None:
             reading = meter.read(exchange.whole(aggregate), exchange.adapter)
             self._say(rule, reading)
+        if self.settings.privacy.shared_noise:
+            rate = self._rate(exchange.current, exchange.round_index)
+            self.optimizer.rates = replace(self.optimizer.rates, learning_rate=rate)
         stepped = self.optimizer.step(exchange.current, aggregate)
         return {**exchange.adapter, **stepped}, reading
+
+    def _rate(self, current: AdapterState, round_index: int) -> float:
+        """Return the learning rate of a round that is one step of the whole training.
+
+        With the correction of Adam's moments, which begin at nothing (Kingma and Ba 2015,
+        https://arxiv.org/abs/1412.6980, Sec. 2).
+        """
+        settings, train = self.settings, self.settings.train
+        peak = train.learning_rate
+        if peak is None:
+            width = min(value.shape[1] for name, value in current.items() if name.endswith(".A"))
+            peak = rate_for_noise(width, settings.adapter)
+        rates, step = self.optimizer.rates, round_index + 1
+        unbiased = math.sqrt(1 - rates.beta_2**step) / (1 - rates.beta_1**step)
+        share = schedule_at(
+            round_index,
+            settings.federation.num_rounds,
+            lr_scheduler_type=train.lr_scheduler_type,
+            warmup_ratio=train.warmup_ratio,
+        )
+        return unbiased * peak * share
 
     def _seen(
         self, exchange: RoundMessages, updates: Iterable[Weighted], meter: ErrorMeter | None

@@ -132,7 +132,7 @@ class _Rounds:
         names = [site.name for site in agreement.sites]
         num_sampled = settings.federation.clients_per_round or len(names)
         min_noise_shares = 0  # where the sites share the noise of a sum: how many do, at least
-        if settings.privacy.privacy_unit == "site" and settings.secure.secure_aggregation:
+        if settings.shares_noise:
             min_noise_shares = fewest_survivors(num_sampled, settings.secure.secagg_threshold)
         self.site_privacy = site_privacy_of(
             settings.privacy,
@@ -142,6 +142,7 @@ class _Rounds:
             num_rounds=settings.federation.num_rounds,
             min_noise_shares=min_noise_shares,
         )
+        self.min_noise_shares = min_noise_shares
         # Where the noise is shared the sites have clipped, and the sum is noisy.
         self.aggregator = Aggregator(settings, None if min_noise_shares else self.site_privacy)
         self.exchange = SiteExchange(grid, self.aggregator, agreement, record)
@@ -239,7 +240,7 @@ class _Rounds:
         """Return what the sum of a round says; of hidden sites, nothing that counts theirs."""
         if (secure := self.exchange.secure) is None:
             return {}
-        hidden = self.settings.privacy.privacy_unit == "site"
+        hidden = self.settings.privacy.privacy_unit == "site" or self.min_noise_shares
         private = {"clipped_numbers", "shortened_updates"} if hidden else set()
         line = {name: value for name, value in secure.line.items() if name not in private}
         return {"secure_aggregation": line}
@@ -305,6 +306,7 @@ class _Rounds:
             (site.rows for site in self.agreement.sites),
             rate_of=partial(settings.train.sampling_rate, settings.privacy),
             total_steps=settings.federation.total_steps,
+            min_noise_shares=self.min_noise_shares,
         )
 
     def _cannot_write(self, last_round: int, error: Exception) -> ValueError:

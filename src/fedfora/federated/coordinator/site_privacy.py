@@ -124,6 +124,7 @@ def record_event(
     *,
     rate_of: Callable[[int], float],
     total_steps: int,
+    min_noise_shares: int = 0,
 ) -> dict[str, float | str | None]:
     """Return what the run's record says where each site hides its own records.
 
@@ -134,16 +135,22 @@ def record_event(
         site_rows: Rows of each site; 0 where a site does not tell.
         rate_of: From a site's rows to the probability with which each is in a step's sample.
         total_steps: Steps that a site takes in the whole run.
+        min_noise_shares: Sites that share the noise of a step, at least; 0 where none do.
     """
     epsilon, noise, rows = arguments.target_epsilon, arguments.noise_multiplier, list(site_rows)
-    if noise is not None and all(rows):
+    if noise is not None and min_noise_shares:  # one rate for all sites, however many rows
+        epsilon = epsilon_of([Release(rate_of(1), noise, total_steps)], arguments.target_delta)
+    elif noise is not None and all(rows):
         spent = [
             epsilon_of([Release(rate_of(n), noise, total_steps)], arguments.target_delta)
             for n in set(rows)
         ]
         epsilon = min(max(spent), math.inf if epsilon is None else epsilon)
     statement = federation_statement(
-        epsilon, delta=arguments.target_delta, clipping_norm=arguments.clipping_norm
+        epsilon,
+        delta=arguments.target_delta,
+        clipping_norm=arguments.clipping_norm,
+        min_noise_shares=min_noise_shares,
     )
     return _event(epsilon, arguments.target_delta, statement)
 

@@ -84,7 +84,7 @@ def contribution(
 
 
 def contribution_with_noise(
-    update_N: Floats, noise_N: NDArray[np.int64], *, code: FixedPoint, clipping_norm: float
+    update_N: Floats, noise_N: NDArray[np.int64], *, code: FixedPoint, clipping_norm: float | None
 ) -> Contribution:
     """Return what a site adds to the sum where single sites are hidden by noise.
 
@@ -95,11 +95,16 @@ def contribution_with_noise(
         update_N: The site's numbers, as the difference from what it received.
         noise_N: Its share of the noise, in steps of the fixed point.
         code: The fixed point of the round; its largest weight is 1.
-        clipping_norm: C. Rounding to the grid may add to a length, so a little less is kept.
+        clipping_norm: C. Rounding to the grid may add to a length, so a little less is kept. None
+            for sums of what is clipped already: each number is cut to half of the range, which
+            brings no two sums further apart.
     """
     values = update_N.astype(np.float64)
-    norm = float(np.linalg.norm(values))
-    longest = (1 - ROUNDING) * clipping_norm - code.step * math.sqrt(len(values)) / 2
+    norm, longest = float(np.linalg.norm(values)), math.inf
+    if clipping_norm is None:
+        np.clip(values, -code.value_range / 2, code.value_range / 2, out=values)
+    else:
+        longest = (1 - ROUNDING) * clipping_norm - code.step * math.sqrt(len(values)) / 2
     if not math.isfinite(norm):
         values = np.zeros_like(values)
     elif norm > longest:

@@ -25,6 +25,7 @@ from fedfora.federated.site_runtime import (
     SiteData,
     SiteRuntime,
     load_runtime,
+    private_sum,
     site_of,
     train_round,
     validate,
@@ -205,6 +206,10 @@ def carry_out(
         What travels, and what the training did.
     """
     rule, start = assignment.rule, assignment.adapter
+    if runtime.settings.privacy.shared_noise:
+        step, result = private_sum(runtime, site, start)
+        layout = Layout.of(part(start, rule.travels))
+        return pack(step, layout), result
     trained, result = train_round(
         runtime,
         site,

@@ -27,7 +27,7 @@ from fedfora.federated.secure_aggregation.vector import (
 )
 from fedfora.federated.settings import FederationSettings, from_run_config, weight_of
 from fedfora.federated.settings_scope import agreed_part
-from fedfora.federated.shared_noise import SharedNoise, site_noise_multiplier
+from fedfora.federated.shared_noise import SharedNoise, shared_release
 from fedfora.federated.site.identity import SITE_KEYS, SITE_STATE, open_identity
 from fedfora.federated.site.memory import answered_rounds
 from fedfora.federated.site_runtime import SiteData
@@ -45,7 +45,6 @@ from fedfora.federated.wire.secure_records import (
     write,
 )
 from fedfora.federated.wire.transport import Layout, flatten, unpack
-from fedfora.privacy.accounting import Release
 from fedfora.training.local import LocalResult
 from fedfora.training.privacy_plan import open_ledger
 
@@ -151,12 +150,14 @@ def hide(
     start = part(assignment.adapter, rule.travels)
     received = part(assignment.adapter, rule.travels + rule.frozen)
     layout, round_number = Layout.of(start), assignment.round_index + 1
-    update_N = flatten(unpack(arrays, layout), layout) - flatten(start, layout)
+    update_N = flatten(unpack(arrays, layout), layout)
+    if not settings.privacy.shared_noise:  # else it is a step already
+        update_N = update_N - flatten(start, layout)
     with _secure_site(context) as member:
         opened = member.memory.open_round
         if opened is None or opened.terms.round_number != round_number:
             raise ValueError(f"round {round_number} was not shared for by this site")
-        if settings.privacy.privacy_unit == "site":
+        if settings.shares_noise:
             made = _noisy(update_N, opened.terms, settings, site)
         else:
             made = contribution(
@@ -179,18 +180,20 @@ def _noisy(
 ) -> Contribution:
     """Return an update with its share of the noise, once the site has paid for the round."""
     privacy, code = settings.privacy, _code(settings, terms)
-    multiplier = site_noise_multiplier(privacy, num_rounds=settings.federation.num_rounds)
-    noise = SharedNoise(multiplier, privacy.clipping_norm)
+    release, clipping_norm = shared_release(settings, 1), None
+    if privacy.shared_noise:
+        noise = SharedNoise.for_records(release.noise_multiplier)
+    else:
+        clipping_norm = privacy.clipping_norm
+        noise = SharedNoise(release.noise_multiplier, clipping_norm)
     open_ledger(privacy, site.ledger).spend(
-        Release(1.0, multiplier, 1),
+        release,
         run=str(Path(settings.run.output_dir).resolve()),
         settings={"round": terms.round_number, "clipping_norm": privacy.clipping_norm},
     )
     noise.check(terms, code)
     noise_N = noise.draw(len(update_N), terms, code)
-    return contribution_with_noise(
-        update_N, noise_N, code=code, clipping_norm=privacy.clipping_norm
-    )
+    return contribution_with_noise(update_N, noise_N, code=code, clipping_norm=clipping_norm)
 
 
 def _code(settings: FederationSettings, terms: Terms) -> FixedPoint:
