@@ -66,7 +66,8 @@ def check_certificate(kit: CoordinatorKit) -> str:
     if key.public_key() != server.public_key():
         raise ValueError("server.key is not that of server.crt")
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    if kit.host not in _written(names):
+    addresses = map(str, names.get_values_for_type(x509.IPAddress))
+    if kit.host not in (*names.get_values_for_type(x509.DNSName), *addresses):
         raise ValueError(f"server.crt is not for {kit.host}")
     now = datetime.now(UTC)
     for certificate, file in ((authority, "ca.crt"), (server, "server.crt")):
@@ -76,11 +77,6 @@ def check_certificate(kit: CoordinatorKit) -> str:
     days = (server.not_valid_after_utc - now).days
     message = f"for {kit.host}, until {server.not_valid_after_utc:%Y-%m-%d} ({days} days)"
     return message + ("; renew it soon" if days < SOON_DAYS else "")
-
-
-def _written(names: x509.SubjectAlternativeName) -> list[str]:
-    addresses = names.get_values_for_type(x509.IPAddress)
-    return [*names.get_values_for_type(x509.DNSName), *(str(address) for address in addresses)]
 
 
 def _sites(kit: CoordinatorKit) -> str:

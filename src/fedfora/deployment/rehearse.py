@@ -4,7 +4,6 @@ Everything is real (processes, TLS, keys, gate), except that all sites are here.
 away afterwards; those of the real federation are made anew.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,8 @@ from fedfora.deployment.provision import Provisioned, provision
 from fedfora.deployment.run import Silence
 from fedfora.deployment.sites_file import SitesFile
 from fedfora.deployment.supervisor import Child, Supervisor
-from fedfora.reporting.record import Event
+from fedfora.reporting.history import read_lines
+from fedfora.reporting.record import METRICS
 
 CHECK_S = 0.5
 
@@ -148,7 +148,7 @@ def processes(provisioned: Provisioned, say: Callable[[str], None]) -> Iterator[
 
 def verdict_of(provisioned: Provisioned, name: str, directory: Path, num_rounds: int) -> Verdict:
     """Return how a site did, from the run's record and, where it is of use, the site's own log."""
-    events = _events(directory)
+    events = read_lines(directory / METRICS)
     rounds = [event for event in events if event["event"] == "round"]
     took_part = sum(name in [site["site"] for site in event["sites"]] for event in rounds)
     nodes = run_state.read_nodes(provisioned.kit.state)
@@ -162,13 +162,6 @@ def verdict_of(provisioned: Provisioned, name: str, directory: Path, num_rounds:
     if not trouble and not took_part:
         trouble = ["it never came"]
     return Verdict(name, took_part, num_rounds, trouble)
-
-
-def _events(directory: Path) -> list[Event]:
-    path = directory / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _from_log(kit: Path, reason: str) -> str:

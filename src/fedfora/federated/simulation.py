@@ -1,7 +1,6 @@
 """A whole federation on this machine: settings to a run directory."""
 
 import gc
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -34,7 +33,8 @@ from fedfora.federated.site_runtime import (
 from fedfora.privacy.accounting import Release
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
 from fedfora.registry import Registry
-from fedfora.reporting.record import PASSING, append_event
+from fedfora.reporting.history import read_lines
+from fedfora.reporting.record import METRICS, PASSING, append_event
 from fedfora.reporting.view import View
 from fedfora.training.privacy_plan import PrivateTraining, ledger_of, open_ledger
 from fedfora.training.trainer import StepReport
@@ -129,8 +129,8 @@ def _outlook(
 
 def read_rounds(output_dir: str | Path) -> list[dict[str, Any]]:
     """Return the round lines of a run's metrics.jsonl."""
-    lines = (Path(output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [line for line in map(json.loads, lines) if line["event"] == "round"]
+    lines = read_lines(Path(output_dir) / METRICS)
+    return [line for line in lines if line["event"] == "round"]
 
 
 def _site_steps(settings: FederationSettings, view: View) -> Callable[[str, StepReport], None]:

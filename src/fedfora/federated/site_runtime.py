@@ -266,6 +266,7 @@ def _site(
     ledger: str,
     instruction: str | None,
 ) -> SiteData:
+    ranks = runtime.settings.aggregation.site_ranks or [runtime.settings.adapter.lora_rank]
     held_back = _rows_kept_back(runtime.settings, index, len(rows))
     return SiteData(
         index,
@@ -273,16 +274,10 @@ def _site(
         encoded=[row for i, row in enumerate(rows) if i not in held_back]
         + _canaries(runtime, index),
         validation=[rows[i] for i in sorted(held_back)],
-        rank=site_rank(runtime.settings, index),
+        rank=ranks[index % len(ranks)],
         instruction=instruction,
         ledger=ledger,
     )
-
-
-def site_rank(settings: FederationSettings, index: int) -> int:
-    """Return the rank of a site's adapter; a short `site_ranks` starts again from its beginning."""
-    ranks = settings.aggregation.site_ranks
-    return ranks[index % len(ranks)] if ranks else settings.adapter.lora_rank
 
 
 def validate(runtime: SiteRuntime, site: SiteData, adapter: AdapterState) -> tuple[float, int]:

@@ -44,8 +44,8 @@ def test_the_meter_shows_the_dense_error(adapters, factors, weights, seed):
         aggregate,
         lambda k: adapters.mean(pairs, k) - adapters.dense(before, k),
     )
-    assert reading.error == pytest.approx(error, rel=1e-4, abs=1e-6)
-    assert reading.error_of_step == pytest.approx(step, rel=1e-4, abs=1e-6)
+    assert reading.aggregation_error == pytest.approx(error, rel=1e-4, abs=1e-6)
+    assert reading.aggregation_error_of_step == pytest.approx(step, rel=1e-4, abs=1e-6)
 
 
 def test_what_refactor_could_attain_is_what_refactor_attains(adapters):
@@ -53,8 +53,8 @@ def test_what_refactor_could_attain_is_what_refactor_attains(adapters):
     before = adapters.random(9)
     naive = RULES["fedavg"].aggregate(before, pairs, None)
     exact = RULES["refactor"].aggregate(before, pairs, None)
-    assert read(pairs, naive, before).attainable == pytest.approx(
-        read(pairs, exact, before).error, rel=1e-4
+    assert read(pairs, naive, before).attainable_error == pytest.approx(
+        read(pairs, exact, before).aggregation_error, rel=1e-4
     )
 
 
@@ -69,13 +69,17 @@ def test_exact_rules_show_no_error(adapters, name):
     current = {n: v for n, v in start.items() if n[-1] in rule.travels}
     aggregate = rule.aggregate(current, [(update, 1.0) for update in sent], None)
     pairs = [({**frozen, **update}, 1.0) for update in sent]
-    assert read(pairs, {**frozen, **aggregate}, start).error < 1e-6
+    assert read(pairs, {**frozen, **aggregate}, start).aggregation_error < 1e-6
 
 
 def test_a_federation_that_does_nothing_has_no_error(adapters):
     nothing = {name: torch.zeros_like(value) for name, value in adapters.random(0).items()}
     reading = read([(nothing, 1.0)], nothing, nothing)
-    assert (reading.error, reading.error_of_step, reading.attainable) == (0, 0, 0)
+    assert (
+        reading.aggregation_error,
+        reading.aggregation_error_of_step,
+        reading.attainable_error,
+    ) == (0, 0, 0)
 
 
 def test_a_sum_of_many_products_stays_small_and_exact():

@@ -56,10 +56,10 @@ def test_a_large_error_names_the_better_rule_once(round_of, caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             _, reading, _ = round_of("fedavg", aggregator=aggregator, start=adapter(0))
-    assert reading.error > 0.1
-    assert reading.attainable < reading.error / 2
+    assert reading.aggregation_error > 0.1
+    assert reading.attainable_error < reading.aggregation_error / 2
     assert caplog.text.count("--aggregation refactor would be") == 1
-    assert f"it is {100 * reading.error:.0f} % off" in caplog.text
+    assert f"it is {100 * reading.aggregation_error:.0f} % off" in caplog.text
 
 
 def test_exact_rules_say_nothing(round_of, caplog):

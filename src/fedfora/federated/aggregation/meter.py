@@ -16,25 +16,19 @@ from fedfora.lowrank import best_factors
 
 @dataclass(frozen=True)
 class Reading:
-    """What the meter shows.
+    """What the meter shows, under the names of a round's record.
 
     Args:
-        error: Of the aggregate, relative to the norm of the mean update; 0 where both are zero.
-        error_of_step: The same difference relative to what the mean changed in this round.
-        attainable: The error of the closest adapter of the same rank, which `refactor` reaches.
+        aggregation_error: Of the aggregate, relative to the norm of the mean update; 0 where both
+            are zero.
+        aggregation_error_of_step: The same difference relative to what the mean changed in this
+            round.
+        attainable_error: The error of the closest adapter of the same rank: `refactor`'s.
     """
 
-    error: float
-    error_of_step: float
-    attainable: float
-
-    def to_metrics(self) -> dict[str, float]:
-        """Return the numbers under the names of a round's metrics."""
-        return {
-            "aggregation_error": self.error,
-            "aggregation_error_of_step": self.error_of_step,
-            "attainable_error": self.attainable,
-        }
+    aggregation_error: float
+    aggregation_error_of_step: float
+    attainable_error: float
 
 
 class ErrorMeter(ProductMeans):

@@ -119,13 +119,13 @@ class Aggregator:
     def _say(self, rule: Rule, reading: Reading) -> None:
         """Say once which rule would have lost less."""
         robustly = self.settings.aggregation.robust != "none"
-        better = reading.attainable < reading.error / 2
-        if self._said or robustly or not better or reading.error < NOTABLE_ERROR:
+        better = reading.attainable_error < reading.aggregation_error / 2
+        if self._said or robustly or not better or reading.aggregation_error < NOTABLE_ERROR:
             return
         self._said = True
         logger.warning(
             "the mean of the factors is not the mean of the updates; no fault, but in this round "
             "it is %.0f %% off, --aggregation refactor would be %.2g %% off",
-            100 * reading.error,
-            100 * reading.attainable,
+            100 * reading.aggregation_error,
+            100 * reading.attainable_error,
         )

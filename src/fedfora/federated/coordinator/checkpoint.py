@@ -168,8 +168,7 @@ def find_checkpoints(run_directory: Path) -> dict[int, Path]:
 def publish_best(run_directory: Path, best_round: int) -> None:
     """Make `best` a copy of the best round's adapter, unless it is that already."""
     target = run_directory / BEST
-    record = target / "round.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["round"] == best_round:
+    if _best_round(run_directory) == best_round:
         return
     temporary, old = run_directory / f".{BEST}.tmp", run_directory / f".{BEST}.old"
     remove(temporary)

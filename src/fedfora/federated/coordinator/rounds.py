@@ -213,7 +213,7 @@ class _Rounds:
             rule=self.settings.rule_of_round(number - 1).name,
             **public(
                 self.settings,
-                {"loss": folded.loss, **({} if reading is None else reading.to_metrics())},
+                {"loss": folded.loss, **({} if reading is None else vars(reading))},
             ),
             sites=exchange.used,
             rejected=exchange.rejected,

@@ -194,7 +194,13 @@ def _inspect(
 ) -> Accepted[Sender]:
     content = _content(reply, RECORDS)
     _check_origin(content, expected.origin)
-    report = _read_report(content, limits.max_weight)
+    _check_metrics(content, METRIC_NAMES)
+    report = Report.from_record(content[METRICS])
+    if not 0 < report.answer_tokens <= limits.max_weight:
+        raise RejectedError(
+            f"weight: {report.answer_tokens} answer tokens are not in (0, {limits.max_weight:g}] "
+            "(--max_weight)"
+        )
     if not isinstance(content[ARRAYS], ArrayRecord):
         raise RejectedError(f"records: {ARRAYS!r} holds no arrays")
     check_arrays(content[ARRAYS], expected.example)
@@ -226,17 +232,6 @@ def _check_origin(content: RecordDict, expected: Origin) -> None:
     if got != asked:
         wrong = [f"{n} {got.get(n)!r}, not {asked[n]!r}" for n in asked if got.get(n) != asked[n]]
         raise RejectedError(f"origin: {'; '.join(wrong) or 'more than was asked for'}")
-
-
-def _read_report(content: RecordDict, max_weight: float) -> Report:
-    _check_metrics(content, METRIC_NAMES)
-    report = Report.from_record(content[METRICS])
-    if not 0 < report.answer_tokens <= max_weight:
-        raise RejectedError(
-            f"weight: {report.answer_tokens} answer tokens are not in (0, {max_weight:g}] "
-            "(--max_weight)"
-        )
-    return report
 
 
 def _check_metrics(content: RecordDict, names: set[str]) -> None:

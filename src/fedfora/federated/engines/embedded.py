@@ -152,9 +152,7 @@ def _alarm(limit_s: float) -> Iterator[None]:
 
 
 def introduce_this_process() -> None:
-    """Tell Flower who sends messages here; from 1.37 on it asks before it makes one."""
-    try:
-        from flwr.supercore.task_identity import TaskIdentity
-    except ImportError:
-        return
+    """Tell Flower who sends messages here: it asks before it makes one."""
+    from flwr.supercore.task_identity import TaskIdentity
+
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE_ID, 1

@@ -248,18 +248,6 @@ def _weights(indices: tuple[int, ...]) -> tuple[int, ...]:
 TAKES_PART = b"takes part\0"
 
 
-def sign_participation(identity: Identity, index: int, base: str) -> dict[str, bytes]:
-    """Return a site's public key, and its signature under its number and its base.
-
-    Args:
-        identity: The site's.
-        index: Its number.
-        base: Fingerprint of the base that it trains on.
-    """
-    signed = identity.sign(index, base.encode(), context=TAKES_PART)
-    return {"public-key": identity.public_bytes, "signature": signed.signature}
-
-
 def prompts_digest(prompts: Any) -> str:
     """Return a digest of a prompt format, as JSON has it."""
     return hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()[:32]

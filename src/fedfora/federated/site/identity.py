@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedfora.config import Scalar
-from fedfora.federated.secure_aggregation.crypto import Identity, sign_participation
+from fedfora.federated.secure_aggregation.crypto import TAKES_PART, Identity
 from fedfora.protection.keys import read_signing_key
 
 SIGNING_KEY, SITE_KEYS, SITE_STATE = "signing-key", "site-keys", "site-state"
@@ -63,7 +63,9 @@ def sign_part(node_config: Mapping[str, Scalar], index: int, base: str) -> dict[
     if SIGNING_KEY not in node_config:
         return {}
     private = read_signing_key(Path(str(node_config[SIGNING_KEY])))
-    return sign_participation(Identity(private.private_bytes_raw()), index, base)
+    identity = Identity(private.private_bytes_raw())
+    signature = identity.sign(index, base.encode(), context=TAKES_PART).signature
+    return {"public-key": identity.public_bytes, "signature": signature}
 
 
 def read_site_keys(path: Path) -> Pinned:

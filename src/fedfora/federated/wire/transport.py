@@ -45,7 +45,11 @@ class Layout:
 
     def at_rank(self, rank: int) -> "Layout":
         """Return the layout of the same adapter with another rank."""
-        return Layout(tuple((name, _at_rank(name, shape, rank)) for name, shape in self.shapes))
+        shapes = []
+        for name, shape in self.shapes:
+            axes = RANK_AXES[name.rpartition(".")[2]]
+            shapes.append((name, tuple(rank if i in axes else n for i, n in enumerate(shape))))
+        return Layout(tuple(shapes))
 
     @property
     def digest(self) -> str:
@@ -146,12 +150,6 @@ def from_record(record: ArrayRecord) -> AdapterState:
 def payload_bytes(record: ArrayRecord) -> int:
     """Return the bytes of a record's arrays as they travel."""
     return sum(len(array.data) for array in record.values())
-
-
-def _at_rank(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    rows, columns = shape
-    axes = RANK_AXES[name.rpartition(".")[2]]
-    return (rank if 0 in axes else rows, rank if 1 in axes else columns)
 
 
 def _record(arrays: dict[str, np.ndarray]) -> ArrayRecord:  # type: ignore[type-arg]
