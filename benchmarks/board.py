@@ -28,12 +28,12 @@ from fedfora.data.encoding import prompt_format_of
 from fedfora.data.loading import Example, load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.evaluate import Evaluation, evaluate
-from fedfora.evaluation.metrics import METRICS, Answer
 from fedfora.evaluation.scores import interval, resampled_sums
 from fedfora.federated.comparison import headline_score
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site_runtime import load_runtime, open_site
+from fedfora.metrics import METRICS, Answer
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.record import peak_memory_bytes, reset_peak_memory
 from fedfora.reporting.view import View

@@ -23,7 +23,7 @@ from fedfora.config import ConfigParser
 from fedfora.data.encoding import encode_prompt, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
-from fedfora.evaluation.generate import Decoding, generate
+from fedfora.evaluation.generate import generate
 from fedfora.models.adapter_base import merge_adapter
 from fedfora.models.loading import (
     Base,
@@ -79,12 +79,12 @@ def measure(
     prompts = [encode_prompt(example, tokenizer, prompt_format) for example in examples]
     seconds: dict[int, list[float]] = {size: [] for size in (1, *batch_sizes)}
     answers: dict[int, list[str]] = {}
-    generate(model, tokenizer, prompts[:2], Decoding(4), batch_size=2)  # warm up
+    generate(model, tokenizer, prompts[:2], max_new_tokens=4, batch_size=2)  # warm up
     for _ in range(pairs):
         for size in seconds:
             started = time.perf_counter()
             answers[size] = generate(
-                model, tokenizer, prompts, Decoding(MAX_NEW_TOKENS), batch_size=size
+                model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=size
             )
             seconds[size].append(time.perf_counter() - started)
     return {

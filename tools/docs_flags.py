@@ -14,12 +14,21 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 def tables() -> str:
     """Return one table for each group of options, with the commands that take it."""
-    commands = sections_of_commands()
+    commands, without = sections_of_commands(), options_without_effect()
     groups: dict[Any, list[str]] = {}
     for command, sections in commands.items():
         for section in sections:
             groups.setdefault(section, []).append(command)
-    return "\n".join(_table(section, users) for section, users in groups.items())
+    return "\n".join(_table(section, users, without) for section, users in groups.items())
+
+
+def options_without_effect() -> dict[str, Iterable[str]]:
+    """Return the options that a command does not offer although its groups hold them."""
+    from fedfora.evaluation.settings import NO_EFFECT as PREDICT
+    from fedfora.federated.settings import NO_EFFECT as SIMULATE
+    from fedfora.training.settings import NO_EFFECT as TRAIN
+
+    return {"train": TRAIN, "simulate": SIMULATE, "predict": PREDICT}
 
 
 def sections_of_commands() -> dict[str, Iterable[Any]]:
@@ -73,15 +82,18 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     }
 
 
-def _table(section: Any, users: list[str]) -> str:
+def _table(section: Any, users: list[str], without: dict[str, Iterable[str]]) -> str:
     first = (section.__doc__ or "").strip().split("\n")[0]
     hints = get_type_hints(section)
-    rows = [_row(item, hints[item.name]) for item in fields(section)]
+    rows = [
+        _row(item, hints[item.name], [u for u in users if item.name in without.get(u, ())])
+        for item in fields(section)
+    ]
     head = [f"## {first.rstrip('.')}", "", ", ".join(f"`{user}`" for user in users), ""]
     return "\n".join([*head, "| option | default | meaning |", "|---|---|---|", *rows, ""])
 
 
-def _row(item: Field[Any], hint: Any) -> str:
+def _row(item: Field[Any], hint: Any, missing: list[str]) -> str:
     aliases = "".join(f"<br>`{alias}`" for alias in item.metadata.get("aliases", []))
     choices = item.metadata.get("choices") or [
         choice for choice in getattr(hint, "__args__", ()) if isinstance(choice, str)
@@ -89,7 +101,8 @@ def _row(item: Field[Any], hint: Any) -> str:
     default = item.default_factory() if item.default_factory is not MISSING else item.default
     shown = " ".join(map(str, default)) if isinstance(default, list) else default
     allowed = f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else ""
-    meaning = f"{item.metadata.get('help', '')}{allowed}".replace("|", "\\|")
+    absent = f"; not in {', '.join(f'`{user}`' for user in missing)}" if missing else ""
+    meaning = f"{item.metadata.get('help', '')}{allowed}{absent}".replace("|", "\\|")
     return (
         f"| `--{item.name}`{aliases} | {'' if shown in (None, '') else f'`{shown}`'} | {meaning} |"
     )

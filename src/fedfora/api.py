@@ -205,12 +205,13 @@ def _html_table(rows: Iterable[tuple[str, str]]) -> str:
 def _with_signature(function: Function) -> Function:
     """Let `help` and a notebook's completion know the options by name, kind and default."""
     try:
-        sections = import_module(SETTINGS[function.__name__]).SECTIONS.values()
+        known = import_module(SETTINGS[function.__name__])
     except ModuleNotFoundError:  # an extra is not installed; a call says which
         return function
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = {"progress": inspect.Parameter("progress", keyword, default=False)}
-    for item in (item for section in sections for item in fields(section)):
+    items = [item for section in known.SECTIONS.values() for item in fields(section)]
+    for item in (item for item in items if item.name not in getattr(known, "NO_EFFECT", ())):
         default = item.default_factory() if callable(item.default_factory) else item.default
         for name in (item.name, *(alias.lstrip("-") for alias in item.metadata["aliases"])):
             if name.isidentifier():
@@ -230,8 +231,8 @@ def train(*, progress: bool = False, **options: Any) -> Result:
     from fedfora.training.preflight import preflight
     from fedfora.training.settings import TrainSettings
 
-    with _command("train", options) as (parser, words):
-        settings = TrainSettings(*parser.parse(words))
+    with _command("train", options) as (parser, values):
+        settings = TrainSettings(*parser.build(values))
         rows = preflight(settings)
         with _view(progress) as view:
             from fedfora.training.run import train
@@ -247,10 +248,10 @@ def simulate(*, progress: bool = False, **options: Any) -> Result:
 
     `resume=DIRECTORY` resumes a stopped one; rows from memory are given again.
     """
-    with _command("simulate", options) as (parser, words):
+    with _command("simulate", options) as (parser, values):
         from fedfora.federated.preflight import preflight, resolve_settings, work_of
 
-        settings = resolve_settings(words, parser)
+        settings = resolve_settings(values, parser)
         preflight(settings)
         files = (settings.data.train_file, settings.data.test_file)
         if settings.rounds.engine == "ray" and any(map(is_in_memory, files)):
@@ -278,13 +279,13 @@ def predict(*, progress: bool = False, **options: Any) -> Result:
     from fedfora.cli.predict import preflight
     from fedfora.evaluation.settings import PredictSettings
 
-    with _command("predict", options) as (parser, words):
-        settings = PredictSettings(parser.given(words), *parser.parse(words))
-        adapter = preflight(settings)
+    with _command("predict", options) as (parser, values):
+        settings = PredictSettings(frozenset(values), *parser.build(values))
+        adapter, examples = preflight(settings)
         with _view(progress) as view:
             from fedfora.evaluation.predict import predict
 
-            predict(settings, view)
+            predict(settings, view, examples)
     return Result(Path(settings.predict.output_dir), adapter)
 
 
@@ -293,8 +294,8 @@ def export(*, progress: bool = False, **options: Any) -> Export:
     """Write an adapter in another form and check it, as `fedfora export` does; shows nothing."""
     from fedfora.exporting.settings import ExportSettings, check_place
 
-    with _command("export", options) as (parser, words):
-        settings = ExportSettings(parser.given(words), *parser.parse(words))
+    with _command("export", options) as (parser, values):
+        settings = ExportSettings(frozenset(values), *parser.build(values))
         check_place(settings)
         with _silence():
             from fedfora.exporting.run import export
@@ -303,8 +304,10 @@ def export(*, progress: bool = False, **options: Any) -> Export:
 
 
 @contextmanager
-def _command(command: str, options: dict[str, Any]) -> Iterator[tuple[ConfigParser, list[str]]]:
-    """Give the command's parser and the words that one would have typed; hold rows meanwhile."""
+def _command(
+    command: str, options: dict[str, Any]
+) -> Iterator[tuple[ConfigParser, dict[str, Any]]]:
+    """Give the command's parser and the values of the options; hold rows meanwhile."""
     named = dict(options)
     with ExitStack() as held:
         for name, value in options.items():
@@ -318,9 +321,14 @@ def _command(command: str, options: dict[str, Any]) -> Iterator[tuple[ConfigPars
                 remedy = "; save it and give the directory" * hasattr(value, "save_pretrained")
                 raise ConfigError(f"--{name} cannot be a {type(value).__name__}{remedy}")
         try:
-            sections = import_module(SETTINGS[command]).SECTIONS.values()
-            parser = ConfigParser(sections, prog=f"fedfora {command}")
-            yield parser, parser.words(named)
+            known = import_module(SETTINGS[command])
+            parser = ConfigParser(
+                known.SECTIONS.values(),
+                prog=f"fedfora {command}",
+                without=getattr(known, "NO_EFFECT", ()),
+            )
+            from_file = parser.read(named.pop("config")) if "config" in named else {}
+            yield parser, {**from_file, **parser.typed(named)}
         except ModuleNotFoundError as error:
             if (message := missing_extra(command, error)) is None:
                 raise

@@ -1,26 +1,23 @@
 """One parser for the three ways of configuring a run: command line, YAML, Flower's run config.
 
-A mapping, from YAML or from Flower, is turned into the words that would have been typed, so types,
-choices and unknown names are checked in one place whatever the source.
+Options are fields of dataclasses, made by `flag`. Types, choices, ranges and unknown names are
+checked in one place whatever the source.
 """
 
 import argparse
 import dataclasses
 import difflib
-import importlib.util
-import json
+import math
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 Scalar = str | int | float | bool
 
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
 # What other programs call it, or what it is elsewhere, to what it is here.
 _MEANT = {
     **dict.fromkeys(("int4", "4bit", "4", "fp4", "bnb", "q4"), "nf4"),
@@ -30,82 +27,83 @@ _MEANT = {
     **dict.fromkeys(("peft", "adapter", "vllm"), "lora"),
     **{"--lr": "--learning_rate", "--epochs": "--num_train_epochs", "--rank": "--lora_rank"},
 }
-_SHORT_OPTION = re.compile(r"-[A-Za-z](?!nf$)[^ ]*$")  # -h; -inf is a number
+_METAVARS = {int: "INT", float: "NUMBER", str: "TEXT"}
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "f", "n", "0"), False),
+}
+_OPTION = re.compile(r"--|-[A-Za-z](?!nf$)[^ ]*$")  # -h is one, -inf is a number
+FEW = 16  # so many options of a command are all shown by `--help`
 
 
 class ConfigError(ValueError):
     """A mistake in what the user typed; the message names it and the remedy, if there is one."""
 
 
-def flag(default: Any, help: str, *aliases: str, choices: Iterable[str] | None = None) -> Any:
+def flag(
+    default: Any,
+    help: str,
+    *aliases: str,
+    choices: Iterable[str] | None = None,
+    least: float | None = None,
+    above: float | None = None,
+    within: str | None = None,
+    often: bool = False,
+) -> Any:
     """Return a dataclass field that becomes a command-line flag of the same name.
 
     Args:
-        default: Default value; a list or dict is copied for each instance.
+        default: Default value; a list is copied for each instance.
         help: One line for `--help`.
         *aliases: Other spellings, e.g. the original program's, with their dashes.
         choices: Allowed values, where the type does not already say so.
+        least: The smallest number allowed; like `above` and `within` for each item of a list, and
+            checked by `Options`.
+        above: A finite number must be larger than this one.
+        within: The interval allowed, e.g. "[0, 1)".
+        often: Whether `--help` shows it; `--help-all` shows every flag.
     """
-    metadata: dict[str, Any] = {"help": help, "aliases": list(aliases)}
-    if choices is not None:
-        metadata["choices"] = list(choices)
-    if isinstance(default, list | dict):
+    metadata: dict[str, Any] = {"help": help, "aliases": list(aliases), "often": often}
+    metadata["choices"] = None if choices is None else list(choices)
+    if least is not None or above is not None:
+        within = f"[{least}, inf)" if above is None else f"({above}, inf)"
+    metadata["within"] = within
+    if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-# transformers' `HfArgumentParser`, without the rest of transformers.
-#
-# The parser's file needs the standard library and YAML; the package around it takes most of a
-# second to load. So the file is loaded alone, unless the package is there already.
+class Options:
+    """What a dataclass of flags inherits: it refuses numbers that are out of their flags' range."""
+
+    def __post_init__(self) -> None:
+        """Check every number; what two flags say together is the subclass's to check.
+
+        Raises:
+            ConfigError: Naming the flag, its range and the value.
+        """
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value, interval = getattr(self, item.name), item.metadata.get("within")
+            if interval is not None and value is not None:
+                for number in value if isinstance(value, list) else [value]:
+                    check_range(f"--{item.name}", number, interval)
 
 
-if TYPE_CHECKING:
-    from transformers.hf_argparser import HfArgumentParser
-
-
-def _load() -> Any:
-    package = None if "transformers" in sys.modules else importlib.util.find_spec("transformers")
-    for place in (package and package.submodule_search_locations) or ():
-        file = Path(place) / "hf_argparser.py"
-        spec = importlib.util.spec_from_file_location("fedfora._hf_argparser", file)
-        if file.is_file() and spec is not None and spec.loader is not None:
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-            return module.HfArgumentParser
-    from transformers.hf_argparser import HfArgumentParser
-
-    return HfArgumentParser
-
-
-if not TYPE_CHECKING:
-    HfArgumentParser = _load()
-
-
-def check_ranges(arguments: Any, intervals: Mapping[str, Iterable[str]]) -> None:
-    """Raise where a number is not within its interval; None is left out.
-
-    Args:
-        arguments: A dataclass of flags.
-        intervals: From an interval such as "[0, 1)" or "(0, inf)" to the flags within it.
+def check_range(name: str, value: float, interval: str) -> None:
+    """Raise if a number is outside of an interval such as "[0, 1)".
 
     Raises:
-        ConfigError: Naming flag, interval and value.
+        ConfigError: Naming the number's name, range and value.
     """
-    for interval, names in intervals.items():
-        low, high = interval[1:-1].split(", ")
-        allowed = f"at least {low}" if interval[0] == "[" else f"above {low}"
-        allowed = allowed if high == "inf" else f"in {interval}"
-        for name in names:
-            value = getattr(arguments, name)
-            for number in value if isinstance(value, list) else [value]:
-                if number is None:
-                    continue
-                above = number >= float(low) if interval[0] == "[" else number > float(low)
-                below = number <= float(high) if interval[-1] == "]" else number < float(high)
-                if not (above and below):  # as of what is not a number
-                    raise ConfigError(f"--{name} must be {allowed}, got {value}")
+    low, high = map(float, interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    below = value <= high if interval[-1] == "]" else value < high
+    if above and below:
+        return
+    allowed = f"in {interval}"
+    if math.isinf(high):
+        allowed = f"at least {low:g}" if interval[0] == "[" else f"above {low:g}"
+    raise ConfigError(f"{name} must be {allowed}, got {value}")
 
 
 def refuse(*rules: tuple[bool, str]) -> None:
@@ -132,62 +130,205 @@ def read_yaml(path: Path, flag: str) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except Exception as error:  # PyYAML lets through whatever its constructors raise
-        said = " ".join(str(error).split())
-        raise ConfigError(
-            f"{flag}{path} is not valid YAML: {said or type(error).__name__}"
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{flag}{path} is not valid YAML: {reason}") from error
 
 
-class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is untyped here
-    """`HfArgumentParser` plus `--config FILE`, without abbreviations, with hints for mistakes."""
+class ConfigParser(argparse.ArgumentParser):
+    """Dataclasses of flags to instances; `--config FILE` gives values that typed words override.
 
-    def __init__(self, dataclass_types: Iterable[Any], **kwargs: Any) -> None:
-        kwargs.setdefault("usage", "%(prog)s [--config FILE.yaml] [OPTIONS]")
-        # Options that may be nothing at all, an empty list, a mapping.
-        self._may_be: dict[type, set[str]] = {NoneType: set(), list: set(), dict: set()}
+    Args:
+        sections: The dataclasses, in the order of `--help`.
+        prog: The command.
+        description: What `--help` says first.
+        first: The option that words before the first flag stand for, as in `report RUN...`.
+        without: Options of the sections that have no effect in this command and are not offered.
+    """
+
+    def __init__(
+        self,
+        sections: Iterable[Any],
+        *,
+        prog: str | None = None,
+        description: str | None = None,
+        first: str | None = None,
+        without: Collection[str] = (),
+    ) -> None:
         super().__init__(
-            list(dataclass_types),
+            prog=prog,
+            usage="%(prog)s [--config FILE.yaml] [OPTIONS]",
+            description=description,
+            formatter_class=_OptionHelp,
+            argument_default=argparse.SUPPRESS,
+            add_help=False,
             allow_abbrev=False,
-            formatter_class=OptionHelp,
-            epilog="--config FILE.yaml sets any of these; the command line wins. In names, dashes "
-            "may stand\nfor underscores. [Brackets] hold defaults.",
-            **kwargs,
         )
+        self.sections, self.first, self.without = list(sections), first, frozenset(without)
+        self._shown: dict[str, bool] = {}  # option to whether `--help` shows it
+        self._empty: dict[str, list[Any]] = {}  # option to None or [], where it may be that
+        for section in self.sections:
+            self._add_section(section)
+        if len(self._shown) <= FEW:
+            self._shown = dict.fromkeys(self._shown, True)
+        for names in (("-h", "--help"), ("--help_all",)):
+            self.add_argument(*names, action=_Help, nargs=0, help=argparse.SUPPRESS)
 
-    def _add_dataclass_arguments(self, dtype: Any) -> None:
-        """Put the options of each dataclass under a heading of their own, its first sentence."""
-        heading = (dtype.__doc__ or "").split("\n")[0].rstrip(".")
-        group = self.add_argument_group(heading)
-        hints = get_type_hints(dtype)
-        for item in dataclasses.fields(dtype):
-            item.type = hints[item.name]
-            self._parse_dataclass_field(group, item)
-            if NoneType in get_args(hints[item.name]):
-                self._may_be[NoneType].add(item.name)
-            if "dict" in str(hints[item.name]):
-                self._may_be[dict].add(item.name)
-            if getattr(item.default_factory, "__self__", None) == []:
-                self._may_be[list].add(item.name)
+    def _add_section(self, section: Any) -> None:
+        """Put the options of a dataclass under a heading of their own, its first sentence."""
+        group = self.add_argument_group((section.__doc__ or "").split("\n")[0].rstrip("."))
+        hints = get_type_hints(section)
+        for item in dataclasses.fields(section):
+            if item.name not in self.without:
+                self._add_option(group, item, hints[item.name])
+
+    def _add_option(self, group: Any, item: Any, hint: Any) -> None:
+        default = item.default if item.default_factory is dataclasses.MISSING else []
+        default = default if default != [] else item.default_factory()
+        kind, choices = hint, item.metadata["choices"]
+        self._empty[item.name] = [[]] if default == [] else []
+        if get_origin(kind) in (Union, UnionType):
+            self._empty[item.name].append(None)
+            (kind,) = (each for each in get_args(kind) if each is not NoneType)
+        options: dict[str, Any] = {}
+        if many := get_origin(kind) is list:
+            (kind,), options["nargs"] = get_args(kind), "+"
+        if get_origin(kind) is Literal:
+            kind, choices = str, list(get_args(kind))
+        names = [f"--{item.name}", *item.metadata["aliases"]]
+        if kind is bool:
+            options |= {"nargs": "?", "const": True, "type": _boolean, "metavar": ""}
+        else:
+            metavar = "{" + ",".join(choices) + "}" if choices else _METAVARS[kind]
+            options |= {"type": kind, "choices": choices}
+            options["metavar"] = f"{metavar} ..." if many else metavar
+        text = item.metadata["help"].replace("%", "%%")
+        if not (default is None or kind is bool or default in ("", []) or "; default" in text):
+            text += f" [{' '.join(map(str, default)) if many else default}]"
+        action = group.add_argument(*names, dest=item.name, help=text, **options)
+        if default is True:
+            action.metavar = "[no_]"
+            opposite = f"--no_{item.name}"
+            self.add_argument(
+                opposite, dest=item.name, action="store_false", help=argparse.SUPPRESS
+            )
+        self._shown[item.name] = item.metadata["often"]
 
     def parse(
         self, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
     ) -> tuple[Any, ...]:
-        """Return one instance per dataclass type.
-
-        Values from `--config FILE` are defaults; words of the command line override them.
+        """Return one instance per dataclass.
 
         Args:
-            argv: What was typed.
-            defaults: Values that both override, e.g. those of a run that is gone on with.
+            argv: What was typed; it overrides a file that `--config` names.
+            defaults: Values that both override.
 
         Raises:
             ConfigError: On any mistake, whatever its source.
         """
-        return self._parse_words(self.words(defaults or {}) + self._with_files(argv))
+        return self.build({**self.typed(defaults or {}), **self.values(argv)})
 
     def parse_mapping(self, mapping: Mapping[str, Any]) -> tuple[Any, ...]:
         """Like `parse`, for a mapping of option names (`lora_rank` or `lora-rank`) to values."""
-        return self._parse_words(self.words(mapping))
+        return self.build(self.typed(mapping))
+
+    def build(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return one instance per dataclass from what `values` or `typed` returned."""
+        return tuple(
+            section(
+                **{f.name: values[f.name] for f in dataclasses.fields(section) if f.name in values}
+            )
+            for section in self.sections
+        )
+
+    def values(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Return the options that were given, by name, on the command line or in a file.
+
+        Raises:
+            ConfigError: On any mistake.
+        """
+        from_files: dict[str, Any] = {}
+        words: list[str] = []
+        rest = iter(argv)
+        for word in rest:
+            name, equals, value = word.partition("=")
+            if name == "--config":
+                from_files |= self.read(value or next(rest, ""))
+            elif word.startswith("--"):
+                words.append(f"--{name[2:].replace('-', '_')}{equals}{value}")
+            else:
+                words.append(word)
+        if self.first is not None:
+            words = list(self._with_first(words))
+        typed, unknown = self.parse_known_args(words)
+        if unknown:
+            self.error(self._unknown(unknown[0]))
+        return from_files | vars(typed)
+
+    def _with_first(self, words: Sequence[str]) -> Iterator[str]:
+        """Name the option that words without one stand for: at the start, or after a switch."""
+        before = "--switch"
+        for word in words:
+            action = self._option_string_actions.get(before)
+            free = before == "--switch" or (action is not None and action.type is _boolean)
+            if free and not word.startswith("-") and word.lower() not in _BOOLEANS:
+                if action is not None:
+                    yield "true"
+                yield f"--{self.first}"
+            before = word
+            yield word
+
+    def read(self, path: str | Path) -> dict[str, Any]:
+        """Return the options that a YAML file gives.
+
+        Raises:
+            ConfigError: If it is none, or holds a mistake.
+        """
+        if not Path(path).is_file():
+            self.error(f"--config: no such file: {path}")
+        mapping = read_yaml(Path(path), "--config: ")
+        if not isinstance(mapping, dict):
+            self.error(f"--config: {path}: expected a mapping of option names to values")
+        return self.typed(mapping)
+
+    def typed(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of a mapping from option names, each of its option's type.
+
+        Raises:
+            ConfigError: If a name is unknown or a value does not fit.
+        """
+        values = {}
+        for key, value in mapping.items():
+            action = self._option_string_actions.get(
+                f"--{key}".replace("-", "_").replace("__", "--", 1)
+            )
+            if action is None or action.dest not in self._shown or action.nargs == 0:
+                self.error(self._unknown(f"--{key}"))
+            values[action.dest] = self._typed(action, str(key), value)
+        return values
+
+    def _typed(self, action: argparse.Action, key: str, value: Any) -> Any:
+        many = action.nargs == "+"
+        if many and isinstance(value, str):
+            value = value.split()  # Flower's run config has no lists
+        if value is None or value == []:
+            if value not in self._empty[action.dest]:
+                allowed = f"; one of {', '.join(action.choices)}" if action.choices else ""
+                self.error(f"--{key}: nothing given{allowed}")
+            return value
+        if isinstance(value, list) and not many:
+            self.error(f"--{key} takes one value, got {value}")
+        items = value if isinstance(value, list) else [value]
+        if strange := [item for item in items if item is None or isinstance(item, list | dict)]:
+            self.error(f"--{key}: {strange[0]!r} is no value")
+        if hidden := [item for item in items if _OPTION.match(str(item))]:
+            self.error(f"--{key}: {hidden[0]!r} is no value, but an option")
+        try:
+            typed = [self._get_value(action, _word(item)) for item in items]
+            for item in typed:
+                self._check_value(action, item)
+        except argparse.ArgumentError as error:
+            self.error(str(error))
+        return typed if many else typed[0]
 
     def error(self, message: str) -> NoReturn:
         """Raise where argparse would print and exit.
@@ -197,87 +338,17 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
         """
         raise ConfigError(message)
 
-    def _with_files(self, argv: Sequence[str]) -> list[str]:
-        """Return all words: those of `--config` files first, so that typed ones override them."""
-        from_file: list[str] = []
-        typed: list[str] = []
-        words = iter(argv)
-        for word in words:
-            if word == "--config" or word.startswith("--config="):
-                path = word.removeprefix("--config").removeprefix("=") or next(words, "")
-                from_file += self.words(self._read(Path(path)))
-            else:
-                typed.append(word)
-        return from_file + typed
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        if not path.is_file():
-            self.error(f"--config: no such file: {path}")
-        mapping = read_yaml(path, "--config: ")
-        if not isinstance(mapping, dict):
-            self.error(f"--config: {path}: expected a mapping of option names to values")
-        return mapping
-
-    def words(self, mapping: Mapping[str, Any]) -> list[str]:
-        """Return what one would type for a mapping of option names to values.
-
-        Raises:
-            ConfigError: If a name or a value could not be typed.
-        """
-        words: list[str] = []
-        for key, value in mapping.items():
-            if not _NAME.fullmatch(str(key)) or key == "help":
-                self.error(f"unknown option {key!r}")
-            action = self._option_string_actions.get("--" + str(key).replace("-", "_"))
-            if value in (None, []) and action is not None:
-                if action.dest not in self._may_be[type(value)]:
-                    allowed = f"; one of {', '.join(map(str, action.choices or ()))}"
-                    self.error(f"--{key}: nothing given{allowed if action.choices else ''}")
-                action.default = value  # there is no word for "nothing"
-                continue
-            if isinstance(value, str) and action is not None and action.nargs == "+":
-                value = value.split()  # Flower's run config has no lists
-            if isinstance(value, dict) and (action is None or action.dest in self._may_be[dict]):
-                value = json.dumps(value)
-            many = value if isinstance(value, list) else [value]
-            if isinstance(value, list) and action is not None and action.nargs != "+":
-                self.error(f"--{key} takes one value, got {value}")
-            if strange := [item for item in many if item is None or isinstance(item, list | dict)]:
-                self.error(f"--{key}: {strange[0]!r} is no value")
-            if hidden := [item for item in many if _is_option(item)]:
-                self.error(f"--{key}: {hidden[0]!r} is no value, but an option")
-            words += [f"--{key}", *(_word(item) for item in many)]
-        return words
-
-    def given(self, argv: Sequence[str]) -> frozenset[str]:
-        """Return the names of the options that were said, on the command line or in a file."""
-        return frozenset(
-            action.dest
-            for word in self._with_files(argv)
-            if (action := self._option_string_actions.get(word.split("=")[0]))
-        )
-
-    def _parse_words(self, words: list[str]) -> tuple[Any, ...]:
-        try:
-            *parsed, rest = self.parse_args_into_dataclasses(
-                words, return_remaining_strings=True, look_for_args_file=False
-            )
-        except argparse.ArgumentTypeError as error:
-            self.error(str(error))
-        if rest:
-            self.error(self._unknown(rest[0]))
-        return tuple(parsed)
-
     def _unknown(self, word: str) -> str:
         name = word.split("=")[0]
-        options = [option for action in self._actions for option in action.option_strings]
+        options = [option for option in self._option_string_actions if option.startswith("--")]
         asked = "--" + name.lstrip("-").replace("-", "_")
-        close = [_MEANT.get(asked)] if _MEANT.get(asked) in options else []
+        if asked[2:] in self.without:
+            return f"{asked} has no effect in {self.prog}"
+        close = [_MEANT[asked]] if _MEANT.get(asked) in options else []
         close = close or difflib.get_close_matches(asked, options, n=1, cutoff=0.7)
-        close = close or difflib.get_close_matches(name, options, n=1, cutoff=0.7)
         close = close or [option for option in options if option.endswith(f"_{asked[2:]}")]
-        names = " or ".join(filter(None, close))
-        remedy = f"did you mean {names}?" if close else f"{self.prog} --help lists them all"
+        names = " or ".join(close)
+        remedy = f"did you mean {names}?" if close else f"{self.prog} --help-all lists them all"
         return f"unknown option {name}; {remedy}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -292,91 +363,67 @@ class ConfigParser(HfArgumentParser):  # type: ignore[misc]  # transformers is u
                 error.message += f"; did you mean {close[0]!r}?"
             raise
 
-
-def to_mapping(*settings: Any) -> dict[str, Scalar]:
-    """Return the fields that differ from their defaults, as Flower's flat run config holds them.
-
-    `ConfigParser.parse_mapping` is the inverse: lists travel as words, dictionaries as JSON.
-    """
-    mapping: dict[str, Scalar] = {}
-    for instance in settings:
-        for item in dataclasses.fields(instance):
-            value = getattr(instance, item.name)
-            default = (
-                item.default_factory()
-                if item.default_factory is not dataclasses.MISSING
-                else item.default
+    def format_help(self, whole: bool = False) -> str:
+        """Return the text of `--help`, or of `--help-all`."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            actions = [a for a in group._group_actions if whole or self._shown.get(a.dest)]
+            formatter.start_section(group.title)
+            formatter.add_arguments([a for a in actions if a.dest in self._shown])
+            formatter.end_section()
+        more = len(self._shown) - sum(self._shown.values())
+        if more and not whole:
+            formatter.add_text(f"{self.prog} --help-all shows {more} more options.")
+        if self._shown:
+            formatter.add_text(
+                "--config FILE.yaml sets any of these; the command line wins. In names, dashes may "
+                "stand\nfor underscores. [Brackets] hold defaults."
             )
-            if value == default or value is None:
-                continue
-            if isinstance(value, list):
-                value = " ".join(map(str, value))
-            mapping[item.name] = json.dumps(value) if isinstance(value, dict) else value
-    return mapping
+        return formatter.format_help()
 
 
-def _is_option(value: Any) -> bool:
-    """Say whether argparse could take a value for an option; a mapping may come from afar."""
-    text = str(value)
-    return text.startswith("--") or bool(_SHORT_OPTION.match(text))
+class _Help(argparse.Action):
+    """Prints the help, of the options that are often used or of all, and exits."""
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        print(parser.format_help(whole=self.dest == "help_all"), end="")
+        parser.exit()
 
 
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-# Options to the text of `--help`: one spelling each, grouped under headings, short usage.
-
-
-_METAVARS = {int: "INT", float: "NUMBER", str: "TEXT"}
-
-
-class OptionHelp(argparse.RawDescriptionHelpFormatter):
-    """One line or two for each option: its name, its aliases, what it means, its default.
-
-    That dashes may stand for underscores is said once and not with each option.
-    """
+class _OptionHelp(argparse.RawDescriptionHelpFormatter):
+    """One line or two for each option: its name, its aliases, what it means, its default."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=100)
 
-    def add_argument(self, action: argparse.Action) -> None:
-        """Leave out the opposite of a switch, which its own line names."""
-        if not _is_opposite(action):
-            super().add_argument(action)
-
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        names = spellings(action.option_strings)
-        if action.default is True and isinstance(action.nargs, str):
-            names = [name.replace("--", "--[no_]", 1) for name in names]
-        value = _value(action)
-        return ", ".join(names) + (f" {value}" if value else "")
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = (action.help or "").replace("%", "%%")
-        default = action.default
-        nothing = default is None or isinstance(default, bool) or default in ("", [])
-        if nothing or "; default" in text or default is argparse.SUPPRESS:
-            return text
-        shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        return f"{text} [{shown}]"
+        names, metavar = list(action.option_strings), str(action.metavar)
+        if metavar == "[no_]":
+            names, metavar = [name.replace("--", "--[no_]", 1) for name in names], ""
+        return f"{', '.join(names)} {metavar}".rstrip()
 
 
-def spellings(options: Sequence[str]) -> list[str]:
-    """Return option names without those that only write dashes for another's underscores."""
-    with_underscores = [name for name in options if "_" in name]
-    twins = {"--" + name[2:].replace("_", "-") for name in with_underscores}
-    return [name for name in options if name not in twins]
+def to_mapping(*settings: Any) -> dict[str, Scalar]:
+    """Return the fields that differ from their defaults, as Flower's flat run config holds them.
+
+    `ConfigParser.parse_mapping` is the inverse: lists travel as words.
+    """
+    mapping: dict[str, Scalar] = {}
+    for instance in settings:
+        default = type(instance)()
+        for name, value in vars(instance).items():
+            if value != getattr(default, name) and value is not None:
+                mapping[name] = " ".join(map(str, value)) if isinstance(value, list) else value
+    return mapping
 
 
-def _is_opposite(action: argparse.Action) -> bool:
-    return action.const is False and any(o.startswith("--no_") for o in action.option_strings)
+def _boolean(text: str) -> bool:
+    if text.lower() not in _BOOLEANS:
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return _BOOLEANS[text.lower()]
 
 
-def _value(action: argparse.Action) -> str:
-    if action.nargs in (0, "?"):
-        return ""
-    if action.choices is not None:
-        return "{" + ",".join(map(str, action.choices)) + "}"
-    value = _METAVARS.get(action.type, "TEXT")  # type: ignore[call-overload]
-    return f"{value} ..." if action.nargs == "+" else value
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -44,6 +44,10 @@ class Registry(Generic[F]):
             raise ValueError(unknown(self.kind, name, self))
         return self._entries[name]
 
+    def names(self) -> list[str]:
+        """Return the names in the order in which they were added."""
+        return list(self._entries)
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names in alphabetical order."""
         return iter(sorted(self._entries))

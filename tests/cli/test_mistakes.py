@@ -61,7 +61,7 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
         (TRAIN + "--train_file clinic --max_steps 0", "--max_steps must be positive"),
         (TRAIN + "--train_file clinic --lora_rank 0", "--lora_rank must be at least 1, got 0"),
         (TRAIN + "--batch_size 4", "did you mean --per_device_train_batch_size or --per_dev"),
-        (TRAIN + "--zzz 4", "unknown option --zzz; fedfora train --help lists them all"),
+        (TRAIN + "--zzz 4", "unknown option --zzz; fedfora train --help-all lists them all"),
         (TRAIN + "--quantization int4", "did you mean 'nf4'"),
         ("export --model_dir {d}/adapter --format ollama", "did you mean 'gguf'"),
         (
@@ -182,18 +182,46 @@ def test_every_command_explains_itself(command, capsys):
     assert "--config" in capsys.readouterr().out or command in ("evaluate", "demo", "info")
 
 
-def test_help_is_in_groups_and_says_every_option_once(capsys):
+def printed_help(capsys, *words):
     with pytest.raises(SystemExit):
-        main(["simulate", "--help"])
-    printed = capsys.readouterr().out
-    from fedfora.federated.settings import SECTIONS
+        main(list(words))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "simulate", "predict"])
+def test_help_shows_the_options_that_are_often_used_and_names_the_list_of_all(command, capsys):
+    short, whole = (printed_help(capsys, command, f"--help{kind}") for kind in ("", "-all"))
+    options = [set(re.findall(r"^  --(?:\[no_\])?(\w+)", text, re.M)) for text in (short, whole)]
+    assert options[0] < options[1]
+    assert len(options[0]) <= 25 < len(options[1])
+    assert {"output_dir", "model_name_or_path"} <= options[0]
+    assert f"--help-all shows {len(options[1]) - len(options[0])} more options" in short
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("simulate", "num_train_epochs"), ("simulate", "max_steps"), ("predict", "train_file")],
+)
+def test_an_option_without_effect_is_neither_offered_nor_taken(command, option, tmp_path, capsys):
+    assert f"--{option}" not in printed_help(capsys, command, "--help-all")
+    assert main([command, f"--{option}", "1", "--output_dir", str(tmp_path / "out")]) == 2
+    assert f"--{option} has no effect in fedfora {command}" in capsys.readouterr().err
+    (tmp_path / "c.yaml").write_text(f"{option}: 1\n")
+    assert main([command, "--config", str(tmp_path / "c.yaml")]) == 2
+    assert f"--{option} has no effect in fedfora {command}" in capsys.readouterr().err
+
+
+def test_help_is_in_groups_and_says_every_option_once(capsys):
+    printed = printed_help(capsys, "simulate", "--help-all")
+    from fedfora.federated.settings import NO_EFFECT, SECTIONS
 
     headings = [section.__doc__.split("\n")[0].rstrip(".") + ":" for section in SECTIONS.values()]
     places = [printed.index(f"\n{heading}\n") for heading in headings]
     assert places == sorted(places)
     for section in SECTIONS.values():
         for field in dataclasses.fields(section):
-            assert len(re.findall(rf"^  --{field.name}[ ,\n]", printed, re.MULTILINE)) == 1
+            times = int(field.name not in NO_EFFECT)
+            assert len(re.findall(rf"^  --{field.name}[ ,\n]", printed, re.MULTILINE)) == times
 
 
 def test_a_message_that_comes_again_is_shown_once():

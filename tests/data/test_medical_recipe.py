@@ -9,7 +9,7 @@ import pytest
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.scores import kind_of
-from fedfora.evaluation.triples import parse_triples
+from fedfora.metrics.triples import parse_triples
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "medical" / "prepare.py"
 pytestmark = pytest.mark.skipif(

@@ -9,7 +9,7 @@ from fedfora.cli.main import main
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
 from fedfora.evaluation.chat import Conversation
-from fedfora.evaluation.generate import Decoding, generate
+from fedfora.evaluation.generate import generate
 from fedfora.models.loading import load_base
 from fedfora.models.settings import ModelArguments
 
@@ -24,7 +24,7 @@ def base():
 
 def predicted(base, example):
     ids = [encode_prompt(example, base.tokenizer, LAYOUT)]
-    return generate(base.model, base.tokenizer, ids, Decoding(8), batch_size=1)[0]
+    return generate(base.model, base.tokenizer, ids, max_new_tokens=8, batch_size=1)[0]
 
 
 def test_an_answer_is_what_predict_would_say_and_comes_in_pieces(base):

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfora.evaluation.choice import parse_choice
-from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.scores import score
+from fedfora.metrics import Answer
+from fedfora.metrics.choice import parse_choice
 
 LETTERS = ("A", "B", "C", "D")
 TEXTS = ("aspirin", "warfarin", "heparin", "insulin")

@@ -10,7 +10,8 @@ from fedfora.data.encoding import encode_prompt, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.evaluate import evaluate
-from fedfora.evaluation.generate import Decoding, batches_by_length, generate
+from fedfora.evaluation.generate import batches_by_length, generate
+from fedfora.evaluation.settings import DecodingArguments
 from fedfora.models.loading import load_base
 from fedfora.models.settings import ModelArguments
 
@@ -29,8 +30,14 @@ def answers_to(setup):
     ids = [encode_prompt(example, base.tokenizer, prompts) for example in examples]
 
     def answers(batch_size, max_new_tokens=12, order=1, **decoding):
-        how = Decoding(max_new_tokens, **decoding)
-        return generate(base.model, base.tokenizer, ids[::order], how, batch_size=batch_size)
+        return generate(
+            base.model,
+            base.tokenizer,
+            ids[::order],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            decoding=DecodingArguments(**decoding),
+        )
 
     return answers
 

@@ -42,9 +42,8 @@ def test_batch_and_padding_side_change_nothing(setup, side, batch_size):
     base, prompt_format, examples = setup
     rows = [encode_example(example, base.tokenizer, prompt_format) for example in examples]
     one = answer_likelihoods(base.model, base.tokenizer, rows, batch_size=3)
-    other = answer_likelihoods(
-        base.model, base.tokenizer, rows, batch_size=batch_size, padding_side=side
-    )
+    base.tokenizer.padding_side = side
+    other = answer_likelihoods(base.model, base.tokenizer, rows, batch_size=batch_size)
     assert [x.num_tokens for x in one] == [x.num_tokens for x in other]
     for a, b in zip(one, other, strict=True):
         assert a.log_probability == pytest.approx(b.log_probability, rel=1e-4)

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from fedfora.evaluation import scores as scores_module
-from fedfora.evaluation.metrics import KINDS, METRICS, Answer
 from fedfora.evaluation.scores import check_packages, kind_of, score
+from fedfora.metrics import KINDS, METRICS, Answer
 
 REFERENCES = {
     "triples": ["a_r_b\nc_s_d", "e_r_f", "水温高_部件故障_风扇"],

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.scores import score
+from fedfora.metrics import Answer
 
 line = st.text("ab_", max_size=4)
 text = st.lists(line, min_size=1, max_size=3).map("\n".join)

@@ -282,7 +282,7 @@ def test_text_longer_than_the_models_context_is_refused(tmp_path, predict, capsy
     words = ["--ori_model_dir", tmp_path / "short", "--quantization", "none"]
     assert predict("p", *words, "--max_new_tokens", 60, model_dir=None) == 2
     error = capsys.readouterr().err
-    assert "exceed the 64 that" in error
+    assert "exceed the model's context 64" in error
     assert "row " in error
     assert not (tmp_path / "p").exists()
     assert predict("p", *words, "--max_src_len", 16, "--max_new_tokens", 4, model_dir=None) == 0

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fedfora.evaluation.metrics import mean
 from fedfora.evaluation.scores import interval, resampled_sums
+from fedfora.metrics import mean
 
 
 def mean_interval(values, seed=0):

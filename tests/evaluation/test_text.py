@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfora.evaluation.metrics import METRICS, Answer
 from fedfora.evaluation.scores import score
-from fedfora.evaluation.text import token_f1, tokens
+from fedfora.metrics import METRICS, Answer
+from fedfora.metrics.text import token_f1, tokens
 
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="needs rouge-score")
 sacrebleu = pytest.importorskip("sacrebleu", reason="needs sacrebleu")

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.scores import kind_of, score
-from fedfora.evaluation.triples import are_triples, parse_triples
+from fedfora.metrics import Answer
+from fedfora.metrics.triples import are_triples, parse_triples
 
 
 def scores_of(predictions, references):

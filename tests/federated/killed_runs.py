@@ -62,14 +62,13 @@ def live(settings, directory, *, change=None, cpu_s=None):
 def _run(settings, directory):
     from rich.console import Console
 
-    from fedfora.config import ConfigParser
     from fedfora.federated.preflight import resolve_settings
-    from fedfora.federated.settings import SECTIONS, from_run_config
+    from fedfora.federated.settings import from_run_config, settings_parser
     from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View
 
     if (Path(directory) / "config.yaml").exists():
-        chosen = resolve_settings(["--resume", directory], ConfigParser(SECTIONS.values()))
+        chosen = resolve_settings({"resume": directory}, settings_parser())
     else:
         chosen = from_run_config(
             {**settings, "output_dir": directory, "overwrite_output_dir": True}

@@ -6,9 +6,9 @@ import pytest
 
 from fedfora.data.loading import load_examples
 from fedfora.data.partition import JOINED, DataError, partition
-from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.scores import score
 from fedfora.federated.comparison import compare
+from fedfora.metrics import Answer
 from fedfora.reporting.view import View
 
 ARMS = "base alone central"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedfora.config import ConfigError, ConfigParser
+from fedfora.config import ConfigError
 from fedfora.federated.coordinator import checkpoint, rounds
 from fedfora.federated.preflight import resolve_settings
-from fedfora.federated.settings import SECTIONS
+from fedfora.federated.settings import settings_parser
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.models import saving
 from fedfora.reporting.view import View
@@ -44,7 +44,8 @@ def timeless(value):
 
 
 def resumed(directory, *words):
-    return resolve_settings(["--resume", str(directory), *words], ConfigParser(SECTIONS.values()))
+    parser = settings_parser()
+    return resolve_settings(parser.values(["--resume", str(directory), *words]), parser)
 
 
 def killed_runs(tiny_dir, few_rows, tmp_path, *, seed, points, timers, quantization="none"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_directory_with_two_or_none_and_a_file_of_another_kind_are_refused(ggu
 
 
 def test_a_missing_package_is_named(gguf_file, monkeypatch):
-    monkeypatch.setattr("fedfora.models.resolve.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match=r'pip install "fedfora\[gguf\]"'):
         check_model_name(str(gguf_file))
 

@@ -123,7 +123,7 @@ def test_two_processes_resume_as_they_would_have_gone_on(launcher, words, two, a
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_trains_and_resumes_as_one_process(stage, words, alone, tmp_path):
-    """The adapter is checked against what was gathered after every save (LongTrainer)."""
+    """The adapter is checked against what was gathered after every save (AdapterTrainer)."""
     launcher = (
         "-m deepspeed.launcher.runner --include=localhost:0,1 --master_port {port} --module fedfora"
     )

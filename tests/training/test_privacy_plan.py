@@ -47,7 +47,7 @@ def releases(ledgers):
 @contextmanager
 def counted(*, dies_at=None):
     """Note every step that is taken; at one of them the power goes."""
-    from fedfora.training.local import PrivateSteps
+    from fedfora.training.dp_sgd import PrivateSteps
 
     step, taken = PrivateSteps.step, []
 

@@ -204,7 +204,7 @@ def test_a_directory_that_is_no_checkpoint_is_refused(words, tmp_path, capsys):
 def test_the_first_interrupt_says_what_happens_now_and_the_second_stops(capfd):
     import signal
 
-    from fedfora.training.long_run import Interruption
+    from fedfora.training.local import Interruption
 
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)

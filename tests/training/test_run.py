@@ -210,9 +210,9 @@ def test_a_row_longer_than_the_context_is_named_before_any_work(
     rows_file([short, {**short, "input": "note " * 60}], "long.json")
     held_out = {"train": "--validation_file", "simulate": "--test_file"}[command]
     files = ["long.json", "short.json"] if role == "train_file" else ["short.json", "long.json"]
-    words = ["--model_name_or_path", str(small), "--quantization", "none", "--max_steps", "1"]
+    words = ["--model_name_or_path", str(small), "--quantization", "none"]
     words += ["--train_file", str(tmp_path / files[0]), held_out, str(tmp_path / files[1])]
-    words += ["--num_clients", "2"] if command == "simulate" else []
+    words += ["--num_clients", "2"] if command == "simulate" else ["--max_steps", "1"]
     words += ["--max_new_tokens", "4"] if command == "simulate" else []
     assert main([command, *words, "--output_dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err

@@ -4,12 +4,18 @@ import math
 
 import pytest
 
+from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.schedule import num_steps
+from fedfora.training.settings import TrainArguments
 
 
-def steps(num_rows, **changes):
-    options = {"max_steps": -1, "num_train_epochs": 1, "batch_size": 1, "accumulation": 1}
-    return num_steps(num_rows, **(options | changes))
+def steps(num_rows, batch_size=1, accumulation=1, num_processes=1, **changes):
+    settings = TrainArguments(
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        **({"num_train_epochs": 1} | changes),
+    )
+    return num_steps(settings, PrivacyArguments(), num_rows, num_processes)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])

@@ -100,6 +100,11 @@ class ForaConfig(PeftConfig):
             )
 
 
+def default_inner_dim(inputs: int) -> int:
+    """Return the inner width M of a layer with so many inputs, as the original has it."""
+    return max(2, inputs // 4)
+
+
 def alpha_at_rank(alpha: float, rank: int, new_rank: int, use_rslora: bool) -> float:
     """Return the alpha that scales an adapter of another rank as this one is scaled."""
     ratio = new_rank / rank

@@ -24,7 +24,7 @@ from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedfora.adapter.config import ForaConfig
+from fedfora.adapter.config import ForaConfig, default_inner_dim
 
 
 class ForaLayer(BaseTunerLayer):
@@ -73,7 +73,7 @@ class ForaLayer(BaseTunerLayer):
         """
         if r < 1:
             raise ValueError(f"r must be at least 1, got {r}")
-        inner_dim = config.inner_dim or max(2, self.in_features // 4)
+        inner_dim = config.inner_dim or default_inner_dim(self.in_features)
         self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
         self.rslora[adapter_name] = config.use_rslora
         self.scaling[adapter_name] = self._unscaled(adapter_name)

@@ -77,7 +77,10 @@ class ForaModel(BaseTuner):
         combination_type: str = "svd",
         svd_rank: int | None = None,
     ) -> None:
-        """Add an adapter whose update is the weighted sum of others' updates.
+        """Add an adapter whose update is the weighted sum of others': `sum_i w_i s_i D_i K_i A_i`.
+
+        The sum is a product of stacked factors, [w_1 s_1 D_1 K_1, ...] [A_1; ...]. "cat" keeps them
+        as D and A, "svd" takes the closest factors of a lower rank; both have K = I and scaling 1.
 
         Args:
             adapters: Names of the adapters to add up.
@@ -90,9 +93,35 @@ class ForaModel(BaseTuner):
         Raises:
             ValueError: If an adapter is unknown, the counts differ, or the type has no meaning.
         """
-        add_weighted_adapter(
-            self, adapters, weights, adapter_name, combination_type=combination_type, rank=svd_rank
+        _check(self, adapters, weights, adapter_name, combination_type)
+        stacked = {
+            key: _stack(layer, adapters, weights)
+            for key, layer in self.model.named_modules()
+            if isinstance(layer, ForaLayer) and set(adapters) & set(layer.fora_A)
+        }
+        ranks = {key: len(Q_SI) for key, (_, Q_SI) in stacked.items()}
+        if combination_type == "svd":
+            ranks = {key: svd_rank or _largest_rank(self, key, adapters) for key in stacked}
+        common = max(ranks.values())
+        pattern = {key: r for key, r in ranks.items() if r != common}
+        self.peft_config[adapter_name] = replace(
+            self.peft_config[adapters[0]],
+            r=common,
+            lora_alpha=common,
+            rank_pattern=pattern,
+            alpha_pattern=dict(pattern),
+            use_rslora=False,
+            target_modules=set(stacked),
+            layers_to_transform=None,
+            layers_pattern=None,
         )
+        self.inject_adapter(self.model, adapter_name)
+        for key, (P_OS, Q_SI) in stacked.items():
+            factors = (P_OS, Q_SI)
+            if combination_type == "svd":
+                factors = best_factors(P_OS, Q_SI, ranks[key])
+            _write(self.model.get_submodule(key), adapter_name, *factors)
+        self.set_adapter(self.active_adapters)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
@@ -171,55 +200,6 @@ def _pass_adapter_names(
 
 
 TYPES = ("cat", "svd")
-
-
-def add_weighted_adapter(
-    tuner: Any,
-    adapters: Sequence[str],
-    weights: Sequence[float],
-    adapter_name: str,
-    *,
-    combination_type: str,
-    rank: int | None,
-) -> None:
-    """Add `sum_i w_i s_i D_i K_i A_i` to a `ForaModel` as adapter `adapter_name`.
-
-    The sum is a product of stacked factors, [w_1 s_1 D_1 K_1, ...] [A_1; ...]. "cat" keeps them as
-    D and A, "svd" takes the closest factors of a lower rank; both have K = I and scaling 1.
-
-    Raises:
-        ValueError: If an adapter is unknown, the counts differ, or the type has no meaning.
-    """
-    _check(tuner, adapters, weights, adapter_name, combination_type)
-    stacked = {
-        key: _stack(layer, adapters, weights)
-        for key, layer in tuner.model.named_modules()
-        if isinstance(layer, ForaLayer) and set(adapters) & set(layer.fora_A)
-    }
-    ranks = {
-        key: len(Q_SI) if combination_type == "cat" else rank or _largest_rank(tuner, key, adapters)
-        for key, (_, Q_SI) in stacked.items()
-    }
-    common = max(ranks.values())
-    pattern = {key: r for key, r in ranks.items() if r != common}
-    tuner.peft_config[adapter_name] = replace(
-        tuner.peft_config[adapters[0]],
-        r=common,
-        lora_alpha=common,
-        rank_pattern=pattern,
-        alpha_pattern=dict(pattern),
-        use_rslora=False,
-        target_modules=set(stacked),
-        layers_to_transform=None,
-        layers_pattern=None,
-    )
-    tuner.inject_adapter(tuner.model, adapter_name)
-    for key, (P_OS, Q_SI) in stacked.items():
-        factors = (P_OS, Q_SI)
-        if combination_type == "svd":
-            factors = best_factors(P_OS, Q_SI, ranks[key])
-        _write(tuner.model.get_submodule(key), adapter_name, *factors)
-    tuner.set_adapter(tuner.active_adapters)
 
 
 def _stack(

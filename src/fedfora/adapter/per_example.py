@@ -12,7 +12,6 @@ gradient is known for every example. The base, quantized or not, is never looked
 Shape suffixes: B examples, L tokens, I inputs, O outputs, R rank, M inner width.
 """
 
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -56,12 +55,7 @@ class PerExampleGradients:
             self._handles.append(D.register_forward_hook(self._after_D(layer, name)))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()

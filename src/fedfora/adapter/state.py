@@ -14,13 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedfora.adapter.config import default_inner_dim
 from fedfora.adapter.layer import ForaLayer
 from fedfora.seeds import derive_seed
 
 FACTORS = ("A", "B", "C", "D", "E")
 TRAVELING = ("A", "D", "E")
 
+PREFIX = "base_model.model."  # PEFT's, before the names of the base's modules
+
 AdapterState = dict[str, Tensor]
+
+
+def peft_key(name: str, kind: str = "fora") -> str:
+    """Return what PEFT's files call the factor `<layer>.<factor>`."""
+    layer, factor = name.rsplit(".", 1)
+    return f"{PREFIX}{layer}.{kind}_{factor}.weight"
+
+
+def from_peft_key(key: str, kind: str = "fora") -> str | None:
+    """Return `<layer>.<factor>` of a name in PEFT's files; None for what is no factor."""
+    layer, middle, factor = key.removeprefix(PREFIX).rpartition(f".{kind}_")
+    return f"{layer}.{factor.removesuffix('.weight')}" if middle else None
 
 
 def read_state(model: nn.Module, adapter_name: str = "default") -> AdapterState:
@@ -38,9 +53,9 @@ def state_from_dict(weights: Mapping[str, Tensor], adapter_name: str = "default"
     """
     state = {}
     for key, weight in weights.items():
-        layer, middle, factor = key.removeprefix("base_model.model.").rpartition(".fora_")
-        if middle and factor[1:] == f".{adapter_name}.weight":
-            state[f"{layer}.{factor[0]}"] = weight.detach().to("cpu", torch.float32, copy=True)
+        name = from_peft_key(key.replace(f".{adapter_name}.weight", ".weight"))
+        if name is not None and key.endswith(f".{adapter_name}.weight"):
+            state[name] = weight.detach().to("cpu", torch.float32, copy=True)
     return state
 
 
@@ -79,7 +94,7 @@ def unfold(folded: AdapterState, *, seed: int, inner_dim: int | None = None) -> 
     state = {}
     for layer in layers_of(folded):
         rank, width = folded[f"{layer}.A"].shape
-        M = inner_dim or max(2, width // 4)
+        M = inner_dim or default_inner_dim(width)
         state[f"{layer}.A"] = folded[f"{layer}.A"]
         state[f"{layer}.B"] = torch.zeros(M, rank)
         state[f"{layer}.C"] = _draw_C(seed, layer, rank, M)
@@ -136,7 +151,7 @@ def _weights(model: nn.Module, adapter_name: str) -> list[tuple[str, str, Tensor
     found = []
     for path, module in model.named_modules():
         if isinstance(module, ForaLayer) and adapter_name in module.fora_A:
-            layer = path.removeprefix("base_model.model.")
+            layer = path.removeprefix(PREFIX)
             found += [
                 (layer, factor, getattr(module, f"fora_{factor}")[adapter_name].weight)
                 for factor in FACTORS

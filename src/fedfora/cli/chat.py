@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedfora.cli.console import announce_loading, silence_libraries
-from fedfora.config import ConfigParser, flag
+from fedfora.config import ConfigParser, Options, flag
 from fedfora.models.resolve import adapter_dir_of, check_named
 from fedfora.models.settings import ModelArguments
 
 
 @dataclass
-class ChatArguments:
+class ChatArguments(Options):
     """Who answers, and how."""
 
     model_dir: str | None = flag(
@@ -24,18 +24,14 @@ class ChatArguments:
         None, "goes before every question; default the training rows' own, where they share one"
     )
     remember: bool = flag(False, "read earlier questions and answers again with every question")
-    max_new_tokens: int | None = flag(None, "longest answer in tokens; default as trained")
-
-    def __post_init__(self) -> None:
-        """Refuse answers without a token."""
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"--max_new_tokens must be at least 1, got {self.max_new_tokens}")
+    max_new_tokens: int | None = flag(None, "longest answer in tokens; default as trained", least=1)
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse, load the model, and answer until there are no more questions."""
     parser = ConfigParser([ChatArguments, ModelArguments], prog="fedfora chat", description=__doc__)
-    chat, model = parser.parse(argv)
+    given = parser.values(argv)
+    chat, model = parser.build(given)
     silence_libraries()
     check_named(model, adapter_dir_of(chat.model_dir, None))
     announce_loading("chat")
@@ -51,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
         base = load_base(model)
         answering = base.model
     else:
-        model = settings_of_base(model, chat.model_dir, parser.given(argv))
+        model = settings_of_base(model, chat.model_dir, given)
         record = read_record(chat.model_dir)
         base = load_base_of(model, chat.model_dir)
         answering = load_adapter(base, chat.model_dir)

@@ -44,11 +44,11 @@ def run(argv: Sequence[str]) -> None:
         return run_privacy(words[1:])
     if words and words[0] in KINDS:
         words = words[1:]
-        if words and not words[0].startswith("-"):
-            words = ["--train_file", *words]
     elif words and not words[0].startswith("-"):
         raise ValueError(unknown("check", words[0], KINDS))
-    parser = ConfigParser(SECTIONS, prog="fedfora check data FILE", description=__doc__)
+    parser = ConfigParser(
+        SECTIONS, prog="fedfora check data FILE", description=__doc__, first="train_file"
+    )
     data, model, adapter, train = parser.parse(words)
     silence_libraries()
     from fedfora.data.checks import read_rows

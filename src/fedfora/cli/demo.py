@@ -3,7 +3,6 @@
 Needs nothing but the package: the base model and the notes come with it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +64,13 @@ def run(argv: Sequence[str]) -> None:
     names = preflight(settings)
     announce(f"Four clinics: {', '.join(names)}. Their notes stay where they are; adapters travel")
     from fedfora.federated.comparison import compare, work_of_comparison
-    from fedfora.reporting.record import write_text
+    from fedfora.reporting.record import write_json
     from fedfora.reporting.view import View
 
     with View(work_of_comparison(settings)) as view:
         comparison = compare(settings, view)
     summary = summarize(comparison)
-    write_text(Path(arguments.output_dir) / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_json(Path(arguments.output_dir) / "summary.json", summary)
     show(comparison, arguments.output_dir)
 
 

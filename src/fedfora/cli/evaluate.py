@@ -25,12 +25,11 @@ def run(argv: Sequence[str]) -> None:
     """Parse, score, and print the scores."""
     parser = ConfigParser([EvaluateArguments], prog="fedfora evaluate", description=__doc__)
     (settings,) = parser.parse(argv)
-    import json
     from pathlib import Path
 
     from fedfora.cli.console import silence_libraries
     from fedfora.evaluation.score_file import score_file
-    from fedfora.reporting.record import write_text
+    from fedfora.reporting.record import write_json
 
     silence_libraries()
     written, read = settings.scores_file, settings.predictions_file
@@ -46,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
     )
     if settings.scores_file is not None:
         try:
-            write_text(Path(settings.scores_file), json.dumps(scores, indent=2) + "\n")
+            write_json(Path(settings.scores_file), scores)
         except OSError as error:
             raise ValueError(f"--scores_file {settings.scores_file}: {error}") from error
     for line in score_lines(scores):

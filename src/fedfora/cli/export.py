@@ -14,7 +14,8 @@ from fedfora.exporting.settings import SECTIONS, ExportSettings, check_place
 def run(argv: Sequence[str]) -> None:
     """Parse, export, and print how far the result is from its source."""
     parser = ConfigParser(SECTIONS.values(), prog="fedfora export", description=__doc__)
-    settings = ExportSettings(parser.given(argv), *parser.parse(argv))
+    given = parser.values(argv)
+    settings = ExportSettings(frozenset(given), *parser.build(given))
     silence_libraries()
     check_place(settings)
     announce_loading("export")

@@ -20,12 +20,13 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: If no file is named, or something in it or in the kits is wrong.
     """
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words = ["--sites_file", *words]
-    parser = ConfigParser([ProvisionArguments], prog="fedfora provision SITES.yaml")
-    parser.description = __doc__
-    (arguments,) = parser.parse(words)
+    parser = ConfigParser(
+        [ProvisionArguments],
+        prog="fedfora provision SITES.yaml",
+        description=__doc__,
+        first="sites_file",
+    )
+    (arguments,) = parser.parse(argv)
     from fedfora.deployment.provision import provision
     from fedfora.deployment.sites_file import read_sites_file
 

@@ -7,26 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedfora.cli.console import log_line, silence_libraries
-from fedfora.config import ConfigParser, flag
+from fedfora.config import ConfigParser, Options, flag
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.deployment.supervisor import stoppable
 
 
 @dataclass
-class RehearsalArguments:
+class RehearsalArguments(Options):
     """What is rehearsed, and for how long."""
 
     sites_file: str | None = flag(None, "the federation and its sites; or the first word")
-    rehearsal_rounds: int = flag(2, "rounds at most")
-    deadline: float = flag(900.0, "seconds after which the rehearsal is stopped")
+    rehearsal_rounds: int = flag(2, "rounds at most", least=1)
+    deadline: float = flag(900.0, "seconds after which the rehearsal is stopped", above=0)
     keep: str | None = flag(None, "a new directory in which kits, logs and run are kept")
-
-    def __post_init__(self) -> None:
-        """Refuse a rehearsal of nothing."""
-        if self.rehearsal_rounds < 1:
-            raise ValueError(f"--rehearsal_rounds must be at least 1, got {self.rehearsal_rounds}")
-        if not self.deadline > 0:
-            raise ValueError(f"--deadline must be above 0, got {self.deadline}")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -35,12 +28,13 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: If a site failed.
     """
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words = ["--sites_file", *words]
-    parser = ConfigParser([RehearsalArguments], prog="fedfora rehearse SITES.yaml")
-    parser.description = __doc__
-    (arguments,) = parser.parse(words)
+    parser = ConfigParser(
+        [RehearsalArguments],
+        prog="fedfora rehearse SITES.yaml",
+        description=__doc__,
+        first="sites_file",
+    )
+    (arguments,) = parser.parse(argv)
     if arguments.sites_file is None:
         raise ValueError("which federation? fedfora rehearse SITES.yaml")
     silence_libraries()

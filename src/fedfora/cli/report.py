@@ -12,8 +12,9 @@ from fedfora.config import ConfigError, ConfigParser, flag
 
 @dataclass
 class ReportArguments:
-    """Where the page goes."""
+    """Which runs, and where the page goes."""
 
+    runs: list[str] = flag([], "run directories; or the words before the options")
     output_file: str | None = flag(
         None, "the page; default report.html in the run directory, or here for several runs"
     )
@@ -22,14 +23,11 @@ class ReportArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, write the page, and say where it is."""
-    runs, options = _split(argv)
     parser = ConfigParser(
-        [ReportArguments],
-        prog="fedfora report",
-        usage="fedfora report RUN... [--output_file FILE] [--no_examples]",
-        description=__doc__,
+        [ReportArguments], prog="fedfora report RUN...", description=__doc__, first="runs"
     )
-    (arguments,) = parser.parse(options)
+    (arguments,) = parser.parse(argv)
+    runs = arguments.runs
     if not runs:
         raise ConfigError("which run? fedfora report RUN..., e.g. fedfora report out/demo")
     from fedfora.reporting.report import FILE, write_report
@@ -39,10 +37,3 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(f"--output_file {path}: no such directory: {path.parent}")
     write_report(runs, path, no_examples=arguments.no_examples)
     print(f"report: {path}")
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the run directories, which come first, and the options after them."""
-    words = list(argv)
-    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    return words[:first], words[first:]

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedfora.cli.console import announce, silence_libraries
-from fedfora.config import ConfigParser
 from fedfora.federated.preflight import preflight, resolve_settings, work_of
-from fedfora.federated.settings import SECTIONS, FederationSettings
+from fedfora.federated.settings import FederationSettings, settings_parser
 
 if TYPE_CHECKING:
     from fedfora.federated.comparison import Comparison
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, simulate, and say where the results are."""
-    parser = ConfigParser(SECTIONS.values(), prog="fedfora simulate", description=__doc__)
-    settings = resolve_settings(argv, parser)
+    parser = settings_parser(__doc__)
+    settings = resolve_settings(parser.values(argv), parser)
     silence_libraries()
     announce(_plan(settings, preflight(settings)))
     from fedfora.federated.comparison import compare, work_of_comparison
@@ -66,11 +65,6 @@ def _plan(settings: FederationSettings, rows: dict[str, int]) -> str:
 
 
 LABELS = {"alone_mean": "alone, mean", "alone_worst": "alone, worst"}
-COLUMNS = {
-    "f1": ("precision", "recall", "f1", "parse_rate"),
-    "accuracy": ("accuracy", "likelihood_accuracy", "parsed_share"),
-    "rougeL": ("rougeL", "chrf", "token_f1", "exact_match"),
-}
 
 
 def print_comparison(comparison: "Comparison", title: str) -> None:
@@ -78,10 +72,10 @@ def print_comparison(comparison: "Comparison", title: str) -> None:
     from rich.console import Console
 
     from fedfora.reporting.view import clock
-    from fedfora.reporting.wording import label, number
+    from fedfora.reporting.wording import label, number, tabled_scores
 
     headline = comparison.headline
-    names = [n for n in COLUMNS.get(headline, (headline,)) if n in comparison.federated.scores]
+    names = tabled_scores(comparison.federated.scores)
     table = _table(title)
     sent, memory_title = "uplink per\nround and site", "peak\nmemory"
     headings = [label(name).replace("parse rate", "parse\nrate") for name in names]

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from fedfora.cli.console import announce, silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.training.preflight import Rows, preflight
-from fedfora.training.settings import SECTIONS, TrainSettings
+from fedfora.training.settings import NO_EFFECT, SECTIONS, TrainSettings
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse, train, and say where the results are."""
-    parser = ConfigParser(SECTIONS.values(), prog="fedfora train", description=__doc__)
+    parser = ConfigParser(
+        SECTIONS.values(), prog="fedfora train", description=__doc__, without=NO_EFFECT
+    )
     settings = TrainSettings(*parser.parse(argv))
     silence_libraries()
     rows = preflight(settings)

@@ -7,46 +7,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfora.config import ConfigError, ConfigParser, flag
+from fedfora.config import ConfigError, ConfigParser, Options, flag
 
 
 @dataclass
-class WatchArguments:
-    """How often to look."""
+class WatchArguments(Options):
+    """Which run, and how often to look."""
 
-    interval_s: float = flag(1.0, "seconds between two looks at the record")
+    run: str | None = flag(None, "the run directory; or the first word")
+    interval_s: float = flag(1.0, "seconds between two looks at the record", within="[0.05, 3600]")
     once: bool = flag(False, "show where the run stands, and leave")
-
-    def __post_init__(self) -> None:
-        """Refuse what would never look."""
-        if not 0.05 <= self.interval_s <= 3600:
-            raise ValueError(f"--interval_s must be in [0.05, 3600], got {self.interval_s}")
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse, and follow the run until it is finished."""
-    words = list(argv)
-    run_dir = None
-    for place in (0, -1):  # `watch DIR --once` and `watch --once DIR`
-        before = words[-2:-1] if place else []
-        if words and not words[place].startswith("-") and before != ["--interval_s"]:
-            run_dir = words.pop(place)
-            break
     parser = ConfigParser(
-        [WatchArguments],
-        prog="fedfora watch",
-        usage="fedfora watch RUN [--interval_s SECONDS] [--once]",
-        description=__doc__,
+        [WatchArguments], prog="fedfora watch RUN", description=__doc__, first="run"
     )
-    (arguments,) = parser.parse(words)
-    if run_dir is None:
+    (arguments,) = parser.parse(argv)
+    if arguments.run is None:
         raise ConfigError("which run? fedfora watch RUN, e.g. fedfora watch out/demo")
     from rich.console import Console
 
     from fedfora.reporting.watch import watch
 
     watch(
-        Path(run_dir),
+        Path(arguments.run),
         Console(soft_wrap=True),
         interval_s=arguments.interval_s,
         once=arguments.once,

@@ -102,10 +102,34 @@ def encode_example(
 
 
 def encode_examples(
-    examples: list[Example], tokenizer: Any, prompt_format: PromptFormat
+    examples: list[Example],
+    tokenizer: Any,
+    prompt_format: PromptFormat,
+    *,
+    cache_dir: str | None = None,
+    overwrite: bool = False,
+    num_workers: int = 1,
 ) -> Encoded:
-    """Encode all examples; warn with the count of those that had to be cut."""
-    encoded, cut = encode_and_count(examples, tokenizer, prompt_format)
+    """Encode all examples, or read what an earlier run encoded; warn with the count of cut rows.
+
+    Args:
+        examples: The rows.
+        tokenizer: The base's.
+        prompt_format: How rows become prompts.
+        cache_dir: Where encoded rows are kept; None keeps none.
+        overwrite: Encode anew, whatever is kept.
+        num_workers: Processes that encode; starting one takes seconds.
+    """
+    path, cached = None, None
+    if cache_dir is not None:
+        digest = _digest(examples, tokenizer, prompt_format)
+        path = Path(cache_dir) / "encoded" / f"{digest}.safetensors"
+        cached = None if overwrite else _read(path)
+    encoded, cut = cached or encode_and_count(
+        examples, tokenizer, prompt_format, num_workers=num_workers
+    )
+    if path is not None and cached is None:
+        _write(path, encoded, cut)
     warn_of_cut_rows(cut, len(examples), prompt_format)
     return encoded
 
@@ -113,14 +137,7 @@ def encode_examples(
 def encode_and_count(
     examples: list[Example], tokenizer: Any, prompt_format: PromptFormat, *, num_workers: int = 1
 ) -> tuple[Encoded, int]:
-    """Return the encoded examples and how many of them were cut.
-
-    Args:
-        examples: The rows.
-        tokenizer: The base's.
-        prompt_format: How rows become prompts.
-        num_workers: Processes that encode; starting one takes seconds.
-    """
+    """Return the encoded examples and how many of them were cut."""
     if num_workers == 1:
         encoded = [_encode(example, tokenizer, prompt_format) for example in examples]
     else:
@@ -175,26 +192,23 @@ def warn_of_cut_rows(cut: int, num_rows: int, prompt_format: PromptFormat) -> No
         )
 
 
-def check_context(config: Any, encoded: Encoded, data: DataArguments, what: str) -> None:
+def check_context(context: int | None, lengths: list[int], source: str) -> None:
     """Raise if a row does not fit into the model's context.
 
     Args:
-        config: The model's.
-        encoded: The rows.
-        data: With the flags that cut rows.
-        what: The rows' source, for the message.
+        context: Tokens that the model can hold; None where its configuration does not say.
+        lengths: Tokens of each row, prompt and answer.
+        source: Of the rows, for the message.
 
     Raises:
         ValueError: Naming the longest row, the context and the flags that cut rows.
     """
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    lengths = [len(row["input_ids"]) for row in encoded]
     longest = max(range(len(lengths)), key=lengths.__getitem__, default=0)
-    if context and lengths and lengths[longest] > context:
+    if context is not None and lengths and lengths[longest] > context:
         raise ValueError(
-            f"{what}, row {longest + 1}: {lengths[longest]} tokens with its frame, the model's "
-            f"context {context}: lower --max_source_length ({data.max_source_length}) or "
-            f"--max_target_length ({data.max_target_length})"
+            f"{source}, row {longest + 1}: {lengths[longest]} tokens of prompt and answer exceed "
+            f"the model's context {context}: lower --max_source_length, --max_target_length, or "
+            "--max_new_tokens"
         )
 
 
@@ -346,43 +360,6 @@ def _check_template(tokenizer: Any, *, with_history: bool) -> None:
 
 
 # Encoded rows kept on disk, for the next training on the same rows with the same tokenizer.
-
-
-def encode_cached(
-    examples: list[Example],
-    tokenizer: Any,
-    prompt_format: PromptFormat,
-    *,
-    cache_dir: str | None,
-    overwrite: bool,
-    num_workers: int,
-) -> Encoded:
-    """Encode all examples, or read what an earlier run encoded.
-
-    Args:
-        examples: The rows.
-        tokenizer: The base's.
-        prompt_format: How rows become prompts.
-        cache_dir: Where encoded rows are kept; None keeps none.
-        overwrite: Encode anew, whatever is kept.
-        num_workers: Processes that encode.
-    """
-    if cache_dir is None:
-        encoded, cut = encode_and_count(examples, tokenizer, prompt_format, num_workers=num_workers)
-    else:
-        path = (
-            Path(cache_dir)
-            / "encoded"
-            / f"{_digest(examples, tokenizer, prompt_format)}.safetensors"
-        )
-        cached = None if overwrite else _read(path)
-        encoded, cut = cached or encode_and_count(
-            examples, tokenizer, prompt_format, num_workers=num_workers
-        )
-        if cached is None:
-            _write(path, encoded, cut)
-    warn_of_cut_rows(cut, len(examples), prompt_format)
-    return encoded
 
 
 def _digest(examples: list[Example], tokenizer: Any, prompt_format: PromptFormat) -> str:

@@ -3,70 +3,58 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfora.config import flag
+from fedfora.config import Options, flag
 from fedfora.data.tasks import TASKS
 
 
 @dataclass
-class DataArguments:
-    """Which rows to read and how they become prompt and answer."""
+class DataArguments(Options):
+    """Data: files, columns, prompt format."""
 
     train_file: str | None = flag(
-        None, "training rows: .json, .jsonl, .csv, .parquet, an id on the Hub, or 'clinic'"
+        None,
+        "training rows: .json, .jsonl, .csv, .parquet, an id on the Hub, or 'clinic'",
+        often=True,
     )
     test_file: str | None = flag(
-        None, "held-out rows, never trained on; 'clinic:test' for the bundled ones", "--test_path"
+        None, "held-out rows, never trained on; 'clinic:test' is bundled", "--test_path", often=True
     )
-    dataset: str | None = flag(None, "instead of a file: a name in dataset_info.json")
+    dataset: str | None = flag(None, "a data set of dataset_info.json, instead of a file")
     dataset_dir: str = flag("data", "directory of dataset_info.json")
     task: str = flag(
-        "instruction", "kind of data: columns and a default instruction", choices=list(TASKS)
+        "instruction", "kind of task: column names and a default instruction", choices=list(TASKS)
     )
-    instruction_column: str = flag("instruction", "column with what to do; may be absent")
+    instruction_column: str = flag("instruction", "column with the instruction; may be absent")
     prompt_column: str | None = flag(
-        None, "column with the text to work on; may be empty; default the task's: input"
+        None, "column with the input text; may be empty; default: the task's, usually input"
     )
     response_column: str | None = flag(
-        None, "column with the answer; default the task's: output, answer_icliniq"
+        None, "column with the answer; default: the task's, usually output"
     )
     history_column: str | None = flag(
         None, "column with earlier [question, answer] pairs of a conversation"
     )
     source_prefix: str = flag("", "text put before every prompt")
-    max_source_length: int = flag(512, "tokens kept of the prompt", "--max_src_len")
-    max_target_length: int = flag(512, "tokens kept of the answer, end-of-sequence included")
+    max_source_length: int = flag(
+        512, "prompts are cut to this many tokens", "--max_src_len", least=1
+    )
+    max_target_length: int = flag(
+        512, "answers are cut to this many tokens, end-of-sequence included", least=2
+    )
     template: Literal["auto", "plain", "chat"] = flag(
-        "auto", "the model's chat template, plain text, or whichever the model has"
+        "auto", "prompt template; auto: the model's chat template if it has one"
     )
     preprocessing_num_workers: int = flag(
-        1, "processes that encode the rows; worth it from some 100,000 rows on"
+        1, "processes that tokenize; useful from about 100,000 rows", least=1
     )
     overwrite_cache: bool = flag(
-        False, "encode the rows anew, although --cache_dir keeps them from an earlier training"
+        False, "tokenize again even if --cache_dir holds the rows of an earlier training"
     )
-    skip_bad_rows: bool = flag(False, "count and skip broken rows instead of stopping")
+    skip_bad_rows: bool = flag(False, "skip broken rows and report their count instead of stopping")
     canaries: int = flag(
-        0, "made-up secrets to add to the training rows, which `fedfora audit` asks for afterwards"
+        0,
+        "made-up secrets to add to the training rows; `fedfora audit` tests whether they leaked",
+        least=0,
     )
-    canary_site: int = flag(0, "number of the site that trains on the canaries, counted from 0")
-    canary_copies: int = flag(1, "rows that each canary makes")
-
-    def __post_init__(self) -> None:
-        """Refuse lengths that leave no room."""
-        if self.max_source_length < 1:
-            raise ValueError(
-                f"--max_source_length must be at least 1, got {self.max_source_length}"
-            )
-        if self.preprocessing_num_workers < 1:
-            raise ValueError(
-                "--preprocessing_num_workers must be at least 1, got "
-                f"{self.preprocessing_num_workers}"
-            )
-        for name, least in (("canaries", 0), ("canary_site", 0), ("canary_copies", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
-        if self.max_target_length < 2:
-            raise ValueError(
-                "--max_target_length must be at least 2 (a token and end-of-sequence), got "
-                f"{self.max_target_length}"
-            )
+    canary_site: int = flag(0, "index of the site that trains on the canaries", least=0)
+    canary_copies: int = flag(1, "copies of each canary", least=1)

@@ -5,10 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fedfora.config import ConfigParser, flag
+from fedfora.config import Options, flag
 from fedfora.deployment.yaml_source import Keys, YamlSource
 from fedfora.federated.secure_aggregation.messages import MIN_SITES, fewest_survivors
-from fedfora.federated.settings import SECTIONS, FederationSettings, SecureAggregationArguments
+from fedfora.federated.settings import (
+    SECTIONS,
+    FederationSettings,
+    SecureAggregationArguments,
+    settings_parser,
+)
 from fedfora.federated.settings_scope import LOCAL_ONLY, SITE_MAY_OVERRIDE
 
 # What a site is promised stands in its own kit too, and holds whatever the coordinator sends.
@@ -44,19 +49,16 @@ SITE_FLAGS = (LOCAL_ONLY | SITE_MAY_OVERRIDE | PROTECTION) - NOT_OF_FEDERATION.k
 
 
 @dataclass
-class ProvisionArguments:
+class ProvisionArguments(Options):
     """Where the kits go, how long certificates last, who is thrown out."""
 
     sites_file: str | None = flag(None, "the federation and its sites; or the first word")
     output_dir: str = flag("kits", "directory of the kits; given again, sites are added")
-    valid_days: int = flag(365, "days for which the coordinator's certificate holds")
+    valid_days: int = flag(
+        365, "days for which the coordinator's certificate holds", within="[1, 3650]"
+    )
     renew: bool = flag(False, "make a new server certificate; needs the CA's key in the kit")
     revoke: str | None = flag(None, "take a site out: its keys are removed from every list")
-
-    def __post_init__(self) -> None:
-        """Refuse a certificate that is never, or almost forever, valid."""
-        if not 1 <= self.valid_days <= 3650:
-            raise ValueError(f"--valid_days must be from 1 to 3650, got {self.valid_days}")
 
 
 @dataclass
@@ -72,7 +74,7 @@ def settings_of(mapping: Mapping[str, Any]) -> FederationSettings:
     Raises:
         ConfigError: If a name or a value is wrong, or two do not fit.
     """
-    return FederationSettings(*ConfigParser(SECTIONS.values()).parse_mapping(mapping))
+    return FederationSettings(*settings_parser().parse_mapping(mapping))
 
 
 def own_flags(
@@ -190,7 +192,7 @@ def _parse(
         if promises:
             check_promise({**(others or {}), **flags})
         if others is None:
-            ConfigParser(SECTIONS.values()).parse_mapping(flags)
+            settings_parser().parse_mapping(flags)
         else:
             settings_of({**others, **flags})
     except ValueError as error:

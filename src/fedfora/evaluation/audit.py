@@ -1,6 +1,5 @@
 """`fedfora audit`: attack a run's own adapter, and say in numbers what the attacks learned."""
 
-import json
 import random
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from fedfora.evaluation.settings import AuditArguments, audited_run
 from fedfora.models.adapter_base import load_base_of, settings_of_base
 from fedfora.models.loading import load_adapter
 from fedfora.models.saving import read_prompt_format
-from fedfora.reporting.record import write_text
+from fedfora.reporting.record import write_json
 
 FILE = "audit.json"
 OTHER_ROWS, OTHER_SITES = 7, 2  # who else is in a sum: a batch of 8, the fewest sites
@@ -51,7 +50,7 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
         content["canaries"] = _canaries(arguments, data, model, base.tokenizer, prompts, seed)
     if arguments.inversion_rows:
         content["inversion"] = _inversion(arguments, model, base.tokenizer, members)
-    write_text(directory / FILE, json.dumps(content, indent=2) + "\n")
+    write_json(directory / FILE, content)
     return content
 
 

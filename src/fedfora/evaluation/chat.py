@@ -8,7 +8,7 @@ from transformers import TextStreamer
 
 from fedfora.data.encoding import PromptFormat, encode_prompts
 from fedfora.data.loading import Example
-from fedfora.evaluation.generate import Decoding, answer_batch
+from fedfora.evaluation.generate import answer_batch
 
 
 class _Pieces(TextStreamer):  # type: ignore[misc]  # transformers is untyped here
@@ -54,8 +54,7 @@ class Conversation:
             self.model,
             self.tokenizer,
             encode_prompts([example], self.tokenizer, self.layout),
-            Decoding(self.max_new_tokens or self.layout.max_target_length),
-            first=0,
+            max_new_tokens=self.max_new_tokens or self.layout.max_target_length,
             streamer=_Pieces(self.tokenizer, on_piece),
         )
         self.history.append((question, answer))

@@ -7,11 +7,11 @@ from typing import Any
 
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import DataError, Example, options_of
-from fedfora.evaluation.generate import Decoding, generate
-from fedfora.evaluation.metrics import Answer
+from fedfora.evaluation.generate import generate
 from fedfora.evaluation.output import write_predictions
 from fedfora.evaluation.scores import kind_of, score
 from fedfora.evaluation.settings import OPTIONS_COLUMN
+from fedfora.metrics import Answer
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def evaluate(
         model,
         tokenizer,
         [encode_prompt(example, tokenizer, prompt_format) for example in examples],
-        Decoding(max_new_tokens=max_new_tokens or prompt_format.max_target_length),
+        max_new_tokens=max_new_tokens or prompt_format.max_target_length,
         batch_size=batch_size,
         on_batch=on_batch,
     )

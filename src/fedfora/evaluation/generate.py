@@ -2,48 +2,26 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from fedfora.adapter.layer import folded_cores
+from fedfora.evaluation.settings import DecodingArguments
 from fedfora.seeds import derive_seed
 
-
-@dataclass(frozen=True)
-class Decoding:
-    """How the next token is chosen, until end-of-sequence or `max_new_tokens`.
-
-    Args:
-        max_new_tokens: Longest answer.
-        do_sample: Draw the tokens; otherwise always the likeliest.
-        temperature: Divides the logits before drawing.
-        top_p: Draw among the likeliest tokens that hold this share of the probability.
-        top_k: Draw among so many likeliest tokens; 0 for all.
-        num_beams: Beams of beam search; 1 for none.
-        repetition_penalty: Divides the logits of tokens that stand there already; 1 for none.
-        seed: Seed of the draws.
-    """
-
-    max_new_tokens: int
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    num_beams: int = 1
-    repetition_penalty: float = 1.0
-    seed: int = 42
+GREEDY = DecodingArguments()
 
 
 def generate(
     model: Any,
     tokenizer: Any,
     prompts: list[list[int]],
-    decoding: Decoding,
     *,
+    max_new_tokens: int,
     batch_size: int,
+    decoding: DecodingArguments = GREEDY,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
     """Return the model's answer to every prompt, in the order of the prompts.
@@ -52,14 +30,18 @@ def generate(
         model: A causal language model, with or without adapter.
         tokenizer: Its tokenizer.
         prompts: Token ids as `fedfora.data.encoding.encode_prompt` makes them.
-        decoding: How the tokens are chosen.
+        max_new_tokens: Longest answer; end-of-sequence ends one before.
         batch_size: Prompts per batch; prompts of similar length share a batch.
+        decoding: How the next token is chosen.
         on_batch: Called with the number of prompts answered by each batch.
     """
     answers: dict[int, str] = {}
     for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):
-        batch = answer_batch(model, tokenizer, [prompts[i] for i in rows], decoding, first=rows[0])
-        answers |= zip(rows, batch, strict=True)
+        batch = [prompts[i] for i in rows]
+        texts = answer_batch(
+            model, tokenizer, batch, decoding, max_new_tokens=max_new_tokens, first=rows[0]
+        )
+        answers |= zip(rows, texts, strict=True)
         on_batch(len(rows))
     return [answers[i] for i in range(len(prompts))]
 
@@ -76,9 +58,10 @@ def answer_batch(
     model: Any,
     tokenizer: Any,
     prompts: list[list[int]],
-    decoding: Decoding,
+    decoding: DecodingArguments = GREEDY,
     *,
-    first: int,
+    max_new_tokens: int,
+    first: int = 0,
     streamer: Any = None,
 ) -> list[str]:
     """Return the answers to one batch of prompts.
@@ -87,7 +70,8 @@ def answer_batch(
         model: The model.
         tokenizer: Its tokenizer.
         prompts: Token ids; they are padded on the left to the longest.
-        decoding: How the tokens are chosen.
+        decoding: How the next token is chosen.
+        max_new_tokens: Longest answer; end-of-sequence ends one before.
         first: A number of the batch; with the seed it decides what is drawn.
         streamer: Of transformers, for a batch of one; gets the tokens as they come.
 
@@ -96,8 +80,12 @@ def answer_batch(
     """
     model.eval()
     batch = _left_padded(prompts, tokenizer.pad_token_id, model.device)
-    options = _options(decoding)
-    ends = _ends(model, tokenizer)
+    ends = _ends(model, tokenizer)  # before the model's own configuration is set aside
+    options: dict[str, Any] = {
+        name: getattr(decoding, name) for name in ("do_sample", "num_beams", "repetition_penalty")
+    }
+    if decoding.do_sample:
+        options |= {name: getattr(decoding, name) for name in ("temperature", "top_p", "top_k")}
     # fork_rng keeps the draws of others where they were.
     with (
         _own_generation_config(model),
@@ -110,6 +98,7 @@ def answer_batch(
             output = model.generate(
                 **batch,
                 **options,
+                max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=ends,
                 streamer=streamer,
@@ -122,20 +111,6 @@ def answer_batch(
     new_tokens = output[:, batch["input_ids"].shape[1] :]
     texts: list[str] = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
     return texts
-
-
-def _options(decoding: Decoding) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "max_new_tokens": decoding.max_new_tokens,
-        "do_sample": decoding.do_sample,
-        "num_beams": decoding.num_beams,
-        "repetition_penalty": decoding.repetition_penalty,
-    }
-    if decoding.do_sample:
-        options["temperature"] = decoding.temperature
-        options["top_p"] = decoding.top_p
-        options["top_k"] = decoding.top_k
-    return options
 
 
 def _ends(model: Any, tokenizer: Any) -> list[int]:

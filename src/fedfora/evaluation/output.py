@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.data.loading import Example
-from fedfora.evaluation.choice import parse_choice
 from fedfora.evaluation.settings import PredictSettings
-from fedfora.evaluation.triples import parse_triples
+from fedfora.metrics.choice import parse_choice
+from fedfora.metrics.triples import parse_triples
 from fedfora.reporting.record import check_disk_space, check_output_dir, write_text
 
 PREDICTIONS = "predictions.jsonl"

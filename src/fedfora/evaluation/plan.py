@@ -7,14 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedfora.data.encoding import PromptFormat, answer_tokens, encode_prompts, prompt_format_of
-from fedfora.data.loading import DataError, Example, load_chosen, options_of
-from fedfora.evaluation.choice import letters_of
+from fedfora.data.encoding import (
+    PromptFormat,
+    answer_tokens,
+    check_context,
+    encode_prompts,
+    prompt_format_of,
+)
+from fedfora.data.loading import DataError, Example, options_of
 from fedfora.evaluation.output import check_output, identity_of
 from fedfora.evaluation.scores import check_packages, kind_of
 from fedfora.evaluation.settings import PredictSettings
+from fedfora.metrics.choice import letters_of
 from fedfora.models.adapter_base import settings_of_base
-from fedfora.models.loading import context_length, load_tokenizer
+from fedfora.models.loading import context_length, load_config, load_tokenizer
 from fedfora.models.resolve import adapter_dir_of
 from fedfora.models.saving import read_record
 
@@ -49,8 +55,8 @@ class PredictionPlan:
     identity: str
 
 
-def prepare(settings: PredictSettings) -> PredictionPlan:
-    """Resolve and check the settings.
+def prepare(settings: PredictSettings, examples: list[Example]) -> PredictionPlan:
+    """Resolve and check the settings of a prediction for some rows.
 
     Raises:
         ValueError: If rows, adapter, tokenizer or directory do not work; the message names the
@@ -64,12 +70,6 @@ def prepare(settings: PredictSettings) -> PredictionPlan:
     if adapter_dir is not None:
         model = settings_of_base(settings.model, adapter_dir, settings.given, record)
         settings = replace(settings, model=model)
-    examples = load_chosen(
-        settings.data.test_file,
-        settings.data,
-        flag="--test_file",
-        answers_needed=not predict.predict_with_generate,
-    )[: settings.evaluation.max_eval_samples]
     kind, options = _kind(settings, examples)
     tokenizer = load_tokenizer(settings.model)
     prompt_format = _layout(settings, record, tokenizer)
@@ -83,7 +83,9 @@ def prepare(settings: PredictSettings) -> PredictionPlan:
     if not predict.predict_with_generate:  # the references are read instead
         most = prompt_format.max_target_length
         answers = [min(answer_tokens(example, tokenizer), most) for example in examples]
-    _check_context(settings, prompts, answers)
+    lengths = [len(ids) + answer for ids, answer in zip(prompts, answers, strict=True)]
+    source = str(settings.data.test_file or settings.data.dataset)
+    check_context(context_length(load_config(settings.model)), lengths, source)
     return PredictionPlan(
         settings, examples, prompts, options, kind, adapter_dir, record, prompt_format, identity
     )
@@ -137,17 +139,3 @@ def _kind(
         )
     everywhere = letters_of(references)
     return kind, [own or everywhere for own in options]
-
-
-def _check_context(settings: PredictSettings, prompts: list[list[int]], answers: list[int]) -> None:
-    """Raise if a prompt and the tokens of its answer are more than what the model can hold."""
-    limit = context_length(settings.model)
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]) + answers[i])
-    length, answer = len(prompts[longest]), answers[longest]
-    if limit is not None and length + answer > limit:
-        source = settings.data.test_file or settings.data.dataset
-        raise ValueError(
-            f"{source}, row {longest + 1}: {length} tokens of prompt and {answer} of answer "
-            f"(--max_new_tokens) exceed the {limit} that {settings.model.model_name_or_path} can "
-            "hold (--max_source_length, --max_target_length)"
-        )

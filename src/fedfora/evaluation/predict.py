@@ -1,16 +1,15 @@
 """`fedfora predict`: adapter and rows to answers and scores; a killed run goes on where it was."""
 
 import errno
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fedfora.data.encoding import encode_examples
-from fedfora.evaluation.generate import Decoding, answer_batch, batches_by_length
+from fedfora.data.loading import Example
+from fedfora.evaluation.generate import answer_batch, batches_by_length
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores, option_likelihoods
-from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.output import (
     PARTIAL,
     PREDICTIONS,
@@ -22,7 +21,8 @@ from fedfora.evaluation.output import (
 )
 from fedfora.evaluation.plan import PredictionPlan, prepare
 from fedfora.evaluation.scores import score
-from fedfora.evaluation.settings import PredictSettings
+from fedfora.evaluation.settings import NO_EFFECT, PredictSettings
+from fedfora.metrics import Answer
 from fedfora.models.adapter_base import (
     check_base,
     deviation,
@@ -31,23 +31,28 @@ from fedfora.models.adapter_base import (
     same_limit,
 )
 from fedfora.models.loading import Base, load_adapter, load_base
-from fedfora.reporting.record import RunRecord, write_text
+from fedfora.reporting.record import RunRecord
 from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-def predict(settings: PredictSettings, view: View) -> dict[str, Any]:
+def predict(settings: PredictSettings, view: View, examples: list[Example]) -> dict[str, Any]:
     """Answer the rows of the test file, write predictions and scores, and return the scores.
 
     Base model, quantization and prompt format are those the adapter was trained with, unless the
     settings say otherwise. Rows without references are answered and not scored.
 
+    Args:
+        settings: What answers, and how.
+        view: Where to show it.
+        examples: The rows, as `fedfora.evaluation.preflight` read them.
+
     Raises:
         ValueError: If rows, adapter, model or directory do not work; the message names the flag.
     """
-    plan = prepare(settings)
+    plan = prepare(settings, examples)
     directory = Path(settings.predict.output_dir)
     if not settings.predict.overwrite_output_dir:
         scores = finished_scores(directory, plan.identity)
@@ -94,7 +99,7 @@ def _open_record(plan: PredictionPlan, base_fingerprint: str) -> RunRecord:
     record = RunRecord(plan.settings.predict.output_dir, overwrite=True)  # prepare() has checked
     config = asdict(plan.settings)
     del config["given"]
-    record.write_config(config)
+    record.write_config(config, NO_EFFECT)
     record.write_environment(
         identity=plan.identity, base_fingerprint=base_fingerprint, rows=len(plan.examples)
     )
@@ -124,7 +129,7 @@ def _generate(
     path = record.directory / PREDICTIONS
     write_predictions(path, plan.examples, ordered, row_scores, plan.kind)
     if scores:
-        write_text(record.directory / SCORES, json.dumps(scores, indent=2) + "\n")
+        record.write_json(SCORES, scores)
     seconds = time.monotonic() - started
     record.log("predicted", rows=len(pending), rows_per_s=len(pending) / seconds, scores=scores)
     finish_run(record)
@@ -136,12 +141,13 @@ def _answer(
     plan: PredictionPlan, model: Any, tokenizer: Any, rows: list[int]
 ) -> list[dict[str, Any]]:
     """Return what is kept of each row of a batch: its prediction, and a choice's likelihoods."""
-    decoding, evaluation = plan.settings.decoding, plan.settings.evaluation
+    evaluation = plan.settings.evaluation
     texts = answer_batch(
         model,
         tokenizer,
         [plan.prompts[i] for i in rows],
-        Decoding(max_new_tokens=evaluation.max_new_tokens or 1, **asdict(decoding)),
+        plan.settings.decoding,
+        max_new_tokens=evaluation.max_new_tokens or 1,
         first=rows[0],
     )
     if plan.kind != "choice":
@@ -196,16 +202,16 @@ def _measure_loss(
 ) -> dict[str, Any]:
     """Measure how likely the references are, without writing answers."""
     view.total = len(plan.examples)
+    tokenizer.padding_side = plan.settings.predict.padding_side
     likelihoods = answer_likelihoods(
         model,
         tokenizer,
         encode_examples(plan.examples, tokenizer, plan.layout),
         batch_size=plan.settings.evaluation.per_device_eval_batch_size,
-        padding_side=plan.settings.predict.padding_side,
         on_batch=lambda rows: view.advance(rows, f"{int(view.done) + rows} rows"),
     )
     scores = loss_scores(likelihoods)
-    write_text(record.directory / SCORES, json.dumps(scores, indent=2) + "\n")
+    record.write_json(SCORES, scores)
     record.log("measured", **scores)
     finish_run(record)
     return scores

@@ -5,8 +5,8 @@ from typing import Any
 
 from fedfora.data.loading import Example, options_of, text_in
 from fedfora.data.sources import json_rows, text_of
-from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.scores import check_packages, kind_of, score
+from fedfora.metrics import Answer
 
 
 def score_file(

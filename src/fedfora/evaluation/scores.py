@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfora.evaluation import original as _original  # noqa: F401  # fills METRICS
-from fedfora.evaluation import text  # noqa: F401  # fills METRICS
-from fedfora.evaluation.choice import are_letters, letters_of
-from fedfora.evaluation.metrics import KINDS, METRICS, Answer, Metric
-from fedfora.evaluation.triples import are_triples, relation_scores
+from fedfora.metrics import KINDS, METRICS, Answer, Metric
+from fedfora.metrics.choice import are_letters, letters_of
+from fedfora.metrics.triples import are_triples, relation_scores
 from fedfora.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -64,7 +62,7 @@ def score(
 
     Args:
         answers: The rows; at least one.
-        kind: One of `fedfora.evaluation.metrics.KINDS`.
+        kind: One of `fedfora.metrics.KINDS`.
         seed: Seed of the intervals' resampling.
         original: Whether to score as the original program did, too.
 

@@ -22,13 +22,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from fedfora.adapter.state import from_peft_key, peft_key
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
 from fedfora.exporting.lora import to_lora
 from fedfora.models.resolve import source
 from fedfora.models.saving import WEIGHTS
+from fedfora.registry import need
 
-INSTALL = 'pip install "fedfora[gguf]"'
 FILE = "adapter.gguf"
 
 Matrix = NDArray[np.float32]
@@ -67,7 +68,7 @@ def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
         ValueError: If llama.cpp has no place for the model or for something the adapter trained, a
             package is missing, or what was written is not what was meant.
     """
-    gguf = import_gguf()
+    gguf = need("gguf", "gguf")
     config = AutoConfig.from_pretrained(**source(base_path)).get_text_config()
     architecture = architecture_of(config)
     with TemporaryDirectory() as scratch:
@@ -89,19 +90,6 @@ def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
     _write(gguf, path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.name]], alpha, tensors)
     _check(gguf, path, tensors)
     return path
-
-
-def import_gguf() -> Any:
-    """Return the `gguf` package.
-
-    Raises:
-        ValueError: If it is not installed, with the command that installs it.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise ValueError(f"--format gguf needs the gguf package: {INSTALL}") from error
-    return gguf
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -137,12 +125,12 @@ def reorder(W_OX: M, layer: str, config: Any, architecture: Architecture) -> M:
 def _pairs(weights: dict[str, Any]) -> dict[str, tuple[Matrix, Matrix]]:
     """Return layer to A (R, I) and B (O, R)."""
     pairs = {}
-    for name, tensor in weights.items():
-        layer, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
-        if factor not in ("A.weight", "B.weight"):
-            raise ValueError(f"a GGUF adapter has no place for {name}; --format merged has")
-        if factor == "A.weight":
-            other = weights[name.replace("lora_A", "lora_B")]
+    for key, tensor in weights.items():
+        layer, _, factor = (from_peft_key(key, "lora") or "").rpartition(".")
+        if factor not in ("A", "B"):
+            raise ValueError(f"a GGUF adapter has no place for {key}; --format merged has")
+        if factor == "A":
+            other = weights[peft_key(f"{layer}.B", "lora")]
             pairs[layer] = (tensor.float().numpy(), other.float().numpy())
     return pairs
 

@@ -15,7 +15,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from fedfora.exporting.gguf import architecture_of, import_gguf, reorder
+from fedfora.exporting.gguf import architecture_of, reorder
+from fedfora.registry import need
 
 FILE = "model.gguf"
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -46,7 +47,7 @@ def model_to_gguf(model_dir: Path, directory: Path) -> Path:
         ValueError: If llama.cpp has no place for the model or this exporter does not know its
             tokenizer or positions, a package is missing, or what was written is not what was meant.
     """
-    gguf = import_gguf()
+    gguf = need("gguf", "gguf")
     config = AutoConfig.from_pretrained(model_dir).get_text_config()
     arch = gguf.MODEL_ARCH[architecture_of(config).name]
     directory.mkdir(parents=True, exist_ok=True)

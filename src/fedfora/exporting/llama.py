@@ -30,6 +30,13 @@ CHECK_TOKENS = 64
 # Of the largest logit. float32 sums in another order: W_pack is one product, q, k and v are three.
 TOLERANCE = 1e-3
 
+SHARED_WITH_LLAMA = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rope_parameters"),
+    *("num_attention_heads", "hidden_act", "max_position_embeddings", "initializer_range"),
+    *("rms_norm_eps", "attention_dropout", "tie_word_embeddings", "dtype"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
+)
+
 
 def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
     """Write a Baichuan model with rotary positions as a Llama model, and compare the two.
@@ -109,24 +116,7 @@ def _split(name: str, packed: Tensor) -> dict[str, Tensor]:
 
 
 def _llama_config(config: BaichuanConfig) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        hidden_act=config.hidden_act,
-        max_position_embeddings=config.max_position_embeddings,
-        rope_parameters=config.rope_parameters,
-        initializer_range=config.initializer_range,
-        rms_norm_eps=config.rms_norm_eps,
-        attention_dropout=config.attention_dropout,
-        tie_word_embeddings=config.tie_word_embeddings,
-        pad_token_id=config.pad_token_id,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        dtype=config.dtype,
-    )
+    return LlamaConfig(**{name: getattr(config, name) for name in SHARED_WITH_LLAMA})
 
 
 def _random_tokens(vocab_size: int) -> Tensor:

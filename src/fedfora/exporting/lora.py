@@ -13,10 +13,17 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 
 from fedfora.adapter import ForaConfig
+from fedfora.adapter.state import (
+    AdapterState,
+    fold,
+    from_peft_key,
+    layers_of,
+    peft_key,
+    unfold,
+)
 from fedfora.models.saving import RECORD, WEIGHTS
 from fedfora.protection.provenance import verify_directory
 from fedfora.protection.sealing import is_sealed, load_tensors
-from fedfora.seeds import derive_seed
 
 CONFIG = "adapter_config.json"
 
@@ -42,18 +49,13 @@ def to_lora(source: PeftModel | str | Path, output_dir: str | Path) -> Path:
     Raises:
         ValueError: If the source is no FoRA adapter.
     """
-    config, weights = _read_source(source)
-    lora = {}
-    for name, tensor in weights.items():
-        layer, _, factor = name.partition(".fora_")
-        if not factor:
-            lora[name] = tensor  # modules_to_save
-        elif factor == "A.weight":
-            lora[f"{layer}.lora_A.weight"] = tensor
-        elif factor == "D.weight":
-            B, C, E = (weights[f"{layer}.fora_{f}.weight"].double() for f in "BCE")
-            DK = tensor.double() + tensor.double() @ (E + C @ B)
-            lora[f"{layer}.lora_B.weight"] = DK.to(tensor.dtype)
+    config, state, lora = _read_source(source)
+    folded = fold({name: tensor.double() for name, tensor in state.items()})
+    for layer in layers_of(state):
+        D_OR = folded[f"{layer}.D"]
+        DK_OR = D_OR + D_OR @ folded[f"{layer}.E"]
+        lora[peft_key(f"{layer}.A", "lora")] = state[f"{layer}.A"]
+        lora[peft_key(f"{layer}.B", "lora")] = DK_OR.to(state[f"{layer}.D"].dtype)
     bias = "lora_only" if config["bias"] == "fora_only" else config["bias"]
     lora_config = LoraConfig(bias=bias, **{key: config[key] for key in SHARED if key in config})
     _write(Path(output_dir), lora_config, lora, source)
@@ -75,31 +77,32 @@ def from_lora(source: str | Path, output_dir: str | Path, *, seed: int = 42) -> 
         ValueError: If the source is no LoRA adapter, or uses a variant that FoRA has no room for.
     """
     config, weights = _read_directory(Path(source))
-    _check_plain_lora(config, weights)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "from_lora"))
-    fora = {}
-    for name, tensor in weights.items():
-        layer, _, factor = name.partition(".lora_")
-        if not factor:
-            fora[name] = tensor
-        elif factor == "A.weight":
-            rank, width = tensor.shape
-            inner = max(2, width // 4)
-            bound = inner**-0.5  # kaiming uniform with a = sqrt(5)
-            C_RM = (2 * torch.rand(rank, inner, generator=generator) - 1) * bound
-            fora[f"{layer}.fora_A.weight"] = tensor
-            fora[f"{layer}.fora_B.weight"] = tensor.new_zeros(inner, rank)
-            fora[f"{layer}.fora_C.weight"] = C_RM.to(tensor.dtype)
-            fora[f"{layer}.fora_E.weight"] = tensor.new_zeros(rank, rank)
-        elif factor == "B.weight":
-            fora[f"{layer}.fora_D.weight"] = tensor
+    state, fora = _split(weights, "lora")
+    _check_plain_lora(config, state)
+    for layer in layers_of(state):
+        A_RI, D_OR = state[f"{layer}.A"], state[f"{layer}.B"]
+        E_RR = A_RI.new_zeros(len(A_RI), len(A_RI))
+        folded = {f"{layer}.A": A_RI, f"{layer}.D": D_OR, f"{layer}.E": E_RR}
+        factors = unfold(folded, seed=seed)
+        fora |= {peft_key(name): tensor.to(A_RI.dtype) for name, tensor in factors.items()}
     bias: Any = "fora_only" if config["bias"] == "lora_only" else config["bias"]
     fora_config = ForaConfig(bias=bias, **{key: config[key] for key in SHARED if key in config})
     _write(Path(output_dir), fora_config, fora, source)
     return Path(output_dir)
 
 
-def _read_source(source: PeftModel | str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _split(
+    weights: dict[str, torch.Tensor], kind: str
+) -> tuple[AdapterState, dict[str, torch.Tensor]]:
+    """Return the factors by layer and letter, and what else was trained by its own name."""
+    names = {key: from_peft_key(key, kind) for key in weights}
+    state = {name: weights[key] for key, name in names.items() if name is not None}
+    return state, {key: weights[key] for key, name in names.items() if name is None}
+
+
+def _read_source(
+    source: PeftModel | str | Path,
+) -> tuple[dict[str, Any], AdapterState, dict[str, torch.Tensor]]:
     if isinstance(source, PeftModel):
         from peft import get_peft_model_state_dict
 
@@ -111,7 +114,7 @@ def _read_source(source: PeftModel | str | Path) -> tuple[dict[str, Any], dict[s
         config, weights = _read_directory(Path(source))
     if config["peft_type"] != "FORA":
         raise ValueError(f"expected a FoRA adapter, this one is {config['peft_type']}")
-    return config, weights
+    return config, *_split(weights, "fora")
 
 
 def _read_directory(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -123,13 +126,13 @@ def _read_directory(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Te
     return config, load_tensors(weights)
 
 
-def _check_plain_lora(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+def _check_plain_lora(config: dict[str, Any], state: AdapterState) -> None:
     if config["peft_type"] != "LORA":
         raise ValueError(f"expected a LoRA adapter, this one is {config['peft_type']}")
-    known = {".lora_A.weight", ".lora_B.weight"}
-    for name in weights:
-        if ".lora_" in name and not any(name.endswith(ending) for ending in known):
-            raise ValueError(f"this LoRA variant cannot become FoRA: it has {name}")
+    for name in state:
+        if not name.endswith((".A", ".B")):
+            key = peft_key(name, "lora")
+            raise ValueError(f"this LoRA variant cannot become FoRA: it has {key}")
 
 
 def _write(
@@ -139,9 +142,8 @@ def _write(
     source: PeftModel | str | Path,
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".{WEIGHTS}.tmp"
-    save_file({k: v.contiguous() for k, v in weights.items()}, temporary, metadata={"format": "pt"})
-    temporary.replace(directory / WEIGHTS)
+    weights = {key: tensor.contiguous() for key, tensor in weights.items()}
+    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(directory)
     if not isinstance(source, PeftModel) and (Path(source) / RECORD).is_file():
         shutil.copy(Path(source) / RECORD, directory / RECORD)

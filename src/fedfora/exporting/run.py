@@ -1,11 +1,10 @@
 """`fedfora export`: an adapter in the form that others load, checked before it is called done."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 
 import torch
@@ -15,7 +14,6 @@ from transformers import AutoConfig, AutoTokenizer
 from fedfora.exporting.gguf import (
     architecture_of,
     check_llama_cpp,
-    import_gguf,
     llama_cpp_logits,
     modelfile,
     to_gguf,
@@ -23,7 +21,7 @@ from fedfora.exporting.gguf import (
 from fedfora.exporting.gguf_model import model_to_gguf
 from fedfora.exporting.llama import export_llama
 from fedfora.exporting.lora import to_lora
-from fedfora.exporting.settings import MARK, ExportSettings, check_place, files_of
+from fedfora.exporting.settings import FORMATS, MARK, ExportSettings, check_place, files_of
 from fedfora.models.adapter_base import (
     deviation,
     load_base_of,
@@ -37,12 +35,8 @@ from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import check_adapter_dir, load_adapter, load_base, own_dtype
 from fedfora.models.resolve import model_path, source
 from fedfora.models.saving import read_prompt_format
-from fedfora.registry import Registry
-from fedfora.reporting.record import write_text
-
-# A format writes a directory and returns lines that say how far it is from the source.
-Format = Callable[[ExportSettings, Path], list[str]]
-FORMATS: Registry[Format] = Registry("export format")
+from fedfora.registry import need
+from fedfora.reporting.record import write_json, write_text
 
 EXACT = 1e-5  # float32 products in another order differ by less
 
@@ -64,7 +58,8 @@ def export(settings: ExportSettings) -> list[str]:
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        lines = FORMATS[arguments.format](settings, temporary)
+        write = resolve_name(FORMATS[arguments.format].writer)
+        lines: list[str] = write(settings, temporary)
         _make_readable(temporary)
         _put(temporary, output)
     finally:
@@ -78,18 +73,16 @@ def _put(beside: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name in files_of(output):
         (output / name).unlink(missing_ok=True)
-    write_text(output / MARK, json.dumps({"files": names}) + "\n")
+    write_json(output / MARK, {"files": names})
     for name in names:
         (beside / name).replace(output / name)
 
 
 def _with_base(settings: ExportSettings) -> ExportSettings:
     """Take the base that the adapter names where the user names none; a whole model needs none."""
-    if settings.export.format == "quantized-base":
+    if FORMATS[settings.export.format].of == "base" or settings.of_whole_model:
         return settings
     directory = Path(str(settings.export.model_dir))
-    if settings.export.format == "llama" and (directory / "config.json").is_file():
-        return settings
     check_adapter_dir(directory)
     given = settings.given
     if settings.model.torch_dtype == "auto":
@@ -107,7 +100,6 @@ def _make_readable(directory: Path) -> None:
             path.chmod(0o666 & ~umask)
 
 
-@FORMATS.register("lora")
 def export_lora(settings: ExportSettings, directory: Path) -> list[str]:
     """Write a LoRA adapter and compare its logits with the FoRA adapter's on the same base.
 
@@ -126,7 +118,6 @@ def export_lora(settings: ExportSettings, directory: Path) -> list[str]:
     return [f"LoRA against FoRA on the same base: {result}"]
 
 
-@FORMATS.register("merged")
 def export_merged(settings: ExportSettings, directory: Path) -> list[str]:
     """Write base and adapter as one plain model, read it back, and compare it with both apart.
 
@@ -167,7 +158,6 @@ def export_merged(settings: ExportSettings, directory: Path) -> list[str]:
     ]
 
 
-@FORMATS.register("gguf")
 def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
     """Write base and adapter as one GGUF model for Ollama and llama.cpp, with a Modelfile.
 
@@ -175,7 +165,7 @@ def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
         ValueError: If llama.cpp has no place for the model, or a package is missing.
     """
     arguments, model = settings.export, settings.model
-    import_gguf()
+    need("gguf", "gguf")
     if arguments.base_gguf is not None:
         raise ValueError("--base_gguf compares an adapter alone: --format gguf-lora")
     base_path = model_path(str(model.model_name_or_path), hub=model.hub, cache_dir=model.cache_dir)
@@ -190,7 +180,6 @@ def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
     return [*lines, "as GGUF read back, equal to the bit"]
 
 
-@FORMATS.register("gguf-lora")
 def export_gguf_lora(settings: ExportSettings, directory: Path) -> list[str]:
     """Write a GGUF LoRA for llama.cpp; compare with it where a GGUF base is given.
 
@@ -198,7 +187,7 @@ def export_gguf_lora(settings: ExportSettings, directory: Path) -> list[str]:
         ValueError: If llama.cpp has no place for the model or the adapter, or a package is missing.
     """
     arguments, model = settings.export, settings.model
-    import_gguf()
+    need("gguf", "gguf")
     if arguments.base_gguf is not None:
         check_llama_cpp()
     base_path = model_path(str(model.model_name_or_path), hub=model.hub, cache_dir=model.cache_dir)
@@ -214,7 +203,6 @@ def export_gguf_lora(settings: ExportSettings, directory: Path) -> list[str]:
     return [*lines, f"llama.cpp on {arguments.base_gguf} against PEFT: {result}"]
 
 
-@FORMATS.register("llama")
 def export_as_llama(settings: ExportSettings, directory: Path) -> list[str]:
     """Write a Baichuan with rotary positions as a Llama; an adapter is merged into its base first.
 
@@ -231,7 +219,6 @@ def export_as_llama(settings: ExportSettings, directory: Path) -> list[str]:
     return [*lines, f"Llama against Baichuan: largest difference of any logit {largest:.2g}"]
 
 
-@FORMATS.register("quantized-base")
 def export_quantized_base(settings: ExportSettings, directory: Path) -> list[str]:
     """Write the base as sites hold it, quantized, so that the owner's own weights can stay.
 

@@ -12,22 +12,61 @@ from fedfora.models.settings import ModelArguments
 MARK = "fedfora_export.json"  # lists what an export wrote
 
 
+@dataclass(frozen=True)
+class Format:
+    """An export format.
+
+    Args:
+        help: What it is, for `--help`.
+        of: What it is made of: an adapter and its base, either an adapter or a whole model, or the
+            base alone.
+        writer: `module:function` that takes the settings and a directory, writes the export and
+            returns lines that say how far it is from its source; imported when it is used.
+    """
+
+    help: str
+    of: Literal["adapter", "adapter or model", "base"]
+    writer: str
+
+
+_RUN = "fedfora.exporting.run:"
+FORMATS = {
+    "lora": Format("an adapter for any PEFT or server", "adapter", _RUN + "export_lora"),
+    "merged": Format("base and adapter as one model", "adapter", _RUN + "export_merged"),
+    "gguf": Format(
+        "the same as one file for Ollama and llama.cpp", "adapter", _RUN + "export_gguf"
+    ),
+    "gguf-lora": Format("an adapter for llama.cpp", "adapter", _RUN + "export_gguf_lora"),
+    "llama": Format(
+        "a Baichuan-7B, merged where it is an adapter, as a Llama model",
+        "adapter or model",
+        _RUN + "export_as_llama",
+    ),
+    "quantized-base": Format(
+        "the base alone, as sites hold it", "base", _RUN + "export_quantized_base"
+    ),
+}
+
+
 @dataclass
 class ExportArguments:
     """Which adapter, in which form, and where to."""
 
-    model_dir: str | None = flag(None, "directory of the adapter; for llama also of a whole model")
-    format: Literal["lora", "merged", "gguf", "gguf-lora", "llama", "quantized-base"] = flag(
-        "lora",
-        "lora: an adapter for any PEFT or server; merged: base and adapter as one model; gguf: the "
-        "same as one file for Ollama and llama.cpp; gguf-lora: an adapter for llama.cpp; llama: a "
-        "Baichuan-7B, merged where it is an adapter, as a Llama model; quantized-base: the "
-        "base alone, as sites hold it",
+    model_dir: str | None = flag(
+        None, "directory of the adapter; for llama also of a whole model", often=True
     )
-    output_dir: str = flag("out/export", "where the result is written")
-    overwrite_output_dir: bool = flag(False, "write over what is in output_dir")
+    format: str = flag(
+        "lora",
+        "; ".join(f"{name}: {form.help}" for name, form in FORMATS.items()),
+        choices=list(FORMATS),
+        often=True,
+    )
+    output_dir: str = flag("out/export", "where the result is written", often=True)
+    overwrite_output_dir: bool = flag(False, "write over what is in output_dir", often=True)
     merge_into: Literal["dequantized", "original"] = flag(
-        "dequantized", "for merged: the base as it was trained on, or its original weights"
+        "dequantized",
+        "for merged: the base as it was trained on, or its original weights",
+        often=True,
     )
     base_gguf: str | None = flag(
         None, "for gguf-lora: the base as a GGUF file, to compare the logits in llama.cpp with"
@@ -44,8 +83,15 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         """Refuse an export of nothing."""
-        if self.export.model_dir is None and self.export.format != "quantized-base":
+        if self.export.model_dir is None and FORMATS[self.export.format].of != "base":
             raise ValueError("--model_dir is missing: the directory of the adapter")
+
+    @property
+    def of_whole_model(self) -> bool:
+        """Whether `--model_dir` is a model by itself, and no adapter."""
+        directory = Path(str(self.export.model_dir))
+        takes_model = FORMATS[self.export.format].of == "adapter or model"
+        return takes_model and (directory / "config.json").is_file()
 
 
 SECTIONS = {field.name: field.type for field in fields(ExportSettings) if field.name != "given"}
@@ -61,12 +107,9 @@ def check_place(settings: ExportSettings) -> None:
     """
     arguments, named = settings.export, settings.model.model_name_or_path
     output = Path(arguments.output_dir).resolve()
-    whole = (
-        arguments.format == "llama" and (Path(str(arguments.model_dir)) / "config.json").is_file()
-    )
-    if arguments.format == "quantized-base":
+    if FORMATS[arguments.format].of == "base":
         checked_model_name(settings.model)
-    elif not whole:
+    elif not settings.of_whole_model:
         check_named(settings.model, adapter_dir_of(arguments.model_dir, None))
         named = named or base_name_of(str(arguments.model_dir))
     for source in filter(None, (arguments.model_dir, named)):

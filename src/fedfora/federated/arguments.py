@@ -4,14 +4,14 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfora.config import check_ranges, flag
+from fedfora.config import Options, flag
 from fedfora.federated.aggregation import NAMES, ROBUST
 from fedfora.federated.aggregation.server_optimizer import NAMES as SERVER_OPTIMIZERS
 from fedfora.federated.wire.formats import FORMATS
 
 
 @dataclass
-class RoundArguments:
+class RoundArguments(Options):
     """Engine, deadline, quorum, limits of what a site may send, validation, checkpoints."""
 
     engine: Literal["embedded", "ray", "deploy"] = flag(
@@ -23,54 +23,60 @@ class RoundArguments:
         ["none"], "tensorboard, mlflow, wandb, trackio: the coordinator reports every round there"
     )
     round_deadline: float | None = flag(
-        None, "seconds a site has for a round; who is later is left out of it"
+        None, "seconds a site has for a round; who is later is left out of it", within="(0, inf]"
     )
     start_deadline: float | None = flag(
-        None, "seconds a site has to load its base and rows; who is later takes no part"
+        None,
+        "seconds a site has to load its base and rows; who is later takes no part",
+        within="(0, inf]",
     )
-    min_clients: int = flag(1, "a round with fewer usable updates does not count")
-    min_client_fraction: float = flag(0.0, "the same as a share of the sites drawn for the round")
+    min_clients: int = flag(1, "a round with fewer usable updates does not count", least=1)
+    min_client_fraction: float = flag(
+        0.0, "the same as a share of the sites drawn for the round", within="[0, 1]"
+    )
     quorum_wait: float | None = flag(
         None,
         "seconds for which a round with too few updates is tried again before the run stops; "
         "default 0 in a simulation, a day with real sites",
+        within="[0, inf]",
     )
     max_norm_ratio: float = flag(
         10.0, "refuse an update longer than so many times the round's median; 0 for no such limit"
     )
-    max_update_norm: float | None = flag(None, "refuse an update longer than this")
+    max_update_norm: float | None = flag(
+        None, "refuse an update longer than this", within="(0, inf]"
+    )
     max_weight: float | None = flag(
-        None, "refuse a weight above this; default what a site's steps and row lengths allow"
+        None,
+        "refuse a weight above this; default what a site's steps and row lengths allow",
+        within="(0, inf]",
     )
     validation_fraction: float = flag(
-        0.0, "share of its rows a site keeps back, to judge each round's received adapter on"
+        0.0,
+        "share of its rows a site keeps back, to judge each round's received adapter on",
+        within="[0, 1)",
     )
     early_stopping_patience: int | None = flag(
-        None, "stop after so many rounds in a row without a better one"
+        None, "stop after so many rounds in a row without a better one", least=1
     )
     save_total_limit: int = flag(
-        2, "newest checkpoints to keep; the best round's stays too", "--checkpoints_kept"
+        2, "newest checkpoints to keep; the best round's stays too", "--checkpoints_kept", least=1
     )
     resume: str | None = flag(
-        None, "go on with the run in this directory, with the settings of its config.yaml"
+        None,
+        "go on with the run in this directory, with the settings of its config.yaml",
+        often=True,
     )
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range, naming the flag."""
+        """Refuse what cannot work, naming the flag."""
+        super().__post_init__()
         if self.engine == "deploy":
             raise ValueError(
                 "--engine deploy: real sites need kits. `fedfora provision sites.yaml` makes them; "
                 "then `fedfora site` at each site, and `fedfora coordinator run` (or `flwr run`). "
                 "`fedfora rehearse sites.yaml` does all of it on this machine"
             )
-        intervals = {
-            "[1, inf)": ("min_clients", "early_stopping_patience", "save_total_limit"),
-            "(0, inf]": ("round_deadline", "start_deadline", "max_update_norm", "max_weight"),
-            "[0, inf]": ("quorum_wait",),
-            "[0, 1]": ("min_client_fraction",),
-            "[0, 1)": ("validation_fraction",),
-        }
-        check_ranges(self, intervals)
         if self.max_norm_ratio != 0 and not self.max_norm_ratio >= 1:
             raise ValueError(f"--max_norm_ratio must be 0 or at least 1, got {self.max_norm_ratio}")
 
@@ -92,44 +98,43 @@ WEIGHTINGS = ("tokens", "rows", "equal")
 
 
 @dataclass
-class AggregationArguments:
+class AggregationArguments(Options):
     """Rule, weights, robustness, server optimizer, travel format."""
 
-    aggregation: str = flag("fedavg", "aggregation rule", choices=NAMES)
+    aggregation: str = flag("fedavg", "aggregation rule", choices=NAMES, often=True)
     weighting: str = flag(
         "tokens", "a site's weight: tokens trained on, rows it has, or equal", choices=WEIGHTINGS
     )
     robust: str = flag("none", "what to do instead of the mean", choices=["none", *ROBUST])
-    num_malicious_nodes: int = flag(1, "sites that trimmed-mean, krum and multi-krum can stand")
-    warmup_rounds: int = flag(3, "warmup-core: rounds of refactor before cores alone travel")
-    refresh_rounds: int = flag(10, "warmup-core: a round of refactor every so many rounds")
+    num_malicious_nodes: int = flag(
+        1, "sites that trimmed-mean, krum and multi-krum can stand", least=0
+    )
+    warmup_rounds: int = flag(
+        3, "warmup-core: rounds of refactor before cores alone travel", least=1
+    )
+    refresh_rounds: int = flag(10, "warmup-core: a round of refactor every so many rounds", least=2)
     site_ranks: list[int] = flag(
-        [], "ranks of the sites in their order, repeated as needed; default --lora_rank for all"
+        [],
+        "ranks of the sites in their order, repeated as needed; default --lora_rank for all",
+        least=1,
     )
     server_optimizer: str = flag(
         "sgd",
         "what takes the mean change as a gradient; sgd at rate 1 is the mean itself",
         choices=SERVER_OPTIMIZERS,
     )
-    server_learning_rate: float = flag(1.0, "learning rate of the server optimizer")
-    server_momentum: float = flag(0.9, "momentum: share of the last step that goes on")
-    beta_1: float = flag(0.9, "adam, yogi, adagrad: decay of the first moment")
-    beta_2: float = flag(0.99, "adam, yogi: decay of the second moment")
-    tau: float = flag(1e-3, "adam, yogi, adagrad: the smaller, the more adaptive")
-    proximal_mu: float = flag(0.0, "FedProx: pull towards the received adapter; 0 for none")
+    server_learning_rate: float = flag(1.0, "learning rate of the server optimizer", above=0)
+    server_momentum: float = flag(
+        0.9, "momentum: share of the last step that goes on", within="[0, 1)"
+    )
+    beta_1: float = flag(0.9, "adam, yogi, adagrad: decay of the first moment", within="[0, 1)")
+    beta_2: float = flag(0.99, "adam, yogi: decay of the second moment", within="[0, 1)")
+    tau: float = flag(1e-3, "adam, yogi, adagrad: the smaller, the more adaptive", above=0)
+    proximal_mu: float = flag(
+        0.0, "FedProx: pull towards the received adapter; 0 for none", least=0
+    )
     update_dtype: str = flag(
         "float32",
         "travel format of a site's update; what it loses is sent later",
         choices=list(FORMATS),
     )
-
-    def __post_init__(self) -> None:
-        """Refuse numbers out of range, naming the flag."""
-        intervals = {
-            "[0, inf)": ("num_malicious_nodes", "proximal_mu"),
-            "[1, inf)": ("warmup_rounds", "site_ranks"),
-            "[2, inf)": ("refresh_rounds",),
-            "[0, 1)": ("server_momentum", "beta_1", "beta_2"),
-            "(0, inf)": ("server_learning_rate", "tau"),
-        }
-        check_ranges(self, intervals)

@@ -24,6 +24,7 @@ from fedfora.federated.preflight import num_test_rows, site_names, work_of
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.simulation import simulate
 from fedfora.federated.site_runtime import SiteRuntime, load_runtime, open_site
+from fedfora.metrics import headlines
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.record import append_event, peak_memory_bytes, reset_peak_memory
 from fedfora.reporting.report import write_results
@@ -109,9 +110,8 @@ def headline_score(scores: dict[str, Any]) -> str:
     Raises:
         ValueError: If nothing was scored, as the test rows lack references.
     """
-    for name in ("f1", "accuracy", "rougeL", "exact_match"):
-        if name in scores:
-            return name
+    if names := headlines(scores):
+        return names[0]
     raise ValueError("--compare: the test rows have no answers to score")
 
 

@@ -3,16 +3,17 @@
 Nothing heavy is loaded here, so that whoever made a mistake learns of it at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fedfora.config import ConfigError, ConfigParser, read_yaml
 from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.data.partition import partition
 from fedfora.federated.arguments import check_ray
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
-from fedfora.federated.settings import SECTIONS, FederationSettings
+from fedfora.federated.settings import NO_EFFECT, SECTIONS, FederationSettings
 from fedfora.models.resolve import check_targets, checked_model_name
 from fedfora.privacy.settings import check_delta
 from fedfora.reporting.record import check_output_dir
@@ -91,23 +92,23 @@ def num_test_rows(settings: FederationSettings) -> int:
 MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume"}
 
 
-def resolve_settings(argv: Sequence[str], parser: ConfigParser) -> FederationSettings:
-    """Return the settings that are meant: those typed, or those of the run to go on with.
+def resolve_settings(values: Mapping[str, Any], parser: ConfigParser) -> FederationSettings:
+    """Return the settings that are meant: those given, or those of the run to resume.
 
     Args:
-        argv: What was typed.
+        values: What was given, as the parser's `values` or `typed` returns it.
         parser: Of all sections of a federation.
 
     Raises:
         ConfigError: If there is no such run, or something typed is not what it began with.
     """
-    typed = FederationSettings(*parser.parse(argv))
-    directory = typed.rounds.resume
+    given = FederationSettings(*parser.build(values))
+    directory = given.rounds.resume
     if directory is None:
-        return typed
-    stored = _stored(Path(directory))
-    began = FederationSettings(*parser.parse_mapping(stored))
-    requested = FederationSettings(*parser.parse(argv, defaults=stored))
+        return given
+    stored = parser.typed(_stored(Path(directory)))
+    began = FederationSettings(*parser.build(stored))
+    requested = FederationSettings(*parser.build({**stored, **values}))
     _check_unchanged(directory, began, requested)
     return replace(
         began,
@@ -124,7 +125,8 @@ def _stored(directory: Path) -> dict[str, object]:
     known = isinstance(sections, dict) and set(sections) <= set(SECTIONS)
     if not known or not all(isinstance(section, dict) for section in sections.values()):
         raise ConfigError(f"--resume {directory}: {path} is not that of a federation")
-    return {name: value for section in sections.values() for name, value in section.items()}
+    flat = {name: value for section in sections.values() for name, value in section.items()}
+    return {name: value for name, value in flat.items() if name not in NO_EFFECT}
 
 
 def _check_unchanged(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import get_type_hints
 
-from fedfora.config import ConfigParser, Scalar, check_ranges, flag, refuse, to_mapping
+from fedfora.config import ConfigParser, Options, Scalar, flag, refuse, to_mapping
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import RULES, Rule, rule_of_round, rules_of
@@ -26,30 +26,32 @@ ARMS = ("base", "alone", "central")  # what a federation is compared with
 
 
 @dataclass
-class FederationArguments:
+class FederationArguments(Options):
     """Who takes part, and for how many rounds."""
 
     partition: str = flag(
-        "iid", "who gets which rows: iid, by-column:COLUMN, dirichlet:COLUMN:ALPHA"
+        "iid", "who gets which rows: iid, by-column:COLUMN, dirichlet:COLUMN:ALPHA", often=True
     )
-    num_clients: int | None = flag(None, "how many sites; by-column knows it by itself")
+    num_clients: int | None = flag(
+        None, "how many sites; by-column knows it by itself", often=True, least=1
+    )
     min_rows_per_site: int = flag(
-        1, "by-column: sites with fewer rows are joined into one, called 'small sites'"
+        1, "by-column: sites with fewer rows are joined into one, called 'small sites'", least=1
     )
     compare: list[str] = flag(
         [],
         "besides the federation, score the base, every site alone, central training on all rows: "
         "any of base, alone, central; needs --test_file",
+        often=True,
     )
-    num_rounds: int = flag(3, "rounds of training and aggregation")
-    clients_per_round: int | None = flag(None, "sites drawn for each round; default all")
-    local_steps: int = flag(10, "optimizer steps of a site in a round")
-    eval_rounds: int = flag(1, "evaluate every so many rounds, and after the last")
+    num_rounds: int = flag(3, "rounds of training and aggregation", often=True, least=1)
+    clients_per_round: int | None = flag(None, "sites drawn for each round; default all", least=1)
+    local_steps: int = flag(10, "optimizer steps of a site in a round", often=True, least=1)
+    eval_rounds: int = flag(1, "evaluate every so many rounds, and after the last", least=1)
 
     def __post_init__(self) -> None:
-        """Refuse numbers below one, naming the flag."""
-        names = ("num_rounds", "local_steps", "min_rows_per_site", "num_clients", "eval_rounds")
-        check_ranges(self, {"[1, inf)": (*names, "clients_per_round")})
+        """Refuse an arm that does not exist."""
+        super().__post_init__()
         for name in self.compare:
             if name not in ARMS:
                 raise ValueError(f"--compare {name}: choose from {', '.join(ARMS)}")
@@ -64,30 +66,40 @@ class FederationArguments:
 
 
 @dataclass
-class SecureAggregationArguments:
+class SecureAggregationArguments(Options):
     """Whether the coordinator sees single updates, and what the sum of them can hold."""
 
     secure_aggregation: bool = flag(
-        False, "the coordinator learns the sum of the updates and no single one"
+        False, "the coordinator learns the sum of the updates and no single one", often=True
     )
     secagg_threshold: float = flag(
-        0.66, "share of a round's sites that must last to its end; above a half"
+        0.66, "share of a round's sites that must last to its end; above a half", within="(0.5, 1]"
     )
     secagg_min_sites: int | None = flag(
         None,
         "fewest sites of a round that a site takes part with; default: the threshold's share of "
         "all sites",
+        least=MIN_SITES,
     )
-    secagg_range: float = flag(1.0, "numbers of an update beyond this are clipped, and counted")
+    secagg_range: float = flag(
+        1.0, "numbers of an update beyond this are clipped, and counted", above=0
+    )
 
-    def __post_init__(self) -> None:
-        """Refuse numbers out of range, naming the flag."""
-        intervals = {
-            "(0.5, 1]": ("secagg_threshold",),
-            f"[{MIN_SITES}, inf)": ("secagg_min_sites",),
-            "(0, inf)": ("secagg_range",),
-        }
-        check_ranges(self, intervals)
+
+# Options of the sections that a federation's sites never read.
+NO_EFFECT = frozenset(
+    {
+        *("num_train_epochs", "max_steps", "logging_steps"),
+        *("preprocessing_num_workers", "overwrite_cache"),
+    }
+)
+
+
+def settings_parser(description: str | None = None) -> ConfigParser:
+    """Return the parser of a federation's options."""
+    return ConfigParser(
+        SECTIONS.values(), prog="fedfora simulate", description=description, without=NO_EFFECT
+    )
 
 
 @dataclass(frozen=True)
@@ -173,7 +185,7 @@ def from_run_config(run_config: Mapping[str, Scalar]) -> FederationSettings:
 
 @lru_cache(maxsize=4)  # every message of a run carries the same settings
 def _parsed(items: tuple[tuple[str, Scalar], ...]) -> FederationSettings:
-    return FederationSettings(*ConfigParser(SECTIONS.values()).parse_mapping(dict(items)))
+    return FederationSettings(*settings_parser().parse_mapping(dict(items)))
 
 
 def weight_of(settings: FederationSettings, answer_tokens: int, rows: int) -> int:

@@ -23,8 +23,6 @@ LOCAL_ONLY = frozenset(
         "test_file",
         "dataset",
         "dataset_dir",
-        "preprocessing_num_workers",
-        "overwrite_cache",
         "skip_bad_rows",
         "output_dir",
         "overwrite_output_dir",

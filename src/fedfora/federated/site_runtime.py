@@ -45,7 +45,7 @@ from fedfora.federated.shared_noise import ROWS_OF_UNIT
 from fedfora.federated.wire.transport import Layout, digest_of
 from fedfora.models.adapter_base import add_adapter_to_train
 from fedfora.models.fingerprint import describe, fingerprint
-from fedfora.models.loading import Base, add_adapter_of_rank, load_base
+from fedfora.models.loading import Base, add_adapter_of_rank, context_length, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.privacy.clipping import SecretNoise
 from fedfora.seeds import derive_seed
@@ -227,11 +227,11 @@ def check_rows(runtime: SiteRuntime) -> None:
     settings, config = runtime.settings, runtime.base.model.config
     data, evaluation = settings.data, settings.evaluation
     if data.test_file is not None:
-        answer = [0] * (evaluation.max_new_tokens or data.max_target_length)
+        answer = evaluation.max_new_tokens or data.max_target_length
         examples = load_examples(data.test_file, data)[: evaluation.max_eval_samples]
         prompts = encode_prompts(examples, runtime.base.tokenizer, runtime.prompts)
-        rows = [{"input_ids": prompt + answer} for prompt in prompts]
-        check_context(config, rows, data, data.test_file)
+        lengths = [len(prompt) + answer for prompt in prompts]
+        check_context(context_length(config), lengths, data.test_file)
 
 
 def open_site(runtime: SiteRuntime, index: int) -> SiteData:
@@ -477,7 +477,9 @@ def _encoded(runtime: SiteRuntime, examples: list[Example]) -> Encoded:
     """
     data, base = runtime.settings.data, runtime.base
     encoded = encode_examples(examples, base.tokenizer, runtime.prompts)
-    check_context(base.model.config, encoded, data, str(data.train_file or data.dataset))
+    lengths = [len(row["input_ids"]) for row in encoded]
+    source = str(data.train_file or data.dataset)
+    check_context(context_length(base.model.config), lengths, source)
     settings = runtime.settings
     check_trainable(runtime.model, base.tokenizer, encoded, settings.train, settings.privacy)
     return encoded

@@ -246,13 +246,9 @@ def _tokenizer_at(path: str, settings: ModelArguments) -> Any:
     return tokenizer
 
 
-def context_length(settings: ModelArguments) -> int | None:
-    """Return how many tokens the model can hold; None where its configuration does not say.
-
-    Raises:
-        ValueError: If the model has no configuration that transformers can read.
-    """
-    text = _config_at(resolve_model(settings), settings).get_text_config()
+def context_length(config: Any) -> int | None:
+    """Return how many tokens a model can hold; None where its configuration does not say."""
+    text = config.get_text_config()
     for key in ("max_position_embeddings", "model_max_length", "n_positions", "seq_length"):
         if isinstance(length := getattr(text, key, None), int):
             return length
@@ -380,9 +376,18 @@ def _device(settings: ModelArguments) -> str:
     return gpu if settings.device == "cuda" else settings.device
 
 
+def load_config(settings: ModelArguments) -> Any:
+    """Return the base model's configuration.
+
+    Raises:
+        ValueError: If no model is named, or it has no configuration that transformers can read.
+    """
+    return _config_at(resolve_model(settings), settings)
+
+
 def own_dtype(settings: ModelArguments) -> torch.dtype:
     """Return the number format that a base's configuration names; float32 where it names none."""
-    dtype = _config_at(resolve_model(settings), settings).get_text_config().dtype
+    dtype = load_config(settings).get_text_config().dtype
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
 
 

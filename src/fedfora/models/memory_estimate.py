@@ -12,11 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from fedfora.models.loading import Base, add_adapter, check_quantized, fast_in_bfloat16
-from fedfora.models.resolve import model_path, source
+from fedfora.models.loading import (
+    Base,
+    add_adapter,
+    check_quantized,
+    fast_in_bfloat16,
+    load_config,
+)
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit format
@@ -115,19 +120,12 @@ def _dtype(settings: ModelArguments, config: Any, on_gpu: bool) -> torch.dtype:
 
 
 def _without_numbers(settings: ModelArguments, on_gpu: bool) -> Base:
-    name = settings.model_name_or_path
-    if not name:
-        raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
-    try:
-        path = model_path(name, hub=settings.hub, cache_dir=settings.cache_dir)
-        config = AutoConfig.from_pretrained(**source(path), cache_dir=settings.cache_dir)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--model_name_or_path {name}: no model there: {error}") from error
+    config = load_config(settings)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=_dtype(settings, config, on_gpu))
     model.requires_grad_(False)
     model.config.use_cache = False
-    return Base(model, None, name, settings.quantization)
+    return Base(model, None, str(settings.model_name_or_path), settings.quantization)
 
 
 def _base_bytes(model: nn.Module, quantization: str, double: bool) -> int:

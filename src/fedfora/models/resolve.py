@@ -3,13 +3,14 @@
 import json
 import re
 from importlib.resources import as_file, files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fedfora.models.settings import ModelArguments
+from fedfora.registry import need
 
 BUNDLED = {"clinic-base": "clinic_base"}
+NOT_NEEDED = ["*.py", "*.pdf"]  # what a checkpoint may bring; code is never downloaded
 
 
 def checked_model_name(settings: ModelArguments) -> str:
@@ -38,6 +39,12 @@ def resolve_model(settings: ModelArguments) -> str:
 def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = None) -> str:
     """Return the directory of a bundled or a ModelScope model, a GGUF file, or the name as it is.
 
+    Args:
+        name: A directory or file, which wins whatever the hub, or an id such as
+            "baichuan-inc/Baichuan2-7B-Chat".
+        hub: "huggingface", whose ids transformers finds by itself, or "modelscope".
+        cache_dir: Where ModelScope keeps what it downloads; None takes its own default.
+
     Raises:
         ValueError: If the name is a directory without a model, or ModelScope cannot provide it.
     """
@@ -45,7 +52,19 @@ def model_path(name: str, *, hub: str = "huggingface", cache_dir: str | None = N
         with as_file(files("fedfora.models") / BUNDLED[name]) as path:
             return str(path)
     check_model_name(name)
-    return local_path(str(_gguf_files(name)[0]) if _gguf_files(name) else name, hub, cache_dir)
+    if gguf_files := _gguf_files(name):
+        return str(gguf_files[0])
+    if hub == "huggingface" or Path(name).exists():
+        return name
+    modelscope = need("modelscope", "modelscope")
+    try:
+        return str(
+            modelscope.snapshot_download(name, cache_dir=cache_dir, ignore_patterns=NOT_NEEDED)
+        )
+    except Exception as error:  # its errors have no common kind; the user needs their message
+        raise ValueError(
+            f"--model_name_or_path {name}: ModelScope cannot provide it: {error}"
+        ) from error
 
 
 def source(path: str) -> dict[str, str]:
@@ -106,11 +125,7 @@ def _check_gguf(name: str, paths: list[Path]) -> None:
     with paths[0].open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"--model_name_or_path {paths[0]}: no GGUF file: not its first bytes")
-    if find_spec("gguf") is None:
-        raise ValueError(
-            f"--model_name_or_path {paths[0]}: a GGUF file needs a package: "
-            'pip install "fedfora[gguf]"'
-        )
+    need("gguf", "gguf")
 
 
 def adapter_dir_of(model_dir: str | None, checkpoint_dir: str | None) -> Path | None:
@@ -222,38 +237,3 @@ def _weights(directory: Path) -> dict[str, list[int]]:
 def _looks_like_a_path(name: str) -> bool:
     """Whether a name can be no id on a hub, which is `name` or `owner/name`."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1
-
-
-# A model's id and a hub to what transformers can load: an id of Hugging Face or a directory.
-
-
-# What a checkpoint may bring and a model does not need; code is never downloaded.
-IGNORED = ["*.py", "*.pdf"]
-
-
-def local_path(name: str, hub: str, cache_dir: str | None) -> str:
-    """Return a directory, or an id that transformers finds on Hugging Face by itself.
-
-    Args:
-        name: A directory, which wins whatever the hub, or an id such as
-            "baichuan-inc/Baichuan2-7B-Chat".
-        hub: "huggingface" or "modelscope".
-        cache_dir: Where ModelScope keeps what it downloads; None takes its own default.
-
-    Raises:
-        ValueError: If the package for ModelScope is missing or it cannot provide the model.
-    """
-    if hub == "huggingface" or Path(name).exists():
-        return name
-    try:
-        from modelscope import snapshot_download
-    except ImportError as error:
-        raise ValueError(
-            '--hub modelscope needs a package: pip install "fedfora[modelscope]"'
-        ) from error
-    try:
-        return str(snapshot_download(name, cache_dir=cache_dir, ignore_patterns=IGNORED))
-    except Exception as error:  # its errors have no common kind; the user needs their message
-        raise ValueError(
-            f"--model_name_or_path {name}: ModelScope cannot provide it: {error}"
-        ) from error

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.adapter.config import alpha_at_rank
-from fedfora.adapter.state import AdapterState
+from fedfora.adapter.state import AdapterState, from_peft_key, peft_key
 from fedfora.data.encoding import PromptFormat
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors
 from fedfora.reporting.model_card import model_card
-from fedfora.reporting.record import environment, write_text
+from fedfora.reporting.record import environment, write_json, write_text
 
 RECORD, WEIGHTS = "fedfora.json", "adapter_model.safetensors"
 
@@ -33,12 +33,11 @@ def save_adapter(
         record: As `adapter_record` returns it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(
-        directory / RECORD, record
-    )  # first: by it a half-written directory is known as ours
-    weights = {_peft_name(name): tensor.contiguous() for name, tensor in state.items()}
+    # First the record: by it a half-written directory is known as ours.
+    write_json(directory / RECORD, record, sort_keys=True)
+    weights = {peft_key(name): tensor.contiguous() for name, tensor in state.items()}
     save_tensors(directory / WEIGHTS, weights, metadata={"format": "pt"})
-    _write_json(directory / "adapter_config.json", adapter_config)
+    write_json(directory / "adapter_config.json", adapter_config, sort_keys=True)
     write_text(directory / "README.md", model_card(adapter_config))
     sign_directory(directory, {**record, "packages": environment()["packages"]})
 
@@ -51,11 +50,7 @@ def read_adapter(directory: str | Path) -> AdapterState:
     """
     verify_directory(Path(directory))
     weights = load_tensors(Path(directory) / WEIGHTS)
-    prefix, suffix = "base_model.model.", ".weight"
-    return {
-        name.removeprefix(prefix).removesuffix(suffix).replace(".fora_", "."): tensor
-        for name, tensor in weights.items()
-    }
+    return {from_peft_key(key) or key: tensor for key, tensor in weights.items()}
 
 
 def adapter_config(model: Any, adapter_name: str = "default") -> dict[str, Any]:
@@ -113,14 +108,3 @@ def read_prompt_format(directory: str | Path) -> PromptFormat | None:
     """Return the prompt format stored with an adapter; None where there is none."""
     record = read_record(directory)
     return PromptFormat(**record["prompts"]) if record else None
-
-
-def _peft_name(name: str) -> str:
-    layer, factor = name.rsplit(".", 1)
-    return f"base_model.model.{layer}.fora_{factor}.weight"
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -3,38 +3,37 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfora.config import flag, refuse
+from fedfora.config import Options, flag, refuse
 
 
 @dataclass
 class ModelArguments:
-    """Which base model to load, and how."""
+    """Base model."""
 
     model_name_or_path: str | None = flag(
         None,
         "base model: a directory, a GGUF file, an id on the hub, or 'clinic-base'",
         "--ori_model_dir",
         "--model",
+        often=True,
     )
     hub: Literal["huggingface", "modelscope"] = flag(
-        "huggingface", "where an id is looked up; a directory always wins"
+        "huggingface", "where model ids are looked up; a local directory takes precedence"
     )
     quantization: Literal["nf4", "int8", "none"] = flag(
-        "nf4", "how the frozen base is held in memory; nf4 is 4-bit"
+        "nf4", "precision of the frozen base in memory; nf4 is 4-bit", often=True
     )
     torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = flag(
         "auto",
         "number format of the unquantized parts; auto: the model's own on a GPU; on a CPU bfloat16 "
-        "where the processor multiplies it natively and the model is wide enough, else float32",
+        "if the processor multiplies it natively and the model is wide enough, otherwise float32",
         "--dtype",
     )
     bnb_4bit_use_double_quant: Literal["auto", "true", "false"] = flag(
-        "auto", "quantize nf4's scales, too; auto: on a GPU, where it saves 0.4 bits a weight"
+        "auto", "also quantize nf4's scales; auto: on a GPU, where it saves 0.4 bits per weight"
     )
-    cache_dir: str | None = flag(
-        None, "where downloaded models, and train's encoded rows, are kept"
-    )
-    device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto: a GPU when there is one")
+    cache_dir: str | None = flag(None, "cache for downloaded models and for train's encoded rows")
+    device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto: a GPU if there is one")
 
     def __post_init__(self) -> None:
         """Refuse what only means something with another choice."""
@@ -43,14 +42,16 @@ class ModelArguments:
 
 
 @dataclass
-class AdapterArguments:
-    """The FoRA adapter that is trained."""
+class AdapterArguments(Options):
+    """FoRA adapter."""
 
-    lora_rank: int = flag(8, "rank R of the adapter", "--lora_r")
-    lora_alpha: float | None = flag(None, "the update is scaled by alpha / R; default 2 R")
-    lora_dropout: float = flag(0.0, "dropout on the adapter's input")
+    lora_rank: int = flag(8, "rank R of the adapter", "--lora_r", least=1, often=True)
+    lora_alpha: float | None = flag(None, "the update is scaled by alpha / R; default 2 R", above=0)
+    lora_dropout: float = flag(0.0, "dropout on the adapter's input", within="[0, 1)")
     use_rslora: bool = flag(False, "scale by alpha / sqrt(R) instead")
-    inner_dim: int | None = flag(None, "inner width M; default max(2, inputs // 4) for each layer")
+    inner_dim: int | None = flag(
+        None, "inner width M; default max(2, inputs // 4) for each layer", least=1
+    )
     start_adapter: str | None = flag(
         None,
         "adapter to start from instead of a fresh one, e.g. of public rows; what it was trained on "
@@ -61,15 +62,6 @@ class AdapterArguments:
     )
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range, naming the flag."""
-        alpha, inner = self.lora_alpha, self.inner_dim
-        refuse(
-            (self.lora_rank < 1, f"--lora_rank must be at least 1, got {self.lora_rank}"),
-            (alpha is not None and not 0 < alpha < float("inf"), f"--lora_alpha: {alpha}, not > 0"),
-            (inner is not None and inner < 1, f"--inner_dim must be at least 1, got {inner}"),
-            (
-                not 0 <= self.lora_dropout < 1,
-                f"--lora_dropout must be in [0, 1), got {self.lora_dropout}",
-            ),
-            (not self.target_modules, "--target_modules: nothing given; names, or all-linear"),
-        )
+        """Refuse an adapter on no layer."""
+        super().__post_init__()
+        refuse((not self.target_modules, "--target_modules: nothing given; names, or all-linear"))

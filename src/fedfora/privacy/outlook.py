@@ -13,7 +13,7 @@ notes on a small base that has learned no task (docs/log.md); a base that has st
 import math
 from dataclasses import dataclass
 
-from fedfora.config import flag
+from fedfora.config import Options, flag
 
 # Up to which nu a training gives (nearly all, about half) of what it gives without privacy.
 FROM_SCRATCH, FROM_PUBLIC = (0.7, 1.5), (3.0, 6.0)
@@ -21,21 +21,16 @@ WORDS = ("close to a training without privacy", "about half of it", "next to not
 
 
 @dataclass
-class OutlookArguments:
+class OutlookArguments(Options):
     """Whose records are to be hidden."""
 
-    rows: int | None = flag(None, "rows of a site")
-    sites: int = flag(1, "sites that train together, with as many rows each")
+    rows: int | None = flag(None, "rows of a site", least=1)
+    sites: int = flag(1, "sites that train together, with as many rows each", least=1)
     trained: int | None = flag(
-        None, "numbers that are trained; default those of an adapter on --model_name_or_path"
+        None,
+        "numbers that are trained; default those of an adapter on --model_name_or_path",
+        least=1,
     )
-
-    def __post_init__(self) -> None:
-        """Refuse numbers below one, naming the flag."""
-        for name in ("rows", "sites", "trained"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
 
 
 def noise_to_signal(

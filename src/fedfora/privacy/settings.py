@@ -3,34 +3,46 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fedfora.config import check_ranges, flag
+from fedfora.config import Options, flag
 
 
 @dataclass
-class PrivacyArguments:
+class PrivacyArguments(Options):
     """Whether, and how strongly, single records or single sites are hidden."""
 
     privacy_unit: Literal["none", "record", "site"] = flag(
-        "none", "differential privacy: of each record at its site, of each site, or none"
+        "none",
+        "differential privacy: of each record at its site, of each site, or none",
+        often=True,
     )
     target_epsilon: float | None = flag(
-        None, "budget: chooses the noise for the planned steps, and stops what would exceed it"
+        None,
+        "budget: chooses the noise for the planned steps, and stops what would exceed it",
+        often=True,
+        within="(0, inf]",
     )
-    target_delta: float = flag(1e-5, "delta of the budget; well below one over the records")
+    target_delta: float = flag(
+        1e-5, "delta of the budget; well below one over the records", within="(0, 1)"
+    )
     noise_multiplier: float | None = flag(
-        None, "noise over clipping norm, instead of the one that target_epsilon chooses"
+        None,
+        "noise over clipping norm, instead of the one that target_epsilon chooses",
+        within="[0, inf]",
     )
     sampling_rate: float | None = flag(
         None,
         "record: share of a site's rows in a step's sample, on average; default 0.5, or the batch "
         "that is named",
+        within="(0, 1]",
     )
     shared_noise: bool = flag(
         False,
         "record: one step a round, whose noise the sites add in shares, under secure aggregation",
     )
     clipping_norm: float = flag(
-        1.0, "no record's gradient (no site's update) counts with more than this norm"
+        1.0,
+        "no record's gradient (no site's update) counts with more than this norm",
+        within="(0, inf]",
     )
     privacy_dir: str | None = flag(
         None,
@@ -40,6 +52,7 @@ class PrivacyArguments:
 
     def __post_init__(self) -> None:
         """Refuse contradictions, naming the flags."""
+        super().__post_init__()
         stated = self.target_epsilon is not None or self.noise_multiplier is not None
         if self.privacy_unit == "none" and stated:
             raise ValueError(
@@ -53,13 +66,6 @@ class PrivacyArguments:
             raise ValueError("--shared_noise needs --privacy_unit record; sites share it anyway")
         if self.sampling_rate is not None and self.privacy_unit != "record":
             raise ValueError("--sampling_rate needs --privacy_unit record")
-        intervals = {
-            "(0, inf]": ("target_epsilon", "clipping_norm"),
-            "[0, inf]": ("noise_multiplier",),
-            "(0, 1]": ("sampling_rate",),
-            "(0, 1)": ("target_delta",),
-        }
-        check_ranges(self, intervals)
         if self.clipping_norm == float("inf") and self.noise_multiplier != 0:
             raise ValueError("--clipping_norm inf bounds nothing: only with --noise_multiplier 0")
 

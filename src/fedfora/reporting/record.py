@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -97,9 +97,15 @@ class RunRecord:
         """Return the length of metrics.jsonl."""
         return (self.directory / METRICS).stat().st_size
 
-    def write_config(self, settings: dict[str, Any]) -> None:
-        """Write the resolved settings."""
-        write_text(self.directory / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    def write_config(
+        self, settings: dict[str, dict[str, Any]], without: Collection[str] = ()
+    ) -> None:
+        """Write the resolved settings by section, without those that have no effect in this run."""
+        effective = {
+            section: {name: value for name, value in values.items() if name not in without}
+            for section, values in settings.items()
+        }
+        write_text(self.directory / "config.yaml", yaml.safe_dump(effective, sort_keys=False))
 
     def write_environment(self, **facts: Any) -> None:
         """Write versions, hardware and the given facts, e.g. seed and fingerprints."""
@@ -107,8 +113,7 @@ class RunRecord:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file into the run directory."""
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        write_text(self.directory / name, text + "\n")
+        write_json(self.directory / name, content)
 
     def log(self, event: str, **values: Any) -> None:
         """Append one line to metrics.jsonl and tell the listeners."""
@@ -250,6 +255,12 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:
+    """Write a JSON file so that it appears whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys)
+    write_text(path, text + "\n")
+
+
 def _gpus() -> list[str]:
     torch = sys.modules.get("torch")  # a report alone need not load it
     if torch is None or not torch.cuda.is_available():
@@ -269,10 +280,10 @@ def _version(package: str) -> str | None:
 
 @dataclass
 class RunArguments:
-    """Where a run leaves its results."""
+    """Output."""
 
-    output_dir: str = flag("out", "run directory: adapter, metrics, configuration")
-    overwrite_output_dir: bool = flag(False, "write over an earlier run in output_dir")
+    output_dir: str = flag("out", "run directory: adapter, metrics, configuration", often=True)
+    overwrite_output_dir: bool = flag(False, "write over an earlier run in output_dir", often=True)
 
 
 # The most memory this process has held: on the GPU where it uses one, otherwise resident.

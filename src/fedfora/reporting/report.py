@@ -13,15 +13,16 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from fedfora.metrics import METRICS, headlines, in_order
 from fedfora.reporting import sections
 from fedfora.reporting.card import FILE as CARD
 from fedfora.reporting.card import Card, card_of
 from fedfora.reporting.charts import ALL_SITES, NUM_COLORS, as_band, interval_chart, line_chart
 from fedfora.reporting.history import Run, read_run
 from fedfora.reporting.model_card import model_card
-from fedfora.reporting.record import RunRecord, peak_memory_bytes, write_text
+from fedfora.reporting.record import RunRecord, peak_memory_bytes, write_json, write_text
 from fedfora.reporting.series import Curves, Points, curves_of, is_constant
-from fedfora.reporting.wording import label, main_scores, number
+from fedfora.reporting.wording import label, number
 
 FILE = "report.html"
 
@@ -116,8 +117,9 @@ def _shares(curves: Curves) -> dict[str, Points]:
         for name, points in curves.whole.items()
         if name.startswith("scores.") and all(0 <= value <= 1 for _, value in points)
     }
-    usual = [name for name in sections.usual_first(shares) if name in sections.SCORES]
-    return {label(name): shares[name] for name in usual or sections.usual_first(shares)}
+    names = in_order(shares)
+    usual = [name for name in names if name in METRICS.names() and METRICS[name].tabled]
+    return {label(name): shares[name] for name in usual or names}
 
 
 def _chart(curves: Curves, name: str) -> Chart:
@@ -164,7 +166,7 @@ def _shared_charts(names: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
 
 def _intervals(card: Card) -> dict[str, Any] | None:
     """Draw the main score of every row, where at least two rows have it."""
-    scores = [name for row in card["rows"] for name in main_scores(row["scores"])]
+    scores = [name for row in card["rows"] for name in headlines(row["scores"])]
     for name in [name for name in dict.fromkeys(scores) if name != "chrf"]:  # that ends at 100
         rows = [
             (row["name"], row["scores"][name], row["scores"].get("intervals", {}).get(name))
@@ -234,7 +236,7 @@ def write_results(directory: Path) -> None:
     """Write card.json, report.html and, where there is an adapter, its README.md."""
     run = read_run(directory)
     card = card_of(run)
-    write_text(directory / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_json(directory / CARD, card)
     adapter_config = directory / "adapter_config.json"
     if adapter_config.is_file():
         config = json.loads(adapter_config.read_text(encoding="utf-8"))

@@ -3,21 +3,24 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedfora.metrics import headlines, in_order
 from fedfora.reporting.card import Card, card_of
 from fedfora.reporting.history import Run
 from fedfora.reporting.record import Event
 from fedfora.reporting.series import sites_of
-from fedfora.reporting.wording import data_size, duration, label, main_scores, number
+from fedfora.reporting.wording import (
+    data_size,
+    duration,
+    is_score,
+    label,
+    number,
+    tabled_scores,
+)
 
 Table = dict[str, Any]  # "columns": names, "rows": lists of text
 
-EXAMPLES = 12
+EXAMPLES, MOST_SCORES = 12, 12
 HIDDEN = "-"  # what secure aggregation or record privacy keeps from the coordinator
-# In this order where a card's rows hold them; other scores follow.
-SCORES = (
-    *("f1", "precision", "recall", "accuracy", "likelihood_accuracy", "parsed_share"),
-    *("rougeL", "chrf", "bleu", "token_f1", "exact_match", "parse_rate"),
-)
 # What happened to sites and rounds; what else is recorded stands elsewhere on the page.
 _INCIDENTS = ("rejected", "absent", "joined", "lost", "waiting", "resumed", "stopped_early")
 
@@ -73,11 +76,9 @@ def facts(run: Run, card: Card) -> list[tuple[str, str]]:
 
 def score_names(card: Card) -> list[str]:
     """Return the usual scores that any row of the card has; the first few where none is usual."""
+    usual = {name for row in card["rows"] for name in tabled_scores(row["scores"])}
     names = _all_scores(card)
-    usual = [name for name in names if name in SCORES]
-    if "accuracy" in usual:  # a choice need not be written as the reference is
-        usual = [name for name in usual if name != "exact_match"]
-    return usual or names[: len(SCORES)]
+    return [name for name in names if name in usual] or names[:MOST_SCORES]
 
 
 def other_scores(card: Card) -> list[tuple[str, list[str]]]:
@@ -91,23 +92,12 @@ def other_scores(card: Card) -> list[tuple[str, list[str]]]:
 
 
 def _all_scores(card: Card) -> list[str]:
-    return usual_first(
-        {
-            name
-            for row in card["rows"]
-            for name, value in row["scores"].items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and name != "rows"
-        }
-    )
+    scores = [item for row in card["rows"] for item in row["scores"].items()]
+    return in_order({name: None for name, value in scores if is_score(value) and name != "rows"})
 
 
 def _cell(name: str, value: float | None) -> str:
     return "" if value is None else number(name, value)
-
-
-def usual_first(names: Iterable[str]) -> list[str]:
-    """Return names of scores in the order in which one asks for them."""
-    return sorted(names, key=lambda n: (SCORES.index(n) if n in SCORES else len(SCORES), n))
 
 
 def score_rows(card: Card) -> list[Table]:
@@ -271,7 +261,7 @@ def _headline(card: Card) -> list[tuple[str, str]]:
             number(name, row["scores"][name]),
         )
         for row in rows
-        for name in main_scores(row["scores"])
+        for name in headlines(row["scores"])
     ]
 
 

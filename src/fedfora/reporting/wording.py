@@ -4,33 +4,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fedfora.metrics import METRICS, headlines, in_order
+
 _LABELS = {
     "loss": "training loss",
     "scores": "scores on held-out rows",
     "validation_loss": "validation loss",
     "received_validation_loss": "validation loss of the received adapter",
-    "f1": "F1",
-    "macro_precision": "precision, mean over rows",
-    "macro_recall": "recall, mean over rows",
-    "macro_f1": "F1, mean over rows",
-    "folded_f1": "F1, case and space folded",
-    "lenient_f1": "F1, lenient (tails overlap)",
-    "token_f1": "token F1",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "bleu": "BLEU (0 to 100)",
-    "chrf": "chrF (0 to 100)",
-    "accuracy": "accuracy, as written",
-    "likelihood_accuracy": "accuracy, by likelihood",
-    "parsed_share": "share that parsed",
-    "original_f1": "F1 as the original code counts it",
-    "original_character_f1": "character F1 of the original",
-    "parse_rate": "parse rate",
     "norm": "length of the update",
     "attainable_error": "aggregation error of the exact mean",
-    "exact_match": "exact match",
-    "aggregation_error": "aggregation error",
     "aggregation_error_of_step": "aggregation error of the round's change",
     "largest_error": "largest rounding error of the masked mean",
     "weight": "weight of all sites",
@@ -42,11 +24,11 @@ _LABELS = {
     "answer_tokens": "answer tokens trained on",
     "rows": "training rows",
 }
-# What an adapter is judged by, the first that its kind of task has; beside ROUGE-L stands chrF.
-_MAIN = ("f1", "accuracy", "rougeL", "chrf", "token_f1", "exact_match")
 # What a person asks for first, of all that a round may have measured.
 FIRST = (
-    *("loss", "validation_loss", "received_validation_loss", *_MAIN, "parse_rate"),
+    *("loss", "validation_loss", "received_validation_loss"),
+    *(name for name in METRICS.names() if METRICS[name].headline is not None),
+    "parse_rate",
     *("aggregation_error", "epsilon"),
 )
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
@@ -55,22 +37,15 @@ _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 def label(name: str) -> str:
     """Return what a measurement is called: `scores.parse_rate` is "parse rate"."""
     last = name.rsplit(".", 1)[-1]
+    if last in METRICS.names():
+        return METRICS[last].label
     return _LABELS.get(last, last.replace("_", " "))
-
-
-def main_scores(scores: Mapping[str, Any]) -> list[str]:
-    """Return the names of the scores that sum up an evaluation, the one that judges first.
-
-    These are F1 for triples, accuracy for choices, ROUGE-L and chrF for text; none without scores.
-    """
-    names = [name for name in _MAIN if name in scores]
-    return names[:2] if names[:2] == ["rougeL", "chrf"] else names[:1]
 
 
 def first_numbers(event: Mapping[str, Any]) -> dict[str, float]:
     """Return of a round or step what one asks for first; what was not told is not there."""
     scores = event.get("scores") or {}
-    known = {**event, **{n: scores[n] for n in (*main_scores(scores), "parse_rate") if n in scores}}
+    known = {**event, **{n: scores[n] for n in (*headlines(scores), "parse_rate") if n in scores}}
     numbers = {name: known.get(name) for name in FIRST}
     return {name: value for name, value in numbers.items() if isinstance(value, int | float)}
 
@@ -157,15 +132,14 @@ def duration(seconds: float) -> str:
 # Scores to lines of text.
 
 
-# In this order where a file has them; any other score follows as it came.
-_FIRST = (
-    *("precision", "recall", "f1", "folded_f1", "lenient_f1"),
-    *("macro_precision", "macro_recall", "macro_f1", "parse_rate"),
-    *("accuracy", "likelihood_accuracy", "parsed_share"),
-    *("token_f1", "rouge1", "rouge2", "rougeL", "bleu", "chrf", "exact_match"),
-    *("loss", "perplexity", "original_f1", "original_character_f1"),
-)
 _WIDTH = 34
+
+
+def tabled_scores(scores: Mapping[str, Any]) -> list[str]:
+    """Return the names of the scores that a short table shows, for their kind of task."""
+    kind = scores.get("metrics")
+    shown = {name: METRICS[name].tabled for name in in_order(scores) if name in METRICS.names()}
+    return [name for name, kinds in shown.items() if kinds and (kind is None or kind in kinds)]
 
 
 def score_lines(scores: dict[str, Any]) -> list[str]:
@@ -173,8 +147,8 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     if not scores:
         return ["no references, so no scores"]
     lines = [f"{'rows':{_WIDTH}s} {scores['rows']:7d}"]
-    others = [name for name in scores if name not in (*_FIRST, "rows")]
-    lines += [_line(name, scores) for name in (*_FIRST, *others) if _is_score(scores.get(name))]
+    names = [name for name in in_order(scores) if name != "rows" and is_score(scores[name])]
+    lines += [_line(name, scores) for name in names]
     for relation, of in scores.get("relations", {}).items():
         line = f"  {'F1 of ' + relation:{_WIDTH - 2}s} {of['f1']:7.3f}"
         if "lenient_f1" in of:
@@ -183,7 +157,8 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _is_score(value: Any) -> bool:
+def is_score(value: Any) -> bool:
+    """Say whether a value among scores is a score, and no breakdown of one."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -84,19 +84,14 @@ def process_arguments(
 
     With DeepSpeed they also tell transformers, as long as they live, how weights are to be loaded.
     """
-    return TrainingArguments(
+    return trainer_arguments(
+        settings,
+        StepWindow(0, 1, 1),
+        seed=settings.seed,
+        device=device if torch.cuda.is_available() else "cpu",
         output_dir=tempfile.gettempdir(),
-        per_device_train_batch_size=settings.per_device_train_batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        learning_rate=LEARNING_RATE if settings.learning_rate is None else settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        fp16=settings.fp16,
         bf16=settings.bf16,
-        use_cpu=device == "cpu" or not torch.cuda.is_available(),
-        ddp_find_unused_parameters=False,
         deepspeed=deepspeed,
-        report_to="none",
     )
 
 
@@ -105,13 +100,8 @@ def loraplus_optimizer(model: Any, arguments: TrainingArguments, ratio: float) -
     if ratio == 1:
         return None
     optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    groups = loraplus_groups(
-        model,
-        learning_rate=arguments.learning_rate,
-        ratio=ratio,
-        weight_decay=arguments.weight_decay,
-    )
-    return optimizer, {**options, "params": groups}
+    rates = {"learning_rate": arguments.learning_rate, "weight_decay": arguments.weight_decay}
+    return optimizer, {**options, "params": loraplus_groups(model, ratio=ratio, **rates)}
 
 
 # LoRA+ for FoRA: the factor nearest the output learns faster than the others.

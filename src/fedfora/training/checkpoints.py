@@ -9,13 +9,14 @@ not used.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfora.reporting.record import is_ours, write_text
-from fedfora.training.trainer import Progress
+from fedfora.adapter.state import AdapterState
+from fedfora.data.encoding import Encoded
+from fedfora.reporting.record import is_ours, write_json
 
 PROGRESS = "progress.json"
 NEWEST_ALIASES = ("last", "true", "True")
@@ -25,7 +26,59 @@ MAY_DIFFER = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "save_steps"),
     *("save_total_limit", "logging_steps", "report_to", "local_rank", "deepspeed"),
     *("cache_dir", "overwrite_cache", "preprocessing_num_workers", "per_device_eval_batch_size"),
+    "canary_site",  # a training is site 0
 }
+
+
+@dataclass
+class Progress:
+    """What a training has seen so far, over all processes.
+
+    Args:
+        tokens: Tokens read, padding left out.
+        answer_tokens: Tokens with a loss.
+        loss_sum: The steps' losses, added up.
+        seconds: Wall time of earlier pieces of the same training.
+        metrics_bytes: Length of metrics.jsonl after the last step counted here.
+    """
+
+    tokens: int = 0
+    answer_tokens: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    metrics_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """How a long training is kept, validated and resumed.
+
+    Args:
+        trainer_arguments: For transformers' TrainingArguments: where and when to save, evaluate
+            and report, and DeepSpeed's configuration.
+        adapter_dir: Where the trained adapter goes.
+        save_adapter: Writes the adapter's files into a directory.
+        save_total_limit: Checkpoints to keep; None for all.
+        identity: What a checkpoint must agree on with the training that resumes from it.
+        metrics_bytes: Returns the length of metrics.jsonl.
+        resume_from: Checkpoint to resume from; None to start at the beginning.
+        validation: Encoded rows to evaluate on; None for no validation.
+        patience: Evaluations without a better loss before the training stops; None for never.
+        threshold: How much lower a loss must be to count as better.
+        on_validation: Called with the step and the loss of every validation.
+    """
+
+    trainer_arguments: dict[str, Any]
+    adapter_dir: Path
+    save_adapter: Callable[[Path, AdapterState], None]
+    save_total_limit: int | None
+    identity: Mapping[str, Any]
+    metrics_bytes: Callable[[], int]
+    resume_from: Path | None
+    validation: Encoded | None
+    patience: int | None
+    threshold: float
+    on_validation: Callable[[int, float], None]
 
 
 def checkpoint_to_resume(output_dir: str, resume_from: str | None) -> Path | None:
@@ -55,7 +108,7 @@ def checkpoint_to_resume(output_dir: str, resume_from: str | None) -> Path | Non
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """Return the whole checkpoint with the most steps; None where there is none."""
     complete = [path for path in _checkpoints(run_dir) if (path / PROGRESS).is_file()]
-    return max(complete, key=_step, default=None)
+    return max(complete, key=step_of, default=None)
 
 
 def remove_checkpoints(run_dir: Path, *, keep_up_to: Path | None) -> None:
@@ -67,7 +120,7 @@ def remove_checkpoints(run_dir: Path, *, keep_up_to: Path | None) -> None:
     """
     for path in list(_checkpoints(run_dir)):
         is_complete = (path / PROGRESS).is_file()
-        stays = keep_up_to is not None and is_complete and _step(path) <= _step(keep_up_to)
+        stays = keep_up_to is not None and is_complete and step_of(path) <= step_of(keep_up_to)
         if is_ours(path) and not stays:
             shutil.rmtree(path)
 
@@ -75,7 +128,7 @@ def remove_checkpoints(run_dir: Path, *, keep_up_to: Path | None) -> None:
 def write_progress(checkpoint: Path, progress: Progress, identity: Mapping[str, Any]) -> None:
     """Write what makes a checkpoint whole: how far it is, and which training it belongs to."""
     content = {"progress": asdict(progress), "identity": dict(identity)}
-    write_text(checkpoint / PROGRESS, json.dumps(content, indent=2) + "\n")
+    write_json(checkpoint / PROGRESS, content)
 
 
 def read_progress(checkpoint: Path, identity: Mapping[str, Any]) -> Progress:
@@ -102,7 +155,7 @@ def check_same(place: str | Path, stored: Mapping[str, Any], identity: Mapping[s
     Raises:
         ValueError: Naming what differs.
     """
-    for name in sorted(stored.keys() | identity.keys()):
+    for name in sorted((stored.keys() | identity.keys()) - MAY_DIFFER):
         if stored.get(name) != identity.get(name):
             raise ValueError(
                 f"--resume_from_checkpoint {place}: {name} was {stored.get(name)}, now it is "
@@ -121,7 +174,7 @@ def step_of(checkpoint: Path) -> int:
             f"--resume_from_checkpoint {checkpoint}: a checkpoint's directory is named "
             "checkpoint-STEP"
         )
-    return _step(checkpoint)
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def identity_of(settings: Mapping[str, Mapping[str, Any]], **facts: Any) -> dict[str, Any]:
@@ -139,7 +192,3 @@ def _checkpoints(run_dir: Path) -> Iterator[Path]:
     for path in run_dir.glob("checkpoint-*"):
         if path.is_dir() and path.name.removeprefix("checkpoint-").isdigit():
             yield path
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("checkpoint-"))

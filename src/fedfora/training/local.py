@@ -5,29 +5,30 @@ the middle, because a client's few steps are a piece of the federation's whole s
 of the tokens trained, which weighs the client in the average.
 """
 
+import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
-from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, TrainerCallback
 
+from fedfora.adapter.state import write_state
 from fedfora.data.encoding import IGNORED, Encoded
+from fedfora.models.saving import read_adapter
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.arguments import check_device, loraplus_optimizer, trainer_arguments
-from fedfora.training.dp_sgd import (
-    TRAINER_ARGUMENTS,
-    PrivateSteps,
-    RecordPrivacy,
-    self_test,
-)
-from fedfora.training.long_run import Checkpointing
+from fedfora.training.checkpoints import Checkpointing, read_progress, step_of
+from fedfora.training.dp_sgd import TRAINER_ARGUMENTS, RecordPrivacy, self_test
 from fedfora.training.packing import check_no_leak, collate_packed, pack
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
-from fedfora.training.trainer import AdapterTrainer, AfterStep, StepReport
+from fedfora.training.trainer import AdapterTrainer, StepReport
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def train_locally(
     seed: int,
     callbacks: Iterable[TrainerCallback] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
-    long_run: Checkpointing | None = None,
+    checkpoints: Checkpointing | None = None,
     privacy: RecordPrivacy | None = None,
     proximal_mu: float = 0.0,
 ) -> LocalResult:
@@ -93,12 +94,16 @@ def train_locally(
         seed: Seed of the order of rows and of dropout.
         callbacks: Further callbacks of the Trainer, called after the step was reported.
         on_step: Called after every optimizer step.
-        long_run: Checkpoints, validation and reports; None for a client's few steps.
+        checkpoints: Checkpoints, validation and reports; None for a client's few steps.
         privacy: How single records are hidden, if they are; the caller or a callback pays.
         proximal_mu: FedProx's pull towards the parameters at the start; 0 for none.
+
+    Raises:
+        ValueError: If the checkpoint belongs to another training, or saving fails.
+        KeyboardInterrupt: After a signal, saying how to resume.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        where = {"output_dir": scratch} if long_run is None else long_run.trainer_arguments
+        where = {"output_dir": scratch} if checkpoints is None else checkpoints.trainer_arguments
         arguments = trainer_arguments(
             settings,
             stretch,
@@ -107,54 +112,60 @@ def train_locally(
             bf16=settings.bf16 or model.get_input_embeddings().weight.dtype == torch.bfloat16,
             **(where | (TRAINER_ARGUMENTS if privacy is not None else {})),
         )
-        make = AdapterTrainer if long_run is None else long_run.make_trainer
-        trainer = _make_trainer(make, model, tokenizer, encoded, settings, arguments, stretch)
-        if privacy is not None:
-            trainer.private = PrivateSteps(privacy, settings.max_tokens_per_pass)
-        trainer.add_callback(AfterStep(trainer, on_step))
-        if proximal_mu:
-            trainer.add_callback(ProximalTerm(proximal_mu))
-        for callback in callbacks:
+        padded = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        trainer = AdapterTrainer(
+            settings=settings,
+            stretch=stretch,
+            on_step=on_step,
+            checkpoints=checkpoints,
+            privacy=privacy,
+            model=model,
+            args=arguments,
+            optimizer_cls_and_kwargs=loraplus_optimizer(
+                model, arguments, settings.loraplus_lr_ratio
+            ),
+            train_dataset=training_rows(encoded, settings),
+            data_collator=collate_packed if settings.packing else padded,
+        )
+        for callback in ([ProximalTerm(proximal_mu)] if proximal_mu else []) + list(callbacks):
             trainer.add_callback(callback)
         started = time.perf_counter()
-        output = trainer.train() if long_run is None else long_run.train(trainer)
+        steps = _run(trainer)
     _release(trainer, model)
     progress = trainer.progress
     return LocalResult(
-        steps=output.global_step,
-        loss=progress.loss_sum / max(1, output.global_step),
+        steps=steps,
+        loss=progress.loss_sum / max(1, steps),
         answer_tokens=progress.answer_tokens,
         tokens=progress.tokens,
         seconds=time.perf_counter() - started,
     )
 
 
-def _make_trainer(
-    make: Callable[..., AdapterTrainer],
-    model: Any,
-    tokenizer: Any,
-    encoded: Encoded,
-    settings: TrainArguments,
-    arguments: TrainingArguments,
-    stretch: StepWindow,
-) -> AdapterTrainer:
-    trainer = make(
-        model=model,
-        args=arguments,
-        optimizer_cls_and_kwargs=loraplus_optimizer(model, arguments, settings.loraplus_lr_ratio),
-        train_dataset=training_rows(encoded, settings),
-        data_collator=(
-            collate_packed
-            if settings.packing
-            else DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
-        ),
-        stretch=stretch,
-        warmup_ratio=settings.warmup_ratio,
-        group_by_length=settings.group_by_length,
-        max_tokens_per_pass=settings.max_tokens_per_pass,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+def _run(trainer: AdapterTrainer) -> int:
+    """Train to the end, or to the checkpoint that a signal asks for; return the steps."""
+    checkpoints, last = trainer.checkpoints, trainer.stretch.num_steps
+    if checkpoints is None:
+        return int(trainer.train().global_step)
+    start = checkpoints.resume_from
+    if start is not None:
+        trainer.progress = read_progress(start, checkpoints.identity)
+        if step_of(start) >= last:  # nothing is left: the Trainer would take one step too many
+            state = read_adapter(start)
+            write_state(trainer.model, state)
+            checkpoints.save_adapter(checkpoints.adapter_dir, state)
+            return last
+    with Interruption() as interruption:
+        trainer.add_callback(interruption)
+        output = trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    step = interruption.stopped_at
+    if step is not None and step < last:
+        raise KeyboardInterrupt(
+            f"after step {step} of {last}, all of it saved; the same command with "
+            "--resume_from_checkpoint last resumes it"
+        )
+    trainer.save_model(str(checkpoints.adapter_dir))
+    return int(output.global_step)
 
 
 def _release(trainer: Any, model: Any) -> None:
@@ -204,3 +215,51 @@ class ProximalTerm(TrainerCallback):  # type: ignore[misc]  # transformers is un
         for parameter, start in self._starts:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - start, alpha=self.mu)
+
+
+# Ctrl-C and a polite kill: finish the step, save, stop. A second one stops at once.
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Turns the first signal into a checkpoint and the end of the training.
+
+    Use it as a context manager around the training. All processes of a training stop after the
+    same step, whichever of them got the signal.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.stopped_at: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        """Listen, where Python allows it: in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt("at once, without saving")
+        self.asked = True
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nfinishing this step, then saving; once more stops at once, unsaved\n")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop if any process was asked to."""
+        stop_asked = self.asked
+        if args.world_size > 1:
+            votes = torch.tensor([int(stop_asked)], device=args.device)
+            torch.distributed.all_reduce(votes)
+            stop_asked = bool(votes.item())
+        if stop_asked:
+            self.stopped_at = state.global_step
+            control.should_save = control.should_training_stop = True

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,14 @@ from fedfora.data.encoding import (
     Encoded,
     PromptFormat,
     check_context,
-    encode_cached,
     encode_examples,
     prompt_format_of,
 )
 from fedfora.data.loading import shared_instruction
 from fedfora.models.adapter_base import add_adapter_to_train, start_note
 from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
-from fedfora.models.loading import Base, load_base
+from fedfora.models.loading import Base, context_length, load_base
 from fedfora.models.saving import adapter_config, adapter_record, read_record, save_adapter
-from fedfora.privacy.settings import PrivacyArguments
 from fedfora.registry import unknown
 from fedfora.reporting.record import (
     RunRecord,
@@ -41,6 +38,8 @@ from fedfora.reporting.view import View
 from fedfora.seeds import derive_seed
 from fedfora.training.checkpoints import (
     NEWEST_ALIASES,
+    Checkpointing,
+    Progress,
     check_same,
     checkpoint_to_resume,
     identity_of,
@@ -51,7 +50,6 @@ from fedfora.training.checkpoints import (
 )
 from fedfora.training.launch import Processes, start_processes
 from fedfora.training.local import LocalResult, check_trainable, train_locally, training_rows
-from fedfora.training.long_run import Checkpointing
 from fedfora.training.preflight import Rows, read_rows
 from fedfora.training.privacy_plan import (
     PaySteps,
@@ -61,8 +59,8 @@ from fedfora.training.privacy_plan import (
     with_learning_rate,
 )
 from fedfora.training.schedule import StepWindow, num_steps
-from fedfora.training.settings import EPOCHS, TrainArguments, TrainSettings, private_steps
-from fedfora.training.trainer import Progress, StepReport
+from fedfora.training.settings import NO_EFFECT, TrainSettings
+from fedfora.training.trainer import StepReport
 
 LOCAL = "local"  # what a private training keeps to itself: checkpoints, losses; never published
 IDENTIFYING = ("model", "adapter", "data", "train", "privacy")
@@ -98,8 +96,8 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         ValueError: If rows, model or settings do not work; the message names the flag.
         KeyboardInterrupt: After Ctrl-C, when the step is finished and saved.
     """
-    run, processes = settings.run, start_processes(settings)
-    resume_from, goes_on_here = _place_of(settings)
+    processes = start_processes(settings)
+    resume_from, resumes_here = _place_of(settings)
     overwrite = settings.run.overwrite_output_dir or begins_again(settings)
     report_to = reports(settings.launch.report_to)
     prepared = prepare(settings, processes, rows or read_rows(settings))
@@ -112,25 +110,20 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     earlier = Progress() if resume_from is None else read_progress(resume_from, identity)
     first_step = 0 if resume_from is None else step_of(resume_from)
     private = _plan_privacy(settings, prepared, first_step)
-    check_disk_space(run.output_dir, _bytes_to_write(prepared.model, settings))
+    check_disk_space(settings.run.output_dir, _bytes_to_write(prepared.model, settings))
     processes.wait()
-    record = None
+    training = Training(settings, prepared, identity, private)
     if processes.is_first:  # all checks are behind: now an earlier run may go
-        if goes_on_here:
-            record = RunRecord.reopened(run.output_dir, earlier.metrics_bytes, [view.take])
-        else:
-            record = RunRecord(run.output_dir, overwrite=overwrite, listeners=[view.take])
-        if private is not None:
-            (record.directory / LOCAL).mkdir(exist_ok=True)
+        kept = earlier.metrics_bytes if resumes_here else None
+        record = training.open_record(view, overwrite=overwrite, kept_bytes=kept)
         remove_checkpoints(_checkpoints_of(settings), keep_up_to=resume_from)
-        _describe(record, settings, prepared, identity)
+        training.describe(record)
         view.line(_headline(prepared, processes, first_step))
         if private is not None:
             warm = settings.adapter.start_adapter is not None
             view.line(private.outlook(_trainable(prepared.model), public_start=warm))
         tokens = 0 if private else earlier.tokens
         record.log("started", steps=prepared.steps, step=first_step, tokens=tokens)
-    long_run = _long_run(settings, prepared, identity, resume_from, report_to, record, private)
     result = train_locally(
         prepared.model,
         prepared.base.tokenizer,
@@ -139,26 +132,127 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         stretch=StepWindow(first_step=0, num_steps=prepared.steps, total_steps=prepared.steps),
         seed=derive_seed(settings.train.seed, "train", 0, 0),
         callbacks=[PaySteps(private, settings.checkpoint.save_steps)] if private else [],
-        on_step=partial(
-            _tell_step,
-            record,
-            _logging_steps(settings, prepared),
-            prepared.steps,
-            private is not None,
-        ),
-        long_run=long_run,
+        on_step=training.on_step,
+        checkpoints=training.checkpointing(resume_from, report_to),
         privacy=private.privacy if private else None,
     )
-    if record is not None:
-        if private is None:
-            record.log("trained", **asdict(result))
-        else:
-            append_event(record.directory / LOCAL, "trained", **asdict(result))
-            record.log("trained", steps=result.steps)
-            record.log("privacy", **private.event())
-            view.line(private.statement)
-        finish_run(record)
+    training.finish(result, view)
     return result
+
+
+@dataclass
+class Training:
+    """One training and its record; only the first process has one.
+
+    With record privacy, losses, counts and checkpoints stay in the directory `LOCAL` of the run.
+    """
+
+    settings: TrainSettings
+    prepared: Prepared
+    identity: dict[str, Any]
+    private: PrivateTraining | None
+    record: RunRecord | None = None
+
+    def open_record(self, view: View, *, overwrite: bool, kept_bytes: int | None) -> RunRecord:
+        """Open the run directory; `kept_bytes` of the metrics stay where a run is resumed in it."""
+        output_dir = self.settings.run.output_dir
+        if kept_bytes is not None:
+            self.record = RunRecord.reopened(output_dir, kept_bytes, [view.take])
+        else:
+            self.record = RunRecord(output_dir, overwrite=overwrite, listeners=[view.take])
+        if self.private is not None:
+            (self.record.directory / LOCAL).mkdir(exist_ok=True)
+        return self.record
+
+    def describe(self, record: RunRecord) -> None:
+        """Write settings, versions and fingerprints."""
+        record.write_config(asdict(self.settings), NO_EFFECT)
+        record.write_environment(
+            seed=self.settings.train.seed,
+            base_fingerprint=self.prepared.base_fingerprint,
+            rows_fingerprint=None if self.private else self.identity["rows_fingerprint"],
+            rows=len(self.prepared.encoded),
+            num_processes=self.identity["num_processes"],
+        )
+
+    def on_step(self, report: StepReport) -> None:
+        """Show a step; record every `logging_steps`-th, at least ten in all, and the last."""
+        if self.record is None:
+            return
+        steps, every = self.prepared.steps, self.settings.train.logging_steps
+        recorded = report.step % min(every, math.ceil(steps / 10)) == 0 or report.step == steps
+        if recorded and self.private is None:
+            self.record.log("step", **asdict(report))
+            return
+        if recorded:
+            append_event(self.record.directory / LOCAL, "step", **asdict(report))
+        self.record.tell({"event": "step", **asdict(report)})
+
+    def on_validation(self, step: int, loss: float) -> None:
+        """Record a validation."""
+        if self.record is not None:
+            self.record.log("validation", step=step, loss=loss)
+
+    def checkpointing(self, resume_from: Path | None, report_to: list[str]) -> Checkpointing:
+        """Return how the training is kept, validated and reported."""
+        settings, validation = self.settings, self.settings.validation
+        arguments: dict[str, Any] = {
+            "output_dir": str(_checkpoints_of(settings)),
+            "save_strategy": "steps",
+            "save_steps": settings.checkpoint.save_steps,
+            "report_to": report_to,
+            "deepspeed": settings.launch.deepspeed,
+            "restore_callback_states_from_checkpoint": True,
+        }
+        if self.prepared.validation is not None:
+            arguments |= {
+                "eval_strategy": "steps",
+                "eval_steps": validation.eval_steps or settings.checkpoint.save_steps,
+                "per_device_eval_batch_size": validation.per_device_eval_batch_size,
+                "metric_for_best_model": "eval_loss",
+                "greater_is_better": False,
+                "load_best_model_at_end": validation.keeps_best,
+            }
+        return Checkpointing(
+            trainer_arguments=arguments,
+            adapter_dir=Path(settings.run.output_dir),
+            save_adapter=self.save,
+            save_total_limit=settings.checkpoint.save_total_limit,
+            identity=self.identity,
+            metrics_bytes=self.record.metrics_bytes if self.record is not None else int,
+            resume_from=resume_from,
+            validation=self.prepared.validation,
+            patience=validation.early_stopping_patience,
+            threshold=validation.early_stopping_threshold,
+            on_validation=self.on_validation,
+        )
+
+    def save(self, directory: Path, state: AdapterState) -> None:
+        """Save an adapter with the guarantee for what has been released until now."""
+        private, prepared = self.private, self.prepared
+        record = adapter_record(
+            prepared.prompts,
+            prepared.base_fingerprint,
+            base=describe(prepared.base),
+            # A digest would tell whoever knows all rows but one which one that is.
+            rows_fingerprint=None if private else self.identity["rows_fingerprint"],
+            instruction=None if private else prepared.instruction,
+            privacy=None if private is None else private.statement,
+        )
+        save_adapter(directory, state, adapter_config(prepared.model), record)
+
+    def finish(self, result: LocalResult, view: View) -> None:
+        """Record what came out, and write the run's results."""
+        if self.record is None:
+            return
+        if self.private is None:
+            self.record.log("trained", **asdict(result))
+        else:
+            append_event(self.record.directory / LOCAL, "trained", **asdict(result))
+            self.record.log("trained", steps=result.steps)
+            self.record.log("privacy", **self.private.event())
+            view.line(self.private.statement)
+        finish_run(self.record)
 
 
 def _place_of(settings: TrainSettings) -> tuple[Path | None, bool]:
@@ -226,7 +320,7 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
     base_fingerprint = fingerprint(base)
     model = add_adapter_to_train(base, settings.adapter, seed=seed)
     prompts = prompt_format_of(data, base.tokenizer)
-    encoded = encode_cached(
+    encoded = encode_examples(
         examples,
         base.tokenizer,
         prompts,
@@ -234,12 +328,13 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
         overwrite=data.overwrite_cache,
         num_workers=data.preprocessing_num_workers,
     )
-    check_context(base.model.config, encoded, data, str(data.train_file or data.dataset))
-    validation = None
-    if held_out is not None:
-        validation = encode_examples(held_out, base.tokenizer, prompts)
-        file = str(settings.validation.validation_file)
-        check_context(base.model.config, validation, data, file)
+    validation = None if held_out is None else encode_examples(held_out, base.tokenizer, prompts)
+    for rows_read, source in (
+        (encoded, data.train_file or data.dataset),
+        (validation or [], settings.validation.validation_file),
+    ):
+        lengths = [len(row["input_ids"]) for row in rows_read]
+        check_context(context_length(base.model.config), lengths, str(source))
     check_trainable(model, base.tokenizer, encoded, settings.train, settings.privacy)
     return Prepared(
         base=base,
@@ -249,29 +344,13 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
         base_fingerprint=base_fingerprint,
         encoded=encoded,
         validation=validation,
-        steps=steps_of(
+        steps=num_steps(
             settings.train,
             settings.privacy,
             len(training_rows(encoded, settings.train)),
             processes.number,
         ),
         ledger=ledger_of(rows.examples),
-    )
-
-
-def steps_of(
-    settings: TrainArguments, privacy: PrivacyArguments, num_rows: int, num_processes: int = 1
-) -> int:
-    """Return how many optimizer steps `settings` asks for on `num_rows` rows."""
-    if privacy.privacy_unit == "record":
-        return private_steps(settings, privacy, num_rows)
-    return num_steps(
-        num_rows,
-        max_steps=settings.max_steps,
-        num_train_epochs=settings.num_train_epochs or EPOCHS,
-        batch_size=settings.per_device_train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
-        num_processes=num_processes,
     )
 
 
@@ -300,83 +379,6 @@ def _plan_privacy(
     return private
 
 
-def _long_run(
-    settings: TrainSettings,
-    prepared: Prepared,
-    identity: dict[str, Any],
-    resume_from: Path | None,
-    report_to: list[str],
-    record: RunRecord | None,
-    private: PrivateTraining | None,
-) -> Checkpointing:
-    checkpoint, validation = settings.checkpoint, settings.validation
-    arguments: dict[str, Any] = {
-        "output_dir": str(_checkpoints_of(settings)),
-        "save_strategy": "steps",
-        "save_steps": checkpoint.save_steps,
-        "report_to": report_to,
-        "deepspeed": settings.launch.deepspeed,
-        "restore_callback_states_from_checkpoint": True,
-    }
-    if prepared.validation is not None:
-        arguments |= {
-            "eval_strategy": "steps",
-            "eval_steps": validation.eval_steps or checkpoint.save_steps,
-            "per_device_eval_batch_size": validation.per_device_eval_batch_size,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-            "load_best_model_at_end": validation.keeps_best,
-        }
-    return Checkpointing(
-        trainer_arguments=arguments,
-        adapter_dir=Path(settings.run.output_dir),
-        save_adapter=partial(_save, prepared, identity, private),
-        save_total_limit=checkpoint.save_total_limit,
-        identity=identity,
-        metrics_bytes=record.metrics_bytes if record is not None else int,
-        resume_from=resume_from,
-        validation=prepared.validation,
-        patience=validation.early_stopping_patience,
-        threshold=validation.early_stopping_threshold,
-        on_validation=partial(_tell_validation, record),
-    )
-
-
-def _save(
-    prepared: Prepared,
-    identity: dict[str, Any],
-    private: PrivateTraining | None,
-    directory: Path,
-    state: AdapterState,
-) -> None:
-    """Save an adapter with the guarantee for what has been released until now."""
-    record = adapter_record(
-        prepared.prompts,
-        prepared.base_fingerprint,
-        base=describe(prepared.base),
-        # A digest would tell whoever knows all rows but one which one that is.
-        rows_fingerprint=None if private else identity["rows_fingerprint"],
-        instruction=None if private else prepared.instruction,
-        privacy=None if private is None else private.statement,
-    )
-    save_adapter(directory, state, adapter_config(prepared.model), record)
-
-
-def _describe(
-    record: RunRecord, settings: TrainSettings, prepared: Prepared, identity: dict[str, Any]
-) -> None:
-    record.write_config(asdict(settings))
-    record.write_environment(
-        seed=settings.train.seed,
-        base_fingerprint=prepared.base_fingerprint,
-        rows_fingerprint=(
-            identity["rows_fingerprint"] if settings.privacy.privacy_unit == "none" else None
-        ),
-        rows=len(prepared.encoded),
-        num_processes=identity["num_processes"],
-    )
-
-
 def _headline(prepared: Prepared, processes: Processes, first_step: int) -> str:
     where = f" from step {first_step}" if first_step else ""
     shared = f", {processes.number} processes" if processes.number > 1 else ""
@@ -386,56 +388,19 @@ def _headline(prepared: Prepared, processes: Processes, first_step: int) -> str:
     )
 
 
-def _logging_steps(settings: TrainSettings, prepared: Prepared) -> int:
-    """Return after how many steps the loss is recorded: a short training has a curve, too."""
-    return min(settings.train.logging_steps, math.ceil(prepared.steps / 10))
-
-
-def _tell_step(
-    record: RunRecord | None,
-    logging_steps: int,
-    num_steps: int,
-    private: bool,
-    report: StepReport,
-) -> None:
-    """Show a step, and keep every `logging_steps`-th and the last; in the first process only."""
-    if record is None:
-        return
-    kept = report.step % logging_steps == 0 or report.step == num_steps
-    if kept and private:
-        append_event(record.directory / LOCAL, "step", **asdict(report))
-    if kept and not private:
-        record.log("step", **asdict(report))
-    else:
-        record.tell({"event": "step", **asdict(report)})
-
-
-def _tell_validation(record: RunRecord | None, step: int, loss: float) -> None:
-    if record is not None:
-        record.log("validation", step=step, loss=loss)
-
-
 def _trainable(model: Any) -> int:
-    return sum(_numel(p) for p in model.parameters() if p.requires_grad)
-
-
-def _numel(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 keeps the whole's size
+    trained = (p for p in model.parameters() if p.requires_grad)
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in trained)  # ZeRO-3 shares p out
 
 
 def _bytes_to_write(model: Any, settings: TrainSettings) -> int:
     """The adapter, and for each checkpoint that is kept the adapter and two moments, in float32."""
-    num_checkpoints = (
-        settings.checkpoint.save_total_limit or 1
-    ) + 1  # the newest is written before one goes
+    num_checkpoints = (settings.checkpoint.save_total_limit or 1) + 1  # the newest comes first
     return 4 * _trainable(model) * (1 + 3 * num_checkpoints)
 
 
-# Who else is told how a training goes: TensorBoard and its like, by name.
-
-
 def reports(names: list[str]) -> list[str]:
-    """Return the integrations to report to.
+    """Return the integrations of transformers to report to.
 
     Args:
         names: Names as transformers knows them; "none" alone for nobody; "all" alone for all that
@@ -445,12 +410,9 @@ def reports(names: list[str]) -> list[str]:
         ValueError: If a name is unknown or its package is not installed.
     """
     available = get_available_reporting_integrations()
-    if names == ["none"]:
-        return []
-    if names == ["all"]:
-        return list(available)
-    if names == ["auto"]:
-        return ["tensorboard"] if find_spec("tensorboard") else []
+    if len(names) == 1 and names[0] in ("none", "all", "auto"):
+        auto = ["tensorboard"] if find_spec("tensorboard") else []
+        return {"none": [], "all": list(available), "auto": auto}[names[0]]
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ["auto", "none", "all", *INTEGRATION_TO_CALLBACK]

@@ -8,6 +8,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
+from fedfora.privacy.settings import PrivacyArguments
+from fedfora.training.settings import EPOCHS, TrainArguments, private_steps
+
 
 @dataclass(frozen=True)
 class StepWindow:
@@ -19,30 +22,25 @@ class StepWindow:
 
 
 def num_steps(
-    num_rows: int,
-    *,
-    max_steps: int,
-    num_train_epochs: float,
-    batch_size: int,
-    accumulation: int,
-    num_processes: int = 1,
+    settings: TrainArguments, privacy: PrivacyArguments, num_rows: int, num_processes: int = 1
 ) -> int:
     """Return the optimizer steps of a training: `max_steps` if positive, otherwise whole passes.
 
     The last step of a pass may have fewer batches, so that every pass sees every row.
 
     Args:
+        settings: Steps or passes, rows of a process in a forward pass, forward passes per step.
+        privacy: With record privacy a step's sample is drawn.
         num_rows: Training rows.
-        max_steps: Steps asked for; -1 for passes.
-        num_train_epochs: Passes over the rows; the last may be a part of one.
-        batch_size: Rows of a process in a forward pass.
-        accumulation: Forward passes per step.
         num_processes: Processes that share the rows.
     """
-    if max_steps > 0:
-        return max_steps
-    batches = math.ceil(math.ceil(num_rows / batch_size) / num_processes)
-    return max(1, math.ceil(num_train_epochs * math.ceil(batches / accumulation)))
+    if privacy.privacy_unit == "record":
+        return private_steps(settings, privacy, num_rows)
+    if settings.max_steps > 0:
+        return settings.max_steps
+    batches = math.ceil(math.ceil(num_rows / settings.per_device_train_batch_size) / num_processes)
+    steps_of_pass = math.ceil(batches / settings.gradient_accumulation_steps)
+    return max(1, math.ceil((settings.num_train_epochs or EPOCHS) * steps_of_pass))
 
 
 def schedule_at(

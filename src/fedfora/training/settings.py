@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from fedfora.config import flag, refuse
+from fedfora.config import Options, flag, refuse
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
@@ -18,13 +18,15 @@ PRIVATE_STEPS = 60  # with samples of half of the rows: 30 passes
 
 
 @dataclass
-class TrainArguments:
-    """How an adapter is trained; names and meanings are those of transformers.TrainingArguments."""
+class TrainArguments(Options):
+    """Training; names and meanings as in transformers.TrainingArguments."""
 
     learning_rate: float | None = flag(
         None,
         "peak learning rate; default 2e-4, with --privacy_unit record one that suits noise and "
         "the model's width",
+        least=0,
+        often=True,
     )
     lr_scheduler_type: Literal[
         "cosine",
@@ -34,58 +36,49 @@ class TrainArguments:
         "cosine_with_restarts",
         "polynomial",
         "inverse_sqrt",
-    ] = flag("cosine", "how the learning rate moves after warm-up")
-    warmup_ratio: float = flag(0.1, "share of all steps spent on warm-up")
+    ] = flag("cosine", "learning rate schedule after warm-up")
+    warmup_ratio: float = flag(0.1, "share of the steps used for warm-up", within="[0, 1)")
     num_train_epochs: float | None = flag(
-        None, "passes over the training rows; default 3, with --privacy_unit record 60 steps"
+        None,
+        "passes over the training rows; default 3, with --privacy_unit record 60 steps",
+        often=True,
     )
-    max_steps: int = flag(-1, "optimizer steps; overrides the epochs when positive")
+    max_steps: int = flag(-1, "optimizer steps; if positive, overrides num_train_epochs")
     per_device_train_batch_size: int = flag(
-        BATCH[0], "rows of an optimizer step, for each device ..."
+        BATCH[0], "rows per optimizer step and device ...", least=1, often=True
     )
-    gradient_accumulation_steps: int = flag(BATCH[1], "... times this number")
+    gradient_accumulation_steps: int = flag(BATCH[1], "... times this", least=1)
     max_tokens_per_pass: int | None = flag(
         None,
-        "tokens in memory at once: a step's rows go through the model in passes of like length; "
+        "tokens per forward pass: a step's rows are split into passes of similar length; "
         "default 2048 on a CPU, 16384 on a GPU",
+        least=1,
     )
     optim: Literal["adamw_torch", "sgd", "adamw_8bit", "paged_adamw_8bit"] = flag(
         "adamw_torch", "optimizer; the 8-bit ones need a GPU"
     )
-    loraplus_lr_ratio: float = flag(1.0, "LoRA+: factor D learns so many times faster")
-    weight_decay: float = flag(0.0, "weight decay of the optimizer")
-    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm; 0 for no clipping")
-    group_by_length: bool = flag(False, "rows of like length into a batch, so that less is padded")
+    loraplus_lr_ratio: float = flag(1.0, "LoRA+: learning rate of factor D, as a multiple", least=1)
+    weight_decay: float = flag(0.0, "weight decay of the optimizer", least=0)
+    max_grad_norm: float = flag(1.0, "gradient clipping norm; 0 disables clipping", least=0)
+    group_by_length: bool = flag(False, "batch rows of similar length to reduce padding")
     packing: bool = flag(
-        False, "several rows in a sequence, none of which sees another; no padding"
+        False,
+        "pack several rows into one sequence without padding; rows do not attend to each other",
     )
-    packing_length: int = flag(1024, "tokens of a packed sequence; longer rows stay alone")
-    gradient_checkpointing: bool = flag(False, "less memory for about a third more time")
-    fp16: bool = flag(False, "mixed precision with float16")
-    bf16: bool = flag(False, "mixed precision with bfloat16")
+    packing_length: int = flag(1024, "tokens per packed sequence; longer rows stay alone", least=1)
+    gradient_checkpointing: bool = flag(False, "save memory at about a third more time")
+    fp16: bool = flag(False, "float16 mixed precision")
+    bf16: bool = flag(False, "bfloat16 mixed precision")
     logging_steps: int = flag(
-        10, "steps between two log lines; fewer where there would be less than ten lines"
+        10, "steps between log lines; fewer if that gives less than ten lines", least=1
     )
-    seed: int = flag(42, "all randomness of the run derives from it")
+    seed: int = flag(42, "seed of all randomness in the run")
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot work, naming the flag and its range."""
-        _at_least("per_device_train_batch_size", self.per_device_train_batch_size, 1)
-        _at_least("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
-        if self.max_tokens_per_pass is not None:
-            _at_least("max_tokens_per_pass", self.max_tokens_per_pass, 1)
-        _at_least("logging_steps", self.logging_steps, 1)
-        _at_least("packing_length", self.packing_length, 1)
-        if self.learning_rate is not None:
-            _at_least("learning_rate", self.learning_rate, 0)
-        _at_least("weight_decay", self.weight_decay, 0)
-        _at_least("loraplus_lr_ratio", self.loraplus_lr_ratio, 1)
-        _at_least("max_grad_norm", self.max_grad_norm, 0)
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"--warmup_ratio must be in [0, 1), got {self.warmup_ratio}")
-        if self.max_steps == 0 or (
-            self.num_train_epochs is not None and self.num_train_epochs <= 0
-        ):
+        """Refuse a training of nothing, and what excludes each other."""
+        super().__post_init__()
+        epochs = self.num_train_epochs
+        if self.max_steps == 0 or (epochs is not None and epochs <= 0):
             raise ValueError(
                 "nothing to train: --max_steps must be positive (or -1 for epochs) and "
                 f"--num_train_epochs above 0, got {self.max_steps} and {self.num_train_epochs}"
@@ -120,44 +113,44 @@ class TrainArguments:
 
 
 @dataclass
-class CheckpointArguments:
-    """What is kept of a training on the way, and where it goes on."""
+class CheckpointArguments(Options):
+    """Checkpoints."""
 
-    save_steps: int = flag(500, "steps between two checkpoints; the last step leaves one too")
-    save_total_limit: int | None = flag(None, "newest checkpoints to keep; default all")
-    resume_from_checkpoint: str | None = flag(
-        None, "a checkpoint's directory, or 'last' for the newest in output_dir, if there is one"
+    save_steps: int = flag(500, "steps between checkpoints; the last step is always saved", least=1)
+    save_total_limit: int | None = flag(
+        None, "number of recent checkpoints to keep; default: all", least=1
     )
-
-    def __post_init__(self) -> None:
-        """Refuse numbers below one."""
-        _at_least("save_steps", self.save_steps, 1)
-        if self.save_total_limit is not None:
-            _at_least("save_total_limit", self.save_total_limit, 1)
+    resume_from_checkpoint: str | None = flag(
+        None,
+        "checkpoint directory to resume from, or 'last' for the newest in output_dir, if any",
+        often=True,
+    )
 
 
 @dataclass
-class ValidationArguments:
-    """Rows to look at on the way, and when to stop because of them."""
+class ValidationArguments(Options):
+    """Validation and early stopping."""
 
-    validation_file: str | None = flag(None, "rows whose loss is measured during training")
-    eval_steps: int | None = flag(None, "steps between two validations; default save_steps")
-    per_device_eval_batch_size: int = flag(16, "rows per forward pass of a validation")
+    validation_file: str | None = flag(
+        None, "rows for measuring the validation loss during training", often=True
+    )
+    eval_steps: int | None = flag(None, "steps between validations; default: save_steps", least=1)
+    per_device_eval_batch_size: int = flag(16, "rows per forward pass in validation", least=1)
     load_best_model_at_end: bool = flag(
-        False, "keep the adapter with the lowest validation loss instead of the last one"
+        False, "keep the adapter with the lowest validation loss, not the last one"
     )
     early_stopping_patience: int | None = flag(
-        None, "stop after so many validations without a lower loss, and keep the best adapter"
+        None,
+        "stop after this many validations without a lower loss, and keep the best adapter",
+        least=1,
     )
-    early_stopping_threshold: float = flag(0.0, "how much lower a loss must be to count")
+    early_stopping_threshold: float = flag(
+        0.0, "minimum decrease that counts as a lower loss", least=0
+    )
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range, and options that only mean something with rows."""
-        _at_least("per_device_eval_batch_size", self.per_device_eval_batch_size, 1)
-        _at_least("early_stopping_threshold", self.early_stopping_threshold, 0)
-        for name in ("eval_steps", "early_stopping_patience"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
+        """Refuse options that only mean something with rows."""
+        super().__post_init__()
         for name in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
             if getattr(self, name) and self.validation_file is None:
                 raise ValueError(f"--{name} needs --validation_file")
@@ -170,12 +163,12 @@ class ValidationArguments:
 
 @dataclass
 class LaunchArguments:
-    """Processes, and who else is told how the training goes."""
+    """Processes and trackers."""
 
     deepspeed: str | None = flag(None, "DeepSpeed configuration, e.g. configs/deepspeed_zero2.json")
-    local_rank: int = flag(-1, "given by launchers: which device of this machine", "--local-rank")
+    local_rank: int = flag(-1, "device index on this machine; set by launchers", "--local-rank")
     report_to: list[str] = flag(
-        ["auto"], "tensorboard, wandb, mlflow, ... or none; auto: tensorboard where it is installed"
+        ["auto"], "tensorboard, wandb, mlflow, ... or none; auto: tensorboard if installed"
     )
 
 
@@ -216,14 +209,7 @@ class TrainSettings:
                 self.privacy.privacy_unit == "site",
                 "--privacy_unit site hides sites from each other; train has one (record)",
             ),
-            (
-                private and many,
-                "--privacy_unit record trains in one process, without DeepSpeed",
-            ),
-            (
-                bool(self.data.canaries and self.data.canary_site),
-                f"--canary_site {self.data.canary_site}: train is site 0 and there is no other",
-            ),
+            (private and many, "--privacy_unit record trains in one process, without DeepSpeed"),
             (
                 self.validation.keeps_best and save % (validate or save) != 0,
                 f"--save_steps {save} must be a multiple of --eval_steps {validate}: the best "
@@ -233,6 +219,7 @@ class TrainSettings:
 
 
 SECTIONS = {field.name: field.type for field in fields(TrainSettings)}
+NO_EFFECT = {"canary_site"}  # a training is site 0, and there is no other
 
 
 def check_record_privacy(privacy: PrivacyArguments, train: TrainArguments) -> None:
@@ -266,8 +253,3 @@ def private_steps(train: TrainArguments, privacy: PrivacyArguments, num_rows: in
     if train.num_train_epochs is None:
         return PRIVATE_STEPS
     return max(1, round(train.num_train_epochs / train.sampling_rate(privacy, num_rows)))
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ValueError(f"--{name} must be at least {least}, got {value}")

@@ -1,18 +1,37 @@
-"""transformers' Trainer for one adapter: a stretch of a schedule, tokens counted, rows in order."""
+"""transformers' Trainer for one adapter: a piece of a schedule, tokens counted, checkpoints.
 
+PEFT's and the Trainer's own saving would write the base's configuration, pickled arguments and, of
+a large base under DeepSpeed, a copy of all weights. Here only the adapter is gathered; it is read
+back after every save and compared.
+"""
+
+import io
+import shutil
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import rotate_checkpoints
 
+from fedfora.adapter.state import AdapterState, read_state, state_from_dict, write_state
 from fedfora.models.losses import token_losses
-from fedfora.training.dp_sgd import PrivateSteps
+from fedfora.models.saving import WEIGHTS, read_adapter
+from fedfora.protection.keys import encryption_key
+from fedfora.protection.sealing import is_sealed, read_bytes, write_bytes
+from fedfora.training.checkpoints import Checkpointing, Progress, write_progress
+from fedfora.training.dp_sgd import PrivateSteps, RecordPrivacy
 from fedfora.training.packing import passes_of
 from fedfora.training.schedule import StepWindow, scheduler_from
+from fedfora.training.settings import TrainArguments
+
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 
 @dataclass(frozen=True)
@@ -24,50 +43,43 @@ class StepReport:
     tokens: int
 
 
-@dataclass
-class Progress:
-    """What a training has seen so far, over all processes.
+class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
+    """`Trainer` that runs a piece of a longer schedule and counts the tokens it trains on.
 
     Args:
-        tokens: Tokens read, padding left out.
-        answer_tokens: Tokens with a loss.
-        loss_sum: The steps' losses, added up.
-        seconds: Wall time of earlier pieces of the same training.
-        metrics_bytes: Length of metrics.jsonl after the last step counted here.
+        settings: Batch and learning rate.
+        stretch: Which steps of which schedule to take.
+        on_step: Called after every optimizer step.
+        checkpoints: How it is kept and validated; None for a client's few steps.
+        privacy: How single records are hidden, if they are.
+        **kwargs: As for `Trainer`.
     """
-
-    tokens: int = 0
-    answer_tokens: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    metrics_bytes: int = 0
-
-
-class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
-    """`Trainer` that runs a stretch of a longer schedule and counts the tokens it trains on."""
 
     def __init__(
         self,
         *,
+        settings: TrainArguments,
         stretch: StepWindow,
-        warmup_ratio: float,
-        group_by_length: bool = False,
-        max_tokens_per_pass: int | None = None,
+        on_step: Callable[[StepReport], None],
+        checkpoints: Checkpointing | None,
+        privacy: RecordPrivacy | None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(eval_dataset=checkpoints and checkpoints.validation, **kwargs)
         # What the Trainer asks of a loss that is already a mean over all batches of a step.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
-        self.max_tokens_per_pass = max_tokens_per_pass
+        self.settings, self.stretch, self.checkpoints = settings, stretch, checkpoints
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
-        self.group_by_length = group_by_length
         self._grouped: GroupedByLength | None = None
-        self.stretch = stretch
-        self.warmup_ratio = warmup_ratio
-        self.progress = Progress()
-        self.private: PrivateSteps | None = None
+        self.progress, self.started = Progress(), time.perf_counter()
+        tokens = settings.max_tokens_per_pass
+        self.private = None if privacy is None else PrivateSteps(privacy, tokens)
         self._step_loss: torch.Tensor | float = 0.0
         self._step_tokens = self._step_answer_tokens = 0
+        self.remove_callback(PrinterCallback)
+        if checkpoints is not None and checkpoints.patience is not None:
+            self.add_callback(EarlyStoppingCallback(checkpoints.patience, checkpoints.threshold))
+        self.add_callback(AfterStep(self, on_step))
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -77,7 +89,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             optimizer or self.optimizer,
             self.stretch,
             lr_scheduler_type=self.args.lr_scheduler_type,
-            warmup_ratio=self.warmup_ratio,
+            warmup_ratio=self.settings.warmup_ratio,
         )
         return self.lr_scheduler
 
@@ -98,7 +110,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             return super().training_step(model, inputs, num_items_in_batch)
         *passes, last = passes_of(
             inputs,
-            self.max_tokens_per_pass,
+            self.settings.max_tokens_per_pass,
             device=self.args.device.type,
             num_parameters=self.num_parameters,
         )
@@ -130,13 +142,14 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
     def count(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
         """Add a batch's tokens and its part of the step's loss."""
-        self._step_tokens += _num_tokens(inputs)
+        mask = inputs.get("attention_mask")  # packed batches have no padding, and no mask
+        self._step_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
         self._step_answer_tokens += int((inputs["labels"][:, 1:] != -100).sum())
         self._step_loss = self._step_loss + loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Group rows of like length where that is asked for; otherwise as the Trainer does."""
-        if not self.group_by_length:
+        if not self.settings.group_by_length:
             return super()._get_train_sampler(train_dataset)
         together = self.args.train_batch_size * self.args.world_size
         self._grouped = GroupedByLength(
@@ -164,15 +177,108 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.progress.answer_tokens += int(answer_tokens)
         return loss
 
+    # Saving and loading: called only where a training has checkpoints.
 
-def _num_tokens(inputs: dict[str, Any]) -> int:
-    """Tokens that are no padding; packed batches have none, and no mask."""
-    mask = inputs.get("attention_mask")
-    return int(inputs["input_ids"].numel() if mask is None else mask.sum())
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter, gathered from all processes, and read it back.
+
+        Raises:
+            ValueError: If it is not finite, cannot be written, or what was read back is not what
+                was trained.
+        """
+        assert self.checkpoints is not None
+        directory = Path(output_dir or self.args.output_dir)
+        state = gather_adapter(self)
+        if not self.args.should_save:
+            return
+        if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+            raise ValueError(
+                f"the training has diverged: {broken[0]} holds numbers that are not finite; lower "
+                f"--learning_rate ({self.args.learning_rate}); nothing was saved of this step"
+            )
+        try:
+            self.checkpoints.save_adapter(directory, state)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"--output_dir: {directory} cannot be written: {error}") from error
+        check_saved(directory, state)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, then the file that says it is whole, then remove the oldest."""
+        assert self.checkpoints is not None
+        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_progress(directory, self._progress_now(), self.checkpoints.identity)
+        except ValueError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise ValueError(
+                f"--output_dir: {directory} cannot be written: {error}; nothing of it was left, "
+                "earlier checkpoints are as they were"
+            ) from error
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=self.args.output_dir,
+                save_total_limit=self.checkpoints.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _progress_now(self) -> Progress:
+        """Return the progress with the time and the record until now."""
+        assert self.checkpoints is not None
+        seconds = self.progress.seconds + time.perf_counter() - self.started
+        metrics_bytes = self.checkpoints.metrics_bytes()
+        return replace(self.progress, seconds=seconds, metrics_bytes=metrics_bytes)
+
+    # On a machine with an encryption key, the optimizer's moments are never plain on a disk: they
+    # are sums of gradients and tell of the rows what gradients tell.
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if encryption_key() is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            for name, owner in ((OPTIMIZER, self.optimizer), (SCHEDULER, self.lr_scheduler)):
+                buffer = io.BytesIO()
+                torch.save(owner.state_dict(), buffer)
+                write_bytes(Path(output_dir) / name, buffer.getvalue())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_sealed(Path(checkpoint) / OPTIMIZER):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        for name, owner in ((OPTIMIZER, self.optimizer), (SCHEDULER, self.lr_scheduler)):
+            content = io.BytesIO(read_bytes(Path(checkpoint) / name))
+            owner.load_state_dict(torch.load(content, map_location="cpu", weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_sealed(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_sealed(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_sealed(self, checkpoint: str | None) -> bool:
+        """Read the adapter of a checkpoint into the model, if it is sealed; return whether."""
+        if checkpoint is None or not is_sealed(Path(checkpoint) / WEIGHTS):
+            return False
+        write_state(self.model, read_adapter(checkpoint))
+        return True
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Let this run's own intervals hold, not those stored in the checkpoint."""
+        state = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        return state
 
 
 class AfterStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Reports every optimizer step."""
+    """Reports every optimizer step and every validation."""
 
     def __init__(self, trainer: AdapterTrainer, on_step: Callable[[StepReport], None]) -> None:
         self.trainer, self.on_step = trainer, on_step
@@ -182,15 +288,54 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyp
         loss = self.trainer.finish_step()
         self.on_step(StepReport(state.global_step, loss, self.trainer.progress.tokens))
 
+    def on_evaluate(
+        self, _: Any, state: Any, __: Any, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Report a validation."""
+        if self.trainer.checkpoints is not None:
+            self.trainer.checkpoints.on_validation(state.global_step, metrics["eval_loss"])
 
-# The order of rows by length: rows of like length in a batch, so that little is padded.
+
+def check_saved(directory: Path, state: AdapterState) -> None:
+    """Raise unless the adapter in a directory is exactly `state`, and whole.
+
+    Raises:
+        ValueError: Naming the first factor that is empty or of another norm.
+    """
+    saved = read_adapter(directory)
+    for name, tensor in state.items():
+        norm, again = float(tensor.norm()), float(saved[name].norm())
+        if tensor.numel() == 0 or norm != again:
+            raise ValueError(
+                f"{directory}: {name} has norm {again} and shape {tuple(saved[name].shape)} in the "
+                f"file, {norm} and {tuple(tensor.shape)} in memory: the adapter was not saved "
+                "whole"
+            )
+
+
+def gather_adapter(trainer: Any) -> AdapterState:
+    """Return all factors, whole, on the CPU; every process of the training must call this.
+
+    Under DeepSpeed ZeRO-3 only the adapter's weights are gathered, under FSDP the model's. In all
+    other cases every process has the whole adapter.
+    """
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if plugin is not None and plugin.zero_stage == 3:
+        import deepspeed
+
+        adapter = [p for p in trainer.model.parameters() if p.requires_grad]
+        with deepspeed.zero.GatheredParameters(adapter):
+            return read_state(trainer.model)
+    if trainer.is_fsdp_enabled:
+        return state_from_dict(trainer.accelerator.get_state_dict(trainer.model_wrapped))
+    return read_state(trainer.accelerator.unwrap_model(trainer.model))
 
 
 class GroupedByLength(Sampler[int]):
-    """Rows at random, but batches of like length; the same order for the same seed and epoch.
+    """Rows at random, but batches of like length, so that little is padded.
 
-    transformers' own sampler draws from the global generator, so that a training resumed in a later
-    pass over the rows would see another order.
+    The order is the same for the same seed and epoch. transformers' own sampler draws from the
+    global generator, so that a training resumed in a later pass over the rows would see another.
 
     Args:
         lengths: Tokens of each row.
@@ -199,9 +344,7 @@ class GroupedByLength(Sampler[int]):
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.epoch = 0
 
     def __len__(self) -> int:

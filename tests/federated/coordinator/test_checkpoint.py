@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from fedfora.evaluation.metrics import Answer
 from fedfora.evaluation.scores import kind_of, score
 from fedfora.federated.coordinator.checkpoint import (
     Selection,
@@ -15,8 +14,8 @@ from fedfora.federated.coordinator.checkpoint import (
     resume_hint,
 )
 from fedfora.federated.simulation import read_rounds, simulate
+from fedfora.metrics import Answer, headlines
 from fedfora.reporting.view import View
-from fedfora.reporting.wording import main_scores
 
 
 def judge(values, *, lower_is_better=True):
@@ -59,7 +58,7 @@ def test_a_round_is_judged_by_the_score_that_the_report_shows(answers, name):
         answers, kind_of([a.reference for a in answers], with_options=bool(answers[0].options))
     )
     assert judging_score(scores.summary) == scores.summary[name] > 0
-    assert main_scores(scores.summary)[0] == name
+    assert headlines(scores.summary)[0] == name
     assert judging_score({}) is None
 
 

@@ -27,10 +27,10 @@ from typing import Any
 from fedfora._torch import Tensor
 from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.preflight import SITES_DIR
+from fedfora.metrics import headlines
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors, sync
 from fedfora.reporting.record import is_ours
-from fedfora.reporting.wording import main_scores
 
 BEST = "best"
 _NAME = re.compile(r"round-(\d{3,})")
@@ -80,7 +80,7 @@ class Selection:
 
 def judging_score(scores: dict[str, Any]) -> float | None:
     """Return the score that judges a round on test rows; None where nothing was scored."""
-    names = main_scores(scores)
+    names = headlines(scores)
     return float(scores[names[0]]) if names else None
 
 

@@ -48,7 +48,7 @@ from fedfora.federated.coordinator.site_privacy import (
 )
 from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.secure_aggregation.server import RoundLost, WrongShares
-from fedfora.federated.settings import FederationSettings, from_run_config
+from fedfora.federated.settings import NO_EFFECT, FederationSettings, from_run_config
 from fedfora.models.adapter_base import start_note
 from fedfora.models.loading import fora_config
 from fedfora.models.saving import as_saved, config_at_rank, save_adapter
@@ -91,7 +91,7 @@ def run_rounds(
         overwrite = settings.run.overwrite_output_dir
         record = RunRecord(directory, overwrite=overwrite, listeners=listeners)
         forget_earlier_run(directory)
-        record.write_config({name: asdict(getattr(settings, name)) for name in asdict(settings)})
+        record.write_config(asdict(settings), NO_EFFECT)
 
     def absent(site: str, reason: str) -> None:
         record.log("absent", site=site, reason=reason)

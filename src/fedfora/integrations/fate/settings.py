@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from fedfora.config import check_ranges, flag
+from fedfora.config import Options, flag
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.reporting.record import RunArguments
@@ -14,16 +14,22 @@ Party = tuple[str, str]  # role and id, as FATE names a party
 
 
 @dataclass
-class FateArguments:
+class FateArguments(Options):
     """Which party this is, who the others are, and what they agreed on."""
 
     role: str = flag(
-        "", "this party's role: one guest, one or more hosts, one arbiter", choices=ROLES
+        "",
+        "this party's role: one guest, one or more hosts, one arbiter",
+        choices=ROLES,
+        often=True,
     )
-    party_id: str | None = flag(None, "this party's id; only needed where a role has several")
+    party_id: str | None = flag(
+        None, "this party's id; only needed where a role has several", often=True
+    )
     parties: list[str] = flag(
         ["guest:9999", "host:10000", "arbiter:10000"],
         "all parties as role:id, in the same order everywhere",
+        often=True,
     )
     session_id: str = flag("fedfora", "name of the federation; a new one for every run")
     message_dir: str = flag(
@@ -34,15 +40,15 @@ class FateArguments:
         "a YAML file with the RabbitMQ broker that carries the messages (docs/fate.md); "
         "--message_dir is then this party's own",
     )
-    num_rounds: int = flag(3, "rounds of training and aggregation")
-    local_steps: int = flag(10, "optimizer steps of a party in a round")
+    num_rounds: int = flag(3, "rounds of training and aggregation", often=True, least=1)
+    local_steps: int = flag(10, "optimizer steps of a party in a round", often=True, least=1)
     trainable: str = flag(
         "all",
         "what trains and travels: all five factors, or the core alone, whose mean is exact",
         choices=("core", "all"),
     )
     warmup_rounds: int = flag(
-        0, "with --trainable core: so many first rounds train all factors, to find A and D"
+        0, "with --trainable core: so many first rounds train all factors, to find A and D", least=0
     )
     aggregator: str = flag(
         "secure_aggregate",
@@ -50,18 +56,17 @@ class FateArguments:
         choices=("secure_aggregate", "plaintext"),
     )
     error_probes: int = flag(
-        8, "random vectors that measure the aggregation error, with --trainable all; 0 for none"
+        8,
+        "random vectors that measure the aggregation error, with --trainable all; 0 for none",
+        least=0,
     )
-    timeout_s: float = flag(600.0, "longest wait for another party, its training included")
+    timeout_s: float = flag(
+        600.0, "longest wait for another party, its training included", within="(0, inf]"
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag."""
-        intervals = {
-            "[1, inf)": ("num_rounds", "local_steps"),
-            "[0, inf)": ("error_probes", "warmup_rounds"),
-            "(0, inf]": ("timeout_s",),
-        }
-        check_ranges(self, intervals)
+        super().__post_init__()
         if self.warmup_rounds and self.trainable != "core":
             raise ValueError("--warmup_rounds has a meaning with --trainable core only")
         if self.aggregator == "plaintext":

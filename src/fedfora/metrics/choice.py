@@ -10,7 +10,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from fedfora.evaluation.metrics import Answer, mean, metric
+from fedfora.metrics.metric import Answer, mean, metric
 
 LETTERS = string.ascii_uppercase
 _LEADING = re.compile(r"\(?([A-Z])\)?(?![A-Za-z' \t])")
@@ -69,25 +69,40 @@ def _letters(options: Sequence[str]) -> Sequence[str]:
     return LETTERS[: len(options)]
 
 
-@metric("accuracy", "choice", total=mean, row="correct")
+@metric(
+    "accuracy",
+    "choice",
+    total=mean,
+    row="correct",
+    label="accuracy, as written",
+    headline=0,
+    tabled=True,
+)
 def accuracy(answer: Answer) -> tuple[int, int]:
     """Return whether the written answer names the right option."""
     written = parse_choice(answer.prediction, answer.options)
     return int(written is not None and written == _right(answer)), 1
 
 
-@metric("parsed_share", "choice", total=mean, row="parsed")
-def parsed_share(answer: Answer) -> tuple[int, int]:
-    """Return whether the written answer names an option at all."""
-    return int(parse_choice(answer.prediction, answer.options) is not None), 1
-
-
-@metric("likelihood_accuracy", "choice", total=mean, row="likeliest_correct")
+@metric(
+    "likelihood_accuracy",
+    "choice",
+    total=mean,
+    row="likeliest_correct",
+    label="accuracy, by likelihood",
+    tabled=True,
+)
 def likelihood_accuracy(answer: Answer) -> tuple[int, int]:
     """Return whether the likeliest option is the right one; nothing where nobody asked."""
     if answer.likeliest is None:
         return 0, 0
     return int(answer.likeliest == _right(answer)), 1
+
+
+@metric("parsed_share", "choice", total=mean, row="parsed", label="share that parsed", tabled=True)
+def parsed_share(answer: Answer) -> tuple[int, int]:
+    """Return whether the written answer names an option at all."""
+    return int(parse_choice(answer.prediction, answer.options) is not None), 1
 
 
 def _right(answer: Answer) -> int | None:

@@ -11,19 +11,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from fedfora.evaluation.metrics import Answer, mean, metric
+from fedfora.metrics.metric import Answer, mean, metric
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-@metric("exact_match", "triples", "text", "choice", total=mean, row="exact_match")
-def exact_match(answer: Answer) -> tuple[int, int]:
-    """Return whether the prediction is the reference, but for space around it."""
-    return int(answer.prediction.strip() == answer.reference.strip()), 1
-
-
-@metric("token_f1", "text", total=mean, row="token_f1")
+@metric("token_f1", "text", total=mean, row="token_f1", label="token F1", headline=1, tabled=True)
 def token_f1(answer: Answer) -> tuple[float, int]:
     """Return the F1 of the bags of tokens, as SQuAD does (https://arxiv.org/abs/1606.05250, 6.1).
 
@@ -37,19 +31,28 @@ def token_f1(answer: Answer) -> tuple[float, int]:
     return 2 * hits / (len(predicted) + len(expected)), 1
 
 
-@metric("rouge1", "text", total=mean, row="rouge1", package="rouge_score")
+@metric("rouge1", "text", total=mean, row="rouge1", package="rouge_score", label="ROUGE-1")
 def rouge1(answer: Answer) -> tuple[float, int]:
     """Return the F1 of single tokens (Lin 2004, https://aclanthology.org/W04-1013, Sec. 2)."""
     return _rouge("rouge1", answer)
 
 
-@metric("rouge2", "text", total=mean, row="rouge2", package="rouge_score")
+@metric("rouge2", "text", total=mean, row="rouge2", package="rouge_score", label="ROUGE-2")
 def rouge2(answer: Answer) -> tuple[float, int]:
     """Return the F1 of pairs of tokens (Lin 2004, https://aclanthology.org/W04-1013, Sec. 2)."""
     return _rouge("rouge2", answer)
 
 
-@metric("rougeL", "text", total=mean, row="rougeL", package="rouge_score")
+@metric(
+    "rougeL",
+    "text",
+    total=mean,
+    row="rougeL",
+    package="rouge_score",
+    label="ROUGE-L",
+    headline=0,
+    tabled=True,
+)
 def rouge_l(answer: Answer) -> tuple[float, int]:
     """Return the F1 of the longest common subsequence (Lin 2004, Sec. 3.1)."""
     return _rouge("rougeL", answer)
@@ -63,7 +66,7 @@ def _chrf_of(sums: Sequence[float]) -> float:
     return float(_chrf()._compute_score_from_stats([int(n) for n in sums]).score)
 
 
-@metric("bleu", "text", total=_bleu_of, package="sacrebleu")
+@metric("bleu", "text", total=_bleu_of, package="sacrebleu", label="BLEU (0 to 100)", tabled=True)
 def bleu(answer: Answer) -> Sequence[float]:
     """Return lengths and n-gram matches of the row (Post 2018, https://aclanthology.org/W18-6319).
 
@@ -74,13 +77,37 @@ def bleu(answer: Answer) -> Sequence[float]:
     return _statistics(scorer, answer)
 
 
-@metric("chrf", "text", total=_chrf_of, row="chrf", package="sacrebleu")
+@metric(
+    "chrf",
+    "text",
+    total=_chrf_of,
+    row="chrf",
+    package="sacrebleu",
+    label="chrF (0 to 100)",
+    headline=0,
+    tabled=True,
+)
 def chrf(answer: Answer) -> Sequence[float]:
     """Return the row's character n-gram matches (Popovic 2015, https://aclanthology.org/W15-3049).
 
     The score is the corpus chrF2, 0 to 100, with sacrebleu's defaults.
     """
     return _statistics(_chrf(), answer)
+
+
+@metric(
+    "exact_match",
+    "triples",
+    "text",
+    "choice",
+    total=mean,
+    row="exact_match",
+    headline=2,
+    tabled="text",
+)
+def exact_match(answer: Answer) -> tuple[int, int]:
+    """Return whether the prediction is the reference, but for space around it."""
+    return int(answer.prediction.strip() == answer.reference.strip()), 1
 
 
 def _statistics(scorer: Any, answer: Answer) -> Sequence[float]:
@@ -109,7 +136,7 @@ class _AllScripts:
     """What rouge-score asks of a tokenizer."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the tokens of `fedfora.evaluation.text`."""
+        """Return the tokens of `fedfora.metrics.text`."""
         return tokens(text)
 
 

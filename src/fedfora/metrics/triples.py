@@ -14,8 +14,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from fedfora.evaluation.metrics import Answer, mean, metric
-from fedfora.evaluation.text import tokens
+from fedfora.metrics.metric import Answer, mean, metric
+from fedfora.metrics.text import tokens
 
 Triple = tuple[str, str, str]
 _BETWEEN = re.compile(r"(?<!\\)_")
@@ -62,48 +62,50 @@ def f1(sums: Sequence[float]) -> float:
     return 2 * hits / total if total else 0.0
 
 
-@metric("precision", "triples", total=precision)
-@metric("recall", "triples", total=recall)
-@metric("f1", "triples", total=f1)
+@metric("f1", "triples", total=f1, label="F1", headline=0, tabled=True)
+@metric("recall", "triples", total=recall, tabled=True)
+@metric("precision", "triples", total=precision, tabled=True)
 def triple_counts(answer: Answer) -> tuple[int, int, int]:
     """Return how many triples are right, predicted and expected."""
     return _compared(*_both(answer))
 
 
-@metric("macro_precision", "triples", total=mean, row="precision")
+@metric("folded_f1", "triples", total=f1, label="F1, case and space folded")
+def folded_counts(answer: Answer) -> tuple[int, int, int]:
+    """Return the counts where case and space do not matter."""
+    return _matched(*_both(answer), _equal_folded)
+
+
+@metric("lenient_f1", "triples", total=f1, label="F1, lenient (tails overlap)")
+def lenient_counts(answer: Answer) -> tuple[int, int, int]:
+    """Return the counts where head and relation are right and the tails overlap."""
+    return _matched(*_both(answer), _overlapping)
+
+
+@metric(
+    "macro_precision", "triples", total=mean, row="precision", label="precision, mean over rows"
+)
 def macro_precision(answer: Answer) -> tuple[float, int]:
     """Return the row's precision; 1 where nothing was expected and nothing predicted."""
     counts = triple_counts(answer)
     return precision(counts) if any(counts) else 1.0, 1
 
 
-@metric("macro_recall", "triples", total=mean, row="recall")
+@metric("macro_recall", "triples", total=mean, row="recall", label="recall, mean over rows")
 def macro_recall(answer: Answer) -> tuple[float, int]:
     """Return the row's recall; 1 where nothing was expected and nothing predicted."""
     counts = triple_counts(answer)
     return recall(counts) if any(counts) else 1.0, 1
 
 
-@metric("macro_f1", "triples", total=mean, row="f1")
+@metric("macro_f1", "triples", total=mean, row="f1", label="F1, mean over rows")
 def macro_f1(answer: Answer) -> tuple[float, int]:
     """Return the row's F1; 1 where nothing was expected and nothing predicted."""
     counts = triple_counts(answer)
     return f1(counts) if any(counts) else 1.0, 1
 
 
-@metric("folded_f1", "triples", total=f1)
-def folded_counts(answer: Answer) -> tuple[int, int, int]:
-    """Return the counts where case and space do not matter."""
-    return _matched(*_both(answer), _equal_folded)
-
-
-@metric("lenient_f1", "triples", total=f1)
-def lenient_counts(answer: Answer) -> tuple[int, int, int]:
-    """Return the counts where head and relation are right and the tails overlap."""
-    return _matched(*_both(answer), _overlapping)
-
-
-@metric("parse_rate", "triples", total=mean, row="parsed")
+@metric("parse_rate", "triples", total=mean, row="parsed", tabled=True)
 def parse_rate(answer: Answer) -> tuple[int, int]:
     """Return whether every predicted line is a triple."""
     return int(not parse_triples(answer.prediction)[1]), 1

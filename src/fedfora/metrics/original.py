@@ -10,7 +10,7 @@ of single characters, so the order of words, and whether a word stands there at 
 
 from collections.abc import Sequence
 
-from fedfora.evaluation.metrics import Answer, mean, metric
+from fedfora.metrics.metric import Answer, mean, metric
 
 ROWS_ASSUMED = 50
 
@@ -19,14 +19,14 @@ def _per_fifty(sums: Sequence[float]) -> float:
     return sums[0] / ROWS_ASSUMED
 
 
-@metric("original_f1", "triples", total=_per_fifty)
+@metric("original_f1", "triples", total=_per_fifty, label="F1 as the original code counts it")
 def original_f1(answer: Answer) -> tuple[float]:
     """Return the F1 of the sets of lines; the prompt's lines stand among the predicted ones."""
     predicted = set((answer.prompt + "\n" + answer.prediction).split("\n"))
     return (_set_f1(predicted, set(answer.reference.split("\n"))),)
 
 
-@metric("original_character_f1", "text", total=mean)
+@metric("original_character_f1", "text", total=mean, label="character F1 of the original")
 def original_character_f1(answer: Answer) -> tuple[float, int]:
     """Return the F1 of the sets of characters."""
     return _set_f1(set(answer.prediction), set(answer.reference)), 1
