@@ -194,7 +194,7 @@ def test_libraries_talk_as_before_afterwards(training, rows, tmp_path):
         ("simulate", {"num_round": 3}, "did you mean --num_rounds?"),
         ("predict", {"model_dri": "x"}, "did you mean --model_dir?"),
         ("export", {"merge_int": "x"}, "did you mean --merge_into?"),
-        ("train", {"help": True}, "unknown option 'help'"),
+        ("train", {"help": True}, "unknown option --help; "),
         ("train", {"quantization": "nf5"}, "did you mean 'nf4'"),
         ("train", {"lora_rank": "two"}, "lora_rank.*'two'"),
         ("train", {"max_steps": 0}, "nothing to train"),

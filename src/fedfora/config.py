@@ -340,7 +340,8 @@ class ConfigParser(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> str:
         name = word.split("=")[0]
-        options = [option for option in self._option_string_actions if option.startswith("--")]
+        actions = self._option_string_actions
+        options = [option for option in actions if actions[option].dest in self._shown]
         asked = "--" + name.lstrip("-").replace("-", "_")
         if asked[2:] in self.without:
             return f"{asked} has no effect in {self.prog}"

@@ -82,10 +82,13 @@ def answer_batch(
     batch = _left_padded(prompts, tokenizer.pad_token_id, model.device)
     ends = _ends(model, tokenizer)  # before the model's own configuration is set aside
     options: dict[str, Any] = {
-        name: getattr(decoding, name) for name in ("do_sample", "num_beams", "repetition_penalty")
+        "do_sample": decoding.do_sample,
+        "num_beams": decoding.num_beams,
+        "repetition_penalty": decoding.repetition_penalty,
     }
     if decoding.do_sample:
-        options |= {name: getattr(decoding, name) for name in ("temperature", "top_p", "top_k")}
+        options |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
+        options["top_k"] = decoding.top_k
     # fork_rng keeps the draws of others where they were.
     with (
         _own_generation_config(model),
