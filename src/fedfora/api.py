@@ -257,13 +257,12 @@ def simulate(*, progress: bool = False, **options: Any) -> Result:
         if settings.rounds.engine == "ray" and any(map(is_in_memory, files)):
             raise ConfigError("--engine ray: its processes read files, and no rows from memory")
         with _view(progress, work_of(settings)) as view:
-            from fedfora.federated.comparison import compare, work_of_comparison
+            from fedfora.federated.comparison import compare
             from fedfora.federated.simulation import simulate
             from fedfora.federated.site_runtime import release
 
             try:
                 if settings.federation.compare:
-                    view.total = work_of_comparison(settings)
                     compare(settings, view)
                 else:
                     simulate(settings, view)

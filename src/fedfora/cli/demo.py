@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> None:
     parser = ConfigParser([DemoArguments], prog="fedfora demo", description=__doc__)
     (arguments,) = parser.parse(argv)
     silence_libraries()
-    from fedfora.federated.preflight import preflight
+    from fedfora.federated.preflight import preflight, work_of
     from fedfora.federated.settings import from_run_config
 
     settings = from_run_config(
@@ -63,11 +63,11 @@ def run(argv: Sequence[str]) -> None:
     )
     names = preflight(settings)
     announce(f"Four clinics: {', '.join(names)}. Their notes stay where they are; adapters travel")
-    from fedfora.federated.comparison import compare, work_of_comparison
+    from fedfora.federated.comparison import compare
     from fedfora.reporting.record import write_json
     from fedfora.reporting.view import View
 
-    with View(work_of_comparison(settings)) as view:
+    with View(work_of(settings)) as view:
         comparison = compare(settings, view)
     summary = summarize(comparison)
     write_json(Path(arguments.output_dir) / "summary.json", summary)

@@ -24,18 +24,17 @@ def run(argv: Sequence[str]) -> None:
     settings = resolve_settings(parser.values(argv), parser)
     silence_libraries()
     announce(_plan(settings, preflight(settings)))
-    from fedfora.federated.comparison import compare, work_of_comparison
+    from fedfora.federated.comparison import compare
     from fedfora.federated.coordinator.checkpoint import next_steps, resume_hint
     from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View
 
     comparison = None
     try:
-        if settings.federation.compare:
-            with View(work_of_comparison(settings)) as view:
+        with View(work_of(settings)) as view:
+            if settings.federation.compare:
                 comparison = compare(settings, view)
-        else:
-            with View(work_of(settings)) as view:
+            else:
                 simulate(settings, view)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(resume_hint(settings.run.output_dir)) from stop

@@ -20,7 +20,7 @@ from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
 from fedfora.data.partition import JOINED
 from fedfora.evaluation.evaluate import evaluate
-from fedfora.federated.preflight import num_test_rows, site_names, work_of
+from fedfora.federated.preflight import site_names
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.simulation import simulate
 from fedfora.federated.site_runtime import SiteRuntime, load_runtime, open_site
@@ -113,16 +113,6 @@ def headline_score(scores: dict[str, Any]) -> str:
     if names := headlines(scores):
         return names[0]
     raise ValueError("--compare: the test rows have no answers to score")
-
-
-def work_of_comparison(settings: FederationSettings) -> float:
-    """Return the work of `compare`, in optimizer steps, for the view's total."""
-    num_sites, num_steps = len(site_names(settings)), _num_steps(settings)
-    arms = settings.federation.compare
-    trainings = num_sites * (("alone" in arms) + ("central" in arms))
-    evaluations = 1 + (num_sites if "alone" in arms else 0) + ("base" in arms) + ("central" in arms)
-    rows = num_test_rows(settings) * EVALUATED_ROW
-    return work_of(settings) + trainings * num_steps + evaluations * rows
 
 
 def compare(settings: FederationSettings, view: View) -> Comparison:

@@ -69,21 +69,20 @@ def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
 
 
 def work_of(settings: FederationSettings) -> float:
-    """Return the work of a simulation, in optimizer steps, for the view's total."""
-    federation = settings.federation
-    sites = federation.clients_per_round or len(site_names(settings))
-    rounds = federation.num_rounds
-    evaluations = -(-rounds // federation.eval_rounds)
-    rows = num_test_rows(settings)
-    return rounds * sites * federation.local_steps + evaluations * rows * EVALUATED_ROW
-
-
-def num_test_rows(settings: FederationSettings) -> int:
-    """Return how many rows an evaluation answers."""
-    if settings.data.test_file is None:
-        return 0
-    rows = load_examples(settings.data.test_file, settings.data)
-    return len(rows[: settings.evaluation.max_eval_samples])
+    """Return the work of a simulation and its comparison, in optimizer steps: the view's total."""
+    federation, arms = settings.federation, settings.federation.compare
+    rows, num_sites = 0, len(site_names(settings))
+    if settings.data.test_file is not None:
+        examples = load_examples(settings.data.test_file, settings.data)
+        rows = len(examples[: settings.evaluation.max_eval_samples])
+    sampled = federation.clients_per_round or num_sites
+    steps = federation.num_rounds * federation.local_steps * sampled
+    evaluations = -(-federation.num_rounds // federation.eval_rounds)
+    if arms:  # a site alone takes its steps once more, central training takes those of all
+        trainings = num_sites * (("alone" in arms) + ("central" in arms))
+        steps += trainings * federation.num_rounds * federation.local_steps
+        evaluations += 1 + num_sites * ("alone" in arms) + ("base" in arms) + ("central" in arms)
+    return steps + evaluations * rows * EVALUATED_ROW
 
 
 # `--resume DIRECTORY`: the settings of a run, from its own config.yaml, all unchanged.
