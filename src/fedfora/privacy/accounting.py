@@ -280,7 +280,7 @@ def _read(path: Path) -> list[Line]:
         ]
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"the privacy ledger {path} cannot be used, nothing was spent: {error}"
+            f"{path} is no privacy ledger for these data; nothing was spent: {error}"
         ) from error
 
 
