@@ -3,8 +3,10 @@
 Blocks fenced as `bash` are run, page by page, in an empty directory and in their order; those
 fenced as `shell` need what a test has not: a GPU, a server, a network. In the same way those fenced
 as `python` are run, with a tiny base in the directory MODEL, and those fenced as `py` are not.
+The notebooks are run as well, cell by cell.
 """
 
+import json
 import re
 import runpy
 import subprocess
@@ -40,6 +42,30 @@ def test_every_python_block_of_the_page_runs(page, tmp_path, monkeypatch, tiny_d
         exec(compile(block, page, "exec"), names)
 
 
+NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_cell_of_the_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), names)
+
+
+def test_notebooks_are_kept_without_outputs_and_link_to_pages_that_are_there():
+    assert len(NOTEBOOKS) == 2
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+        for page in re.findall(
+            r"\]\((\S+)\)", "".join(line for c in cells for line in c["source"])
+        ):
+            assert (path.parent / page).is_file(), page
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_the_page_runs(page, tmp_path):
@@ -56,7 +82,7 @@ def test_every_command_of_the_page_runs(page, tmp_path):
 
 def test_the_pages_that_promise_to_run_are_found():
     assert {"docs/index.md", "docs/own-data.md", "docs/simulate.md", "docs/serve.md"} <= set(PAGES)
-    assert {"README.md", "docs/fora.md"} <= set(PYTHON)
+    assert {"README.md", "docs/fora.md", "docs/own-trainer.md"} <= set(PYTHON)
 
 
 def test_the_reference_knows_the_options_of_every_command():

@@ -17,12 +17,12 @@ from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
     from fedfora.adapter import ForaConfig, ForaLayer, ForaLinear, ForaModel
-    from fedfora.api import export, predict, simulate, train
+    from fedfora.api import export, federate, predict, simulate, train
 
     __version__: str
 
 __all__ = ["ForaConfig", "ForaLayer", "ForaLinear", "ForaModel"]
-__all__ += ["__version__", "export", "predict", "simulate", "train"]
+__all__ += ["__version__", "export", "federate", "predict", "simulate", "train"]
 
 # What a library must be loaded for, and the module that registers itself in it when imported: at
 # once where the library is loaded already, otherwise when it is.

@@ -1,4 +1,4 @@
-"""The commands as functions: `fedfora.train`, `predict`, `simulate` and `export`.
+"""The commands as functions, `fedfora.train`, `predict`, `simulate` and `export`; and `federate`.
 
 Every option of a command is a keyword of its function, by the same name and with the same checks:
 see [Options](flags.md). `model` is short for `model_name_or_path`, `config` names a YAML file.
@@ -209,7 +209,11 @@ def _with_signature(function: Function) -> Function:
     except ModuleNotFoundError:  # an extra is not installed; a call says which
         return function
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = {"progress": inspect.Parameter("progress", keyword, default=False)}
+    parameters = {
+        name: parameter.replace(kind=keyword)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name != "options"
+    }
     items = [item for section in known.SECTIONS.values() for item in fields(section)]
     for item in (item for item in items if item.name not in getattr(known, "NO_EFFECT", ())):
         default = item.default_factory() if callable(item.default_factory) else item.default
@@ -243,20 +247,40 @@ def train(*, progress: bool = False, **options: Any) -> Result:
 
 
 @_with_signature
-def simulate(*, progress: bool = False, **options: Any) -> Result:
+def simulate(
+    *,
+    progress: bool = False,
+    trainer_factory: Callable[[int], Any] | None = None,
+    **options: Any,
+) -> Result:
     """Run a whole federation in this process, as `fedfora simulate` does, to the same bits.
 
     `resume=DIRECTORY` resumes a stopped one; rows from memory are given again.
+
+    With `trainer_factory` every site trains with a Trainer of its own: the function is called with
+    the numbers of the sites, from 0 to `num_clients` - 1, and returns a `transformers.Trainer`, or
+    one that inherits from it, whose model has a LoRA or FoRA adapter. Model, rows, loss, batches
+    and learning rate are the Trainer's; a round takes `local_steps` of its steps. The function is
+    called with the same random seed each time, so that all sites begin with the same adapter. In
+    the end the Trainers' models have the federation's adapter.
     """
-    with _command("simulate", options) as (parser, values):
+    with _command("simulate", options) as (parser, values), ExitStack() as held:
         from fedfora.federated.preflight import preflight, resolve_settings, work_of
 
-        settings = resolve_settings(values, parser)
-        preflight(settings)
+        own_rows = None
+        if trainer_factory is None:
+            settings = resolve_settings(values, parser)
+        else:
+            from fedfora.federated.own_trainer import open_sites, rows_of, take_home, taking_part
+
+            settings, sites = open_sites(trainer_factory, values, parser)
+            own_rows = rows_of(sites)
+            held.enter_context(taking_part(sites))
+        preflight(settings, own_rows)
         files = (settings.data.train_file, settings.data.test_file)
         if settings.rounds.engine == "ray" and any(map(is_in_memory, files)):
             raise ConfigError("--engine ray: its processes read files, and no rows from memory")
-        with _view(progress, work_of(settings)) as view:
+        with _view(progress, work_of(settings, len(own_rows or ()))) as view:
             from fedfora.federated.comparison import compare
             from fedfora.federated.simulation import simulate
             from fedfora.federated.site_runtime import release
@@ -265,9 +289,11 @@ def simulate(*, progress: bool = False, **options: Any) -> Result:
                 if settings.federation.compare:
                     compare(settings, view)
                 else:
-                    simulate(settings, view)
+                    simulate(settings, view, own_rows)
             finally:
                 release()
+        if trainer_factory is not None:
+            take_home(sites, settings.run.output_dir)
     directory = Path(settings.run.output_dir)
     return Result(directory, directory)
 
@@ -300,6 +326,33 @@ def export(*, progress: bool = False, **options: Any) -> Export:
             from fedfora.exporting.run import export
 
             return Export(Path(settings.export.output_dir), export(settings))
+
+
+def federate(trainer: Any, *, kit: str | Path = ".") -> None:
+    """Take part in a real federation with a Trainer of one's own, until this process is stopped.
+
+    It takes the place of `fedfora site --kit KIT`. The script that calls it is the site's own: the
+    coordinator asks for rounds and gets adapters; it can neither choose nor change what the Trainer
+    does. The adapter that the Trainer's model has now must be the same at all sites: call
+    `transformers.set_seed` with the same number before it is made.
+
+    Args:
+        trainer: A `transformers.Trainer`, or one that inherits from it as TRL's do, whose model has
+            a LoRA or FoRA adapter.
+        kit: Directory of the site's kit, as `fedfora provision` made it.
+
+    Raises:
+        ValueError: If a federation cannot use the Trainer, or there is no site's kit.
+    """
+    from fedfora.cli.console import log_line
+    from fedfora.deployment.kit import read_site_kit
+    from fedfora.deployment.site import run_site
+    from fedfora.deployment.trainer import serve_site
+    from fedfora.federated.own_trainer import OwnSite, taking_part
+
+    site_kit = read_site_kit(kit)
+    with taking_part([OwnSite(trainer, "federate")]):
+        run_site(site_kit, log_line, lambda: serve_site(site_kit))
 
 
 @contextmanager

@@ -57,6 +57,58 @@ def test_real_sites_give_the_embedded_engines_adapter_to_the_bit(federation, emb
         assert disagreements(ours, theirs) == []
 
 
+OWN_SITE = """
+import sys
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+import fedfora
+from fedfora.data.encoding import encode_examples, prompt_format_of
+from fedfora.data.loading import load_examples
+from fedfora.data.settings import DataArguments
+from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.settings import AdapterArguments, ModelArguments
+
+kit, model, rows = sys.argv[1:]
+base = load_base(ModelArguments(model, quantization="none"))
+data = DataArguments()
+encoded = encode_examples(
+    load_examples(rows, data), base.tokenizer, prompt_format_of(data, base.tokenizer)
+)
+trainer = Trainer(
+    add_adapter(base, AdapterArguments(lora_rank=2), seed=42),
+    TrainingArguments(kit + "/own", learning_rate=2e-4, lr_scheduler_type="cosine",
+        warmup_steps=0.1, per_device_train_batch_size=2, report_to="none", use_cpu=True),
+    train_dataset=encoded,
+    data_collator=DataCollatorForSeq2Seq(base.tokenizer, label_pad_token_id=-100),
+    processing_class=base.tokenizer,
+)
+fedfora.federate(trainer, kit=kit)
+"""
+
+
+def test_a_site_with_a_trainer_of_its_own_takes_part_beside_a_built_in_one(
+    federation, embedded, rows, tiny_dir
+):
+    """The same base, start and steps, so the embedded adapter but for the order of additions; a
+    lost connection is made again, and nothing stays behind."""
+    real = federation(2, quorum=2, learning_rate=2e-4, num_rounds=3)
+    own, builtin = real.names
+    script = real.place / "own_site.py"
+    script.write_text(OWN_SITE)
+    real.start(own, str(script), str(real.site_kit(own)), tiny_dir, str(rows[own]))
+    real.join(builtin)
+    real.until(lambda: real.pids("supernode", own))
+    real.kill("supernode", own)
+    real.coordinate()
+    expected = embedded(2, learning_rate=2e-4, num_rounds=3)
+    assert real.wait() == 0, real.logs()
+    assert [len(event["sites"]) for event in real.events("round")] == [2, 2, 2]
+    assert max(expected[name].abs().max() for name in expected if ".fora_D." in name) > 1e-4
+    assert_close(real.run_directory, expected, atol=1e-6)
+    for name in real.names:
+        assert real.end(name) == 0
+    real.until(lambda: not real.pids(), 20)
+
+
 @pytest.mark.deploy
 def test_real_sites_add_up_under_the_keys_of_their_kits(federation, embedded):
     """Masks cancel to the bit, so the keys do not show in the adapter; the order of rows, which is

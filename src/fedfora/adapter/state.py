@@ -4,6 +4,8 @@ A folded adapter holds A, D and E' = K - I for each layer, with B' = 0. It is th
 the five factors, in the bytes of LoRA plus R x R. C is not sent: whoever unfolds draws it from the
 run's seed and the layer's name, so every participant has the same one.
 
+LoRA's two factors are A and D here; its core is I and nowhere written.
+
 Names are `<layer>.<factor>`, e.g. `model.layers.0.self_attn.q_proj.A`.
 """
 
@@ -12,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fedfora.adapter.config import default_inner_dim
@@ -39,7 +42,7 @@ def from_peft_key(key: str, kind: str = "fora") -> str | None:
 
 
 def read_state(model: nn.Module, adapter_name: str = "default") -> AdapterState:
-    """Return copies of all five factors of every adapted layer, in float32, on the CPU."""
+    """Return copies of all factors of every adapted layer, in float32, on the CPU."""
     return {
         f"{layer}.{factor}": weight.detach().to("cpu", torch.float32, copy=True)
         for layer, factor, weight in _weights(model, adapter_name)
@@ -74,8 +77,11 @@ def write_state(model: nn.Module, state: AdapterState, adapter_name: str = "defa
 
 def fold(state: AdapterState) -> AdapterState:
     """Return A, D and E' = E + C B for every layer (DESIGN: what travels)."""
-    folded = {}
+    folded: AdapterState = {}
     for layer in layers_of(state):
+        if f"{layer}.B" not in state:  # LoRA
+            folded |= {name: state[name].clone() for name in (f"{layer}.A", f"{layer}.D")}
+            continue
         B_MR, C_RM, E_RR = (state[f"{layer}.{factor}"] for factor in ("B", "C", "E"))
         folded[f"{layer}.A"] = state[f"{layer}.A"].clone()
         folded[f"{layer}.D"] = state[f"{layer}.D"].clone()
@@ -99,7 +105,7 @@ def unfold(folded: AdapterState, *, seed: int, inner_dim: int | None = None) -> 
         state[f"{layer}.B"] = torch.zeros(M, rank)
         state[f"{layer}.C"] = _draw_C(seed, layer, rank, M)
         state[f"{layer}.D"] = folded[f"{layer}.D"]
-        state[f"{layer}.E"] = folded[f"{layer}.E"]
+        state[f"{layer}.E"] = folded.get(f"{layer}.E", torch.zeros(rank, rank))
     return state
 
 
@@ -150,10 +156,13 @@ def _draw_C(seed: int, layer: str, rank: int, inner_dim: int) -> Tensor:
 def _weights(model: nn.Module, adapter_name: str) -> list[tuple[str, str, Tensor]]:
     found = []
     for path, module in model.named_modules():
+        layer = path.removeprefix(PREFIX)
         if isinstance(module, ForaLayer) and adapter_name in module.fora_A:
-            layer = path.removeprefix(PREFIX)
             found += [
                 (layer, factor, getattr(module, f"fora_{factor}")[adapter_name].weight)
                 for factor in FACTORS
             ]
+        elif isinstance(module, LoraLayer) and adapter_name in module.lora_A:
+            found.append((layer, "A", module.lora_A[adapter_name].weight))
+            found.append((layer, "D", module.lora_B[adapter_name].weight))
     return found

@@ -75,7 +75,7 @@ def _iid(num_rows: int, num_clients: int, seed: int) -> dict[str, list[int]]:
 
     order = np.random.default_rng(seed).permutation(num_rows)
     shares = np.array_split(order, num_clients)
-    return {_name(i, num_clients): sorted(map(int, share)) for i, share in enumerate(shares)}
+    return {site_name(i, num_clients): sorted(map(int, share)) for i, share in enumerate(shares)}
 
 
 def _dirichlet(
@@ -94,7 +94,7 @@ def _dirichlet(
     )
     partitioner.dataset = Dataset.from_dict({column: values, "row": list(range(len(values)))})
     return {
-        _name(i, num_clients): sorted(partitioner.load_partition(i)["row"])
+        site_name(i, num_clients): sorted(partitioner.load_partition(i)["row"])
         for i in range(num_clients)
     }
 
@@ -129,5 +129,6 @@ def _check_enough(examples: list[Example], num_clients: int) -> None:
         )
 
 
-def _name(index: int, num_clients: int) -> str:
+def site_name(index: int, num_clients: int) -> str:
+    """Return the name of a site that has none."""
     return f"site-{index:0{len(str(num_clients - 1))}d}"

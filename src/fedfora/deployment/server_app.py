@@ -33,7 +33,7 @@ from fedfora.deployment.run_state import (
     write_begun,
     write_outcome,
 )
-from fedfora.deployment.supervisor import exit_with_parent
+from fedfora.deployment.supervisor import exit_with_parent, log_into
 from fedfora.federated.coordinator.handshake import Membership
 from fedfora.federated.coordinator.receiving import printable
 from fedfora.federated.coordinator.rounds import run_rounds
@@ -56,7 +56,7 @@ def make_app() -> ServerApp:
         kit = read_coordinator_kit(os.environ[KIT])
         run = _run_of(kit, context)
         write_begun(kit.state, run)
-        _log_to(kit)
+        log_into(kit.state / "logs" / "server.log")
         try:
             _run(kit, run, grid)
         except Exception as error:
@@ -68,17 +68,6 @@ def make_app() -> ServerApp:
         write_outcome(kit.state, Outcome(run.name, run.attempt, FINISHED, ""))
 
     return app
-
-
-def _log_to(kit: CoordinatorKit) -> None:
-    """Keep what is logged: Flower throws away what a run's process prints."""
-    logs = kit.state / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(logs / "server.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("fedfora")
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
 
 
 def _run_of(kit: CoordinatorKit, context: Context) -> PlannedRun:

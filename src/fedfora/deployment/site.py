@@ -6,10 +6,10 @@ It runs for months beside them, so it loads neither Flower nor any library of mo
 import getpass
 import json
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
 
 from fedfora.deployment import journal
 from fedfora.deployment.flower_processes import PROGRAM, environment
@@ -19,6 +19,7 @@ from fedfora.deployment.supervisor import (
     LONGEST_PAUSE_S,
     Child,
     Supervisor,
+    log_into,
     only_one,
     stoppable,
 )
@@ -27,32 +28,46 @@ CHECK_S = 0.5
 TRAINER_PROCESS = "fedfora.deployment.trainer_process"  # a module: named here, loaded only there
 
 
-def run_site(kit: SiteKit, say: Callable[[str], None]) -> None:
+def run_site(
+    kit: SiteKit, say: Callable[[str], None], serve: Callable[[], None] | None = None
+) -> None:
     """Run a site until this process is told to stop.
 
     Args:
         kit: The site's.
         say: Told in one line what happens.
+        serve: Does the trainer's work in this process, for ever; None for a process of its own. It
+            is not started again where it hangs.
     """
     with stoppable(), only_one(kit.state, "site.lock"):
         with suppress(OSError):  # on a full disk it says so to the coordinator, by its code
             journal.append(kit.state, "started", site=kit.name, account=getpass.getuser())
-        _keep_running(Supervisor(children(kit), say), kit.state)
+        trainer, supernode = children(kit)
+        if serve is not None:
+            log_into(trainer.log)
+        supervisor, over = Supervisor([supernode] if serve else [trainer, supernode], say), Event()
+        with supervisor.running():
+            if serve is None:
+                _keep_running(supervisor, kit.state, over)
+                return
+            keeper = Thread(target=_keep_running, args=(supervisor, kit.state, over), daemon=True)
+            keeper.start()
+            try:
+                serve()
+            finally:
+                over.set()
+                keeper.join()
 
 
-def _keep_running(supervisor: Supervisor, state: Path) -> None:
-    supernode, told = supervisor.children[1], False
-    with supervisor.running():
-        while True:
-            time.sleep(CHECK_S)
-            supervisor.check()
-            in_vain = supernode.pause_s >= LONGEST_PAUSE_S  # it has not lasted, again and again
-            if in_vain and not told:
-                supervisor.say(
-                    "ALARM not_let_in: see `fedfora check site`, and the SuperNode's log"
-                )
-                journal.alarm(state, "not_let_in", log=str(supernode.log))
-            told = in_vain
+def _keep_running(supervisor: Supervisor, state: Path, over: Event) -> None:
+    supernode, told = supervisor.children[-1], False
+    while not over.wait(CHECK_S):
+        supervisor.check()
+        in_vain = supernode.pause_s >= LONGEST_PAUSE_S  # it has not lasted, again and again
+        if in_vain and not told:
+            supervisor.say("ALARM not_let_in: see `fedfora check site`, and the SuperNode's log")
+            journal.alarm(state, "not_let_in", log=str(supernode.log))
+        told = in_vain
 
 
 def children(kit: SiteKit) -> list[Child]:

@@ -173,6 +173,16 @@ def only_one(directory: Path, name: str) -> Iterator[None]:
         yield
 
 
+def log_into(path: Path) -> None:
+    """Keep what this process logs in a file: nobody may see what it prints."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("fedfora")
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+
+
 class Stopped(BaseException):
     """The process was told to end. Not an Exception, so that nobody on the way takes it for one."""
 

@@ -29,11 +29,12 @@ from fedfora.deployment import client_app, socket_wire
 from fedfora.deployment.client_app import ANSWER_S, OPERATIONS, SOCKET
 from fedfora.deployment.heartbeat import HEARTBEAT, Heartbeat
 from fedfora.deployment.journal import RUN_NAME
+from fedfora.deployment.kit import SiteKit
 from fedfora.deployment.settings import check_sent
 from fedfora.deployment.supervisor import only_one
 from fedfora.federated.engines.embedded import introduce_this_process
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.settings_scope import at_site
+from fedfora.federated.settings_scope import as_scalar, at_site
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site.identity import SIGNING_KEY, SITE_KEYS, SITE_STATE
 from fedfora.federated.site_runtime import (
@@ -215,6 +216,13 @@ def word_for(error: Exception, operation: str) -> str:
         if isinstance(error, kind):
             return word
     return operation.upper() if operation in OPERATIONS else "MESSAGE"
+
+
+def serve_site(kit: SiteKit) -> None:
+    """Serve the site of a kit, for ever."""
+    own = {name: as_scalar(value) for name, value in kit.settings.items()}
+    keys = (kit.signing_key, kit.site_keys)
+    serve(Trainer(kit.name, kit.index, own, kit.state, keys, kit.base_fingerprint))
 
 
 def serve(trainer: Trainer, *, max_bytes: int = socket_wire.MAX_BYTES) -> None:

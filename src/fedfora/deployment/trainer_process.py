@@ -12,15 +12,11 @@ from fedfora.deployment.kit import read_site_kit
 def main(directory: str) -> None:
     """Serve the site whose kit lies in a directory."""
     with hide_packages(*NOT_FOR_TRAINING):
-        from fedfora.deployment.trainer import Trainer, serve
-    from fedfora.federated.settings_scope import as_scalar
-
+        from fedfora.deployment.trainer import serve_site
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     kit = read_site_kit(directory)
     os.chdir(kit.directory)  # a relative path in kit.yaml is one from there
-    own = {name: as_scalar(value) for name, value in kit.settings.items()}
-    keys = (kit.signing_key, kit.site_keys)
-    serve(Trainer(kit.name, kit.index, own, kit.state, keys, kit.base_fingerprint))
+    serve_site(kit)
 
 
 # Keeps packages out of memory that libraries import in passing and a site's trainer does not use.

@@ -22,8 +22,15 @@ from fedfora.reporting.view import EVALUATED_ROW
 from fedfora.seeds import derive_seed
 
 
-def preflight(settings: FederationSettings) -> dict[str, int]:
-    """Return each site's number of rows, once all that needs no model has been checked."""
+def preflight(
+    settings: FederationSettings, own_rows: dict[str, int] | None = None
+) -> dict[str, int]:
+    """Return each site's number of rows, once all that needs no model has been checked.
+
+    Args:
+        settings: What is to run.
+        own_rows: Where every site brings a Trainer of its own: the rows that they have.
+    """
     if settings.rounds.resume is None:
         run = settings.run
         check_output_dir(
@@ -34,9 +41,10 @@ def preflight(settings: FederationSettings) -> dict[str, int]:
     check_trackers(settings.rounds.report_to)
     if settings.rounds.engine == "ray":
         check_ray()
-    checked_model_name(settings.model)
-    check_targets(settings.model, settings.adapter.target_modules)
-    rows = site_rows(settings)
+    if own_rows is None:
+        checked_model_name(settings.model)
+        check_targets(settings.model, settings.adapter.target_modules)
+    rows = site_rows(settings) if own_rows is None else own_rows
     for count in rows.values():
         check_delta(settings.privacy, count)
     _check_rounds(settings, len(rows))
@@ -49,6 +57,8 @@ def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
     """Raise where no round could have a quorum, or nothing says when to stop early."""
     rounds = settings.rounds
     num_sampled = settings.federation.clients_per_round or num_sites
+    if num_sampled > num_sites:
+        raise ValueError(f"--clients_per_round {num_sampled}: there are only {num_sites} sites")
     if settings.secure.secure_aggregation and num_sampled < MIN_SITES:
         raise ValueError(
             f"--secure_aggregation: a round has only {num_sampled} sites, at least {MIN_SITES} are "
@@ -68,10 +78,10 @@ def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
         raise ValueError("--early_stopping_patience needs --validation_fraction or --test_file")
 
 
-def work_of(settings: FederationSettings) -> float:
+def work_of(settings: FederationSettings, num_sites: int = 0) -> float:
     """Return the work of a simulation and its comparison, in optimizer steps: the view's total."""
     federation, arms = settings.federation, settings.federation.compare
-    rows, num_sites = 0, len(site_names(settings))
+    rows, num_sites = 0, num_sites or len(site_names(settings))
     if settings.data.test_file is not None:
         examples = load_examples(settings.data.test_file, settings.data)
         rows = len(examples[: settings.evaluation.max_eval_samples])

@@ -42,7 +42,9 @@ from fedfora.training.trainer import StepReport
 STEP_SHOWN_S = 0.5  # a watcher from outside learns of a site's steps at most so often
 
 
-def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
+def simulate(
+    settings: FederationSettings, view: View, own_rows: dict[str, int] | None = None
+) -> list[dict[str, Any]]:
     """Run a federation in this process and return its rounds as the run directory records them.
 
     Everything that can be wrong with the settings is found before the first step.
@@ -50,11 +52,12 @@ def simulate(settings: FederationSettings, view: View) -> list[dict[str, Any]]:
     Args:
         settings: What to run.
         view: Where to show it.
+        own_rows: As `preflight` takes them.
 
     Raises:
         ValueError: If rows, model or settings do not work; the message names the flag.
     """
-    names = preflight(settings)
+    names = preflight(settings, own_rows)
     private = None if settings.rounds.resume else _check_budget(settings, names)
     run_config = settings.run_config()
     client_app = make_client_app()

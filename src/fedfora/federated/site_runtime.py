@@ -8,8 +8,9 @@ import gc
 import hashlib
 import math
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ from fedfora.data.encoding import (
     prompt_format_of,
 )
 from fedfora.data.loading import Example, load_chosen, load_examples, shared_instruction
+from fedfora.data.partition import site_name
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
-from fedfora.federated.aggregation.update import rank_of
+from fedfora.federated.aggregation.update import part, rank_of
 from fedfora.federated.preflight import SITES_DIR, partition_sites
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.shared_noise import ROWS_OF_UNIT
@@ -68,7 +70,20 @@ SITE_NAME = "site-name"  # in the configuration of a real site's node
 
 @dataclass(frozen=True, eq=False)
 class SiteRuntime:
-    """What the sites of a process share: a base with an adapter on it, and the prompt format."""
+    """What the sites of a process share: a base with an adapter on it, and the prompt format.
+
+    A site with a Trainer of its own (`fedfora.federated.own_trainer`) shares it with nobody.
+
+    Args:
+        settings: Of the run.
+        base: The base.
+        base_fingerprint: Its fingerprint.
+        model: The base with the adapter.
+        prompts: How rows become prompts.
+        fresh: The adapter as it was before any training, folded.
+        local: What trains the adapter in place, with the arguments of `train_locally`.
+        own_site: A site with a Trainer of its own; None where rows come from the settings.
+    """
 
     settings: FederationSettings
     base: Base
@@ -76,6 +91,8 @@ class SiteRuntime:
     model: Any
     prompts: PromptFormat
     fresh: AdapterState
+    local: Callable[..., LocalResult] = train_locally
+    own_site: "SiteData | None" = None
 
     @cached_property
     def layout(self) -> Layout:
@@ -128,7 +145,7 @@ class SiteRuntime:
         """
         name = self.load(adapter)
         set_trainable(self.model, factors, name)
-        result = train_locally(
+        result = self.local(
             self.model,
             self.base.tokenizer,
             encoded,
@@ -149,7 +166,9 @@ class SiteRuntime:
         save_adapter(directory, unfold(adapter, seed=seed, inner_dim=inner_dim), config, record)
 
     def _write(self, adapter: AdapterState, name: str) -> None:
-        if not any(key.endswith(".B") for key in adapter):
+        if not any(key.endswith(".E") for key in self.fresh):  # LoRA
+            adapter = part(adapter, "AD")
+        elif not any(key.endswith(".B") for key in adapter):
             seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
             adapter = unfold(adapter, seed=seed, inner_dim=inner_dim)
         write_state(self.model, adapter, name)
@@ -199,11 +218,28 @@ class SiteData:
     @property
     def digest(self) -> str:
         """A short digest of the rows, by which a resumed run knows them again."""
-        return hashlib.sha256(repr((self.encoded, self.validation)).encode()).hexdigest()[:16]
+        rows = (list(self.encoded), self.validation)
+        return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
-def load_runtime(run_config: Mapping[str, Scalar]) -> SiteRuntime:
+OpenOwn = Callable[[Mapping[str, Scalar], int], SiteRuntime]
+_own: list[OpenOwn] = []
+
+
+@contextmanager
+def own_runtimes(open_own: OpenOwn) -> Iterator[None]:
+    """Let `load_runtime` give what `open_own` gives for settings and a site, while this lasts."""
+    _own.append(open_own)
+    try:
+        yield
+    finally:
+        _own.remove(open_own)
+
+
+def load_runtime(run_config: Mapping[str, Scalar], site: int = 0) -> SiteRuntime:
     """Load the base and put a fresh adapter on it; once per process for the same settings."""
+    if _own:
+        return _own[-1](run_config, site)
     return _runtime(tuple(sorted(run_config.items())))
 
 
@@ -223,7 +259,8 @@ def check_rows(runtime: SiteRuntime) -> None:
     Raises:
         ValueError: Naming the file and the longest row.
     """
-    _sites(runtime)
+    if runtime.own_site is None:
+        _sites(runtime)
     settings, config = runtime.settings, runtime.base.model.config
     data, evaluation = settings.data, settings.evaluation
     if data.test_file is not None:
@@ -251,11 +288,17 @@ def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData
         node_config: The node's own; `partition-id` is the site's number.
     """
     index = int(node_config["partition-id"])
-    if SITE_NAME not in node_config:
-        return open_site(runtime, index)
     # A real site has one ledger, whatever becomes of its rows and whatever number it has.
-    (rows, instruction), ledger = _own_rows(runtime), SITE_LEDGER
-    return _site(runtime, index, str(node_config[SITE_NAME]), rows, ledger, instruction)
+    name, ledger = str(node_config.get(SITE_NAME, "")), SITE_LEDGER
+    if (own := runtime.own_site) is not None:
+        if not name:
+            name = site_name(index, int(node_config["num-partitions"]))
+            ledger = own.ledger
+        return replace(own, index=index, name=name, ledger=ledger)
+    if not name:
+        return open_site(runtime, index)
+    rows, instruction = _own_rows(runtime)
+    return _site(runtime, index, name, rows, ledger, instruction)
 
 
 def _site(

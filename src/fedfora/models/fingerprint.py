@@ -5,6 +5,7 @@ two bases are the same model, however each was loaded.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from fedfora.models.loading import Base
 
+_OF_ADAPTER = re.compile(r"\.(lora|fora)_\w+\.")
 SKETCH_NUMBERS = 64
 # Rounding to bfloat16 moves a vector by 0.2 % of its norm at most; other models differ by far more.
 SKETCH_TOLERANCE = 0.004
@@ -21,11 +23,16 @@ SKETCH_TOLERANCE = 0.004
 def fingerprint(base: Base) -> str:
     """Return a digest of the weights as they lie in memory (quantized ones too) and the tokenizer.
 
-    Two sites with the same fingerprint compute the same function. Take it before an adapter is put
-    on the base.
+    Two sites with the same fingerprint compute the same function. An adapter on the base does not
+    count.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(base.model.state_dict(keep_vars=True).items()):
+    weights = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in base.model.state_dict(keep_vars=True).items()
+        if not _OF_ADAPTER.search(name)
+    }
+    for name, tensor in sorted(weights.items()):
         if isinstance(tensor, torch.Tensor):
             with _whole(tensor) as whole:
                 raw = whole.detach().to("cpu").contiguous().flatten().view(torch.uint8)

@@ -131,7 +131,7 @@ def train_locally(
             trainer.add_callback(callback)
         started = time.perf_counter()
         steps = _run(trainer)
-    _release(trainer, model)
+    release_model(trainer, model)
     progress = trainer.progress
     return LocalResult(
         steps=steps,
@@ -168,7 +168,7 @@ def _run(trainer: AdapterTrainer) -> int:
     return int(output.global_step)
 
 
-def _release(trainer: Any, model: Any) -> None:
+def release_model(trainer: Any, model: Any) -> None:
     """Take back what accelerate has put on the model: its autocast would stay on for good.
 
     It wraps `forward` once and marks the model, so that a later training with another precision

@@ -65,5 +65,10 @@ def scheduler_from(
         num_warmup_steps=math.ceil(warmup_ratio * stretch.total_steps),
         num_training_steps=stretch.total_steps,
     )
-    rate_at, first = schedule.lr_lambdas[0], stretch.first_step
-    return LambdaLR(optimizer, lambda step: rate_at(first + step))
+    return started_at(schedule, stretch.first_step)
+
+
+def started_at(schedule: LambdaLR, first_step: int) -> LambdaLR:
+    """Return a schedule that begins where another one is after `first_step` steps."""
+    rate_at = schedule.lr_lambdas[0]  # of all groups: transformers makes no other
+    return LambdaLR(schedule.optimizer, lambda step: rate_at(first_step + step))

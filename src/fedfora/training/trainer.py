@@ -280,7 +280,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 class AfterStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Reports every optimizer step and every validation."""
 
-    def __init__(self, trainer: AdapterTrainer, on_step: Callable[[StepReport], None]) -> None:
+    def __init__(self, trainer: Any, on_step: Callable[[StepReport], None]) -> None:
         self.trainer, self.on_step = trainer, on_step
 
     def on_step_end(self, _: Any, state: Any, __: Any, **kwargs: Any) -> None:

@@ -145,7 +145,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _open(context: Context) -> tuple[SiteRuntime, SiteData]:
-    runtime = load_runtime(context.run_config)
+    runtime = load_runtime(context.run_config, int(context.node_config["partition-id"]))
     return runtime, site_of(runtime, context.node_config)
 
 
