@@ -1,6 +1,7 @@
 """The card fits its schema whatever the run measured, and its totals are those of the record."""
 
 import pytest
+import yaml
 
 from fedfora.reporting.card import card_of, privacy_of, schema
 from fedfora.reporting.history import read_run
@@ -66,3 +67,14 @@ def test_privacy_is_what_the_last_round_says_and_none_is_called_none():
     assert (spent["epsilon"], spent["delta"]) == (0.75, 1e-5)
     assert spent["statement"] == "Differentially private with epsilon = 0.75, delta = 1e-05."
     assert privacy_of([round_line(1)])["statement"].startswith("No differential privacy")
+
+
+@pytest.mark.parametrize(("steps", "listed"), [(-1, "num_train_epochs"), (5, "max_steps")])
+def test_the_training_lists_what_had_an_effect(write_run, steps, listed):
+    directory = write_run()
+    path = directory / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["train"] |= {"max_steps": steps, "num_train_epochs": 3.0}
+    path.write_text(yaml.safe_dump(config))
+    training = card_of(read_run(directory))["training"]
+    assert {"max_steps", "num_train_epochs"} & set(training) == {listed}

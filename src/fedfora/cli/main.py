@@ -95,7 +95,7 @@ def _command_first(words: list[str]) -> list[str]:
 def overview() -> str:
     """Return what `fedfora --help` prints."""
     lines = [
-        "usage: fedfora COMMAND [--help] [--config FILE.yaml] [OPTIONS]",
+        "usage: fedfora COMMAND [--help | --help-all] [--config FILE.yaml] [OPTIONS]",
         "       fedfora help COMMAND, fedfora --version",
         "",
         "Fine-tunes language models where the data is, alone or as a federation.",

@@ -42,7 +42,7 @@ def card_of(run: Run) -> Card:
             "test_file": run.setting("data", "test_file"),
         },
         "adapter": {"method": "FoRA", **_settings(run, "adapter", _ADAPTER)},
-        "training": _settings(run, "train", _TRAINING),
+        "training": _training(run),
         "rows": _rows(run),
         "privacy": privacy_of(run.events),
         "environment": {
@@ -53,6 +53,13 @@ def card_of(run: Run) -> Card:
     if run.config.get("federation"):
         card["federation"] = _federation(run)
     return card
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """Return the settings that had an effect: steps by number, or passes."""
+    settings = _settings(run, "train", _TRAINING)
+    settings.pop("num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps", None)
+    return settings
 
 
 def schema() -> dict[str, Any]:
