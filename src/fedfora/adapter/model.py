@@ -101,7 +101,9 @@ class ForaModel(BaseTuner):
         }
         ranks = {key: len(Q_SI) for key, (_, Q_SI) in stacked.items()}
         if combination_type == "svd":
-            ranks = {key: svd_rank or _largest_rank(self, key, adapters) for key in stacked}
+            for key in stacked:
+                own = self.model.get_submodule(key).r
+                ranks[key] = svd_rank or max(own[name] for name in adapters if name in own)
         common = max(ranks.values())
         pattern = {key: r for key, r in ranks.items() if r != common}
         self.peft_config[adapter_name] = replace(
@@ -222,11 +224,6 @@ def _write(layer: Any, name: str, D_OR: Tensor, A_RI: Tensor) -> None:
     layer.factor("A", name).weight.copy_(A_RI)
     for letter in "BE":
         layer.factor(letter, name).weight.zero_()
-
-
-def _largest_rank(tuner: Any, key: str, adapters: Sequence[str]) -> int:
-    layer: ForaLayer = tuner.model.get_submodule(key)
-    return max(layer.r[name] for name in adapters if name in layer.r)
 
 
 def _check(

@@ -51,14 +51,16 @@ def run(argv: Sequence[str]) -> None:
     )
     data, model, adapter, train = parser.parse(words)
     silence_libraries()
-    from fedfora.data.checks import read_rows
+    from fedfora.data.checks import read_rows, rows_in_common
     from fedfora.data.sources import chosen_source
 
     source, data = chosen_source(data.train_file, data, flag="FILE")
     report = read_rows(source, data)
     _print_rows(report)
     if data.test_file is not None:
-        _print_common(report, read_rows(data.test_file, data))
+        test = read_rows(data.test_file, data)
+        common = [f"{one} is {other}" for one, other in rows_in_common(report, test)]
+        _print_findings(f"prompts that are in {test.source} too", common)
     if model.model_name_or_path is not None and report.examples:
         _print_memory(model, adapter, train, _print_lengths(report, data, model))
     if report.broken and not data.skip_bad_rows:
@@ -74,13 +76,6 @@ def _print_rows(report: "RowsReport") -> None:
     _print_findings("empty answers", report.empty_answers())
     doubles = [f"{place} says the same as {first}" for place, first in report.duplicates()]
     _print_findings("duplicates", doubles)
-
-
-def _print_common(train: "RowsReport", test: "RowsReport") -> None:
-    from fedfora.data.checks import rows_in_common
-
-    common = [f"{one} is {other}" for one, other in rows_in_common(train, test)]
-    _print_findings(f"prompts that are in {test.source} too", common)
 
 
 def _print_findings(what: str, findings: list[str]) -> None:

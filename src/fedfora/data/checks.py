@@ -45,7 +45,8 @@ class RowsReport:
         first: dict[tuple[Any, ...], str] = {}
         pairs = []
         for place, example in zip(self.places, self.examples, strict=True):
-            earlier = first.setdefault(_content(example), place)
+            content = (example.prompt, example.output, example.history)
+            earlier = first.setdefault(content, place)
             if earlier != place:
                 pairs.append((place, earlier))
         return pairs
@@ -95,7 +96,3 @@ def token_percentiles(
         name: {p: int(np.percentile(values, p, method="higher")) for p in PERCENTILES}
         for name, values in lengths.items()
     }
-
-
-def _content(example: Example) -> tuple[Any, ...]:
-    return (example.prompt, example.output, example.history)

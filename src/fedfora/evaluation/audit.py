@@ -35,10 +35,12 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
     base = load_base_of(settings_of_base(model_settings, directory, ()), directory)
     model = load_adapter(base, directory)
     prompts = read_prompt_format(directory) or prompt_format_of(data, base.tokenizer)
-    members, others = (
-        _some_rows(file, data, base.tokenizer, prompts, arguments.max_rows)
-        for file in (str(data.train_file), held_out)
-    )
+    sampled: list[Encoded] = []
+    for file in (str(data.train_file), held_out):
+        examples = load_examples(file, data)
+        random.Random(0).shuffle(examples)
+        sampled.append(encode_examples(examples[: arguments.max_rows], base.tokenizer, prompts))
+    members, others = sampled
     content = {
         "train_file": data.train_file,
         "held_out_file": held_out,
@@ -52,14 +54,6 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
         content["inversion"] = _inversion(arguments, model, base.tokenizer, members)
     write_json(directory / FILE, content)
     return content
-
-
-def _some_rows(
-    file: str, data: DataArguments, tokenizer: Any, prompts: PromptFormat, count: int
-) -> Encoded:
-    rows = load_examples(file, data)
-    random.Random(0).shuffle(rows)
-    return encode_examples(rows[:count], tokenizer, prompts)
 
 
 def _membership(

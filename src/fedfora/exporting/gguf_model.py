@@ -68,7 +68,8 @@ def model_to_gguf(model_dir: Path, directory: Path) -> Path:
         writer.add_tensor("rope_freqs.weight", factors)
         tensors["rope_freqs.weight"] = (factors, gguf.GGMLQuantizationType.F32)
     kinds = [kind for array, kind in tensors.values() if array.ndim > 1]
-    writer.add_file_type(gguf.LlamaFileType[_file_type(max(kinds, key=kinds.count).name)])
+    kind = max(kinds, key=kinds.count).name
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -183,7 +184,3 @@ def _held(gguf: Any, tensor: torch.Tensor) -> tuple[Any, Any]:
     if tensor.dtype == torch.float16:
         return tensor.numpy(), gguf.GGMLQuantizationType.F16
     return tensor.view(torch.uint8).numpy(), gguf.GGMLQuantizationType.BF16
-
-
-def _file_type(kind: str) -> str:
-    return "ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"

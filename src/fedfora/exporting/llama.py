@@ -62,7 +62,8 @@ def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty directory")
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
-    ids = _random_tokens(config.vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (1, CHECK_TOKENS), generator=generator)
     expected = _float32_logits(model, ids)
     llama = _as_llama(model)
     llama.generation_config = model.generation_config
@@ -98,30 +99,15 @@ def _config_of(source: Path) -> BaichuanConfig:
 def _as_llama(model: Any) -> LlamaForCausalLM:
     """Return the Llama of the same function; takes the weights of `model`, which is empty then."""
     with torch.device("meta"):
-        llama = LlamaForCausalLM(_llama_config(model.config))
+        shared = {name: getattr(model.config, name) for name in SHARED_WITH_LLAMA}
+        llama = LlamaForCausalLM(LlamaConfig(**shared))
     state = model.state_dict()
     model.to("meta")
     for name in [name for name in state if name.endswith("W_pack.weight")]:
-        state.update(_split(name, state.pop(name)))
+        for letter, weight in zip("qkv", state.pop(name).chunk(3), strict=True):
+            state[name.replace("W_pack", f"{letter}_proj")] = weight
     llama.load_state_dict(state, assign=True)
     return llama
-
-
-def _split(name: str, packed: Tensor) -> dict[str, Tensor]:
-    """Return q, k and v by name."""
-    return {
-        name.replace("W_pack", f"{letter}_proj"): weight
-        for letter, weight in zip("qkv", packed.chunk(3), strict=True)
-    }
-
-
-def _llama_config(config: BaichuanConfig) -> LlamaConfig:
-    return LlamaConfig(**{name: getattr(config, name) for name in SHARED_WITH_LLAMA})
-
-
-def _random_tokens(vocab_size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocab_size, (1, CHECK_TOKENS), generator=generator)
 
 
 @torch.no_grad()
@@ -131,27 +117,20 @@ def _float32_logits(model: Any, ids: Tensor) -> Tensor:
     In 16 bit the two models round their sines and cosines differently, which would hide an error.
     """
     parts = [model.model.embed_tokens, *model.model.layers, model.model.norm, model.lm_head]
-    handles = []
+    dtype, handles = model.dtype, []
+
+    def widen(part: nn.Module, _: Any) -> None:
+        part.float()
+
+    def narrow(part: nn.Module, *_: Any) -> None:
+        part.to(dtype)
+
     for part in parts:
-        handles += [
-            part.register_forward_pre_hook(_widen),
-            part.register_forward_hook(_narrower(model.dtype)),
-        ]
+        handles += [part.register_forward_pre_hook(widen), part.register_forward_hook(narrow)]
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
     for handle in handles:
         handle.remove()
     return logits
-
-
-def _widen(part: nn.Module, _: Any) -> None:
-    part.float()
-
-
-def _narrower(dtype: torch.dtype) -> Any:
-    def narrow(part: nn.Module, *_: Any) -> None:
-        part.to(dtype)
-
-    return narrow
 
 
 # A Baichuan tokenizer to one that plain transformers loads, kept only if it gives the same ids.

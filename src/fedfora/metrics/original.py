@@ -8,18 +8,17 @@ being parsed, so one space or a broken line decides. For medical answers: texts 
 of single characters, so the order of words, and whether a word stands there at all, hardly matters.
 """
 
-from collections.abc import Sequence
-
 from fedfora.metrics.metric import Answer, mean, metric
 
 ROWS_ASSUMED = 50
 
 
-def _per_fifty(sums: Sequence[float]) -> float:
-    return sums[0] / ROWS_ASSUMED
-
-
-@metric("original_f1", "triples", total=_per_fifty, label="F1 as the original code counts it")
+@metric(
+    "original_f1",
+    "triples",
+    total=lambda sums: sums[0] / ROWS_ASSUMED,
+    label="F1 as the original code counts it",
+)
 def original_f1(answer: Answer) -> tuple[float]:
     """Return the F1 of the sets of lines; the prompt's lines stand among the predicted ones."""
     predicted = set((answer.prompt + "\n" + answer.prediction).split("\n"))

@@ -24,7 +24,10 @@ def token_f1(answer: Answer) -> tuple[float, int]:
     English articles and punctuation do not count. Scripts without spaces are compared by character,
     as CMRC 2018 does (https://arxiv.org/abs/1810.07366).
     """
-    predicted, expected = (_squad_tokens(t) for t in (answer.prediction, answer.reference))
+    predicted, expected = (
+        tokens(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)))
+        for text in (answer.prediction, answer.reference)
+    )
     if not predicted or not expected:
         return float(predicted == expected), 1
     hits = (Counter(predicted) & Counter(expected)).total()
@@ -114,10 +117,6 @@ def _statistics(scorer: Any, answer: Answer) -> Sequence[float]:
     # sacrebleu's public functions give scores only, and those of rows cannot be added up.
     (row,) = scorer._extract_corpus_statistics([answer.prediction], [[answer.reference]])
     return [float(number) for number in row]
-
-
-def _squad_tokens(text: str) -> list[str]:
-    return tokens(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)))
 
 
 def _rouge(name: str, answer: Answer) -> tuple[float, int]:

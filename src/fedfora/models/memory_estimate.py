@@ -94,7 +94,9 @@ def estimate_memory(
     answer_tokens = min(tokens, answer_tokens or tokens)
     activations = _kept_bytes(model, rows, tokens, answer_tokens)
     if gradient_checkpointing:
-        _checkpoint(model)
+        # transformers 5.23 renamed the method; older ones know only the old name.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)()
         borders = _kept_bytes(model, rows, tokens, answer_tokens)
         activations = borders + (activations - borders) // base.model.config.num_hidden_layers
     logits_gradient = 4 * rows * answer_tokens * base.model.config.vocab_size
@@ -104,12 +106,6 @@ def estimate_memory(
         activations=activations + logits_gradient,
         adapter_parameters=trained,
     )
-
-
-def _checkpoint(model: Any) -> None:
-    """Transformers 5.23 renamed the method; older ones know only the old name."""
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    (enable or model.gradient_checkpointing_enable)()
 
 
 def _dtype(settings: ModelArguments, config: Any, on_gpu: bool) -> torch.dtype:
@@ -136,6 +132,7 @@ def _base_bytes(model: nn.Module, quantization: str, double: bool) -> int:
         "nf4": 0.5 + ((1 + 4 / SCALES) if double else 4) / BLOCK,
     }[quantization]
     output = model.get_output_embeddings()  # type: ignore[operator]
+    tied = getattr(model.config, "tie_word_embeddings", False)
     total = 0.0
     for module in model.modules():
         quantized = type(module) in QUANTIZABLE and module is not output
@@ -143,14 +140,9 @@ def _base_bytes(model: nn.Module, quantization: str, double: bool) -> int:
             if per_weight is not None and quantized and name == "weight":
                 scales = 4 * weight.shape[0] if quantization == "int8" else 0
                 total += weight.numel() * per_weight + scales
-            elif not _is_tied(model, module, output):
+            elif not (tied and module is output):
                 total += weight.numel() * weight.element_size()
     return int(total)
-
-
-def _is_tied(model: nn.Module, module: nn.Module, output: Any) -> bool:
-    tied = getattr(model.config, "tie_word_embeddings", False)
-    return bool(tied and module is output)
 
 
 def _kept_bytes(model: nn.Module, rows: int, tokens: int, answer_tokens: int) -> int:

@@ -114,7 +114,8 @@ def check_model_name(name: str) -> None:
                 else "the directory holds no config.json"
             )
         )
-    if not path.is_dir() and _looks_like_a_path(name):
+    is_no_id = name.startswith(("/", ".", "~")) or name.count("/") > 1  # an id is `owner/name`
+    if not path.is_dir() and is_no_id:
         raise ValueError(f"--model_name_or_path {name}: no model there: no such directory")
 
 
@@ -232,8 +233,3 @@ def _weights(directory: Path) -> dict[str, list[int]]:
         }
     except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
         return {}  # loading the base says what is wrong with it
-
-
-def _looks_like_a_path(name: str) -> bool:
-    """Whether a name can be no id on a hub, which is `name` or `owner/name`."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1

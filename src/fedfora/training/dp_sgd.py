@@ -233,7 +233,9 @@ def check_gradients(model: nn.Module, batch: Batch) -> float:
         model.zero_grad()
         _, gradients = per_example_gradients(model, batch)
         expected = _autograd(model)
-        _pass_alone(model, _without_padding({k: v[:1] for k, v in batch.items()}))
+        used_L = batch["attention_mask"][:1].any(dim=0)
+        alone_row = {name: tensor[:1, used_L] for name, tensor in batch.items()}
+        row_losses(model, alone_row).sum().backward()  # type: ignore[no-untyped-call]
         alone = _autograd(model)
     finally:
         model.zero_grad()
@@ -265,10 +267,6 @@ def _autograd(model: nn.Module) -> dict[str, Tensor]:
     return gradients
 
 
-def _pass_alone(model: nn.Module, row: Batch) -> None:
-    row_losses(model, row).sum().backward()  # type: ignore[no-untyped-call]
-
-
 def _pieces(batch: Batch, batch_size: int, max_tokens: int) -> Iterator[tuple[Batch, int]]:
     """Yield pieces of fixed shapes, each with the number of its real rows, which come first.
 
@@ -298,12 +296,6 @@ def _to_the_left(batch: Batch) -> tuple[Batch, Tensor]:
     mask_NL = batch["attention_mask"]
     order_NL = (mask_NL == 0).long().argsort(dim=1, stable=True)
     return {n: t.gather(1, order_NL) for n, t in batch.items()}, mask_NL.sum(dim=1).clamp(min=1)
-
-
-def _without_padding(batch: Batch) -> Batch:
-    """Drop the columns that are padding in every row."""
-    used_L = batch["attention_mask"].any(dim=0)
-    return {name: tensor[:, used_L] for name, tensor in batch.items()}
 
 
 # A Trainer's steps with differential privacy for single records: its samples and gradients.

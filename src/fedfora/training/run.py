@@ -110,7 +110,10 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     earlier = Progress() if resume_from is None else read_progress(resume_from, identity)
     first_step = 0 if resume_from is None else step_of(resume_from)
     private = _plan_privacy(settings, prepared, first_step)
-    check_disk_space(settings.run.output_dir, _bytes_to_write(prepared.model, settings))
+    # The adapter, and for each checkpoint the adapter and two moments; the newest comes first.
+    num_checkpoints = (settings.checkpoint.save_total_limit or 1) + 1
+    needed_bytes = 4 * _trainable(prepared.model) * (1 + 3 * num_checkpoints)
+    check_disk_space(settings.run.output_dir, needed_bytes)
     processes.wait()
     training = Training(settings, prepared, identity, private)
     if processes.is_first:  # all checks are behind: now an earlier run may go
@@ -391,12 +394,6 @@ def _headline(prepared: Prepared, processes: Processes, first_step: int) -> str:
 def _trainable(model: Any) -> int:
     trained = (p for p in model.parameters() if p.requires_grad)
     return sum(int(getattr(p, "ds_numel", p.numel())) for p in trained)  # ZeRO-3 shares p out
-
-
-def _bytes_to_write(model: Any, settings: TrainSettings) -> int:
-    """The adapter, and for each checkpoint that is kept the adapter and two moments, in float32."""
-    num_checkpoints = (settings.checkpoint.save_total_limit or 1) + 1  # the newest comes first
-    return 4 * _trainable(model) * (1 + 3 * num_checkpoints)
 
 
 def reports(names: list[str]) -> list[str]:
