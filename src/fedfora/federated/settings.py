@@ -20,7 +20,7 @@ from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.record import RunArguments
-from fedfora.training.settings import TrainArguments, check_record_privacy
+from fedfora.training.settings import TrainArguments, check_record_privacy, fill_in
 
 ARMS = ("base", "alone", "central")  # what a federation is compared with
 
@@ -120,6 +120,7 @@ class FederationSettings:
 
     def __post_init__(self) -> None:
         """Refuse flags that exclude each other, naming both."""
+        fill_in(self.train, self.privacy, passes=False)
         check_record_privacy(self.privacy, self.train)
         refuse(
             *_of_the_rule(self),

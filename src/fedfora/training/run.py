@@ -114,6 +114,7 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     num_checkpoints = (settings.checkpoint.save_total_limit or 1) + 1
     needed_bytes = 4 * _trainable(prepared.model) * (1 + 3 * num_checkpoints)
     check_disk_space(settings.run.output_dir, needed_bytes)
+    chosen = with_learning_rate(settings.train, settings.privacy, settings.adapter, prepared.model)
     processes.wait()
     training = Training(settings, prepared, identity, private)
     if processes.is_first:  # all checks are behind: now an earlier run may go
@@ -124,14 +125,15 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         view.line(_headline(prepared, processes, first_step))
         if private is not None:
             warm = settings.adapter.start_adapter is not None
-            view.line(private.outlook(_trainable(prepared.model), public_start=warm))
+            expected = private.outlook(_trainable(prepared.model), public_start=warm)
+            view.line(f"learning rate {chosen.learning_rate:.3g}; {expected}")
         tokens = 0 if private else earlier.tokens
         record.log("started", steps=prepared.steps, step=first_step, tokens=tokens)
     result = train_locally(
         prepared.model,
         prepared.base.tokenizer,
         prepared.encoded,
-        with_learning_rate(settings.train, settings.privacy, settings.adapter, prepared.model),
+        chosen,
         stretch=StepWindow(first_step=0, num_steps=prepared.steps, total_steps=prepared.steps),
         seed=derive_seed(settings.train.seed, "train", 0, 0),
         callbacks=[PaySteps(private, settings.checkpoint.save_steps)] if private else [],

@@ -188,6 +188,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Refuse flags that exclude each other; what needs the rows or the base comes later."""
+        fill_in(self.train, self.privacy)
         check_record_privacy(self.privacy, self.train)
         many = self.launch.deepspeed is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
         save, validate = self.checkpoint.save_steps, self.validation.eval_steps
@@ -220,6 +221,20 @@ class TrainSettings:
 
 SECTIONS = {field.name: field.type for field in fields(TrainSettings)}
 NO_EFFECT = {"canary_site"}  # a training is site 0, and there is no other
+
+
+def fill_in(train: TrainArguments, privacy: PrivacyArguments, *, passes: bool = True) -> None:
+    """Write down the defaults of a training without noise; with noise its recipe chooses them.
+
+    Args:
+        train: Where they are written.
+        privacy: Whether there is noise.
+        passes: Whether the training is as long as its passes over the rows.
+    """
+    if privacy.privacy_unit != "record":
+        train.learning_rate = LEARNING_RATE if train.learning_rate is None else train.learning_rate
+        if passes and train.num_train_epochs is None:
+            train.num_train_epochs = EPOCHS
 
 
 def check_record_privacy(privacy: PrivacyArguments, train: TrainArguments) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedfora.integrations.fate.settings import FateSettings
+from fedfora.training.settings import LEARNING_RATE
 
 NOT_FOR_FATE = ("train_file", "test_file")  # FATE binds files to a party by its own means
 
@@ -44,7 +45,7 @@ def runner_conf(settings: FateSettings, *, seed: int) -> dict[str, Any]:
             "max_steps": fate.num_rounds * fate.local_steps,
             "per_device_train_batch_size": train.per_device_train_batch_size,
             "gradient_accumulation_steps": train.gradient_accumulation_steps,
-            "learning_rate": train.learning_rate,
+            "learning_rate": LEARNING_RATE if train.learning_rate is None else train.learning_rate,
             "lr_scheduler_type": train.lr_scheduler_type,
             "weight_decay": train.weight_decay,
             "max_grad_norm": train.max_grad_norm,
