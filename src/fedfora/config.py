@@ -33,7 +33,7 @@ _BOOLEANS = {
     **dict.fromkeys(("false", "no", "off", "f", "n", "0"), False),
 }
 _OPTION = re.compile(r"--|-[A-Za-z](?!nf$)[^ ]*$")  # -h is one, -inf is a number
-FEW = 16  # so many options of a command are all shown by `--help`
+FEW = 16  # options; `--help` shows all of a command that has no more
 
 
 class ConfigError(ValueError):
@@ -281,7 +281,7 @@ class ConfigParser(argparse.ArgumentParser):
         """Return the options that a YAML file gives.
 
         Raises:
-            ConfigError: If it is none, or holds a mistake.
+            ConfigError: If it does not exist, is not YAML, or holds a mistake.
         """
         if not Path(path).is_file():
             self.error(f"--config: no such file: {path}")

@@ -41,8 +41,8 @@ def test_by_column_makes_one_client_for_each_value():
 @pytest.mark.parametrize(
     ("how", "clients", "message"),
     [
-        ("iidd", 2, "'iidd' is none of"),
-        ("dirichlet:kind", 2, "is none of"),
+        ("iidd", 2, "'iidd' is not one of"),
+        ("dirichlet:kind", 2, "is not one of"),
         ("dirichlet:kind:0", 2, "ALPHA must be a number above 0, got '0'"),
         ("dirichlet:kind:x", 2, "ALPHA must be a number above 0, got 'x'"),
         ("iid", None, "needs --num_clients"),

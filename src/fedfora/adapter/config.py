@@ -12,7 +12,7 @@ FORMAT_VERSION = 1
 
 @dataclass
 class ForaConfig(PeftConfig):
-    """Configuration of a FoRA adapter; whoever knows `peft.LoraConfig` knows its fields.
+    """Configuration of a FoRA adapter; most fields are those of `peft.LoraConfig`.
 
     Args:
         r: Rank R of the update, at least 1.
@@ -101,7 +101,7 @@ class ForaConfig(PeftConfig):
 
 
 def default_inner_dim(inputs: int) -> int:
-    """Return the inner width M of a layer with so many inputs, as the original has it."""
+    """Return the inner width M for a number of inputs, as in the original."""
     return max(2, inputs // 4)
 
 

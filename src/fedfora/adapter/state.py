@@ -1,7 +1,7 @@
 """Adapter weights as named tensors: read, folded for travel, and put back.
 
 A folded adapter holds A, D and E' = K - I for each layer, with B' = 0. It is the same function as
-the five factors, in the bytes of LoRA plus R x R. C is not sent: whoever unfolds draws it from the
+the five factors, in the bytes of LoRA plus R x R. C is not sent: the receiver draws it from the
 run's seed and the layer's name, so every participant has the same one.
 
 LoRA's two factors are A and D here; its core is I and nowhere written.

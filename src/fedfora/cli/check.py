@@ -141,7 +141,7 @@ def _print_memory(
     del parts["adapter_parameters"]
     for name, size in {**parts, "in all": estimate.total}.items():
         print(f"  {name:12s}{size / 2**30:9.3f} GiB")
-    print("  beside it the libraries' own memory, about 0.6 GiB")
+    print("  plus the libraries' own memory, about 0.6 GiB")
 
 
 CHECK_KIT_HELP = """\

@@ -1,7 +1,7 @@
 """fedfora coordinator: what the coordinator of a real federation runs.
 
 `fedfora coordinator --kit DIR` keeps SuperLink and gate running; with the word `run` before the
-flags, it does so for as long as one run takes, and goes on with the run that was on.
+flags, it does so for one run, and resumes a run that was interrupted.
 `fedfora coordinator journal --kit DIR` shows who was let in and out, what came from which site, and
 who started what, and whether the journal is whole; a site's journal is compared with it.
 

@@ -11,7 +11,9 @@ from fedfora.config import ConfigParser, flag
 class KeysArguments:
     """Which keys to make; existing files are never written over."""
 
-    signing_key: str | None = flag(None, "file for a new Ed25519 key; its public half beside it")
+    signing_key: str | None = flag(
+        None, "file for a new Ed25519 key; its public half is written next to it"
+    )
     encryption_key: str | None = flag(None, "file for a new key of encryption at rest")
 
 

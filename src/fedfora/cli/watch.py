@@ -1,6 +1,6 @@
 """fedfora watch RUN: follow a run from another terminal, by its record.
 
-Ctrl-C leaves; the run goes on. Without a terminal, one line for each round or logged step.
+Ctrl-C leaves the view and not the run. Without a terminal, one line for each round or logged step.
 """
 
 from collections.abc import Sequence

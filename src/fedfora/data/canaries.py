@@ -2,7 +2,7 @@
 
 A canary is a question that no other row has and a random code as its answer (Carlini et al. 2019,
 https://arxiv.org/abs/1802.08232). Everything follows from the run's seed: a canary protects nobody,
-and whoever audits the run must know which codes were planted.
+and the auditor of the run must know which codes were planted.
 """
 
 import random

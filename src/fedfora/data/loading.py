@@ -180,7 +180,7 @@ def _whole(text: str, column: str, where: str) -> str:
 
 
 def _history(row: dict[str, Any], column: str | None, where: str) -> tuple[tuple[str, str], ...]:
-    """Earlier turns: a list of pairs of a question and its answer; nothing where there are none."""
+    """Return the earlier turns, pairs of a question and its answer."""
     turns = (row.get(column) if column else None) or ()
     if not isinstance(turns, list | tuple):
         raise DataError(f'{where}: "{column}" must be a list of [question, answer] pairs')

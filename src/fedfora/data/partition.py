@@ -47,7 +47,7 @@ def _parts(
     if kind == "by-column" and len(rest) == 1:
         return _by_column(examples, rest[0], num_clients)
     if kind not in ("iid", "dirichlet") or len(rest) != {"iid": 0, "dirichlet": 2}[kind]:
-        raise DataError(f"--partition: {how!r} is none of {FORMS}")
+        raise DataError(f"--partition: {how!r} is not one of {FORMS}")
     if num_clients is None:
         raise DataError(f"--partition {how} needs --num_clients")
     _check_enough(examples, num_clients)

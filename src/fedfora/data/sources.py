@@ -51,8 +51,8 @@ def rows_of(source: str) -> Iterator[tuple[str, Any]]:
 
 # Rows that a Python program holds: they have a name like a file's and are written nowhere.
 #
-# The name has no digest of them: it stands on the adapter's card, where a digest would tell whoever
-# knows all rows but one which one that is.
+# The name has no digest of them: it stands on the adapter's card, where somebody who knows all rows
+# but one could use a digest to find that row.
 
 _IN_MEMORY = re.compile(r"\w+ in memory \([\d,]+ rows\)")
 _held: dict[str, Collection[Any]] = {}
@@ -102,7 +102,7 @@ def _file_rows(source: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def text_of(source: str, path: Path) -> str:
-    """Return a file's text to the letter: nothing is taken for a line end that is none."""
+    """Return a file's text unchanged: line ends are not translated."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

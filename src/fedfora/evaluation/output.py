@@ -1,8 +1,8 @@
-"""The directory of a prediction: whose it is, and what stands in it.
+"""The directory of a prediction: which run it belongs to, and its files.
 
-`predictions.partial.jsonl` while the work goes on; `predictions.jsonl` and `scores.json` when it is
-done. `environment.json` holds the identity of the run: the same command on the same rows, adapter
-and base has the same identity, and continues its own work; any other is refused.
+`predictions.partial.jsonl` while the run is in progress; `predictions.jsonl` and `scores.json` when
+it is done. `environment.json` holds the identity of the run: the same command on the same rows,
+adapter and base has the same identity and resumes its own work; any other is refused.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def identity_of(
     """Return a digest of all that decides the answers, with the settings resolved.
 
     The batch size decides nothing where the tokens are not drawn, so a run that did not fit into
-    memory can go on with smaller batches.
+    memory can resume with smaller batches.
     """
     values = asdict(settings)
     del values["given"], values["predict"]["output_dir"], values["predict"]["overwrite_output_dir"]

@@ -1,4 +1,4 @@
-"""`fedfora predict`: adapter and rows to answers and scores; a killed run goes on where it was."""
+"""`fedfora predict`: adapter and rows to answers and scores; an interrupted run resumes."""
 
 import errno
 import time
@@ -71,11 +71,11 @@ def predict(settings: PredictSettings, view: View, examples: list[Example]) -> d
         if error.errno not in _NO_ROOM:
             raise
         raise ValueError(
-            f"--output_dir {directory}: {error.strerror}; the answers so far are kept, the same "
-            "command goes on from there"
+            f"--output_dir {directory}: {error.strerror}; the answers so far are kept; run the "
+            "same command again to resume"
         ) from error
     except KeyboardInterrupt:
-        view.line("The answers so far are kept; the same command goes on from there.")
+        view.line("The answers so far are kept; run the same command again to resume.")
         raise
 
 

@@ -42,7 +42,7 @@ EXACT = 1e-5  # float32 products in another order differ by less
 
 
 def export(settings: ExportSettings) -> list[str]:
-    """Write the export beside its place, check it, and move it there.
+    """Write the export to a temporary directory, check it, and move it into place.
 
     Returns:
         Lines that say what was checked and how far the result is from the source.
@@ -67,15 +67,15 @@ def export(settings: ExportSettings) -> list[str]:
     return lines
 
 
-def _put(beside: Path, output: Path) -> None:
+def _put(temporary: Path, output: Path) -> None:
     """Move a finished export to its place; of what is there only an earlier export's files go."""
-    names = sorted(path.name for path in beside.iterdir())
+    names = sorted(path.name for path in temporary.iterdir())
     output.mkdir(parents=True, exist_ok=True)
     for name in files_of(output):
         (output / name).unlink(missing_ok=True)
     write_json(output / MARK, {"files": names})
     for name in names:
-        (beside / name).replace(output / name)
+        (temporary / name).replace(output / name)
 
 
 def _with_base(settings: ExportSettings) -> ExportSettings:

@@ -84,7 +84,7 @@ def _gguf_files(name: str) -> list[Path]:
 
 
 def check_model_name(name: str) -> None:
-    """Raise if a name can be no model: it is none that is bundled, no directory of one, no id.
+    """Raise if a name cannot be a model: neither bundled, nor a model's directory, nor an id.
 
     Raises:
         ValueError: Saying what is there instead.

@@ -1,7 +1,7 @@
 """A run directory read back: what was run, where, and what has come out so far.
 
-Every file may be missing, and a run that still goes on may have written half of its last line:
-whoever reads gets what is there.
+Every file may be missing, and a run in progress may have written half of its last line: the reader
+gets what is there.
 """
 
 import json
@@ -119,7 +119,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 class Follower:
     """Reads metrics.jsonl, or what passes by, on from where it stopped.
 
-    A run that is gone on with cuts off what came after its checkpoint, and a new run in the same
+    A run that is resumed cuts off what came after its checkpoint, and a new run in the same
     directory begins with an empty file: only lines that have not been handed out come again.
     """
 

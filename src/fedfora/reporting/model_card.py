@@ -14,7 +14,7 @@ def model_card(adapter_config: dict[str, Any], card: Card | None = None) -> str:
 
     Args:
         adapter_config: What PEFT's adapter_config.json holds.
-        card: The evaluation card of the run that made it; None while that still goes on.
+        card: The evaluation card of the run that made it; None while it is in progress.
     """
     base, rank = adapter_config["base_model_name_or_path"], adapter_config["r"]
     parts = [

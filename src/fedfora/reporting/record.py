@@ -79,7 +79,7 @@ class RunRecord:
     def reopened(
         cls, output_dir: str | Path, metrics_bytes: int, listeners: Iterable[Listener] = ()
     ) -> "RunRecord":
-        """Return the record of a run that is gone on with.
+        """Return the record of a run that is resumed.
 
         Args:
             output_dir: Its directory.

@@ -25,7 +25,7 @@ EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
 
 
 class View:
-    """Counts the work done, in optimizer steps, and shows what goes on.
+    """Counts the work done, in optimizer steps, and shows progress.
 
     Use it as a context manager; `line` prints above the board, and `take` is a run's listener.
     """
@@ -125,7 +125,7 @@ class View:
 
 
 def progress_bar() -> Progress:
-    """Return a bar with what goes on, how far it is, and the time left."""
+    """Return a bar with the current work, its progress and the time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),

@@ -1,7 +1,7 @@
 """Checkpoint directories of a training: which are whole, which is the newest, what they belong to.
 
 A checkpoint is `checkpoint-STEP` in the run directory: the adapter (safetensors), what the Trainer
-needs to go on (`trainer_state.json`; `optimizer.pt`, `scheduler.pt`, `rng_state*.pth`: tensors and
+needs to resume (`trainer_state.json`; `optimizer.pt`, `scheduler.pt`, `rng_state*.pth`: tensors and
 numbers, read back with torch's weights_only loader, which runs no code), and at last
 `progress.json`. A directory without that one was being written when the training was killed; it is
 not used.
@@ -82,7 +82,7 @@ class Checkpointing:
 
 
 def checkpoint_to_resume(output_dir: str, resume_from: str | None) -> Path | None:
-    """Return the checkpoint a training goes on from; None to start at the beginning.
+    """Return the checkpoint to resume from; None to start at the beginning.
 
     Args:
         output_dir: The run directory.
@@ -106,7 +106,7 @@ def checkpoint_to_resume(output_dir: str, resume_from: str | None) -> Path | Non
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the whole checkpoint with the most steps; None where there is none."""
+    """Return the complete checkpoint with the most steps; None if there is no such checkpoint."""
     complete = [path for path in _checkpoints(run_dir) if (path / PROGRESS).is_file()]
     return max(complete, key=step_of, default=None)
 
@@ -116,7 +116,7 @@ def remove_checkpoints(run_dir: Path, *, keep_up_to: Path | None) -> None:
 
     Args:
         run_dir: The run directory.
-        keep_up_to: The checkpoint it goes on from: whole ones up to there stay. None removes all.
+        keep_up_to: The checkpoint to resume from: complete ones up to it stay. None removes all.
     """
     for path in list(_checkpoints(run_dir)):
         is_complete = (path / PROGRESS).is_file()

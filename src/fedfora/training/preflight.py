@@ -1,6 +1,6 @@
 """What would keep a training from its work, as far as that can be known before anything is loaded.
 
-Rows, directories and names are looked at first: whoever made a mistake there learns of it at once.
+Rows, directories and names are checked first, so that a mistake there is reported at once.
 """
 
 from dataclasses import dataclass

@@ -55,7 +55,7 @@ class PrivateTraining:
         self.ledger.spend(self.release(num_steps), run=self.run, settings=settings)
 
     def release(self, num_steps: int) -> Release:
-        """Return what so many steps release."""
+        """Return what a number of steps releases."""
         return Release(self.privacy.sampling_rate, self.privacy.noise_multiplier, num_steps)
 
     @property
@@ -69,7 +69,7 @@ class PrivateTraining:
         return guarantee + self.note
 
     def outlook(self, trained: int, *, public_start: bool, num_sites: int = 1) -> str:
-        """Return what can be expected of so many trained numbers, at sites like this one."""
+        """Return what to expect with this number of trained parameters, at sites like this one."""
         nu = noise_to_signal(
             self.privacy.noise_multiplier,
             sampling_rate=self.privacy.sampling_rate,

@@ -239,7 +239,7 @@ class Training:
             prepared.prompts,
             prepared.base_fingerprint,
             base=describe(prepared.base),
-            # A digest would tell whoever knows all rows but one which one that is.
+            # With a digest, somebody who knows all rows but one could find that row.
             rows_fingerprint=None if private else self.identity["rows_fingerprint"],
             instruction=None if private else prepared.instruction,
             privacy=None if private is None else private.statement,
@@ -261,7 +261,7 @@ class Training:
 
 
 def _place_of(settings: TrainSettings) -> tuple[Path | None, bool]:
-    """Return the checkpoint to go on from, if any, and whether it is one of this directory's.
+    """Return the checkpoint to resume from, if any, and whether it is in this run directory.
 
     Raises:
         ValueError: If there is no such checkpoint, or the directory holds another run.

@@ -199,7 +199,7 @@ class BaichuanModel(BaichuanPreTrainedModel, LlamaModel):
 class BaichuanForCausalLM(BaichuanPreTrainedModel, LlamaForCausalLM):
     """The decoder with its output layer, an ordinary linear one with normalized rows.
 
-    Load it with `from_pretrained`. Whoever builds it in another way calls `normalize_head` when the
+    Load it with `from_pretrained`. If you build it in another way, call `normalize_head` once the
     weights are there; until then the model refuses to run.
     """
 
