@@ -18,7 +18,7 @@ from fedfora import ForaConfig
 from fedfora.cli.main import main
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
-from fedfora.exporting.gguf import INSTALL, llama_cpp_logits, to_gguf
+from fedfora.exporting.gguf import llama_cpp_logits, to_gguf
 from fedfora.exporting.gguf_model import model_to_gguf
 from fedfora.models.adapter_base import deviation, logits, probe
 from fedfora.models.resolve import model_path
@@ -254,5 +254,5 @@ def test_without_the_package_the_command_that_installs_it_is_named(tmp_path, mon
     words = f"export --format gguf --model_dir {tmp_path}/fora --output_dir {tmp_path}/out "
     words += f"--model_name_or_path {tmp_path}/base"
     assert main(words.split()) == 2
-    assert INSTALL in capsys.readouterr().err
+    assert 'pip install "fedfora[gguf]"' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
