@@ -42,7 +42,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     from fedfora.cli.keys import KeysArguments
     from fedfora.cli.rehearse import RehearsalArguments
     from fedfora.cli.report import ReportArguments
-    from fedfora.cli.site import SiteArguments
+    from fedfora.cli.site import RequestArguments, SiteArguments
     from fedfora.cli.verify import VerifyArguments
     from fedfora.cli.watch import WatchArguments
     from fedfora.deployment.settings import CheckKitArguments, ProvisionArguments
@@ -77,6 +77,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
         "coordinator journal": [CoordinatorArguments, JournalChoice],
         "site": [SiteArguments],
         "site journal": [SiteArguments],
+        "site request": [RequestArguments],
         "rehearse": [RehearsalArguments],
         "fate": FATE.values(),
     }

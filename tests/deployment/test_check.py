@@ -232,7 +232,7 @@ def test_a_site_that_is_ready_passes_and_a_fault_is_said_with_its_remedy(kits, t
         assert main(["check", "site", "--kit", str(kit.directory)]) == 0
         out = capsys.readouterr().out
         assert out.startswith(f"site {kit.name} of {kit.federation}\n")
-        assert out.count("ok ") == len(out.splitlines()) - 1 == 11
+        assert out.count("ok ") == len(out.splitlines()) - 1 == 12
         assert "2 rows, 0 broken" in out
         fingerprint = out.split("fingerprint ")[1][:16]
         write_description(replace(kit, port=port, base_fingerprint=fingerprint))

@@ -20,6 +20,7 @@ from socket import create_connection, socket
 
 import pytest
 
+from fedfora.deployment import certificates
 from fedfora.deployment.gate import (
     CONNECTIONS,
     FLEET_PATHS,
@@ -150,10 +151,17 @@ def gate(kit):
         yield superlink
 
 
+def context_of(kit, site="a"):
+    """What a site connects with: its authority, and its own certificate."""
+    here = ssl.create_default_context(cafile=kit.authority)
+    own = kit.directory.parent / "sites" / site
+    here.load_cert_chain(own / "client.crt", own / "client.key")
+    return here
+
+
 def ask(kit, path, body=b"", method="POST", headers=None):
     """Return status and answer, as a site gets them."""
-    here = ssl.create_default_context(cafile=kit.authority)
-    connection = HTTPSConnection("127.0.0.1", kit.port, timeout=30, context=here)
+    connection = HTTPSConnection("127.0.0.1", kit.port, timeout=30, context=context_of(kit))
     try:
         connection.request(method, path, body=body, headers=headers or {})
         answer = connection.getresponse()
@@ -239,7 +247,7 @@ def test_what_gets_through_is_written_as_the_gate_read_it(kit, gate, path):
 @contextmanager
 def unfinished(kit, address, count):
     """Connections of one address, each with a request whose body never comes."""
-    here = ssl.create_default_context(cafile=kit.authority)
+    here = context_of(kit)
     here.maximum_version = ssl.TLSVersion.TLSv1_2  # 1.3 sends a word of its own
     head = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx"
     opened = []
@@ -254,11 +262,12 @@ def unfinished(kit, address, count):
             each.close()
 
 
-def refused(connections):
+def refused(connections, expected):
     """How many of the connections are answered although their request has not ended."""
-    ready = select.select(connections, [], [], 10)[0]
-    while ready and len(select.select(connections, [], [], 0.5)[0]) > len(ready):
+    give_up, ready = time.monotonic() + 60, []
+    while len(ready) < expected and time.monotonic() < give_up:
         ready = select.select(connections, [], [], 0.5)[0]
+    ready = select.select(connections, [], [], 0.5)[0]
     return sum(b" 503 " in each.recv(1000) for each in ready)
 
 
@@ -266,8 +275,38 @@ def test_one_strange_address_cannot_fill_the_gate_and_the_sites_get_through(kit,
     """127.0.0.7 stands for the stranger: of this machine's addresses 127.0.0.1 alone is spared."""
     allowed = SITE_CONNECTIONS * len(kit.sites)
     with unfinished(kit, "127.0.0.7", allowed + 5) as opened:
-        assert refused(opened) == 5
+        assert refused(opened, 5) == 5
         assert ask(kit, "/v1/fleet/get-run", b"x")[0] == 200
+
+
+def test_who_shows_no_certificate_of_a_site_gets_nothing_and_fills_no_memory(kit, gate, tmp_path):
+    """Not even with one that a site has signed, or made by the federation's authority."""
+    strangers = {"none": None, "unknown": certificates.make_client("a")}
+    authority = kit.authority_key.read_bytes(), kit.authority.read_bytes()
+    strangers["the authority's"] = certificates.make_server(authority, "a", valid_days=9)
+    own = kit.directory.parent / "sites" / "a"
+    signer = (own / "client.key").read_bytes(), (own / "client.crt").read_bytes()
+    strangers["a site's"] = certificates.make_server(signer, "b", valid_days=9)
+    before = len(gate.seen)
+    for who, certified in strangers.items():
+        here = ssl.create_default_context(cafile=kit.authority)
+        if certified is not None:
+            (tmp_path / "key").write_bytes(certified[0])
+            (tmp_path / "crt").write_bytes(certified[1])
+            here.load_cert_chain(tmp_path / "crt", tmp_path / "key")
+        connection = HTTPSConnection("127.0.0.1", kit.port, timeout=30, context=here)
+        head = {"Content-Length": str(14 << 20)}
+        connection.request("POST", "/v1/fleet/push-object", headers=head)
+        assert connection.getresponse().status == 400, who  # before a byte of the body came
+        connection.close()
+    assert len(gate.seen) == before
+    assert ask(kit, "/v1/fleet/get-run", b"x")[0] == 200
+
+
+def test_the_log_says_which_site_it_was(kit, gate):
+    ask(kit, "/v1/fleet/get-run", b"x")
+    *_, last = map(json.loads, (kit.state / "gate.log").read_text().splitlines())
+    assert (last["site"], last["certificate"]) == ("CN=a", "SUCCESS")
 
 
 def test_a_worker_may_have_as_many_files_as_its_connections_take(kit, gate):
@@ -318,7 +357,7 @@ def test_without_tls_nothing_is_answered(kit, gate):
 
 
 def test_an_old_version_of_tls_is_refused(kit, gate):
-    here = ssl.create_default_context(cafile=kit.authority)
+    here = context_of(kit)
     here.maximum_version = ssl.TLSVersion.TLSv1_2
     connection = HTTPSConnection("127.0.0.1", kit.port, timeout=30, context=here)
     connection.connect()
@@ -347,7 +386,16 @@ def test_the_gate_writes_into_its_kits_state_alone(kit, gate):
     """It listens as an account that may write nowhere else."""
     before = {path.name for path in kit.directory.iterdir()}
     assert before == {
-        *("README.md", "ca.crt", "ca.key", "kit.yaml", "nginx.conf", "nodes", "server.crt"),
+        *(
+            "README.md",
+            "ca.crt",
+            "ca.key",
+            "clients.pem",
+            "kit.yaml",
+            "nginx.conf",
+            "nodes",
+            "server.crt",
+        ),
         *("server.key", "sites.json", "start.sh", "state"),
     }
     assert (kit.state / "gate.pid").is_file()

@@ -1,5 +1,7 @@
 """Kits: what is written is read; keys stay; who is revoked is nowhere; nothing is half done."""
 
+import json
+import shutil
 import stat
 from dataclasses import fields, replace
 from pathlib import Path
@@ -7,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from fedfora.cli.main import main
+from fedfora.deployment import certificates
 from fedfora.deployment import provision as module
+from fedfora.deployment.check_federation import check_certificate
+from fedfora.deployment.check_site import _keys
 from fedfora.deployment.kit import (
     CoordinatorKit,
     SiteKit,
@@ -17,7 +22,10 @@ from fedfora.deployment.kit import (
     write_description,
     write_file,
 )
+from fedfora.deployment.provision import provision
 from fedfora.deployment.settings import PROTECTION, own_flags
+from fedfora.deployment.site_keys import make_request, read_requests
+from fedfora.deployment.sites_file import read_sites_file
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import at_site
 from fedfora.federated.site.identity import open_identity, read_site_keys
@@ -108,7 +116,7 @@ def test_only_the_owner_reads_a_kit(provisioned):
     for directory in (place, place / "coordinator", *(place / "sites").iterdir()):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     private = list(place.rglob("*.key"))
-    assert len(private) == 2 + 2 * 2
+    assert len(private) == 2 + 2 * 3
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
 
 
@@ -361,3 +369,124 @@ def test_kits_are_values():
     where = {"directory": Path("a"), "federation": "f", "host": "h", "port": 1}
     assert SiteKit(**where, name="n", index=0) == SiteKit(**where, name="n", index=0)
     assert CoordinatorKit(**where, superlink_port=2).next_index == 0
+
+
+def requested(place, *names):
+    """Keys made at sites, and the directory in which their requests have come."""
+    (place / "requests").mkdir(parents=True, exist_ok=True)
+    for name in names:
+        path = make_request(place / f"at-{name}", name)
+        shutil.copy(path, place / "requests")
+    return read_requests(place / "requests")
+
+
+def test_keys_made_at_a_site_stay_there_and_the_kit_that_comes_back_is_whole(
+    sites_file, tmp_path, capsys
+):
+    at_site = tmp_path / "at-cardiology"
+    requests = tmp_path / "requests"
+    requests.mkdir()
+    assert main(["site", "request", "--kit", str(at_site), "--name", "cardiology"]) == 0
+    (at_site / "cardiology.request").rename(requests / "cardiology.request")
+    words = ["--output_dir", str(tmp_path / "kits"), "--requests", str(requests)]
+    assert main(["provision", str(sites_file()), *words]) == 0
+    came = tmp_path / "kits" / "sites" / "cardiology"
+    assert not list(came.glob("*.key"))
+    for path in came.iterdir():
+        shutil.copy(path, at_site / path.name)
+    kit = read_site_kit(at_site)
+    assert kit.private_files == [at_site / f"{name}.key" for name in ("node", "site", "client")]
+    assert _keys(kit).ok, _keys(kit)
+    private = [path.read_bytes() for path in at_site.glob("*.key")]
+    for path in (tmp_path / "kits").rglob("*"):
+        assert path.is_dir() or path.read_bytes() not in private
+    assert main(["provision", str(sites_file()), *words]) == 0, "the same once more changes nothing"
+
+
+def test_a_request_that_was_changed_on_its_way_is_refused_by_name(tmp_path):
+    requested(tmp_path, "north", "south")
+    north, south = (
+        json.loads((tmp_path / "requests" / f"{n}.request").read_text()) for n in ("north", "south")
+    )
+    path = tmp_path / "requests" / "north.request"
+    for change in (
+        {"node": south["node"]},
+        {"site": south["site"]},
+        {"certificate": south["certificate"]},
+        {"name": "south"},
+        {"signature": south["signature"]},
+        {"site": "AAAA"},
+    ):
+        path.write_text(json.dumps({**north, **change}))
+        with pytest.raises(ValueError, match=r"north\.request: "):
+            read_requests(tmp_path / "requests")
+    path.write_text("no JSON")
+    with pytest.raises(ValueError, match=r"north\.request: no request of a site"):
+        read_requests(tmp_path / "requests")
+
+
+def test_a_certificate_that_could_sign_others_is_no_sites(tmp_path, monkeypatch):
+    monkeypatch.setattr(certificates, "make_client", lambda name: certificates.make_authority(name))
+    with pytest.raises(ValueError, match="north"):
+        requested(tmp_path, "north")
+
+
+def test_keys_are_replaced_by_their_holder_alone(sites_file, tmp_path):
+    plan = read_sites_file(sites_file())
+    place = tmp_path / "kits"
+    first = provision(plan, place)
+    site = place / "sites" / "cardiology"
+    before = contents(place)
+    with pytest.raises(ValueError, match=r"cardiology\.request is not signed by the key"):
+        provision(plan, place, requests=requested(tmp_path / "stranger", "cardiology"))
+    assert contents(place) == before
+    request = make_request(site, None)
+    assert request.parent == site / "next"
+    done = provision(plan, place, requests=read_requests(request.parent))
+    assert done.need_keys == list(plan.sites)
+    for path in (site / "next").iterdir():
+        path.replace(site / path.name)
+    kit = read_site_kit(site)
+    assert _keys(kit).ok, _keys(kit)
+    assert done.kit.node("cardiology").read_bytes() == kit.node_public_key.read_bytes()
+    assert kit.client_certificate.read_bytes() in done.kit.client_certificates.read_bytes()
+    old = before[first.kit.node("cardiology").relative_to(place)]
+    assert not [path for path, data in contents(place).items() if data == old]
+
+
+def test_the_gate_lists_the_certificates_of_all_sites_and_of_no_revoked_one(provisioned):
+    done = provisioned(sites=THIRD)
+    gone = done.kit.client("surgery").read_bytes()
+    assert gone in done.kit.client_certificates.read_bytes()
+    assert "ssl_verify_client on" in done.kit.gate.read_text()
+    done = provisioned(revoke="surgery")
+    listed = done.kit.client_certificates.read_bytes()
+    assert gone not in listed
+    assert listed.count(b"BEGIN CERTIFICATE") == 2
+
+
+def test_a_gate_for_kits_of_before_asks_for_no_certificate(provisioned):
+    done = provisioned()
+    done.kit.client("cardiology").unlink()
+    done = provisioned()
+    assert not done.kit.client_certificates.exists()
+    assert "ssl_verify_client" not in done.kit.gate.read_text()
+
+
+def test_a_new_authority_is_trusted_beside_the_old_one_until_the_gate_has_its_certificate(
+    sites_file, tmp_path
+):
+    plan = read_sites_file(sites_file())
+    kit = provision(plan, tmp_path / "kits").kit
+    old = kit.authority.read_bytes()
+    provision(plan, tmp_path / "kits", new_authority=True)
+    assert check_certificate(kit)
+    both = (tmp_path / "kits" / "sites" / "cardiology" / "ca.crt").read_bytes()
+    assert both == kit.authority.read_bytes()
+    assert both.endswith(old)
+    provision(plan, tmp_path / "kits", renew=True)
+    kit.authority.write_bytes(both.removesuffix(old))
+    assert check_certificate(kit)
+    kit.authority.write_bytes(old)
+    with pytest.raises(ValueError, match="not signed by"):
+        check_certificate(kit)

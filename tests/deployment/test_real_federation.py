@@ -44,7 +44,7 @@ def test_real_sites_give_the_embedded_engines_adapter_to_the_bit(federation, emb
     real.until(lambda: not real.pids(), 20)
     ours = read_journal(real.kit.state)
     events = {line["event"] for line in ours}
-    assert {"started", "run", "let_in", "received", "run_ended"} <= events
+    assert {"started", "run", "let_in", "address", "received", "run_ended"} <= events
     for name in real.names:
         theirs = read_journal(real.site_kit(name) / "state")
         sent = [line for line in theirs if line["event"] == "sent"]

@@ -67,6 +67,27 @@ def test_a_site_with_another_base_than_the_others_is_left_out_and_named(federati
     assert f"{other} takes no part: its base-fingerprint is " in said
 
 
+def test_a_sites_policy_refuses_by_name_before_any_work_and_the_rest_goes_on(federation):
+    """One from the beginning; one from the round on after which its administrator says so."""
+    real = federation(3, num_rounds=4)
+    stays, never, ends = real.names
+    (real.site_kit(never) / "policy.yaml").write_text("rank: 1\n")
+    real.coordinate()
+    real.join(*real.names)
+    real.until(lambda: real.round_reached(1))
+    (real.site_kit(ends) / "policy.yaml").write_text("until: 2026-01-31\n")
+    assert real.wait() == 0, real.logs()
+    rounds = [[site["site"] for site in event["sites"]] for event in real.events("round")]
+    assert rounds[0] == [stays, ends]
+    assert rounds[-1] == [stays]
+    said = (real.place / "logs" / "coordinator.log").read_text()
+    assert re.search(rf"{never} takes no part: .*site-error POLICY_RANK ", said)
+    assert "site-error POLICY_UNTIL " in real.reasons(ends)[4]
+    log = (real.site_kit(ends) / "state" / "logs" / "trainer.log").read_text()
+    assert "policy.yaml: until: 2026-01-31 is over" in log
+    assert not list((real.site_kit(never) / "state" / "runs").glob("*/*"))
+
+
 def test_code_that_comes_with_a_run_is_not_run_at_a_site(federation):
     """At the coordinator it is, and leaves its trace there."""
     real = federation(1, num_rounds=1)

@@ -5,6 +5,7 @@ as they are.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedfora.config import ConfigParser
@@ -28,6 +29,7 @@ def run(argv: Sequence[str]) -> None:
     )
     (arguments,) = parser.parse(argv)
     from fedfora.deployment.provision import provision
+    from fedfora.deployment.site_keys import read_requests
     from fedfora.deployment.sites_file import read_sites_file
 
     if arguments.sites_file is None:
@@ -38,6 +40,8 @@ def run(argv: Sequence[str]) -> None:
         valid_days=arguments.valid_days,
         renew=arguments.renew,
         revoke=arguments.revoke,
+        requests=read_requests(Path(arguments.requests)) if arguments.requests else None,
+        new_authority=arguments.new_authority,
     )
     _print(provisioned)
 
@@ -51,7 +55,7 @@ def _print(provisioned: "Provisioned") -> None:
         print(f"revoked: {provisioned.revoked}; its keys are in no list any more")
     if provisioned.revoked is not None or (provisioned.added and provisioned.need_keys):
         print("  a coordinator that runs on this kit knows it within seconds; one on another")
-        print(f"  machine needs nodes, sites.json and kit.yaml of {kit.directory}")
+        print(f"  machine needs nodes, *.json, *.pem, *.conf and *.yaml of {kit.directory}")
     if provisioned.need_keys:
         names = ", ".join(provisioned.need_keys)
         print(f"new list of keys: {kit.site_keys}")

@@ -1,10 +1,13 @@
 """fedfora site: what one site of a real federation runs.
 
+`fedfora site request --kit DIR --name NAME` makes a new site's keys there, and the request to be
+handed to the coordinator; in a kit, keys that are to replace its own.
 `fedfora site journal --kit DIR` shows what has left the site, and whether its journal is whole.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from fedfora.cli.console import log_line, silence_libraries
@@ -20,12 +23,23 @@ class SiteArguments:
     kit: str = flag(".", "directory of the site's kit, as `fedfora provision` made it")
 
 
+@dataclass
+class RequestArguments:
+    """A site that makes its keys itself."""
+
+    kit: str = flag(".", "directory of the kit that is to be, or whose keys are to be replaced")
+    name: str | None = flag(None, "name of the site, as the coordinator's sites.yaml has it")
+
+
 def run(argv: Sequence[str]) -> None:
     """Run the site's processes until told to stop, or show its journal."""
     if argv[:1] == ["journal"]:
         parser = ConfigParser([SiteArguments], prog="fedfora site journal", description=__doc__)
         (arguments,) = parser.parse(argv[1:])
         show_journal(read_site_kit(arguments.kit).state)
+        return
+    if argv[:1] == ["request"]:
+        _request(argv[1:])
         return
     parser = ConfigParser([SiteArguments], prog="fedfora site", description=__doc__)
     (arguments,) = parser.parse(argv)
@@ -38,6 +52,16 @@ def run(argv: Sequence[str]) -> None:
 
     run_site(kit, log_line)
     log_line("stopped")
+
+
+def _request(argv: Sequence[str]) -> None:
+    parser = ConfigParser([RequestArguments], prog="fedfora site request", description=__doc__)
+    (arguments,) = parser.parse(argv)
+    from fedfora.deployment.site_keys import make_request
+
+    path = make_request(Path(arguments.kit), arguments.name)
+    print(f"{path}: for the coordinator; the keys beside it are this site's alone")
+    print(f"read to each other over the telephone: {sha256(path.read_bytes()).hexdigest()}")
 
 
 def show_journal(state: Path) -> list[Line]:

@@ -1,8 +1,9 @@
 """Keys and certificates of a federation: its own authority, the gate's certificate, nodes' keys.
 
 The authority signs one certificate, the gate's; sites accept no other authority, so the machine's
-own trust store plays no part. Sites do not show certificates: they sign each request with their
-node's key, which the coordinator registers (Flower's SuperNode authentication).
+own trust store plays no part. A site shows the gate a certificate of its own, which is in the
+gate's list, and signs each request with its node's key, which the coordinator registers (Flower's
+SuperNode authentication).
 """
 
 import ipaddress
@@ -64,6 +65,19 @@ def make_server(
         .add_extension(names, critical=False)
     )
     return _pem(key), _signed(builder, signer, signer.public_key())
+
+
+def make_client(name: str, *, now: datetime | None = None) -> Certified:
+    """Return key and certificate by which the gate knows a site, in PEM; nobody else signs it."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = (
+        _builder(subject, subject, key.public_key(), now, AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+    )
+    return _pem(key), _signed(builder, key, key.public_key())
 
 
 def make_node_key() -> Certified:

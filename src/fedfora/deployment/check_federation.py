@@ -50,18 +50,25 @@ def check_federation(kit: CoordinatorKit) -> Iterator[CheckResult]:
     yield check_disk(kit.state, RUN_BYTES)
 
 
+def _signed(server: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        server.verify_directly_issued_by(authority)
+    except Exception:  # InvalidSignature is no ValueError
+        return False
+    return True
+
+
 def check_certificate(kit: CoordinatorKit) -> str:
     """Return until when the gate's certificate holds.
 
     Raises:
         ValueError: If it does not hold, now or for this host, or has another key.
     """
-    authority = x509.load_pem_x509_certificate(kit.authority.read_bytes())
+    trusted = x509.load_pem_x509_certificates(kit.authority.read_bytes())
     server = x509.load_pem_x509_certificate(kit.server_certificate.read_bytes())
-    try:
-        server.verify_directly_issued_by(authority)
-    except Exception as error:  # InvalidSignature is no ValueError
-        raise ValueError("server.crt is not signed by ca.crt") from error
+    authority = next((each for each in trusted if _signed(server, each)), None)
+    if authority is None:
+        raise ValueError("server.crt is not signed by ca.crt")
     key = load_pem_private_key(kit.server_key.read_bytes(), None)
     if key.public_key() != server.public_key():
         raise ValueError("server.key is not that of server.crt")

@@ -35,6 +35,7 @@ from fedfora.deployment.check_result import (
     shown,
 )
 from fedfora.deployment.kit import DESCRIPTION, SiteKit
+from fedfora.deployment.policy import POLICY, read_policy
 from fedfora.deployment.settings import settings_of
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site.identity import read_site_keys
@@ -64,6 +65,9 @@ def check_site(kit: SiteKit) -> Iterator[CheckResult]:
     except ValueError as error:
         yield CheckResult("settings", False, str(error), f"change it in {DESCRIPTION}")
         return
+    yield run_check(
+        "policy", lambda: _policy(kit, settings), f"change {POLICY}, or do not take part"
+    )
     rows, data = _data(settings)
     yield data
     estimate, memory = _memory(settings, rows)
@@ -94,6 +98,14 @@ def _keys(kit: SiteKit) -> CheckResult:
         return f"site {kit.index} of {len(pinned)}"
 
     return run_check("keys", look, "ask the coordinator for the kit, or sites.json, once more")
+
+
+def _policy(kit: SiteKit, settings: FederationSettings) -> str:
+    """Say what the policy limits, and whether the run that is planned is within it."""
+    policy = read_policy(kit.directory)
+    policy.check(settings, "describe", {}, answered=0, now=datetime.now())
+    limits = {name: value for name, value in vars(policy).items() if value}
+    return f"limits {', '.join(limits)}" if limits else f"none: no {POLICY} limits a coordinator"
 
 
 def _data(settings: FederationSettings) -> tuple[RowsReport | None, CheckResult]:
@@ -239,6 +251,13 @@ def _certificate(kit: SiteKit) -> tuple[CheckResult, ssl.SSLContext | None]:
         return CheckResult(
             "certificate", False, f"ca.crt is no certificate ({error})", remedy
         ), None
+    if kit.client_certificate.is_file():
+        try:
+            context.load_cert_chain(kit.client_certificate, kit.client_key)
+        except ssl.SSLError as error:
+            remedy = "get both from where the keys were made"
+            message = f"client.key is not that of client.crt ({error})"
+            return CheckResult("certificate", False, message, remedy), None
     try:
         with closing(_connection(kit, context)) as connection:
             connection.connect()
@@ -281,6 +300,10 @@ def _answer(kit: SiteKit, context: ssl.SSLContext) -> list[CheckResult]:
         return [CheckResult("gate", False, f"no answer ({error})", "ask the coordinator")]
     finally:
         connection.close()
+    if answer.status == 400:
+        remedy = "ask the coordinator whether this site was revoked, or its keys replaced"
+        message = "does not let this site's certificate (client.crt) in"
+        return [CheckResult("gate", False, message, remedy)]
     if answer.status != 403:
         remedy = "do not start: without the gate anybody can run code here; tell the coordinator"
         message = f"{FORBIDDEN} is answered with {answer.status} instead of 403"

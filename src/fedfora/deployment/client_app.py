@@ -186,6 +186,10 @@ CODES = {
     "DATA": "the rows cannot be read",
     "FACTORS": "the site lacks frozen factors that the coordinator takes it to have",
     "BUDGET": "the site's privacy budget is spent",
+    **{
+        f"POLICY_{key}": f"the site's policy ({key.lower()}) does not allow what was asked for"
+        for key in ("BASE", "ROUNDS", "RANK", "STEPS", "HOURS", "UNTIL", "RULES", "FILE")
+    },
     "MEMORY": "there is not enough memory",
     "DISK": "there is no room on the disk",
     "DESCRIBE": "the site could not start",
@@ -197,7 +201,7 @@ CODES = {
     "REVEAL": "secure aggregation: nothing revealed",
 }
 
-_FORM = re.compile(r"site-error ([A-Z]+) [0-9a-f]{6}")
+_FORM = re.compile(r"site-error ([A-Z_]+) [0-9a-f]{6}")
 
 
 def new_code(word: str) -> str:

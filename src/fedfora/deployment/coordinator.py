@@ -45,6 +45,7 @@ class Coordinator:
         self.starts = 0  # of the SuperLink
         self._keys: dict[str, bytes] = {}
         self._certificate = b""  # as the processes have read it
+        self._gate_files = b""  # the same
         self._look_at, self._said = 0.0, ""
         self._watch, self._watch_at = GateWatch(kit.state / GATE_LOG, _addresses(kit.state)), 0.0
         self._supervisor = Supervisor(self._children(), say)
@@ -62,6 +63,7 @@ class Coordinator:
             raise ValueError(f"{error}: {RENEW}") from error
         with only_one(self.kit.state, "coordinator.lock"):
             self._certificate = self.kit.server_certificate.read_bytes()
+            self._gate_files = self._read_gate_files()
             self.flower.write_configuration()
             self.note("started", account=getpass.getuser(), command=shlex.join(sys.argv))
             try:
@@ -84,6 +86,7 @@ class Coordinator:
         """Restart what has ended; let in and throw out the sites that the kit says."""
         self._supervisor.check()
         self._watch_certificate()
+        self._follow_gate_files()
         self._watch_gate()
         if self.is_ready:
             try:
@@ -135,10 +138,24 @@ class Coordinator:
         if renewed:
             self._certificate = self.kit.server_certificate.read_bytes()
             self.say(f"the certificate is new, {said}: the gate takes it, the SuperLink restarts")
-            gate = self._supervisor.children[1].process
-            if gate is not None:
-                gate.send_signal(signal.SIGHUP)
+            self._reload_gate()
             self.restart_superlink()
+
+    def _read_gate_files(self) -> bytes:
+        paths = (self.kit.gate, self.kit.client_certificates)
+        return b"".join(path.read_bytes() for path in paths if path.is_file())
+
+    def _follow_gate_files(self) -> None:
+        """Let the gate read which sites it lets in, where that is new."""
+        files = self._read_gate_files()
+        if files != self._gate_files:
+            self._gate_files = files
+            self._reload_gate()
+
+    def _reload_gate(self) -> None:
+        gate = self._supervisor.children[1].process
+        if gate is not None:
+            gate.send_signal(signal.SIGHUP)
 
     def _say_once(self, text: str) -> None:
         if text != self._said:

@@ -39,6 +39,8 @@ SERVED_RUNS, STARTED_TASKS = "flwr-serverapp", "flwr-clientapp"  # of Flower's t
 POLL_S = 0.2
 SMALL_REPLY = 8 << 20  # bytes that any reply may have, whatever the adapter's size
 PROGRAM = "fedfora.deployment.flower_processes"  # this module, as it is started
+# Variables of a SuperNode: files with what it shows to the gate.
+CLIENT_CERTIFICATE, CLIENT_KEY = "FEDFORA_CLIENT_CERTIFICATE", "FEDFORA_CLIENT_KEY"
 LOOPBACK = "127.0.0.1,localhost,::1"
 
 logger = logging.getLogger(__name__)
@@ -89,6 +91,8 @@ def supernode() -> None:
         threading.Thread(target=start_clients, args=(where, secret), daemon=True).start()
         run(**settings)
 
+    if CLIENT_CERTIFICATE in os.environ:
+        _show_certificate(os.environ[CLIENT_CERTIFICATE], os.environ[CLIENT_KEY])
     loop._pull_and_store_message = refuse_other_runs(pull, loop.RunNotRunningException)
     program.start_client_internal = begin
     sys.argv += ["--host", "127.0.0.1", "--port", str(free_port()), "--isolation", "process"]
@@ -102,6 +106,19 @@ def supernode() -> None:
     finally:
         sys.stdout.flush()
         os._exit(status)
+
+
+def _show_certificate(certificate: str, key: str) -> None:
+    """Let Flower's client of the gate show a certificate when it connects."""
+    connection: Any = importlib.import_module("flwr.supernode.fleet_http_connection")
+    _check_parts(connection, "FleetHttpClient")
+
+    class Client(connection.FleetHttpClient):  # type: ignore[misc, name-defined]
+        def __init__(self, *args: Any, verify: Any, **others: Any) -> None:
+            verify.load_cert_chain(certificate, key)
+            super().__init__(*args, verify=verify, **others)
+
+    connection.FleetHttpClient = Client
 
 
 def refuse_other_runs(pull: Callable[..., Any], refusal: type[BaseException]) -> Callable[..., Any]:

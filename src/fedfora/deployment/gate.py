@@ -38,6 +38,9 @@ CONNECTIONS = (
 # Of one site, at most: connections, requests a second, and requests in a burst of messages.
 SITE_CONNECTIONS, SITE_REQUESTS, SITE_BURST = 16, 20, 400
 
+# A site's certificate is in the list and vouches for itself alone; a stranger is told 400.
+CLIENTS = "ssl_client_certificate clients.pem;\n        ssl_verify_client on;"
+
 
 def gate_configuration(kit: CoordinatorKit) -> str:
     """Return nginx's configuration for a federation."""
@@ -53,6 +56,7 @@ def gate_configuration(kit: CoordinatorKit) -> str:
         superlink_port=kit.superlink_port,
         listen=f"{_listening(kit.host)}{kit.port}",
         paths="|".join(FLEET_PATHS),
+        clients=CLIENTS if kit.client_certificates.is_file() else "",
     )
 
 

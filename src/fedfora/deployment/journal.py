@@ -113,6 +113,14 @@ def read_journal(state: Path) -> list[Line]:
     return lines
 
 
+def rounds_answered(state: Path) -> int:
+    """Return how many rounds of training a site has answered, in all runs together."""
+    path = state / JOURNAL
+    texts = path.read_bytes().splitlines() if path.is_file() else []
+    lines = (json.loads(text) for text in texts if b'"operation": "train"' in text)
+    return sum(line["event"] == SENT and "error" not in line for line in lines)
+
+
 def last_digest(state: Path) -> str:
     """Return the digest of the last line, which stands for the whole journal."""
     with (state / JOURNAL).open("rb") as file:

@@ -96,11 +96,14 @@ class SiteKit(Kit):
     node_public_key = _File("node.pub")  # which the coordinator registers
     signing_key = _File("site.key")  # the site's identity in secure aggregation
     public_key = _File("site.pub")
+    client_key = _File("client.key")
+    client_certificate = _File("client.crt")  # by which the gate knows it; older kits have none
 
     @property
     def private_files(self) -> list[Path]:
         """Files that only the owner may read."""
-        return [self.node_key, self.signing_key]
+        own = [self.client_key] if self.client_certificate.exists() else []
+        return [self.node_key, self.signing_key, *own]
 
     @property
     def files(self) -> list[Path]:
@@ -130,6 +133,7 @@ class CoordinatorKit(Kit):
     server_certificate = _File("server.crt")  # of the gate, and of the SuperLink behind it
     server_key = _File("server.key")
     gate = _File("nginx.conf")
+    client_certificates = _File("clients.pem")  # of all sites; missing where one has none
 
     @property
     def private_files(self) -> list[Path]:
@@ -147,6 +151,10 @@ class CoordinatorKit(Kit):
     def next_index(self) -> int:
         """The number of the next site that joins."""
         return max([-1, *self.sites.values(), *self.revoked.values()]) + 1
+
+    def client(self, site: str) -> Path:
+        """Return the file with the certificate by which the gate knows a site."""
+        return self.directory / "nodes" / f"{site}.crt"
 
     def node(self, site: str) -> Path:
         """Return the file with the public key of a site's SuperNode."""

@@ -10,10 +10,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedfora.deployment import certificates
 from fedfora.deployment.gate import gate_configuration
@@ -33,9 +36,10 @@ from fedfora.deployment.kit import (
     write_file,
 )
 from fedfora.deployment.settings import SITE_FLAGS, own_flags
+from fedfora.deployment.site_keys import SUFFIX, Request, make_keys
 from fedfora.deployment.sites_file import SitesFile
 from fedfora.federated.site.identity import Pinned, read_site_keys
-from fedfora.protection.keys import make_signing_key, read_signing_key
+from fedfora.protection.keys import public_pem
 from fedfora.reporting.record import environment
 
 COORDINATOR, SITES = "coordinator", "sites"  # where the kits lie in the directory of all
@@ -69,6 +73,8 @@ def provision(
     valid_days: int = 365,
     renew: bool = False,
     revoke: str | None = None,
+    requests: Mapping[str, Request] | None = None,
+    new_authority: bool = False,
 ) -> Provisioned:
     """Write the kits of a federation, or bring existing ones up to date with the sites file.
 
@@ -78,27 +84,34 @@ def provision(
         valid_days: How long a new server certificate holds.
         renew: Make a new server certificate.
         revoke: A site to take out.
+        requests: The public keys of sites that made their keys themselves, or made new ones.
+        new_authority: Make a new authority, which is trusted beside the present one.
 
     Raises:
         ValueError: If something is in the way, or the file does not fit the kits that exist.
     """
-    directory = Path(output_dir).absolute()
+    directory, requests = Path(output_dir).absolute(), requests or {}
+    if unknown := sorted(requests.keys() - plan.sites.keys()):
+        raise ValueError(f"{plan.path}: sites.{unknown[0]} is missing, but has a request")
     if (directory / COORDINATOR).exists():
         provisioned = Provisioned(directory, _fitting(plan, directory, revoke))
         _check_way(provisioned, plan, revoke=revoke, renew=renew)
+        _check_replaced(provisioned, requests)
         if revoke is not None:
             _revoke(provisioned, plan, revoke)
-        _bring_up_to_date(provisioned, plan)
+        if new_authority:
+            _change_authority(provisioned)
+        _bring_up_to_date(provisioned, plan, requests)
         if renew:
             _renew(provisioned, valid_days)
         return provisioned
-    if revoke is not None or renew:
+    if revoke is not None or renew or new_authority:
         raise ValueError(f"--output_dir {output_dir} holds no kits yet")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"--output_dir {output_dir} is not empty, and holds no kits")
     with _appearing(directory) as staging:
         provisioned = Provisioned(staging, _first(plan, staging, valid_days))
-        _bring_up_to_date(provisioned, plan)
+        _bring_up_to_date(provisioned, plan, requests)
     return replace(
         provisioned,
         place=directory,
@@ -182,7 +195,9 @@ def _check_way(
         )
 
 
-def _bring_up_to_date(provisioned: Provisioned, plan: SitesFile) -> None:
+def _bring_up_to_date(
+    provisioned: Provisioned, plan: SitesFile, requests: Mapping[str, Request]
+) -> None:
     """Make kits for new sites, and write lists and descriptions."""
     added = [
         name
@@ -190,8 +205,14 @@ def _bring_up_to_date(provisioned: Provisioned, plan: SitesFile) -> None:
         if name not in provisioned.kit.sites and name != provisioned.revoked
     ]
     older = list(provisioned.kit.sites)
+    replaced = [name for name in older if name in requests]
+    for name in replaced:
+        _enter(provisioned.kit, name, provisioned.kit.sites[name], requests[name])
+        provisioned.notes.append(
+            f"{name}: its keys are new; the site may now put them into its place"
+        )
     for name in added:
-        _add(provisioned, plan, name)
+        _add(provisioned, plan, name, requests.get(name))
     provisioned.kit = replace(
         provisioned.kit,
         superlink_port=plan.superlink_port,
@@ -201,9 +222,10 @@ def _bring_up_to_date(provisioned: Provisioned, plan: SitesFile) -> None:
         made_with=_versions(),
     )
     provisioned.added = added
-    if added or provisioned.revoked:
+    if added or replaced or provisioned.revoked:
         provisioned.need_keys = older
         _share_keys(provisioned)
+    _list_clients(provisioned.kit)
     write_file(provisioned.kit.gate, gate_configuration(provisioned.kit).encode(), PUBLIC)
     write_file(provisioned.kit.start, start_script(provisioned.kit).encode(), SCRIPT)
     write_file(provisioned.kit.directory / "README.md", readme(provisioned.kit).encode(), PUBLIC)
@@ -211,8 +233,11 @@ def _bring_up_to_date(provisioned: Provisioned, plan: SitesFile) -> None:
     _note_changes(provisioned, plan, older)
 
 
-def _add(provisioned: Provisioned, plan: SitesFile, name: str) -> None:
-    """Make the kit of a site, and enter its public keys into the coordinator's."""
+def _add(provisioned: Provisioned, plan: SitesFile, name: str, request: Request | None) -> None:
+    """Make the kit of a site, and enter its public keys into the coordinator's.
+
+    Where the site made its keys itself, the kit holds the public halves.
+    """
     kit = SiteKit(
         directory=provisioned.place / SITES / name,
         federation=plan.federation,
@@ -225,23 +250,69 @@ def _add(provisioned: Provisioned, plan: SitesFile, name: str) -> None:
         base_fingerprint=plan.base_fingerprint,
         made_with=_versions(),
     )
-    private, public = certificates.make_node_key()
     with _appearing(kit.directory) as staging:
         new = replace(kit, directory=staging)
-        make_signing_key(new.signing_key)
-        new.signing_key.with_name("site.key.pub").replace(new.public_key)
-        write_file(new.node_key, private, PRIVATE)
-        write_file(new.node_public_key, public, PUBLIC)
+        keys = request or make_keys(new)
+        if request is not None:
+            write_file(new.node_public_key, keys.node, PUBLIC)
+            write_file(new.client_certificate, keys.certificate, PUBLIC)
+            write_file(new.public_key, public_pem(keys.site), PUBLIC)
         write_file(new.authority, provisioned.kit.authority.read_bytes(), PUBLIC)
-        keys = read_site_keys(provisioned.kit.site_keys)
-        keys[kit.index] = read_signing_key(new.signing_key).public_key().public_bytes_raw()
-        _write_keys(new.site_keys, keys)
+        known = {**read_site_keys(provisioned.kit.site_keys), kit.index: keys.site}
+        _write_keys(new.site_keys, known)
         write_file(new.start, start_script(new).encode(), SCRIPT)
         write_file(new.directory / "README.md", readme(new).encode(), PUBLIC)
         write_description(new)
-    write_file(provisioned.kit.node(name), public, PUBLIC)
-    _write_keys(provisioned.kit.site_keys, keys)
+    _enter(provisioned.kit, name, kit.index, keys)
     provisioned.kit = replace(provisioned.kit, sites={**provisioned.kit.sites, name: kit.index})
+
+
+def _enter(kit: CoordinatorKit, name: str, index: int, keys: Request) -> None:
+    """Enter a site's public keys into the coordinator's kit."""
+    write_file(kit.client(name), keys.certificate, PUBLIC)
+    write_file(kit.node(name), keys.node, PUBLIC)
+    _write_keys(kit.site_keys, {**read_site_keys(kit.site_keys), index: keys.site})
+
+
+def _check_replaced(provisioned: Provisioned, requests: Mapping[str, Request]) -> None:
+    """Raise where keys would be replaced whose holder has not said so."""
+    known = read_site_keys(provisioned.kit.site_keys)
+    for name, request in requests.items():
+        index = provisioned.kit.sites.get(name)
+        if index is None or known[index] == request.site or request.replaces(known[index]):
+            continue
+        raise ValueError(
+            f"{name}{SUFFIX} is not signed by the key that {name} has now: let it make the request "
+            "in its kit; if that key is lost or stolen, --revoke it, and take it in by another name"
+        )
+
+
+def _list_clients(kit: CoordinatorKit) -> None:
+    """Write the certificates that the gate lets in; none where a site of before has none."""
+    paths = [kit.client(name) for name in kit.sites]
+    if paths and all(path.is_file() for path in paths):
+        together = b"".join(path.read_bytes() for path in paths)
+        write_file(kit.client_certificates, together, PUBLIC)
+    else:
+        kit.client_certificates.unlink(missing_ok=True)
+
+
+def _change_authority(provisioned: Provisioned) -> None:
+    """Make a new authority; sites trust it and the present one until the gate's is renewed."""
+    kit = provisioned.kit
+    key, certificate = certificates.make_authority(kit.federation)
+    present, *_ = x509.load_pem_x509_certificates(kit.authority.read_bytes())
+    both = certificate + present.public_bytes(Encoding.PEM)
+    write_file(kit.authority_key, key, PRIVATE)
+    write_file(kit.authority, both, PUBLIC)
+    for name in kit.sites:
+        directory = provisioned.place / SITES / name
+        if (directory / DESCRIPTION).is_file():
+            write_file(directory / "ca.crt", both, PUBLIC)
+    provisioned.notes.append(
+        f"the authority is new: put {kit.authority} into the kit of each site, start the sites "
+        "anew, then --renew; of a stolen authority delete the certificate, the second in ca.crt"
+    )
 
 
 def _revoke(provisioned: Provisioned, plan: SitesFile, name: str) -> None:
@@ -260,10 +331,14 @@ def _revoke(provisioned: Provisioned, plan: SitesFile, name: str) -> None:
     )
     write_description(provisioned.kit)
     kit.node(name).unlink(missing_ok=True)
+    kit.client(name).unlink(missing_ok=True)
     keys = read_site_keys(kit.site_keys)
     keys.pop(index, None)
     _write_keys(kit.site_keys, keys)
-    for file in ("node.key", "node.pub", "site.key", "site.pub", "sites.json"):
+    pairs = [
+        f"{key}.{part}" for key in ("node", "site", "client") for part in ("key", "pub", "crt")
+    ]
+    for file in (*pairs, "sites.json"):
         (provisioned.place / SITES / name / file).unlink(missing_ok=True)
 
 
@@ -292,8 +367,8 @@ def _note_changes(provisioned: Provisioned, plan: SitesFile, older: list[str]) -
     """Say where the sites file and a site's kit differ; the kit is the site's own."""
     for name in older:
         directory = provisioned.place / SITES / name
-        if not (directory / DESCRIPTION).is_file() or name not in plan.sites:
-            continue
+        if not (directory / "node.key").is_file() or name not in plan.sites:
+            continue  # handed over, or made without the keys
         if read_site_kit(directory).settings != own_flags(
             plan.settings, plan.sites[name], quorum=plan.quorum
         ):

@@ -59,6 +59,13 @@ class ProvisionArguments(Options):
     )
     renew: bool = flag(False, "make a new server certificate; needs the CA's key in the kit")
     revoke: str | None = flag(None, "take a site out: its keys are removed from every list")
+    requests: str | None = flag(
+        None,
+        "directory of NAME.request files, from sites that made their keys themselves",
+    )
+    new_authority: bool = flag(
+        False, "make a new authority; its certificate goes to all sites, then --renew"
+    )
 
 
 @dataclass

@@ -12,7 +12,12 @@ from pathlib import Path
 from threading import Event, Thread
 
 from fedfora.deployment import journal
-from fedfora.deployment.flower_processes import PROGRAM, environment
+from fedfora.deployment.flower_processes import (
+    CLIENT_CERTIFICATE,
+    CLIENT_KEY,
+    PROGRAM,
+    environment,
+)
 from fedfora.deployment.heartbeat import HEARTBEAT, TRAINER, HeartbeatMonitor
 from fedfora.deployment.kit import SiteKit
 from fedfora.deployment.supervisor import (
@@ -75,6 +80,8 @@ def children(kit: SiteKit) -> list[Child]:
     logs = kit.state / "logs"
     watch = HeartbeatMonitor(kit.state / HEARTBEAT)
     flower = {**environment(kit.state / "flower"), journal.STATE: str(kit.state)}
+    if kit.client_certificate.is_file():
+        flower |= {CLIENT_CERTIFICATE: str(kit.client_certificate), CLIENT_KEY: str(kit.client_key)}
     return [
         Child(
             "trainer",

@@ -17,6 +17,7 @@ import math
 import os
 import socket
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from fedfora.data.loading import DataError
 from fedfora.deployment import client_app, socket_wire
 from fedfora.deployment.client_app import ANSWER_S, OPERATIONS, SOCKET
 from fedfora.deployment.heartbeat import HEARTBEAT, Heartbeat
-from fedfora.deployment.journal import RUN_NAME
+from fedfora.deployment.journal import RUN_NAME, rounds_answered
 from fedfora.deployment.kit import SiteKit
+from fedfora.deployment.policy import Policy, PolicyError, read_policy
 from fedfora.deployment.settings import check_sent
 from fedfora.deployment.supervisor import only_one
 from fedfora.federated.engines.embedded import introduce_this_process
@@ -44,7 +46,7 @@ from fedfora.federated.site_runtime import (
     load_runtime,
     site_of,
 )
-from fedfora.federated.wire.messages import FrozenFactorsMissingError
+from fedfora.federated.wire.messages import CONFIG, FrozenFactorsMissingError
 from fedfora.privacy.accounting import BudgetSpent
 from fedfora.reporting.record import peak_memory_bytes, write_text
 from fedfora.training.privacy_plan import ledger_directory
@@ -134,13 +136,29 @@ class Trainer:
         self, operation: str, head: socket_wire.Header, content: RecordDict
     ) -> tuple[socket_wire.Header, RecordDict]:
         run_config = self._settings(head["settings"], str(head["run"]))
+        policy = self._policy()
+        policy.check(
+            from_run_config(run_config),
+            operation,
+            dict(content.get(CONFIG, {})),
+            answered=rounds_answered(self.state),
+            now=datetime.now(),
+        )
         context = self._context(int(head["run"]), run_config)
+        policy.check_base(self._open(run_config).base_fingerprint)
         site_of(self._open(run_config), context.node_config)  # opened once, in what time it takes
         message = Message(content, dst_node_id=1, message_type=OPERATIONS[operation])
         message.metadata.__dict__["_message_id"] = "1"  # as Flower's own grids do
         with self.heartbeat.during(operation, float(head.get(ANSWER_S, math.inf))):
             reply = self._app(message, context).content
         return self._spent(run_config), reply
+
+    def _policy(self) -> Policy:
+        """Return the site's policy as it stands now; one that cannot be read allows nothing."""
+        try:
+            return read_policy(self.state.parent)
+        except ValueError as error:
+            raise PolicyError("file", str(error)) from error
 
     def _spent(self, run_config: dict[str, Scalar]) -> socket_wire.Header:
         """Return the epsilon that the site's ledger holds by now, for its journal."""
@@ -210,6 +228,7 @@ def word_for(error: Exception, operation: str) -> str:
         (DataError, "DATA"),
         (FrozenFactorsMissingError, "FACTORS"),
         (BudgetSpent, "BUDGET"),
+        (PolicyError, f"POLICY_{getattr(error, 'key', '').upper()}"),
         ((MemoryError, torch.OutOfMemoryError), "MEMORY"),
     ]
     for kind, word in words:

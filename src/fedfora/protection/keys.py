@@ -113,12 +113,20 @@ def make_signing_key(path: Path) -> str:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    public = key.public_key().public_bytes(
+    public = key.public_key().public_bytes_raw()
+    _write_secret(path, private)
+    path.with_name(path.name + ".pub").write_bytes(public_pem(public))
+    return key_id(public)
+
+
+def public_pem(public: bytes) -> bytes:
+    """Return an Ed25519 public key of 32 bytes as PEM."""
+    serialization = need(_SERIALIZATION)
+    key = need(_ED25519).Ed25519PublicKey.from_public_bytes(public)
+    written: bytes = key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    _write_secret(path, private)
-    path.with_name(path.name + ".pub").write_bytes(public)
-    return key_id(key.public_key().public_bytes_raw())
+    return written
 
 
 def make_encryption_key(path: Path) -> None:
