@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_WORKERS ?= 2
 
-.PHONY: help setup lock demo test test-all test-deploy test-fate test-lowest test-newest lint docs package bench real clean
+.PHONY: help setup lock demo test test-all test-deploy test-hosts test-fate test-lowest test-newest lint docs package bench real clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with everything"
@@ -13,6 +13,7 @@ help:
 	@echo "make test    all tests that need no GPU"
 	@echo "make test-all   also what CI skips: deploy, FATE, DeepSpeed, ray, torchao, HQQ, llama.cpp: hours"
 	@echo "make test-deploy   real federations on this machine, and what may go wrong: half an hour"
+	@echo "make test-hosts  a federation over network namespaces, as root: ten minutes"
 	@echo "make test-fate   FATE beside fedfora, in .venv-fate, and three parties of a federation"
 	@echo "make test-lowest, make test-newest   the tests with the oldest versions, and the newest"
 	@echo "make lock    requirements.lock anew, from the newest versions within the ranges"
@@ -46,6 +47,10 @@ test: setup
 
 test-deploy: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy
+
+# Needs root, iproute2, nginx and squid; without them it says what it lacks.
+test-hosts: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hosts tests/deployment/test_hosts.py
 
 # What CI skips, in .venv-all; its last run, with date and versions, stands in docs/log.md.
 test-all: test test-deploy test-fate .venv-all/ready

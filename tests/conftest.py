@@ -28,6 +28,8 @@ MAY_BE_SKIPPED = (
     "needs pip install trackio",
     "needs pip install wandb",
     "needs ray",
+    "needs root",
+    "needs squid",
     "nginx is not installed",  # .ci/run installs it where it can, and Chromium
     "no Chromium here",
     "no published checkpoint here",

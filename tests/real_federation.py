@@ -49,13 +49,15 @@ class RealFederation:
         settings: Flags of the federation.
         sites: Name to each site's own flags.
         quorum: As in sites.yaml.
+        address: Of the coordinator there; free ports of loopback where it is not said.
     """
 
-    def __init__(self, place, settings, sites, quorum=1):
+    def __init__(self, place, settings, sites, quorum=1, address=None):
         self.place = place
         self.plan = {
             "federation": "clinics",
-            "coordinator": {
+            "coordinator": address
+            or {
                 "host": "127.0.0.1",
                 "port": free_port(),
                 "superlink_port": free_port(),

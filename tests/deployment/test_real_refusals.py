@@ -12,6 +12,7 @@ import pytest
 
 from fedfora.deployment.certificates import make_node_key, make_server
 from fedfora.deployment.run import write_app
+from fedfora.federated.coordinator.checkpoint import find_checkpoints
 from real_federation import FLAGS, assert_same, needs_nginx
 
 BAD_COORDINATOR = Path(__file__).parents[1] / "bad_coordinator.py"
@@ -267,7 +268,7 @@ def test_a_full_disk_stops_the_run_with_a_reason_and_nothing_is_lost(
     small_disk(real.kit.state, "64m")
     real.join(*real.names)
     real.coordinate()
-    real.until(lambda: real.round_reached(1))
+    real.until(lambda: real.round_reached(1) and find_checkpoints(real.run_directory))
     fill(real.kit.state)
     assert real.wait(240) == 2, real.logs()
     said = (real.place / "logs" / "coordinator.log").read_text()
