@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ SLOW_LINE = Path(__file__).with_name("slow_line.py")
 NAME = "coordinator.test"
 SQUID = """
 http_port 3128
+visible_hostname proxy
 acl gate dstdomain coordinator.test
 acl gate_port port 8443
 acl CONNECT method CONNECT
@@ -32,7 +34,7 @@ pid_filename {place}/squid.pid
 access_log stdio:{place}/squid-access.log
 cache_log {place}/squid-cache.log
 coredump_dir {place}
-cache_effective_user root
+cache_effective_user proxy
 """
 
 
@@ -136,7 +138,7 @@ class HostsFederation(RealFederation):
         super().__init__(place, settings, sites, quorum, address=address)
         self.names = list(sites)
         self.network = Network(f"fed{os.getpid()}")
-        self.helpers = []
+        self.helpers, self.proxy_log = [], place / "no-proxy" / "log"
         self.hosts = {"coordinator": "c", **{name: f"s{i}" for i, name in enumerate(sites)}}
         self.network.host("c", 1)
         self.network.host("outsider", 66)
@@ -150,9 +152,13 @@ class HostsFederation(RealFederation):
             self.network.knows(host, "127.0.0.1" if host == "c" else "10.77.0.1")
 
     def start_proxy(self):
-        (self.place / "squid.conf").write_text(SQUID.format(place=self.place))
-        words = ["squid", "-N", "-f", str(self.place / "squid.conf")]
+        """Start squid, which insists on an account of its own."""
+        place = Path(tempfile.mkdtemp(prefix="squid-"))
+        shutil.chown(place, "proxy")
+        (place / "squid.conf").write_text(SQUID.format(place=place))
+        words = ["squid", "-N", "-n", self.network.prefix, "-f", str(place / "squid.conf")]
         self.helpers.append(subprocess.Popen(self.network.command("proxy", *words)))
+        self.proxy_log = place / "squid-access.log"
 
     def start(self, name, *words):
         host = self.hosts[name]
@@ -180,3 +186,4 @@ class HostsFederation(RealFederation):
             if helper.stdout is not None:
                 helper.stdout.close()
         self.network.remove()
+        shutil.rmtree(self.proxy_log.parent, ignore_errors=True)

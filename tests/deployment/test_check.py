@@ -246,7 +246,7 @@ def test_a_site_that_is_ready_passes_and_a_fault_is_said_with_its_remedy(kits, t
     assert ["files" in failed[0], "base" in failed[1], len(failed)] == [True, True, 2]
     assert "chmod 600" in failed[0]
     assert "the federation 0000000000000000" in failed[1]
-    assert "2 of 11 checks failed" in captured.err
+    assert "2 of 12 checks failed" in captured.err
 
 
 def test_nothing_of_a_row_is_shown(kits, rows_file, capsys):

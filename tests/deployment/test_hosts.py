@@ -100,9 +100,9 @@ def test_whatever_goes_wrong_between_hosts_no_round_is_lost_and_the_cause_is_nam
     until_all(real, 0)
     route = network.inside(real.hosts[proxied], "ip", "route", "get", "10.77.0.1", check=False)
     assert "unreachable" in route.stderr
-    assert "CONNECT coordinator.test:8443" in (real.place / "squid-access.log").read_text()
+    assert "CONNECT coordinator.test:8443" in real.proxy_log.read_text()
     checked = real.check(proxied)
-    assert "coordinator.test is reached through the proxy 10.78.0.1:3128" in checked
+    assert "coordinator.test is reached through the proxy http://10.78.0.1:3128" in checked
     assert "FAIL" not in checked.partition("data")[0]
 
     # An outsider, with the authority's certificate in hand.

@@ -45,7 +45,7 @@ class Coordinator:
         self.starts = 0  # of the SuperLink
         self._keys: dict[str, bytes] = {}
         self._certificate = b""  # as the processes have read it
-        self._gate_files = b""  # the same
+        self._gate_files = self._read_gate_files()  # the same
         self._look_at, self._said = 0.0, ""
         self._watch, self._watch_at = GateWatch(kit.state / GATE_LOG, _addresses(kit.state)), 0.0
         self._supervisor = Supervisor(self._children(), say)
@@ -63,7 +63,6 @@ class Coordinator:
             raise ValueError(f"{error}: {RENEW}") from error
         with only_one(self.kit.state, "coordinator.lock"):
             self._certificate = self.kit.server_certificate.read_bytes()
-            self._gate_files = self._read_gate_files()
             self.flower.write_configuration()
             self.note("started", account=getpass.getuser(), command=shlex.join(sys.argv))
             try:
