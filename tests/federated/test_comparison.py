@@ -47,6 +47,15 @@ def test_every_arm_is_scored_on_all_rows_and_on_each_sites_own_kind(settings, tm
     recorded = [json.loads(line) for line in lines if '"row"' in line]
     assert [row["kind"] for row in recorded] == ["base", "federated", *["alone"] * 4, "central"]
     assert all(set(row["groups"]) == set(sites) for row in recorded)
+    (played,) = [json.loads(line) for line in lines if '"event": "round"' in line]
+    federated = recorded[1]["groups"]
+    assert played["groups"] == {site: {"f1": federated[site]["f1"]} for site in sites}
+    answers = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    for index, answer in enumerate(map(json.loads, answers)):
+        assert answer["prediction"] == comparison.federated.predictions[index]
+        assert answer["site"] == comparison.examples[index].columns["specialty"]
+        rows = (comparison.base, comparison.alone[answer["site"]], comparison.central)
+        assert answer["others"] == {row.kind: row.predictions[index] for row in rows}
 
 
 def test_only_the_arms_asked_for_are_trained(settings):

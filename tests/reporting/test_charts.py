@@ -11,7 +11,6 @@ from fedfora.reporting.charts import (
     NUM_COLORS,
     WIDTH,
     as_band,
-    interval_chart,
     line_chart,
 )
 
@@ -58,17 +57,36 @@ def test_many_sites_become_a_band_of_their_lowest_median_and_highest():
     assert as_band(few) == few
 
 
-@pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
-def test_an_interval_spans_its_bounds(score):
-    low, high = max(0.0, score - 0.1), min(1.0, score + 0.1)
-    rows = [("base", 0.0, None), ("federated", score, (low, high))]
-    drawn = ElementTree.fromstring(interval_chart(rows, name="f1"))
-    (whisker,) = [line for line in drawn.iter("line") if line.get("class") == "whisker"]
-    dot = list(drawn.iter("circle"))[1]
-    assert float(whisker.get("x1")) <= float(dot.get("cx")) <= float(whisker.get("x2"))
-    width = float(whisker.get("x2")) - float(whisker.get("x1"))
-    whole = [float(line.get("x1")) for line in drawn.iter("line") if line.get("class") == "grid"]
-    assert width / (whole[-1] - whole[0]) == pytest.approx(high - low, abs=1e-3)
+@given(st.dictionaries(st.text("ab, 9", max_size=30), st.floats(0, 1), min_size=1, max_size=4))
+def test_what_a_curve_is_compared_with_lies_at_its_value(levels):
+    curve = {"F1": [(1, 0.0), (2, 1.0)]}
+    drawn = ElementTree.fromstring(line_chart(curve, name="scores", axis="round", levels=levels))
+    zero, one = (float(circle.get("cy")) for circle in drawn.iter("circle"))
+    lines = [line for line in drawn.iter("line") if line.get("class") == "level"]
+    for line, value in zip(lines, levels.values(), strict=True):
+        assert float(line.get("y1")) == pytest.approx(zero + value * (one - zero), abs=0.1)
+    words = [text for text in drawn.iter("text") if text.get("class") == "level"]
+    at = [(float(text.get("x")), float(text.get("y"))) for text in words]
+    assert len(set(at)) == len(at)  # none hides another
+
+
+@given(st.lists(st.floats(0, 1e15), min_size=1, max_size=9))
+def test_no_tick_is_cut_off(values):
+    """A digit is at most 7.3 wide in the page's font of 12.5."""
+    drawn = line_chart({"a": list(enumerate(values))}, name="uplink_bytes", axis="round")
+    for text in ElementTree.fromstring(drawn).iter("text"):
+        if text.get("text-anchor") == "end" and text.get("class") is None:
+            assert float(text.get("x")) >= 7.3 * len(text.text)
+
+
+def test_a_site_has_its_color_whatever_else_is_drawn():
+    colors = {"north": 0, "south": 1}
+    for curves in (["all sites", "south"], ["south"], ["north", "south"]):
+        drawn = line_chart(
+            {name: [(1, 1.0), (2, 2.0)] for name in curves}, name="loss", axis="r", colors=colors
+        )
+        lines = list(ElementTree.fromstring(drawn).iter("polyline"))
+        assert lines[curves.index("south")].get("style") == "stroke:var(--c1)"
 
 
 def _printable(svg):

@@ -1,13 +1,15 @@
 """The page shows what the record holds, asks for nothing from outside, and renders in a browser."""
 
+import base64
+import csv
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
 import pytest
 
+from browser import CHROMIUM
 from fedfora.cli.main import main
 from fedfora.reporting.card import card_of
 from fedfora.reporting.history import read_run
@@ -134,8 +136,8 @@ def test_what_was_not_measured_is_not_mentioned(write_run):
     events = [{"event": "step", "step": n, "loss": 1.0 / n, "seconds": 1.0 * n} for n in (1, 2)]
     run = write_run(events=events)
     (run / "config.yaml").write_text("adapter: {lora_rank: 4}\n")
-    _, words = read(report([read_run(run)]))
-    for absent in ("epsilon", "Rejections", "Examples", "Evaluation card", "Contributions", "sent"):
+    _, words = read("<html>" + report([read_run(run)]).split("</head>")[1])
+    for absent in ("epsilon", "Rejections", "Answers", "Evaluation card", "traffic", "sent"):
         assert absent not in words
 
 
@@ -259,11 +261,6 @@ def test_the_command_writes_the_page_and_names_mistakes(write_run, tmp_path, cap
         assert said in errors
 
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("size", ["390,844", "1200,900"])
 def test_a_browser_renders_the_page_without_complaint(write_run, tmp_path, size):
@@ -291,3 +288,109 @@ def test_many_scores_leave_the_usual_ones_in_the_table_and_none_out_of_the_page(
     assert page.index("other scores") < page.index("gizmo rate")
     assert page.index(">F1<") < page.index("other scores")
     assert "0.300" in words
+
+
+def compared(write_run):
+    """A run with every way of training; of each its score on all rows and on each site's own."""
+    rows = [("base", "base", 0.1), ("federated", "federated", 0.75), ("central", "central", 0.8)]
+    rows += [
+        (f"{site}, alone", "alone", value) for site, value in (("north", 0.25), ("south", 0.5))
+    ]
+    events = [round_line(1, time=1e9), round_line(2, time=1e9 + 60)]
+    for name, kind, value in rows:
+        groups = {site: {"f1": value + more} for site, more in (("north", 0.0), ("south", 0.1))}
+        score = {"f1": value, "rows": 9, "intervals": {"f1": [value - 0.05, value + 0.1]}}
+        events.append(
+            {"event": "row", "name": name, "kind": kind, "scores": score, "groups": groups}
+        )
+    return read_run(write_run(events=events))
+
+
+def test_bars_and_dots_lie_at_their_scores(write_run):
+    page = report([compared(write_run)])
+    gain, own = re.findall(r'<table class="bars">.*?</table>', page, re.DOTALL)
+    bars = re.findall(r'scope="row">([^<]*).*?class="bar" style="width:([\d.]+)%', gain, re.DOTALL)
+    assert {name: float(width) for name, width in bars} == {
+        "base": 10,
+        "alone, mean of 2": 37.5,
+        "federated": 75,
+        "central": 80,
+    }
+    reach = re.findall(r'class="reach" style="left:([\d.]+)%;width:([\d.]+)%', gain)
+    around = [(5, 15), (25, 25), (70, 15), (75, 15)]  # of the sites alone: the worst to the best
+    for found, expected in zip(reach, around, strict=True):
+        assert tuple(map(float, found)) == pytest.approx(expected)
+    rows = re.findall(r'scope="row">(north|south)<.*?</tr>', own, re.DOTALL)
+    assert rows == ["north", "south"]
+    for site, arms in (("north", (10, 25, 75, 80)), ("south", (20, 60, 85, 90))):
+        (row,) = re.findall(rf'scope="row">{site}<.*?</tr>', own, re.DOTALL)
+        dots = re.findall(r'class="dot \w+" style="left:([\d.]+)%', row)
+        assert tuple(map(float, dots)) == pytest.approx(arms)
+        assert f"+{(arms[2] - arms[1]) / 100:.3f}" in row
+
+
+def test_the_page_has_the_order_in_which_its_readers_ask(write_run):
+    page = report([compared(write_run)])
+    parts = ("gain", "over", "timeline", "privacy", "scores", "events", "more", "do")
+    places = [page.index(f'id="run-1-{part}"') for part in parts]
+    assert places == sorted(places)
+    _, words = read(page)
+    assert re.search(r"F1 0.750 for the federation on 9 held-out rows *; 0.100 for the base", words)
+    assert "alone, mean of 2 0.375" in words  # beside the curve
+    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d", words)
+
+
+def test_the_timeline_tells_who_was_in_late_left_out_and_not_asked(write_run):
+    events = [
+        round_line(1, sites=["site 2", "site 10"]),
+        {"event": "rejected", "round": 2, "site": "site 2", "reason": "not finite"},
+        {"event": "rejected", "round": 2, "site": "site 3", "reason": "no answer within 60 s"},
+        round_line(2, sites=["site 10"], rejected=[{"site": "site 2", "reason": "not finite"}]),
+    ]
+    page = report([read_run(write_run(events=events))])
+    table = page[page.index('<table class="timeline">') :].split("</table>")[0]
+    rows = re.findall(r"</i>(site \d+)</th>(.*?)</tr>", table, re.DOTALL)
+    cells = {site: re.findall(r'<td class="(\w*)" title', row) for site, row in rows}
+    assert list(cells.items()) == [  # two before ten
+        ("site 2", ["in", "out"]),
+        ("site 3", ["", "late"]),
+        ("site 10", ["in", "in"]),
+    ]
+    assert "left out: not finite" in dict(rows)["site 2"]
+
+
+def test_a_site_has_one_color_on_the_whole_page(write_run):
+    page = report([compared(write_run)])
+    for site, color in (("north", 0), ("south", 1)):
+        entries = re.findall(rf'style="stroke:([^"]+)"/></svg>{site}', page)
+        dots = re.findall(rf'<i style="background:([^"]+)"></i>{site}<', page)
+        assert {*entries, *dots} == {f"var(--c{color})"}
+
+
+def test_what_was_spent_stands_beside_the_budget(write_run):
+    run = write_run(events=[round_line(1, epsilon=1.5, delta=1e-5)])
+    with (run / "config.yaml").open("a") as file:
+        file.write("privacy: {target_epsilon: 8.0, privacy_unit: site}\n")
+    tree, words = read(report([read_run(run)]))
+    (meter,) = [values for tag, values in tree.tags if tag == "meter"]
+    assert (float(meter["value"]), float(meter["max"])) == (1.5, 8.0)
+    assert "epsilon 1.500 of a budget of 8" in words
+
+
+def test_the_page_carries_its_numbers_as_files(write_run):
+    run = compared(write_run)
+    tree, _ = read(report([run]))
+    links = {
+        values["download"]: values["href"] for tag, values in tree.tags if "download" in values
+    }
+    content = {name: base64.b64decode(link.split(",")[1]).decode() for name, link in links.items()}
+    assert json.loads(content["run-card.json"]) == json.loads(json.dumps(card_of(run)))
+    rows = list(csv.DictReader(content["run-metrics.csv"].splitlines()))
+    losses = {
+        (row["site"], row["round"]): row["value"] for row in rows if row["measurement"] == "loss"
+    }
+    assert losses == {
+        **{("", str(n)): str(4.0 / n) for n in (1, 2)},
+        **{("north", str(n)): str(4.0 / n) for n in (1, 2)},
+        **{("south", str(n)): str(5.0 / n) for n in (1, 2)},
+    }

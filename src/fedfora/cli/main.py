@@ -30,7 +30,10 @@ COMMANDS = {
 }
 
 # Packages that only some commands need, and the extra that brings them.
-EXTRAS = {"flwr": "federated", "flwr_datasets": "federated", "cryptography": "privacy"}
+EXTRAS = {
+    **{"flwr": "federated", "flwr_datasets": "federated", "cryptography": "privacy"},
+    **{"starlette": "web", "uvicorn": "web"},
+}
 
 # Whose extra brings all that they need, whichever package was missed first.
 FEDERATIONS = {"demo", "simulate", "provision", "site", "coordinator", "rehearse"}

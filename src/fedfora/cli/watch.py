@@ -1,6 +1,7 @@
-"""fedfora watch RUN: follow a run from another terminal, by its record.
+"""fedfora watch RUN: follow a run from another terminal, or in a browser, by its record.
 
 Ctrl-C leaves the view and not the run. Without a terminal, one line for each round or logged step.
+With --web RUN may also be a directory of runs, which a browser shows and compares.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,23 @@ from fedfora.config import ConfigError, ConfigParser, Options, flag
 
 @dataclass
 class WatchArguments(Options):
-    """Which run, and how often to look."""
+    """Which run, how often to look, and where to show it."""
 
     run: str | None = flag(None, "the run directory; or the first word")
     interval_s: float = flag(1.0, "seconds between two looks at the record", within="[0.05, 3600]")
     once: bool = flag(False, "show where the run stands, and leave")
+    web: bool = flag(False, "serve a read-only page of the run, or of all runs in a directory")
+    host: str = flag("127.0.0.1", "with --web: listen at this address; any but the own has a token")
+    port: int = flag(8765, "with --web: its port; 0 takes a free one", within="[0, 65535]")
+    token: bool = flag(False, "with --web: ask for a token on this machine, too, as others use it")
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        super().__post_init__()
+        if self.web and self.once:
+            raise ConfigError("--web serves a page, --once prints where the run stands: choose one")
+        if not self.web and (self.token or self.host != "127.0.0.1" or self.port != 8765):
+            raise ConfigError("--host, --port and --token need --web")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -27,13 +40,15 @@ def run(argv: Sequence[str]) -> None:
     (arguments,) = parser.parse(argv)
     if arguments.run is None:
         raise ConfigError("which run? fedfora watch RUN, e.g. fedfora watch out/demo")
+    path, host, port = Path(arguments.run), arguments.host, arguments.port
+    if arguments.web:
+        from fedfora.reporting.web import serve
+
+        serve(path, host=host, port=port, with_token=arguments.token)
+        return
     from rich.console import Console
 
     from fedfora.reporting.watch import watch
 
-    watch(
-        Path(arguments.run),
-        Console(soft_wrap=True),
-        interval_s=arguments.interval_s,
-        once=arguments.once,
-    )
+    console = Console(soft_wrap=True)
+    watch(path, console, interval_s=arguments.interval_s, once=arguments.once)

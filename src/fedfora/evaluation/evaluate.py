@@ -1,6 +1,6 @@
 """A model and held-out examples to predictions and scores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,16 @@ class Evaluation:
         ]
         return score(answers, self.kind).summary
 
-    def write(self, path: Path, examples: list[Example]) -> None:
-        """Write predictions.jsonl, one object per row."""
+    def write(
+        self, path: Path, examples: list[Example], sites: Mapping[str, Sequence[int]]
+    ) -> None:
+        """Write predictions.jsonl, one object per row, with the site whose kind of row it is."""
         answers: list[dict[str, Any]] = [{"prediction": said} for said in self.predictions]
         for answer, options in zip(answers, self.options, strict=self.kind == "choice"):
             answer["options"] = options
+        for site, rows in sites.items():
+            for row in rows:
+                answers[row]["site"] = site
         write_predictions(path, examples, answers, dict(enumerate(self.row_scores)), self.kind)
 
 

@@ -8,6 +8,7 @@ Where sites are the values of a column, test rows have such a value too: each ar
 site's own kind of rows as well.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,15 +19,22 @@ from typing import Any
 from fedfora.adapter.state import fold
 from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
-from fedfora.data.partition import JOINED
 from fedfora.evaluation.evaluate import evaluate
+from fedfora.evaluation.output import PREDICTIONS
+from fedfora.federated.coordinator.judging import own_kind_of_rows
 from fedfora.federated.preflight import site_names
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.simulation import simulate
 from fedfora.federated.site_runtime import SiteRuntime, load_runtime, open_site
 from fedfora.metrics import headlines
 from fedfora.models.saving import read_adapter
-from fedfora.reporting.record import append_event, peak_memory_bytes, reset_peak_memory
+from fedfora.reporting.history import read_lines
+from fedfora.reporting.record import (
+    append_event,
+    peak_memory_bytes,
+    reset_peak_memory,
+    write_text,
+)
 from fedfora.reporting.report import write_results
 from fedfora.reporting.view import EVALUATED_ROW, View, clock
 from fedfora.reporting.wording import label, number
@@ -130,12 +138,16 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     sites = [open_site(runtime, i) for i in range(len(site_names(settings)))]
     rounds: list[dict[str, Any]] = []
     arms, directory = settings.federation.compare, Path(settings.run.output_dir)
-    groups = _groups(settings, examples, [site.name for site in sites])
+    names = [site.name for site in sites]
+    groups = own_kind_of_rows(settings.federation.partition, examples, names)
     measured: list[Row] = []
 
     def measure(kind: str, prepare: Callable[[], object], name: str | None = None) -> Row:
         row = _measured(name or kind, kind, prepare, runtime, examples, groups, view)
         measured.append(row)
+        # The federation begins the record; what was measured before it waits for that.
+        for new in [] if kind == "base" else measured if kind == "federated" else [row]:
+            _record(directory, new)
         return row
 
     def federate() -> None:
@@ -156,7 +168,8 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
         central = measure(
             "central", partial(_train, runtime, pooled, "central", view, batches=len(sites))
         )
-    _record(directory, measured)
+    _record_answers(directory, measured)
+    write_results(directory)
     return Comparison(
         base=base,
         alone=alone,
@@ -168,36 +181,32 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     )
 
 
-def _groups(
-    settings: FederationSettings, examples: list[Example], sites: list[str]
-) -> dict[str, list[int]]:
-    """Return the test rows of each site's own kind; none where sites are no values of a column."""
-    how, _, column = settings.federation.partition.partition(":")
-    if how != "by-column":
-        return {}
-    groups: dict[str, list[int]] = {}
-    for index, example in enumerate(examples):
-        value = str(example.columns.get(column))
-        site = value if value in sites else JOINED
-        if site in sites:
-            groups.setdefault(site, []).append(index)
-    return groups
+def _record(directory: Path, row: Row) -> None:
+    """Add a row to the run's record."""
+    append_event(
+        directory,
+        "row",
+        name=f"{row.name}, alone" if row.kind == "alone" else row.name,
+        kind=row.kind,
+        scores=row.scores,
+        groups=row.groups,
+        peak_memory_bytes=row.peak_memory_bytes,
+        wall_seconds=round(row.seconds, 3),
+    )
 
 
-def _record(directory: Path, rows: list[Row]) -> None:
-    """Add the rows to the run's record, and write card and report anew with them."""
-    for row in rows:
-        append_event(
-            directory,
-            "row",
-            name=f"{row.name}, alone" if row.kind == "alone" else row.name,
-            kind=row.kind,
-            scores=row.scores,
-            groups=row.groups,
-            peak_memory_bytes=row.peak_memory_bytes,
-            wall_seconds=round(row.seconds, 3),
-        )
-    write_results(directory)
+def _record_answers(directory: Path, rows: list[Row]) -> None:
+    """Put beside the federation's answers those of the base, the site alone, and central."""
+    path = directory / PREDICTIONS
+    answers = read_lines(path)
+    for index, answer in enumerate(answers):
+        answer["others"] = {
+            row.kind: row.predictions[index]
+            for row in rows
+            if row.kind in ("base", "central") or row.name == answer.get("site")
+        }
+    lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+    write_text(path, "".join(lines))
 
 
 def _measured(

@@ -93,7 +93,7 @@ def privacy_of(events: Iterable[Event]) -> dict[str, Any]:
 
 def _statement(*, epsilon: float | None, delta: float | None, statement: None) -> str:
     if epsilon is None:
-        return "No differential privacy: the record holds no epsilon."
+        return "No differential privacy."
     with_delta = "" if delta is None else f", delta = {delta:g}"
     return f"Differentially private with epsilon = {epsilon:.3g}{with_delta}."
 

@@ -1,4 +1,4 @@
-"""Points to SVG: curves over rounds, and scores with their intervals.
+"""Points to SVG: curves over rounds or steps.
 
 The SVG takes its colors from the page (`var(--c0)`, `var(--ink)`, ...), so that it follows light,
 dark and print. Every mark carries its value as a title, which a browser shows on hovering.
@@ -13,7 +13,7 @@ from fedfora.reporting.series import Points
 from fedfora.reporting.wording import number
 
 WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 34
+RIGHT, TOP, BOTTOM = 12, 12, 34
 NUM_COLORS = 8  # as many as the page defines; more curves than that become a band
 DASHES = ("", "7 3", "2 3", "9 3 2 3")  # told apart without color, too
 ALL_SITES = "all sites"  # the curve of the whole run, drawn thicker among those of the sites
@@ -42,22 +42,34 @@ class Axis:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def line_chart(curves: Mapping[str, Points], *, name: str, axis: str) -> str:
+def line_chart(
+    curves: Mapping[str, Points],
+    *,
+    name: str,
+    axis: str,
+    colors: Mapping[str, int] | None = None,
+    levels: Mapping[str, float] | None = None,
+) -> str:
     """Return curves over rounds or steps as one SVG element.
 
     Args:
         curves: Curve to its points, at most `NUM_COLORS`; see `as_band` for more.
         name: The measurement, which tells the unit; see `fedfora.reporting.wording`.
         axis: What x counts.
+        colors: Curve to its place among the page's colors; in the order of the curves without it.
+        levels: What to compare with, drawn as level lines: its name to its value.
     """
     points = [point for curve in curves.values() for point in curve if math.isfinite(point[1])]
     if not points:
         return ""
-    x = _x_axis([place for place, _ in points])
-    y = _y_axis([value for _, value in points], binary="bytes" in name)
-    marks = [_grid(x, y, name, axis)]
+    levels = levels or {}
+    y = _y_axis([value for _, value in points] + [*levels.values()], binary="bytes" in name)
+    left = _margin([_tick(name, tick) for tick in y.ticks])
+    x = _x_axis([place for place, _ in points], left)
+    marks = [_grid(x, y, name, axis, left), _levels(levels, y, name, left)]
     for index, (label, curve) in enumerate(curves.items()):
-        marks.append(_curve(label, [p for p in curve if math.isfinite(p[1])], index, x, y, name))
+        drawn = [p for p in curve if math.isfinite(p[1])]
+        marks.append(_curve(label, drawn, (colors or {}).get(label, index), x, y, name))
     return _svg(WIDTH, HEIGHT, f"{name} over {axis}s: {', '.join(curves)}", "".join(marks))
 
 
@@ -77,60 +89,54 @@ def as_band(sites: Mapping[str, Points]) -> dict[str, Points]:
     }
 
 
-def interval_chart(rows: Sequence[tuple[str, float, Sequence[float] | None]], *, name: str) -> str:
-    """Return scores between 0 and 1 as dots, with their intervals where there are any.
+def _margin(labels: Sequence[str]) -> float:
+    """Return the room that words at the left of a chart take."""
+    return 18 + 7.3 * max(map(len, labels), default=0)
 
-    Args:
-        rows: Label, score, and the interval's bounds or None.
-        name: The score.
-    """
-    row_height, left = 26, 168
-    height = TOP + row_height * len(rows) + BOTTOM
-    x = Axis(0, 1, left, WIDTH - RIGHT - 8, (0, 0.25, 0.5, 0.75, 1))
-    bottom = height - BOTTOM
-    marks = [
-        f'<line class="grid" x1="{x(t)}" y1="{TOP}" x2="{x(t)}" y2="{bottom}"/>'
-        f'<text x="{x(t)}" y="{bottom + 18}" text-anchor="middle">{t:g}</text>'
-        for t in x.ticks
-    ]
-    for index, (label, score, bounds) in enumerate(rows):
-        y = TOP + row_height * (index + 0.5)
-        shown = f"{label}: {number(name, score)}"
+
+def _levels(levels: Mapping[str, float], y: Axis, name: str, left: float) -> str:
+    """Draw level lines; a label that would lie on another's moves to its right."""
+    marks: list[str] = []
+    taken: dict[float, float] = {}
+    for label, value in levels.items():
+        height, words = y(value), f"{label} {number(name, value)}"
+        above = height - 4 if height > TOP + 12 else height + 13
+        near = [width for at, width in taken.items() if abs(at - above) < 13]
+        taken[above] = sum(near) + 7 * len(words) + 10
         marks.append(
-            f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(_short(label))}</text>'
+            f'<line class="level" x1="{left}" y1="{height}" x2="{WIDTH - RIGHT}" y2="{height}"/>'
+            f'<text class="level" x="{left + 4 + sum(near)}" y="{above}">{escape(words)}</text>'
         )
-        if bounds:
-            low, high = bounds
-            shown += f" ({number(name, low)} to {number(name, high)})"
-            marks.append(f'<line class="whisker" x1="{x(low)}" y1="{y}" x2="{x(high)}" y2="{y}"/>')
-        marks.append(
-            f'<circle class="dot" cx="{x(score)}" cy="{y}" r="5">'
-            f"<title>{escape(shown)}</title></circle>"
-        )
-    return _svg(WIDTH, height, f"{name} of each way of training", "".join(marks))
+    return "".join(marks)
 
 
 def _curve(label: str, points: Points, index: int, x: Axis, y: Axis, name: str) -> str:
-    dash = DASHES[index % len(DASHES)]
-    kind = "curve whole" if label == ALL_SITES else "curve"
+    color, dash = color_and_dash(label, index)
     path = " ".join(f"{x(place)},{y(value)}" for place, value in points)
     line = (
-        f'<polyline class="{kind}" points="{path}" style="stroke:var(--c{index % NUM_COLORS})"'
-        f' stroke-dasharray="{dash}"/>'
+        f'<polyline class="curve{" whole" if label == ALL_SITES else ""}" points="{path}"'
+        f' style="stroke:{color}" stroke-dasharray="{dash}"/>'
     )
     dots = "".join(
         f'<circle cx="{x(place)}" cy="{y(value)}" r="{2.5 if len(points) < 60 else 1.2}"'
-        f' style="fill:var(--c{index % NUM_COLORS})">'
+        f' style="fill:{color}">'
         f"<title>{escape(label)}, {place:g}: {number(name, value)}</title></circle>"
         for place, value in points
     )
     return line + dots
 
 
-def _grid(x: Axis, y: Axis, name: str, axis: str) -> str:
+def color_and_dash(label: str, index: int) -> tuple[str, str]:
+    """Return how a curve is drawn that has this place among the colors."""
+    if label == ALL_SITES:
+        return "var(--ink)", ""
+    return f"var(--c{index % NUM_COLORS})", DASHES[index % len(DASHES)]
+
+
+def _grid(x: Axis, y: Axis, name: str, axis: str, left: float) -> str:
     lines = [
-        f'<line class="grid" x1="{LEFT}" y1="{y(t)}" x2="{WIDTH - RIGHT}" y2="{y(t)}"/>'
-        f'<text x="{LEFT - 8}" y="{y(t) + 4}" text-anchor="end">{_tick(name, t)}</text>'
+        f'<line class="grid" x1="{left}" y1="{y(t)}" x2="{WIDTH - RIGHT}" y2="{y(t)}"/>'
+        f'<text x="{left - 8}" y="{y(t) + 4}" text-anchor="end">{_tick(name, t)}</text>'
         for t in y.ticks
     ]
     lines += [
@@ -143,14 +149,14 @@ def _grid(x: Axis, y: Axis, name: str, axis: str) -> str:
     return "".join(lines)
 
 
-def _x_axis(places: Sequence[float]) -> Axis:
+def _x_axis(places: Sequence[float], left: float) -> Axis:
     low, high = min(places), max(places)
     if low == high:
         low, high = low - 1, high + 1
     step = max(1, _nice_step(high - low, 6))
     first = math.ceil(low / step) * step
     ticks = tuple(first + i * step for i in range(int((high - first) / step) + 1))
-    return Axis(low, high, LEFT + 6, WIDTH - RIGHT - 6, ticks)
+    return Axis(low, high, left + 6, WIDTH - RIGHT - 6, ticks)
 
 
 def _y_axis(values: Sequence[float], *, binary: bool) -> Axis:
@@ -164,7 +170,8 @@ def _y_axis(values: Sequence[float], *, binary: bool) -> Axis:
     if 0 <= low < 0.5 * high:
         low = 0.0
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):  # as good as one value
-        low, high = low - abs(low) * 0.1 - 1e-9, high + abs(high) * 0.1 + 1e-9
+        pad = abs(high) * 0.1 + 1e-9
+        low, high = (low - pad, high + pad) if high else (0.0, 1.0)
     unit = 1024.0 ** math.floor(math.log(high, 1024)) if binary and high >= 1 else 1.0
     step = unit * _nice_step((high - low) / unit, 5)
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
@@ -182,10 +189,6 @@ def _tick(name: str, value: float) -> str:
     if "bytes" in name or name.endswith("seconds"):
         return number(name, value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _short(text: str, longest: int = 24) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _svg(width: int, height: int, title: str, content: str) -> str:

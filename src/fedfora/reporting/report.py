@@ -1,10 +1,16 @@
 """Runs to one HTML page that needs nothing but itself: no network, no scripts.
 
-The page shows what the record holds and leaves out what it does not.
+The page shows what the record holds and leaves out what it does not. `fedfora watch --web` shows
+the same page, drawn anew while the record grows.
 """
 
+import csv
+import io
 import json
-from collections.abc import Iterable, Sequence
+import shlex
+import time
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,23 +19,31 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from fedfora.metrics import METRICS, headlines, in_order
+from fedfora.metrics import METRICS
 from fedfora.reporting import sections
 from fedfora.reporting.card import FILE as CARD
 from fedfora.reporting.card import Card, card_of
-from fedfora.reporting.charts import ALL_SITES, NUM_COLORS, as_band, interval_chart, line_chart
+from fedfora.reporting.charts import (
+    ALL_SITES,
+    NUM_COLORS,
+    as_band,
+    color_and_dash,
+    line_chart,
+)
 from fedfora.reporting.history import Run, read_run
 from fedfora.reporting.model_card import model_card
 from fedfora.reporting.record import RunRecord, peak_memory_bytes, write_json, write_text
 from fedfora.reporting.series import Curves, Points, curves_of, is_constant
+from fedfora.reporting.view import Board
 from fedfora.reporting.wording import label, number
 
 FILE = "report.html"
 
-# Drawn first, in this order; what else was measured follows by name, and how much was read and how
-# long it took comes last.
-FIRST = ("loss", "validation_loss", "scores", "aggregation_error", "epsilon")
-LAST = ("answer_tokens", "tokens", "seconds")
+# Drawn first, in this order; what else was measured follows by name, folded.
+_JUDGES = tuple(f"scores.{name}" for name in METRICS.names() if METRICS[name].headline == 0)
+FIRST = (*_JUDGES, "loss", "validation_loss", "received_validation_loss", "epsilon")
+_OURS = ("federated", "scored")  # the rest is what a federation is compared with
+ANSWERS, LIVE_ANSWERS, LINES = 24, 300, 200  # shown at most: on a page to send, while one watches
 
 
 @dataclass(frozen=True)
@@ -38,8 +52,25 @@ class Chart:
 
     title: str
     svg: Markup
-    legend: list[tuple[int, str]]  # which of the curves' colors and dashes, and its name
+    legend: list[tuple[tuple[str, str], str]]  # a curve's color and dashes, and its name
     table: list[tuple[str, list[tuple[str, str]]]]
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a page shows of runs that one watches.
+
+    Args:
+        state: Where the run stands, in words; empty for several runs.
+        board: The round that is on.
+        index: Name, address and state of the runs beside it.
+        script: What keeps the page up to date.
+    """
+
+    state: str
+    board: Board | None
+    index: list[tuple[str, str, str]]
+    script: str
 
 
 def write_report(
@@ -61,84 +92,134 @@ def write_report(
     write_text(Path(path), report(runs))
 
 
-def report(runs: Sequence[Run]) -> str:
-    """Return the page of some runs, which are compared where there are several."""
+def report(runs: Sequence[Run], live: Live | None = None) -> str:
+    """Return the page of some runs, which are compared where there are several.
+
+    Args:
+        runs: The runs; none for a page that lists those that can be watched.
+        live: What to show beside them while they are watched.
+    """
     names = _distinct_names(runs)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"label": label}
+    environment.filters |= {"label": label, "quoted": shlex.quote, "date": _date}
     environment.globals |= {"number": number}
     source = files("fedfora.reporting").joinpath("report.html.j2").read_text(encoding="utf-8")
     style = files("fedfora.reporting").joinpath("report.css").read_text(encoding="utf-8")
     return environment.from_string(source).render(
-        title=" and ".join(names) if len(names) < 4 else f"{len(names)} runs",
+        title=(" and ".join(names) if len(names) < 4 else f"{len(names)} runs") or "Runs",
         style=Markup(style),  # our own file
-        runs=[_page(name, run) for name, run in zip(names, runs, strict=True)],
+        live=live,
+        script=Markup(live.script) if live else "",
+        runs=[_page(name, run, live) for name, run in zip(names, runs, strict=True)],
         overview=sections.overview(names, runs) if len(runs) > 1 else None,
         shared_charts=_shared_charts(names, runs) if len(runs) > 1 else [],
+        choices=range(sections.CHOICES_SHOWN),
     )
 
 
-def _page(name: str, run: Run) -> dict[str, Any]:
+def _page(name: str, run: Run, live: Live | None) -> dict[str, Any]:
     """Return what the template needs of one run."""
     card = card_of(run)
     curves = curves_of(run.events)
-    charts = [(name, _chart(curves, name)) for name in _order(curves) if _drawn(curves, name)]
-    if shares := _shares(curves):
-        charts.insert(1, ("scores", _drawn_chart(shares, "scores", curves.axis)))
+    score, arms = sections.arms(card)
+    log = sections.log(run)
+    colors = {site: place for place, site in enumerate(sections.site_names(run))}
+    levels = {arm["title"]: arm["value"] for arm in arms if arm["kind"] not in _OURS}
+    charts = [
+        (name, _chart(curves, name, colors, levels if name == f"scores.{score}" else {}))
+        for name in _drawn_names(curves)
+    ]
+    budget = run.setting("privacy", "target_epsilon")
     return {
         "name": name,
         "card": card,
+        "began": min((line["time"] for line in run.events if "time" in line), default=None),
+        "directory": str(run.directory),
+        "holds_adapter": (run.directory / "adapter_config.json").is_file(),
+        "is_over": bool(run.of("finished")),
         "summary": sections.summary(run, card),
         "facts": sections.facts(run, card),
+        "score": label(score),
+        "arms": arms,
+        "own": sections.own_kinds(run, card),
+        "timeline": sections.timeline(run, live.board if live else None),
+        "colors": {site: place % NUM_COLORS for site, place in colors.items()},
+        "budget": budget if isinstance(budget, int | float) else None,
         "score_names": sections.score_names(card),
         "scores": (scores := sections.score_rows(card)),
         "has_bounds": any(around for row in scores for _, around in row["scores"]),
         "has_cost": any(row["memory"] or row["time"] for row in scores),
         "other_scores": sections.other_scores(card),
         "relations": sections.relations(card),
-        "intervals": _intervals(card),
-        "charts": [chart for name, chart in charts if name not in LAST],
-        "more_charts": [chart for name, chart in charts if name in LAST],
+        "charts": [chart for name, chart in charts if _is_first(name)],
+        "more_charts": [chart for name, chart in charts if not _is_first(name)],
         "steady": [(label(name), number(name, points[0][1])) for name, points in _steady(curves)],
         "contributions": sections.contributions(run),
-        "incidents": sections.incidents(run),
-        "examples": sections.examples(run.predictions),
+        "incidents": [row for row in log if row[2]],
+        "log": log[:LINES],
+        "answers": sections.answers(run.predictions, most=LIVE_ANSWERS if live else ANSWERS),
+        "downloads": _downloads(curves, card),
         "settings": sections.settings(run),
         "environment": sections.environment(run),
     }
 
 
-def _shares(curves: Curves) -> dict[str, Points]:
-    """Return the scores that lie between 0 and 1: they share one chart."""
-    shares = {
-        name.removeprefix("scores."): points
-        for name, points in curves.whole.items()
-        if name.startswith("scores.") and all(0 <= value <= 1 for _, value in points)
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _downloads(curves: Curves, card: Card) -> list[tuple[str, str]]:
+    """Return files that the page carries: a name, and the content as an address."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow([curves.axis, "site", "measurement", "value"])
+    for name in sorted({*curves.whole, *curves.sites}):
+        for site, points in {"": curves.whole.get(name, []), **curves.sites.get(name, {})}.items():
+            writer.writerows([f"{place:g}", site, name, value] for place, value in points)
+    content = {
+        "metrics.csv": ("text/csv", table.getvalue()),
+        "card.json": ("application/json", json.dumps(card, indent=2, ensure_ascii=False)),
     }
-    names = in_order(shares)
-    usual = [name for name in names if name in METRICS.names() and METRICS[name].tabled]
-    return {label(name): shares[name] for name in usual or names}
+    return [
+        (name, f"data:{kind};base64,{b64encode(text.encode(errors='backslashreplace')).decode()}")
+        for name, (kind, text) in content.items()
+    ]
 
 
-def _chart(curves: Curves, name: str) -> Chart:
+def _chart(
+    curves: Curves, name: str, colors: Mapping[str, int], levels: Mapping[str, float]
+) -> Chart:
     """Draw a measurement: the sites' own curves where there are any, and the whole run's."""
-    drawn = as_band(curves.sites.get(name, {}))
+    sites = curves.sites.get(name, {})
+    drawn = as_band({site: sites[site] for site in sorted(sites, key=lambda s: colors.get(s, 0))})
     if name in curves.whole and drawn:
         drawn = {ALL_SITES: curves.whole[name], **dict(list(drawn.items())[: NUM_COLORS - 1])}
     elif name in curves.whole:
         drawn = {"": curves.whole[name]}
-    return _drawn_chart(drawn, name, curves.axis)
+    colors = colors if set(drawn) & set(colors) else {}
+    return _drawn_chart(drawn, name, curves.axis, colors, levels)
 
 
-def _drawn_chart(drawn: dict[str, Any], name: str, axis: str) -> Chart:
+def _drawn_chart(
+    drawn: dict[str, Any],
+    name: str,
+    axis: str,
+    colors: Mapping[str, int] | None = None,
+    levels: Mapping[str, float] | None = None,
+) -> Chart:
     places = sorted({place for points in drawn.values() for place, _ in points})
     values = {entry: dict(points) for entry, points in drawn.items()}
+    svg = line_chart(drawn, name=name, axis=axis, colors=colors, levels=levels)
     return Chart(
-        title=label(name),
-        svg=Markup(line_chart(drawn, name=name, axis=axis)),  # escapes its words
-        legend=[(i, entry) for i, (entry, points) in enumerate(drawn.items()) if entry and points],
+        title=label(name) + (" on held-out rows" if name.startswith("scores.") else ""),
+        svg=Markup(svg),  # escapes its words
+        legend=[
+            (color_and_dash(entry, (colors or {}).get(entry, index)), entry)
+            for index, (entry, points) in enumerate(drawn.items())
+            if entry and points
+        ],
         table=[
             (
                 f"{place:g}",
@@ -164,35 +245,25 @@ def _shared_charts(names: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
     return charts
 
 
-def _intervals(card: Card) -> dict[str, Any] | None:
-    """Draw the main score of every row, where at least two rows have it."""
-    scores = [name for row in card["rows"] for name in headlines(row["scores"])]
-    for name in [name for name in dict.fromkeys(scores) if name != "chrf"]:  # that ends at 100
-        rows = [
-            (row["name"], row["scores"][name], row["scores"].get("intervals", {}).get(name))
-            for row in card["rows"]
-            if name in row["scores"]
-        ]
-        if len(rows) > 1:
-            svg = Markup(interval_chart(rows, name=label(name)))
-            return {"svg": svg, "name": label(name)}
-    return None
-
-
-def _order(curves: Curves) -> list[str]:
-    return _by_rank(set(curves.whole) | set(curves.sites))
+def _drawn_names(curves: Curves) -> list[str]:
+    """Return the measurements that vary and have a chart of their own."""
+    return [
+        name
+        for name in _by_rank(set(curves.whole) | set(curves.sites))
+        if not is_constant(_points(curves, name))
+    ]
 
 
 def _by_rank(names: Iterable[str]) -> list[str]:
-    rank = {name: place for place, name in enumerate(FIRST)}
-    return sorted(names, key=lambda name: (rank.get(name, len(FIRST)), name))
+    return sorted(names, key=_rank)
 
 
-def _drawn(curves: Curves, name: str) -> bool:
-    """Say whether a measurement varies over the rounds or the sites and has a chart of its own."""
-    if name.startswith("scores.") and _shares(curves):
-        return False
-    return not is_constant(_points(curves, name))
+def _rank(name: str) -> tuple[int, str]:
+    return FIRST.index(name) if name in FIRST else len(FIRST), name
+
+
+def _is_first(name: str) -> bool:
+    return name in FIRST or name.startswith("own_")
 
 
 def _points(curves: Curves, name: str) -> Points:
@@ -204,9 +275,7 @@ def _points(curves: Curves, name: str) -> Points:
 def _steady(curves: Curves) -> list[tuple[str, Any]]:
     """Return the measurements that are the same in every round and at every site."""
     values = []
-    for name in _order(curves):
-        if name.startswith("scores.") and _shares(curves):
-            continue
+    for name in _by_rank(set(curves.whole) | set(curves.sites)):
         points = _points(curves, name)
         if points and points[0][1] and is_constant(points):  # zeros are what was not measured
             values.append((name, points))

@@ -1,5 +1,7 @@
 """The report's tables and sentences: a run and its card to words and rows of text."""
 
+import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,8 +10,10 @@ from fedfora.reporting.card import Card, card_of
 from fedfora.reporting.history import Run
 from fedfora.reporting.record import Event
 from fedfora.reporting.series import sites_of
+from fedfora.reporting.view import Board
 from fedfora.reporting.wording import (
     data_size,
+    describe,
     duration,
     is_score,
     label,
@@ -19,9 +23,13 @@ from fedfora.reporting.wording import (
 
 Table = dict[str, Any]  # "columns": names, "rows": lists of text
 
-EXAMPLES, MOST_SCORES = 12, 12
+ROUNDS_SHOWN, SITES_SHOWN, CHOICES_SHOWN, MOST_SCORES = 40, 40, 24, 12
 HIDDEN = "-"  # what secure aggregation or record privacy keeps from the coordinator
 # What happened to sites and rounds; what else is recorded stands elsewhere on the page.
+_TOLD = ("loss", "uplink_bytes", "seconds")  # of a site in a round
+_LATE = ("no answer within", "unreachable")
+_STATES = {"left out": "out", "absent": "late"}
+_BETWEEN = re.compile(r"(?<!\\)_")  # the words of a triple
 _INCIDENTS = ("rejected", "absent", "joined", "lost", "waiting", "resumed", "stopped_early")
 
 
@@ -68,9 +76,8 @@ def facts(run: Run, card: Card) -> list[tuple[str, str]]:
     memory += [line["peak_memory_bytes"] for line in run.events if "peak_memory_bytes" in line]
     rows += [("peak memory", data_size(max(memory)))] if memory else []
     rows += [("time", duration(card["seconds"]))] if card["seconds"] is not None else []
-    epsilon = card["privacy"]["epsilon"]
-    if "federation" in card:
-        rows.append(("epsilon", "none" if epsilon is None else f"{epsilon:.3g}"))
+    if (epsilon := card["privacy"]["epsilon"]) is not None:
+        rows.append(("epsilon", f"{epsilon:.3g}"))
     return rows
 
 
@@ -146,7 +153,8 @@ def contributions(run: Run) -> Table | None:
         return None
     tokens = sum(site.get("answer_tokens", 0) for rounds in by_site.values() for site in rounds)
     rows = []
-    for name, rounds in by_site.items():
+    for name in filter(by_site.get, site_names(run)):
+        rounds = by_site[name]
         own = int(_sum(rounds, "answer_tokens"))
         rows.append(
             [
@@ -168,47 +176,73 @@ def _sum(lines: Iterable[Mapping[str, Any]], name: str) -> float:
     return float(sum(line.get(name, 0) for line in lines))
 
 
-def incidents(run: Run) -> Table | None:
-    """Return what was rejected or otherwise noted, with the reasons; None where nothing was.
+def log(run: Run) -> list[tuple[str, str, bool]]:
+    """Return what has happened, the latest first: when, what, and whether it is unusual.
 
-    These are the lists of objects in a round's line beside the sites, e.g. its rejections, and the
-    events of sites and rounds that are out of the ordinary.
+    A round's line may hold such things too, as lists of objects beside its sites.
     """
-    rows = []
-    for line in run.of("round"):
-        for name, entries in line.items():
-            if name == "sites" or not isinstance(entries, list):
-                continue
-            rows += [
-                [f"round {line['round']}", label(name), _described(entry)] for entry in entries
-            ]
+    total = run.setting("federation", "num_rounds")
+    rows: dict[str, tuple[str, str, bool]] = {}
     for line in run.events:
-        if line.get("event") in _INCIDENTS:
-            details = {
-                k: v for k, v in line.items() if k not in ("event", "seconds", "time", "round")
-            }
-            where = f"round {line['round']}" if "round" in line else _clock(line)
-            rows.append([where, label(str(line.get("event"))), _described(details)])
-    # A rejection is logged when it happens and again in its round's line.
-    rows = [list(row) for row in dict.fromkeys(map(tuple, rows))]
-    return {"columns": ["when", "what", "details"], "rows": rows} if rows else None
+        told = [(describe(line, total), line.get("event") in _INCIDENTS)]
+        for name, entries in line.items() if line.get("event") == "round" else ():
+            for entry in entries if isinstance(entries, list) and name != "sites" else ():
+                usual = name == "rejected" and {"site", "reason"} <= set(entry)
+                again = {"event": "rejected", "round": line["round"], **entry} if usual else {}
+                other = f"round {line['round']}: {label(name)}: {_described(entry)}"
+                told.append((describe(again, total) if usual else other, True))
+        for (
+            text,
+            odd,
+        ) in told:  # a rejection is logged when it happens and again in its round's line
+            rows |= {text: (clock_time(line), text, odd)} if text and text not in rows else {}
+    return list(reversed(rows.values()))
 
 
-def examples(predictions: Sequence[dict[str, Any]]) -> Table | None:
-    """Return some answered rows, line by line: the wrong ones first, as they teach more.
+def clock_time(line: Event) -> str:
+    """Return the time of day of an event; that since the run began where it tells no other."""
+    if "time" in line:
+        return time.strftime("%H:%M:%S", time.localtime(line["time"]))
+    return duration(line["seconds"]) if "seconds" in line else ""
+
+
+def answers(predictions: Sequence[dict[str, Any]], *, most: int) -> Table | None:
+    """Return answered rows, line by line: the wrong ones first, as they teach more.
 
     A line is "found" where the prediction holds it, "missed" where it does not, "wrong" where only
     the prediction holds it. A choice is right or wrong as it was scored. Free text is neither: its
     rows bear their ROUGE-L.
+
+    Args:
+        predictions: The rows of predictions.jsonl.
+        most: How many to return; half of them right ones, where there are as many.
     """
     answered = [_compared(row) for row in predictions if row.get("prediction") is not None]
     if not answered:
         return None
     judged = [row for row in answered if row["wrong"] is not None]
     wrong = [row for row in judged if row["wrong"]]
-    chosen = wrong[: EXAMPLES // 2]
-    chosen += [row for row in answered if not row["wrong"]][: EXAMPLES - len(chosen)]
-    return {"rows": chosen, "all": len(answered), "judged": len(judged), "wrong": len(wrong)}
+    chosen = wrong[: max(most // 2, most - len(answered) + len(wrong))]
+    chosen += [row for row in answered if not row["wrong"]][: most - len(chosen)]
+    groups = {
+        title: list(dict.fromkeys(g for row in chosen for g in row[title]))[:CHOICES_SHOWN]
+        for title in ("site", "relation")
+    }
+    filters = {title: names for title, names in groups.items() if len(names) > 1}
+    for row in chosen:
+        row["marks"] = [
+            f"{title}-{names.index(name)}"
+            for title, names in filters.items()
+            for name in row[title]
+            if name in names
+        ] + ["is-wrong"] * bool(row["wrong"])
+    return {
+        "rows": chosen,
+        "all": len(answered),
+        "judged": len(judged),
+        "wrong": len(wrong),
+        "filters": filters,
+    }
 
 
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -233,23 +267,119 @@ def environment(run: Run) -> list[tuple[str, str]]:
     return flat
 
 
-def overview(names: Sequence[str], runs: Sequence[Run]) -> Table:
-    """Return the runs side by side: what they came to, and the settings in which they differ."""
+def overview(names: Sequence[str], runs: Sequence[Run]) -> tuple[Table, Table]:
+    """Return what the runs came to, side by side, and the settings in which they differ."""
     cards = [card_of(run) for run in runs]
-    rows: list[list[str]] = []
     facts_of_runs = [dict(facts(run, card)) for run, card in zip(runs, cards, strict=True)]
-    for name in dict.fromkeys(key for column in facts_of_runs for key in column):
-        rows.append([name, *(column.get(name, "") for column in facts_of_runs)])
+    results = [
+        [name, *(column.get(name, "") for column in facts_of_runs)]
+        for name in dict.fromkeys(key for column in facts_of_runs for key in column)
+    ]
     columns = [
         {f"{section}.{name}": value for section, values in settings(run) for name, value in values}
         for run in runs
     ]
+    differences = []
     for name in dict.fromkeys(key for column in columns for key in column):
         values = [column.get(name, "") for column in columns]
         count = sum(name in column for column in columns)
-        if count > 1 and len(set(values)) > 1 and name != "run.output_dir":
-            rows.append([label(name), *values])
-    return {"columns": ["", *names], "rows": rows}
+        if count > 1 and len(set(values)) > 1 and not name.endswith("output_dir"):
+            differences.append([label(name), *values])
+    head = ["", *names]
+    return {"columns": head, "rows": results}, {"columns": head, "rows": differences}
+
+
+# What a federation brings: each way of training, each site, each round.
+
+
+def arms(card: Card) -> tuple[str, list[dict[str, Any]]]:
+    """Return the score that judges, and for each way of training its value and around it.
+
+    Around it lies the 95 % interval; around the mean of the sites alone, their worst and best.
+    """
+    rows = card["rows"]
+    last = [row["scores"] for row in rows if row["kind"] in ("federated", "scored")][-1:]
+    name = next((name for scores in last for name in headlines(scores)), "")
+    found: list[dict[str, Any]] = []
+    for kind in ("base", "alone", "federated", "scored", "central"):
+        scores = [r["scores"] for r in rows if r["kind"] == kind and name in r["scores"]]
+        values = [of[name] for of in scores]
+        if not values:
+            continue
+        around = scores[-1].get("intervals", {}).get(name)
+        title = kind
+        if len(values) > 1:
+            around, title = [min(values), max(values)], f"{kind}, mean of {len(values)}"
+        around = around if _finite(around) else None
+        value = sum(values) / len(values)
+        found.append({"kind": kind, "title": title, "value": value, "around": around})
+    return name, found
+
+
+def own_kinds(run: Run, card: Card) -> dict[str, dict[str, float]]:
+    """Return for each site the judging score of each way of training on its own kind of rows."""
+    name, _ = arms(card)
+    rounds = [line["groups"] for line in run.of("round") if line.get("groups")]
+    rows = [("federated", "", groups) for groups in rounds[-1:]]
+    rows += [(row["kind"], row["name"], row.get("groups", {})) for row in card["rows"]]
+    sites: dict[str, dict[str, float]] = {site: {} for site in site_names(run)}
+    for kind, title, groups in rows:
+        for site, scores in groups.items():
+            if name in scores and (kind != "alone" or title == f"{site}, alone"):
+                sites.setdefault(site, {})[kind] = scores[name]
+    return {site: own for site, own in sites.items() if "federated" in own}
+
+
+def site_names(run: Run) -> list[str]:
+    """Return all sites, by name and number: site-2 comes before site-10."""
+    names = {str(site["site"]) for line in run.of("round") for site in sites_of(line)}
+    names |= {str(line["site"]) for line in run.events if "site" in line}
+
+    def key(name: str) -> list[tuple[int, str]]:
+        return [(int(p), "") if p.isdecimal() else (0, p) for p in re.split(r"(\d+)", name)]
+
+    return sorted(names, key=key)
+
+
+def timeline(run: Run, board: Board | None) -> Table | None:
+    """Return what became of each site in each round: "in", "out", "late", or a step of this one.
+
+    Args:
+        run: The run.
+        board: Where the round stands that is on; None after the run.
+    """
+    cells: dict[str, dict[int, tuple[str, str]]] = {name: {} for name in site_names(run)}
+    notes: dict[str, str] = {}
+    for line in run.events:
+        kind, place = line.get("event"), line.get("round", 0)
+        for site in sites_of(line) if kind == "round" else ():
+            words = [f"{label(key)} {number(key, site[key])}" for key in _TOLD if key in site]
+            cells[str(site["site"])][place] = ("in", ", ".join(["in", *words]))
+            notes.pop(str(site["site"]), None)
+        for entry in line.get("rejected", ()) if kind == "round" else [line]:
+            if kind in ("round", "rejected", "absent") and {"site", "reason"} <= set(entry):
+                name, reason = str(entry["site"]), str(entry["reason"])
+                late = kind == "absent" or reason.startswith(_LATE)
+                notes[name] = f"{'late or absent' if late else 'left out'}: {reason}"
+                if place:
+                    cells.setdefault(name, {})[place] = ("late" if late else "out", notes[name])
+    rounds = {line["round"] for line in run.of("round")}
+    if board is not None and board.drawn_round and board.drawn_round not in rounds:
+        rounds.add(board.drawn_round)
+        for name, row in board.sites.items():
+            state = _STATES.get(row.state, row.state.removeprefix("step "))
+            if row.state != "rests":
+                cells.setdefault(name, {}).setdefault(board.drawn_round, (state, row.state))
+    if not rounds:
+        return None
+    shown, names = sorted(rounds)[-ROUNDS_SHOWN:], list(cells)
+    if len(names) > SITES_SHOWN:  # those with trouble first
+        names.sort(key=lambda name: sum(kind == "in" for kind, _ in cells[name].values()))
+    rows = [
+        (name, [cells[name].get(number, ("", "not asked")) for number in shown], notes.get(name))
+        for name in names[:SITES_SHOWN]
+    ]
+    return {"rounds": shown, "rows": rows, "more": len(names) - len(rows), "all": len(rounds)}
 
 
 def _headline(card: Card) -> list[tuple[str, str]]:
@@ -277,13 +407,18 @@ def _compared(row: dict[str, Any]) -> dict[str, Any]:
     elif "correct" in scores:
         missed, surplus = set(expected), set(predicted)
     found = "found" if marked else ""
+    parts = [_BETWEEN.split(line) for line in expected] if "options" not in row else []
+    named = expected if row.get("options") else [p[1] for p in parts if len(p) == 3]
     return {
         "instruction": row.get("instruction") or "",
         "input": row.get("input") or "",
         "expected": [("missed" if line in missed else found, line) for line in expected],
         "predicted": [("wrong" if line in surplus else found, line) for line in predicted],
+        "others": {name: _lines(said) for name, said in row.get("others", {}).items()},
         "wrong": bool(missed or surplus) if marked else None,
         "score": f"ROUGE-L {scores['rougeL']:.3f}" if "rougeL" in scores else "",
+        "site": [str(row["site"])] if "site" in row else [],
+        "relation": list(dict.fromkeys(named)),
     }
 
 
@@ -311,7 +446,3 @@ def _plain(value: Any) -> str:
 
 def _finite(interval: Sequence[float | None] | None) -> bool:
     return interval is not None and None not in interval
-
-
-def _clock(line: Event) -> str:
-    return duration(line["seconds"]) if "seconds" in line else ""

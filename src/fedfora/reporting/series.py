@@ -15,7 +15,7 @@ Points = list[tuple[float, float]]  # whole numbers stay integers: they are show
 # They say where a line stands, not what was measured.
 _PLACES = {"round", "step", "seconds", "time"}
 # Bounds and breakdowns of scores; tables show them, curves would drown in them.
-_NOT_CURVES = {"intervals", "relation_f1", "relations", "rows"}
+_NOT_CURVES = {"intervals", "relation_f1", "relations", "rows", "groups"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ def curves_of(events: Iterable[Event]) -> Curves:
             for name, value in _numbers(site, _NOT_CURVES):
                 by_site = curves.sites.setdefault(name, {})
                 by_site.setdefault(str(site["site"]), []).append((position, value))
+        for group, scores in (line.get("groups") or {}).items():
+            for name, value in _numbers(scores, _NOT_CURVES):
+                curves.sites.setdefault(f"own_{name}", {}).setdefault(group, []).append(
+                    (position, value)
+                )
     return curves
 
 

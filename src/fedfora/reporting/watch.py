@@ -106,10 +106,11 @@ class RunStatus:
             numbers="",
         )
         bar.columns = bar.columns[:3]  # its clock knows only this process
-        bar.update(task, numbers=self._clock())
+        bar.update(task, numbers=self.clock())
         return Group(Text(self.name, style="bold"), render(self.board), bar)
 
-    def _clock(self) -> str:
+    def clock(self) -> str:
+        """Return how long the run took, or what time is left and how long it has been silent."""
         if self.over:
             return f"finished after {duration(self.seconds)}"
         remaining_s, silent = self._seconds_left(), time.time() - self.heard

@@ -11,14 +11,14 @@ _LABELS = {
     "scores": "scores on held-out rows",
     "validation_loss": "validation loss",
     "received_validation_loss": "validation loss of the received adapter",
-    "norm": "length of the update",
-    "attainable_error": "aggregation error of the exact mean",
+    "norm": "update norm",
+    "attainable_error": "lowest possible aggregation error at this rank",
     "aggregation_error_of_step": "aggregation error of the round's change",
     "largest_error": "largest rounding error of the masked mean",
     "weight": "weight of all sites",
-    "uplink_bytes": "sent by a site in a round",
-    "downlink_bytes": "received by a site in a round",
-    "downlink_bytes_per_site": "received by a site in a round",
+    "uplink_bytes": "upload per round",
+    "downlink_bytes": "download per round",
+    "downlink_bytes_per_site": "download per round",
     "seconds": "training time in a round",
     "tokens": "tokens read",
     "answer_tokens": "answer tokens trained on",
@@ -39,6 +39,8 @@ def label(name: str) -> str:
     last = name.rsplit(".", 1)[-1]
     if last in METRICS.names():
         return METRICS[last].label
+    if last.startswith("own_"):
+        return f"{label(last[4:])} on each site's own kind of rows"
     return _LABELS.get(last, last.replace("_", " "))
 
 

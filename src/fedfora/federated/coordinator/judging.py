@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from fedfora.data.loading import load_examples
+from fedfora.data.loading import Example, load_examples
+from fedfora.data.partition import JOINED
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.coordinator.checkpoint import Selection, judging_score
 from fedfora.federated.coordinator.exchange import Folded, SiteExchange
-from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site_runtime import load_runtime
-from fedfora.reporting.record import RunRecord
+from fedfora.metrics import headlines
 
 
 def judge(
@@ -34,7 +34,7 @@ def judge(
     last = number == federation.num_rounds
     line: dict[str, Any] = {"scores": {}}
     if number % federation.eval_rounds == 0 or last:
-        line["scores"] = _scores(folded.adapter, exchange.settings, exchange.record)
+        line |= _scored(folded.adapter, exchange)
     if (received := folded.validation_loss) is not None:
         line["received_validation_loss"] = received
         if number > 1:
@@ -47,10 +47,12 @@ def judge(
     return selection, line
 
 
-def _scores(
-    adapter: AdapterState, settings: FederationSettings, record: RunRecord
-) -> dict[str, Any]:
-    """Return the scores on the common test rows, and write the answers; none without such rows."""
+def _scored(adapter: AdapterState, exchange: SiteExchange) -> dict[str, Any]:
+    """Return the scores on the common test rows, and the main ones for each site's own kind.
+
+    The answers are written beside the record. Without such rows there is nothing to return.
+    """
+    settings, record = exchange.settings, exchange.record
     if settings.data.test_file is None:
         return {}
     examples = load_examples(settings.data.test_file, settings.data)
@@ -66,5 +68,25 @@ def _scores(
         max_new_tokens=settings.evaluation.max_new_tokens,
         on_batch=lambda rows: record.announce("evaluated", rows=rows),
     )
-    result.write(record.directory / PREDICTIONS, examples)
-    return result.scores
+    sites = [site.name for site in exchange.sites.values()]
+    groups = own_kind_of_rows(settings.federation.partition, examples, sites)
+    result.write(record.directory / PREDICTIONS, examples, groups)
+    scores = {site: result.scores_of(rows, examples) for site, rows in groups.items()}
+    own = {site: {name: of[name] for name in headlines(of)} for site, of in scores.items()}
+    return {"scores": result.scores, **({"groups": own} if own else {})}
+
+
+def own_kind_of_rows(
+    partition: str, examples: list[Example], sites: list[str]
+) -> dict[str, list[int]]:
+    """Return the test rows of each site's own kind; none where sites are no values of a column."""
+    how, _, column = partition.partition(":")
+    if how != "by-column":
+        return {}
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        value = str(example.columns.get(column))
+        site = value if value in sites else JOINED
+        if site in sites:
+            groups.setdefault(site, []).append(index)
+    return groups
