@@ -84,26 +84,17 @@ class Options:
         """
         for item in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             value, interval = getattr(self, item.name), item.metadata.get("within")
-            if interval is not None and value is not None:
-                for number in value if isinstance(value, list) else [value]:
-                    check_range(f"--{item.name}", number, interval)
-
-
-def check_range(name: str, value: float, interval: str) -> None:
-    """Raise if a number is outside of an interval such as "[0, 1)".
-
-    Raises:
-        ConfigError: Naming the number's name, range and value.
-    """
-    low, high = map(float, interval[1:-1].split(","))
-    above = low <= value if interval[0] == "[" else low < value
-    below = value <= high if interval[-1] == "]" else value < high
-    if above and below:
-        return
-    allowed = f"in {interval}"
-    if math.isinf(high):
-        allowed = f"at least {low:g}" if interval[0] == "[" else f"above {low:g}"
-    raise ConfigError(f"{name} must be {allowed}, got {value}")
+            if interval is None or value is None:
+                continue
+            low, high = map(float, interval[1:-1].split(","))
+            allowed = f"in {interval}"
+            if math.isinf(high):
+                allowed = f"at least {low:g}" if interval[0] == "[" else f"above {low:g}"
+            for number in value if isinstance(value, list) else [value]:
+                above = low <= number if interval[0] == "[" else low < number
+                below = number <= high if interval[-1] == "]" else number < high
+                if not (above and below):  # as of what is not a number
+                    raise ConfigError(f"--{item.name} must be {allowed}, got {number}")
 
 
 def refuse(*rules: tuple[bool, str]) -> None:
@@ -213,19 +204,13 @@ class ConfigParser(argparse.ArgumentParser):
             )
         self._shown[item.name] = item.metadata["often"]
 
-    def parse(
-        self, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
-    ) -> tuple[Any, ...]:
-        """Return one instance per dataclass.
-
-        Args:
-            argv: What was typed; it overrides a file that `--config` names.
-            defaults: Values that both override.
+    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """Return one instance per dataclass; typed words override a file that `--config` names.
 
         Raises:
             ConfigError: On any mistake, whatever its source.
         """
-        return self.build({**self.typed(defaults or {}), **self.values(argv)})
+        return self.build(self.values(argv))
 
     def parse_mapping(self, mapping: Mapping[str, Any]) -> tuple[Any, ...]:
         """Like `parse`, for a mapping of option names (`lora_rank` or `lora-rank`) to values."""
