@@ -200,6 +200,17 @@ def test_flower_reads_the_variables_that_keep_it_quiet():
         assert name in text, f"{HERE}: nobody reads {name}"
 
 
+def test_records_pass_through_flowers_own_serialization():
+    """It carries them over the trainer's socket; what they hold is covered by the socket's tests."""
+    serde = import_module("flwr.common.serde")
+    proto = import_module("flwr.proto.recorddict_pb2").RecordDict
+    for name in ("recorddict_to_proto", "recorddict_from_proto"):
+        assert hasattr(serde, name), f"{HERE}: no {name}"
+    content = RecordDict({"a": ArrayRecord({"x": Array(np.ones(2))})})
+    frame = serde.recorddict_to_proto(content).SerializeToString()
+    assert serde.recorddict_from_proto(proto.FromString(frame)) == content, HERE
+
+
 def test_a_message_takes_the_id_that_a_grid_gives_it():
     introduce_this_process()
     message = Message(RecordDict(), dst_node_id=1, message_type="query")
