@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fedfora.files import write_atomically
+
 TRAINER = "trainer-directory"  # in the node's configuration: where the trainer's socket lies
 
 HEARTBEAT = "trainer.pulse"  # in the kit's state; when it was touched last is the sign
@@ -61,10 +63,8 @@ class Heartbeat:
 
     def _note(self, doing: str) -> None:
         """Put the note in its place whole: a reader must never see an empty one."""
-        beside = self.path.with_suffix(".new")
         with suppress(OSError):  # a full disk must not stop a training
-            beside.write_text(doing, encoding="utf-8")
-            beside.replace(self.path)
+            write_atomically(self.path, doing)
 
 
 class HeartbeatMonitor:

@@ -24,6 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedfora.files import write_atomically
+
 JOURNAL, HEAD, HOOK = "journal.jsonl", "journal.head", "alarm"
 SENT, RECEIVED = "sent", "received"  # a site's answer, there and at the coordinator
 RUN_NAME = "fedfora-run"  # in the run config: by what name sites know the run again
@@ -60,7 +62,8 @@ def append(state: Path, event: str, **values: Any) -> Line:
         except OSError:
             os.ftruncate(file.fileno(), before)
             raise
-        _write_head(state, number + 1, _digest(text))
+        head = {"number": number + 1, "digest": _digest(text)}
+        write_atomically(state / HEAD, json.dumps(head))
     return line
 
 
@@ -177,12 +180,6 @@ def _end(file: BinaryIO) -> tuple[int, str]:
         return 0, FIRST
     last = whole.splitlines(keepends=True)[-1]
     return int(json.loads(last)["number"]), _digest(last)
-
-
-def _write_head(state: Path, number: int, digest: str) -> None:
-    beside = state / f".{HEAD}.tmp"
-    beside.write_text(json.dumps({"number": number, "digest": digest}), encoding="utf-8")
-    beside.replace(state / HEAD)
 
 
 def _check_head(path: Path, texts: list[bytes]) -> None:

@@ -4,7 +4,6 @@
 Nobody but the owner can read a kit. `state` is made when the federation runs.
 """
 
-import os
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +20,7 @@ from fedfora.deployment.sites_file import (
     read_quorum,
 )
 from fedfora.deployment.yaml_source import YamlSource
+from fedfora.files import write_atomically
 
 DESCRIPTION = "kit.yaml"
 SITE, COORDINATOR = "site", "coordinator"
@@ -165,7 +165,7 @@ def write_description(kit: SiteKit | CoordinatorKit) -> None:
     """Write the kit's kit.yaml; it appears whole or not at all."""
     known = {key: value for key, value in kit.description().items() if value not in (None, {})}
     text = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
-    write_file(kit.directory / DESCRIPTION, text.encode(), PUBLIC)
+    write_atomically(kit.directory / DESCRIPTION, text, mode=PUBLIC, durable=True)
 
 
 def read_kit(directory: str | Path) -> SiteKit | CoordinatorKit:
@@ -215,16 +215,8 @@ def read_coordinator_kit(directory: str | Path) -> CoordinatorKit:
 
 
 def write_file(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that appears whole or not at all, and is never readable by more than `mode`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
+    """Write a file of a kit, on the disk and never readable by more than `mode` when it appears."""
+    write_atomically(path, content, mode=mode, durable=True)
 
 
 def _site(document: YamlSource, directory: Path) -> SiteKit:

@@ -10,7 +10,6 @@ public. The epsilon of adding or removing one is the same.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fedfora.files import write_atomically
 from fedfora.registry import need
 
 LOCK_S = 60.0  # another process holds a ledger for milliseconds
@@ -241,17 +241,8 @@ class Ledger:
         """Write the file so that it is on the disk, whole, when this returns."""
         if self.path is None:
             return
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(self.as_json(), indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        text = json.dumps(self.as_json(), indent=2) + "\n"
+        write_atomically(self.path, text, durable=True)
 
     def _by_whom(self) -> str:
         if self.path is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedfora.files import write_atomically
 from fedfora.protection.keys import TRUSTED, key_id, signing_key, trusted_keys
 from fedfora.protection.sealing import SUFFIX
 from fedfora.registry import need
@@ -55,9 +56,7 @@ def sign_directory(directory: Path, facts: dict[str, Any] | None = None) -> None
         "public_key": _encoded(key.public_key().public_bytes_raw()),
         "signature": _encoded(key.sign(_DOMAIN + _canonical(statement))),
     }
-    temporary = path.with_name(f".{NAME}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def verify_directory(directory: Path) -> Provenance | None:

@@ -5,12 +5,12 @@ the safetensors file under AES-256-GCM; the name is authenticated with it, so on
 stand in for another. Who has no key learns the size, nothing else; who changes a bit is noticed.
 """
 
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 from fedfora._torch import Tensor
+from fedfora.files import write_atomically
 from fedfora.protection.keys import ENCRYPTION, ENCRYPTION_FILE, encryption_key
 from fedfora.registry import need
 
@@ -84,27 +84,10 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
     """
     sealed_path, key = path.with_name(path.name + SUFFIX), encryption_key()
     target, other = (sealed_path, path) if key else (path, sealed_path)
-    temporary = target.with_name(f".{target.name}.tmp")
-    if durable:
-        temporary.unlink(missing_ok=True)
-        temporary.touch(mode=0o600)
-    temporary.write_bytes(seal(content, key, path.name) if key else content)
-    if durable:
-        sync(temporary)
-    temporary.replace(target)
+    content = seal(content, key, path.name) if key else content
+    write_atomically(target, content, mode=0o600 if durable else None, durable=durable)
     other.unlink(missing_ok=True)
-    if durable:
-        sync(target.parent)
     return target
-
-
-def sync(path: Path) -> None:
-    """Return when what was written to a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from fedfora.config import flag
+from fedfora.files import write_atomically
 
 PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
 
@@ -250,9 +251,7 @@ def write_text(path: Path, text: str) -> None:
 
     Half a character, as in a file's name that is not UTF-8, is written as JSON and YAML escape it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    temporary.replace(path)
+    write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:

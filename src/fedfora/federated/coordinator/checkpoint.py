@@ -27,9 +27,10 @@ from typing import Any
 from fedfora._torch import Tensor
 from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.preflight import SITES_DIR
+from fedfora.files import sync
 from fedfora.metrics import headlines
 from fedfora.protection.provenance import sign_directory, verify_directory
-from fedfora.protection.sealing import load_tensors, save_tensors, sync
+from fedfora.protection.sealing import load_tensors, save_tensors
 from fedfora.reporting.record import is_ours
 
 BEST = "best"

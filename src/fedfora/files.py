@@ -1,0 +1,37 @@
+"""Files that appear whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(
+    path: Path, content: bytes | str, *, mode: int | None = None, durable: bool = False
+) -> None:
+    """Write a file beside its place, and rename it.
+
+    Args:
+        path: Of the file.
+        content: Text is written as UTF-8.
+        mode: Its rights, from the first byte on; None leaves them to the process.
+        durable: Return only when a power cut could not undo it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    if mode is not None:
+        temporary.unlink(missing_ok=True)  # whose rights might be others
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        temporary.chmod(mode)
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    if durable:
+        sync(temporary)
+    temporary.replace(path)
+    if durable:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Return when what was written to a file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
