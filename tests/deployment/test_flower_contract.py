@@ -201,7 +201,7 @@ def test_flower_reads_the_variables_that_keep_it_quiet():
 
 
 def test_records_pass_through_flowers_own_serialization():
-    """It carries them over the trainer's socket; what they hold is covered by the socket's tests."""
+    """It carries them over the trainer's socket."""
     serde = import_module("flwr.common.serde")
     proto = import_module("flwr.proto.recorddict_pb2").RecordDict
     for name in ("recorddict_to_proto", "recorddict_from_proto"):
