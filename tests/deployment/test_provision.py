@@ -265,7 +265,6 @@ def test_a_directory_that_is_no_site_of_the_federation_is_refused(provisioned):
 @pytest.fixture
 def stopping(monkeypatch):
     """A function that lets so many files be written, and then says Ctrl+C."""
-    write = module._write
 
     def stop_after(count):
         written = []
