@@ -194,7 +194,7 @@ def test_a_replayed_reply_is_left_out(settings, misbehave, tmp_path):
     misbehave(Replay())
     first, second = simulate(settings(), View(1))
     assert first["rejected"] == []
-    assert "round 1, not 2" in second["rejected"][0]["reason"]
+    assert "round_number 1, not 2" in second["rejected"][0]["reason"]
 
 
 def test_a_site_that_never_answers_is_left_out_after_the_deadline(run, monkeypatch):
