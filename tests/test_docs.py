@@ -33,6 +33,7 @@ def blocks_of(language):
 PAGES, PYTHON = blocks_of("bash"), blocks_of("python")
 
 
+@pytest.mark.filterwarnings("ignore")  # TRL 1.16 sets what transformers 5.24 has renamed
 @pytest.mark.parametrize("page", PYTHON)
 def test_every_python_block_of_the_page_runs(page, tmp_path, monkeypatch, tiny_dir):
     (tmp_path / "MODEL").symlink_to(tiny_dir, target_is_directory=True)
@@ -46,6 +47,7 @@ NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # as above
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_cell_of_the_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
