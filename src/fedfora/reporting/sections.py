@@ -191,10 +191,7 @@ def log(run: Run) -> list[tuple[str, str, bool]]:
                 again = {"event": "rejected", "round": line["round"], **entry} if usual else {}
                 other = f"round {line['round']}: {label(name)}: {_described(entry)}"
                 told.append((describe(again, total) if usual else other, True))
-        for (
-            text,
-            odd,
-        ) in told:  # a rejection is logged when it happens and again in its round's line
+        for text, odd in told:  # a rejection comes when it happens and again with its round
             rows |= {text: (clock_time(line), text, odd)} if text and text not in rows else {}
     return list(reversed(rows.values()))
 
@@ -236,13 +233,7 @@ def answers(predictions: Sequence[dict[str, Any]], *, most: int) -> Table | None
             for name in row[title]
             if name in names
         ] + ["is-wrong"] * bool(row["wrong"])
-    return {
-        "rows": chosen,
-        "all": len(answered),
-        "judged": len(judged),
-        "wrong": len(wrong),
-        "filters": filters,
-    }
+    return {"rows": chosen, "judged": len(judged), "wrong": len(wrong), "filters": filters}
 
 
 def settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:

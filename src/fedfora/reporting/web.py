@@ -21,7 +21,7 @@ from fedfora.reporting.report import Live, report
 from fedfora.reporting.watch import RunStatus
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MOST_RUNS = 200
+MOST_RUNS, MOST_COMPARED = 200, 8
 _READ = (*FILES, "environment.json", PASSING)
 _STATE_SECONDS = 15  # how long the words for "last line 3 min ago" may be old
 
@@ -109,35 +109,31 @@ def web_app(directory: Path, *, loopback: bool, token: str | None) -> Any:
     }
 
     def page(request: Request) -> Response:
-        runs = find_runs(directory)
         names = [*request.path_params.values()] or request.query_params.getlist("run")
-        if request.url.path == "/" and len(runs) == 1:
-            return RedirectResponse(_address(next(iter(runs))), headers=headers)
-        if any(name not in runs for name in names) or len(names) > 8:
-            return Response("no such run here", 404, headers, "text/plain")
         try:
+            runs = find_runs(directory)
+            if request.url.path == "/" and len(runs) == 1:
+                return RedirectResponse(_address(next(iter(runs))), headers=headers)
+            if any(name not in runs for name in names) or len(names) > MOST_COMPARED:
+                return Response("no such run here", 404, headers, "text/plain")
             marks = {name: _mark(path) for name, path in runs.items()}
             index = tuple((name, _address(name), _glance(mark)) for name, mark in marks.items())
             html = _page(tuple(marks[name] for name in names), index, script)
         except (ValueError, OSError) as error:  # half-written, or not a record: told, tried again
             return Response(f"cannot be read now: {error}", 503, headers, "text/plain")
-        tag = f'"{hashlib.sha256(html.encode(errors="replace")).hexdigest()[:32]}"'
+        body = html.encode(errors="backslashreplace")
+        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
-        body = html.encode(errors="backslashreplace")
         return Response(body, 200, {**headers, "ETag": tag}, "text/html")
 
-    routes = [Route(path, page) for path in ("/", "/run/{name}", "/compare")]
-    pages = Starlette(routes=routes)
+    pages = Starlette(routes=[Route(path, page) for path in ("/", "/run/{name}", "/compare")])
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
-        request = Request(scope)
-        answer = _refusal(request) or pages
-        await answer(scope, receive, send)
+        if scope["type"] == "http":
+            await (refusal(Request(scope)) or pages)(scope, receive, send)
 
-    def _refusal(request: Request) -> Response | None:
+    def refusal(request: Request) -> Response | None:
         """Return what to answer instead of a page; None where there is nothing to refuse."""
         if request.method not in ("GET", "HEAD"):
             return Response("read-only", 405, {**headers, "Allow": "GET, HEAD"}, "text/plain")
@@ -202,6 +198,5 @@ def status_words(status: RunStatus) -> str:
         return "finished" if status.over or not status.total else "starting"
     place = max(status.position, status.board.drawn_round)
     of = f" of {status.total}" if status.total else ""
-    return ", ".join(
-        filter(None, (f"{status.axis} {place}{of}", status.clock().replace("  ", ", ")))
-    )
+    parts = [f"{status.axis} {place}{of}", *status.clock().split("  ")]
+    return ", ".join(filter(None, parts))
