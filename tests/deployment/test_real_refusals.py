@@ -1,7 +1,9 @@
 """Real processes, and who or what is refused: keys, bases, dates, a full disk; the rest goes on."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedfora.deployment.certificates import make_node_key, make_server
+from fedfora.deployment.journal import disagreements, read_journal
 from fedfora.deployment.run import write_app
 from fedfora.federated.coordinator.checkpoint import find_checkpoints
 from real_federation import FLAGS, assert_same, needs_nginx
@@ -50,6 +53,29 @@ def test_a_site_with_a_strange_key_is_refused_and_the_rest_goes_on(federation):
     assert [site["site"] for site in real.events("round")[0]["sites"]] == [known]
     log = real.site_kit(stranger) / "state" / "logs" / "supernode.log"
     assert "305" in log.read_text()
+
+
+def test_a_second_holder_of_a_kit_is_turned_away_and_an_alarm_and_the_site_goes_on(federation):
+    real = federation(1, num_rounds=1000)
+    (name,) = real.names
+    hook = real.kit.directory / "alarm"
+    hook.write_text('#!/bin/sh\ncat >> "$(dirname "$0")/told.jsonl"\n')
+    hook.chmod(0o700)
+    real.coordinate()
+    real.join(name)
+    real.until(lambda: real.round_reached(1))
+    stolen = real.place / "stolen"
+    shutil.copytree(real.site_kit(name), stolen, ignore=shutil.ignore_patterns("state"))
+    real.start("thief", "-m", "fedfora", "site", "--kit", str(stolen))
+    told = real.kit.directory / "told.jsonl"
+    real.until(lambda: told.is_file() and "second_holder" in told.read_text())
+    alarm = json.loads(told.read_text().splitlines()[0])
+    assert (alarm["event"], alarm["site"], alarm["alarm"]) == ("second_holder", name, True)
+    rounds = len(real.events("round"))
+    real.until(lambda: len(real.events("round")) > rounds)
+    lines = read_journal(real.kit.state)
+    assert [line["event"] for line in lines if line.get("alarm")] == ["second_holder"]
+    assert disagreements(lines, read_journal(real.site_kit(name) / "state")) == []
 
 
 def test_a_site_with_another_base_than_the_others_is_left_out_and_named(federation):
