@@ -426,9 +426,12 @@ def test_a_request_that_was_changed_on_its_way_is_refused_by_name(tmp_path):
 
 
 def test_a_certificate_that_could_sign_others_is_no_sites(tmp_path, monkeypatch):
-    monkeypatch.setattr(certificates, "make_client", lambda name: certificates.make_authority(name))
-    with pytest.raises(ValueError, match="north"):
-        requested(tmp_path, "north")
+    limits = certificates.x509.BasicConstraints
+    with monkeypatch.context() as patched:
+        patched.setattr(certificates.x509, "BasicConstraints", lambda **_: limits(True, None))
+        path = make_request(tmp_path / "north", "north")
+    with pytest.raises(ValueError, match=r"north\.request: its keys or its names are not"):
+        read_requests(path.parent)
 
 
 def test_keys_are_replaced_by_their_holder_alone(sites_file, tmp_path):

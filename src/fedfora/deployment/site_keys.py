@@ -142,11 +142,14 @@ def _read(path: Path) -> Request:
         )
         signature = base64.b64decode(values["signature"], validate=True)
         node = load_ssh_public_key(request.node)
-        (common,) = x509.load_pem_x509_certificate(request.certificate).subject
+        certificate = x509.load_pem_x509_certificate(request.certificate)
+        certificate.verify_directly_issued_by(certificate)
+        limits = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        (common,) = certificate.subject
         names = {request.name, path.stem, common.value}
         whole = isinstance(node, ec.EllipticCurvePublicKey) and node.curve.name == "secp384r1"
-        whole = whole and common.oid == NameOID.COMMON_NAME
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        whole = whole and common.oid == NameOID.COMMON_NAME and not limits.ca  # it signs no other
+    except Exception as error:  # cryptography's own are no ValueErrors
         raise ValueError(f"{path}: no request of a site: {error}") from None
     if not whole or len(names) != 1 or not NAME.fullmatch(path.stem):
         raise ValueError(
