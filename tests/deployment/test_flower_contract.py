@@ -5,6 +5,7 @@ Each test names what would no longer hold at a site or at the coordinator.
 
 import hashlib
 import inspect
+import ssl
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -230,3 +231,24 @@ def test_another_flower_is_refused_by_name_and_nothing_is_run(monkeypatch):
         flower_processes.clientapp()
     assert version("flwr") in str(refused.value)
     assert f"flwr=={KNOWN_TO_WORK}" in str(refused.value)
+
+
+def test_flowers_client_of_the_gate_shows_the_sites_certificate(tmp_path, monkeypatch):
+    """It gets a context that trusts the kit's authority alone; ours adds the certificate."""
+    from flwr.supernode import fleet_http_connection as connection
+
+    from fedfora.deployment.certificates import make_authority, make_client
+
+    shown = []
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", lambda self, *files: shown.append(files))
+    monkeypatch.setattr(connection, "FleetHttpClient", connection.FleetHttpClient)
+    key, certificate = make_client("north")
+    (tmp_path / "key").write_bytes(key)
+    (tmp_path / "crt").write_bytes(certificate)
+    flower_processes._show_certificate(str(tmp_path / "crt"), str(tmp_path / "key"))
+    authority = make_authority("clinics")[1]
+    with connection.FleetHttpClient.from_server_address(
+        "127.0.0.1:1", False, authority, interceptors=[]
+    ):
+        pass
+    assert shown == [(str(tmp_path / "crt"), str(tmp_path / "key"))]
