@@ -312,7 +312,7 @@ def test_what_a_federation_cannot_do_with_a_trainer_is_refused_by_name(
         (lambda own: own.create_optimizer(), "optimizer; name it in the TrainingArguments"),
         (lambda own: vars(own).update(model=own.model.base_model.model), "a LoRA or FoRA adapter"),
         (lambda own: vars(own).update(processing_class=None), "processing_class"),
-        (lambda own: vars(own).update(train_dataset=iter([])), "has no length"),
+        (lambda own: vars(own).update(train_dataset=iter([])), "no rows that can be counted"),
     ],
     ids=["no Trainer", "optimizer", "no adapter", "tokenizer", "length"],
 )

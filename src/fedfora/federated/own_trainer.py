@@ -123,16 +123,16 @@ class OwnSite:
     @property
     def most_weight(self) -> int:
         """The most tokens that one of its steps can train on, or the rows of the site if more."""
-        args, context = (
+        args, most = (
             self.trainer.args,
-            getattr(self.base.model.config, "max_position_embeddings", 0),
+            getattr(self.base.model.config, "max_position_embeddings", 1),
         )
-        longest = max(
-            sum(len(value) for name, value in row.items() if name.endswith("_ids")) or context
-            for row in self.trainer.train_dataset
+        longest: int = max(
+            sum(len(value) for name, value in row.items() if name.endswith("_ids")) or most
+            for row in self.site.encoded
         )
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        return max(int(rows * (longest or 1)), len(self.site.encoded))
+        return max(int(rows) * longest, len(self.site.encoded))
 
     def runtime(self, run_config: Mapping[str, Scalar]) -> SiteRuntime:
         """Return what the site does its work with; made once for the same settings."""
@@ -218,17 +218,20 @@ def _check(trainer: Any, where: str) -> None:
         value = getattr(config, name, allowed[0])
         if not any(value == each for each in allowed) and (value or allowed[0]):
             raise ValueError(f"{where}: {type(config).__name__}({name}={value!r}) cannot federate")
-    if trainer.optimizer is not None or trainer.lr_scheduler is not None:
-        raise ValueError(
+    rows, processes = trainer.train_dataset, trainer.args.world_size
+    refuse(
+        (
+            trainer.optimizer is not None or trainer.lr_scheduler is not None,
             f"{where}: every round begins with a new optimizer; name it in the TrainingArguments "
-            "(optim, lr_scheduler_type), or in optimizer_cls_and_kwargs, not in optimizers"
-        )
-    if trainer.processing_class is None:
-        raise ValueError(f"{where}: the Trainer needs processing_class=TOKENIZER")
-    if not hasattr(trainer.train_dataset, "__len__"):
-        raise ValueError(f"{where}: train_dataset has no length")
-    if trainer.args.world_size > 1:
-        raise ValueError(f"{where}: a site trains in one process, got {trainer.args.world_size}")
+            "(optim, lr_scheduler_type), or in optimizer_cls_and_kwargs, not in optimizers",
+        ),
+        (
+            trainer.processing_class is None,
+            f"{where}: the Trainer needs processing_class=TOKENIZER",
+        ),
+        (not hasattr(rows, "__len__") or not len(rows), f"{where}: no rows that can be counted"),
+        (processes > 1, f"{where}: a site trains in one process, not in {processes}"),
+    )
 
 
 # Who has which Trainer.
