@@ -73,11 +73,12 @@ def builtin(tiny_dir, tmp_path):
 def own(tiny_dir, tmp_path, encoded):
     """A federation of own Trainers, each with a base of its own; `make` gives a site's Trainer."""
 
-    def run(make=plain, name="own", adapter=None, **options):
+    def run(make=plain, name="own", adapter=None, dropout=0.0, **options):
         def factory(site):
             base = load_base(ModelArguments(tiny_dir, quantization="none"))
             if adapter is None:
-                model = add_adapter(base, AdapterArguments(lora_rank=2), seed=42)
+                arguments = AdapterArguments(lora_rank=2, lora_dropout=dropout)
+                model = add_adapter(base, arguments, seed=42)
             else:
                 model = get_peft_model(base.model, adapter)
             return make(model, base.tokenizer, encoded[site], tmp_path / name / "trainer")
@@ -102,7 +103,8 @@ def plain(model, tokenizer, rows, place, **options):
     )
 
 
-def test_the_built_in_trainer_handed_in_gives_the_bits_of_simulate(own, builtin):
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_built_in_trainer_handed_in_gives_the_bits_of_simulate(own, builtin, dropout):
     """What is between federation and Trainer changes nothing: seeds, schedule, rows, steps."""
 
     def make(model, tokenizer, rows, place):
@@ -120,7 +122,7 @@ def test_the_built_in_trainer_handed_in_gives_the_bits_of_simulate(own, builtin)
             privacy=None,
         )
 
-    ours, theirs = builtin(), own(make)
+    ours, theirs = builtin(lora_dropout=dropout), own(make, dropout=dropout)
     one, other = weights(ours), weights(theirs)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
