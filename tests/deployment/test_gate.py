@@ -26,6 +26,7 @@ from fedfora.deployment.gate import (
     FLEET_PATHS,
     MAX_BODY_MIB,
     SITE_CONNECTIONS,
+    GateWatch,
     gate_command,
     gate_configuration,
 )
@@ -305,8 +306,20 @@ def test_who_shows_no_certificate_of_a_site_gets_nothing_and_fills_no_memory(kit
 
 def test_the_log_says_which_site_it_was(kit, gate):
     ask(kit, "/v1/fleet/get-run", b"x")
-    *_, last = map(json.loads, (kit.state / "gate.log").read_text().splitlines())
+    *_, last = map(json.loads, (kit.state / "gate.log").read_text(errors="replace").splitlines())
     assert (last["site"], last["certificate"]) == ("CN=a", "SUCCESS")
+
+
+def test_whatever_path_a_stranger_writes_the_log_is_read_on(kit, gate):
+    watch = GateWatch(kit.state / "gate.log", {})
+    stranger = ssl.create_default_context(cafile=kit.authority)
+    for path in ("/%ff", "/%c3%28", "/%22%7d%0a%7b", "/%1b%5b2J"):
+        connection = HTTPSConnection("127.0.0.1", kit.port, timeout=30, context=stranger)
+        connection.request("POST", path)
+        connection.getresponse().read()
+        connection.close()
+    ask(kit, "/v1/fleet/get-run", b"x")
+    assert [facts["site"] for _, _, facts in watch.look([], 0.0)] == ["a"]
 
 
 def test_a_worker_may_have_as_many_files_as_its_connections_take(kit, gate):
@@ -372,7 +385,7 @@ def test_an_old_version_of_tls_is_refused(kit, gate):
 def test_nothing_of_a_body_is_left_on_the_disk(kit, gate):
     ask(kit, "/v1/fleet/push-object", PATIENT * 100_000)
     ask(kit, "/v1/control/start-run?" + PATIENT.decode().replace(" ", "+"), PATIENT)
-    *_, last = map(json.loads, (kit.state / "gate.log").read_text().splitlines())
+    *_, last = map(json.loads, (kit.state / "gate.log").read_text(errors="replace").splitlines())
     assert (last["address"], last["path"]) == ("127.0.0.1", "/v1/control/start-run")
     assert (last["method"], last["status"]) == ("POST", "403")
     for path in kit.state.rglob("*"):

@@ -251,6 +251,24 @@ def test_a_certificate_that_is_in_no_list_is_an_alarm_and_a_passer_by_without_on
     assert [event for event, _ in log.alarms()] == ["refused"]
 
 
+def test_strangers_with_ever_other_names_are_one_alarm_and_none_of_them_is_a_site(log):
+    for number in range(50):
+        name = f"north\x1b[2J{number}" + "x" * 1000
+        log.line("pull-messages", "400", name, "198.51.100.1", "FAILED:self-signed certificate")
+    ((event, facts),) = log.alarms("north")
+    assert (event, facts["site"]) == ("refused", "")
+    assert facts["claims"].isprintable()
+    assert len(facts["claims"]) <= 80
+
+
+def test_a_line_that_cannot_be_read_is_passed_over(log):
+    log.line("pull-messages")
+    with log.path.open("ab") as file:
+        file.write(b'{"time": "2026-11-28T12:00:00+00:00", "addre{"path": "/\xff"}\n')
+    log.line("pull-messages", address="10.0.0.2")
+    assert [facts["address"] for _, _, facts in log.found()] == ["10.0.0.1", "10.0.0.2"]
+
+
 def test_a_site_that_stays_away_is_an_alarm_once_and_its_return_is_written_down(log):
     log.line("pull-messages")
     log.found("north", "south")

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ class GateWatch:
             now: Seconds by a clock that never goes back.
         """
         for line in self._new():
-            site = line["site"].removeprefix("CN=")
+            known = line["certificate"] == "SUCCESS"  # else the name is what a stranger chose
+            site = line["site"].removeprefix("CN=") if known else ""
             for event, is_alarm, facts in self._findings(line, site, now):
                 key = (event, site, line["address"])
                 if not is_alarm or now - self._told.get(key, -TOLD_S) >= TOLD_S:
@@ -140,7 +142,8 @@ class GateWatch:
     def _findings(self, line: dict[str, Any], site: str, now: float) -> Iterator[Finding]:
         activates, address = line["path"].endswith("/activate-node"), line["address"]
         if line["certificate"].startswith("FAILED"):
-            yield "refused", True, {"why": line["certificate"]}
+            claims = "".join(filter(str.isprintable, line["site"]))[:80]
+            yield "refused", True, {"why": line["certificate"][:80], "claims": claims}
         elif activates and line["status"].startswith("4"):
             since, _ = self._refused.get(site, (now, ""))
             self._refused[site] = since, address
@@ -159,7 +162,10 @@ class GateWatch:
                 yield "address", before is not None, {"before": before}
 
     def _new(self) -> list[dict[str, Any]]:
-        """Return the lines since the last call; of a log that was begun anew, all."""
+        """Return the lines since the last call; of a log that was begun anew, all.
+
+        A stranger chooses what a path is made of, and a full disk cuts lines: neither may end this.
+        """
         if not self.log.is_file():
             return []
         self._at = self._at if self.log.stat().st_size >= self._at else 0
@@ -168,4 +174,8 @@ class GateWatch:
             fresh = file.read()
         whole = fresh[: fresh.rfind(b"\n") + 1]
         self._at += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        lines = []
+        for text in whole.splitlines():
+            with suppress(ValueError):
+                lines.append(json.loads(text.decode(errors="replace")))
+        return lines
