@@ -125,7 +125,7 @@ def _half_written(path, *args, **kwargs):
         (checkpoint, "_to_disk", _no_space),
         (rounds, "publish_best", _no_space),
         (saving, "save_tensors", _half_written),
-        (saving, "_write_json", _no_space),
+        (saving, "write_json", _no_space),
     ],
 )
 def test_a_full_disk_stops_the_run_and_loses_nothing(
