@@ -303,3 +303,18 @@ def test_what_is_broken_while_it_is_written_does_not_end_the_board(write_run, tm
         broken = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(broken.replace("{", "run: {}"))
         wait_for(board, "001")
+
+
+@pytest.mark.parametrize(
+    ("total", "told"), [(2403, "about 3:20:00 to go: 2,400 steps of 5.0 s"), (20, "")]
+)
+def test_long_work_is_announced_once_and_short_work_not_at_all(total, told, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("fedfora.reporting.view.time.monotonic", lambda: now[0])
+    view = View(total, Console(file=StringIO(), width=120))
+    for seconds in (30, 5, 5, 5, 5):  # the first step loads kernels: it does not count
+        now[0] += seconds
+        view.advance(1, "round 1/9 cardiology")
+    shown = view.console.file.getvalue()
+    assert shown.count("to go") == bool(told)
+    assert told in shown

@@ -21,6 +21,7 @@ from fedfora.reporting.series import sites_of
 from fedfora.reporting.wording import data_size, describe, first_numbers, number_words
 
 PLAIN_INTERVAL_S = 10.0
+LONG_S = 120  # work that takes longer is announced, with the way to make it shorter
 EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
 
 
@@ -38,6 +39,8 @@ class View:
         self._places: int | None = None  # how many rounds or steps there will be
         self._round = ""
         self._stepped: set[str] = set()  # sites whose steps of this round have been counted
+        self._warm: tuple[float, float] | None = None  # when the first step was done, and where
+        self._announced = False
         self._pace = (time.monotonic(), 0)  # when the tokens were counted last from, and how many
         self._started = self._last_line = time.monotonic()
         self._live: Live | None = None
@@ -111,10 +114,26 @@ class View:
         self._bar.update(
             self._task, advance=steps, total=self.total, description=what, numbers=numbers
         )
+        self._announce()
         if self._live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
             self._last_line = time.monotonic()
             remaining = [f"{clock(self._seconds_left())} left"] if self.done else []
             self.line("  ".join([what, *filter(None, [numbers]), *remaining]))
+
+    def _announce(self) -> None:
+        """Say once, from the second and third step, how long all of it will take here."""
+        if self._warm is None:
+            self._warm = (time.monotonic(), self.done) if self.done else None
+        elif not self._announced and self.done - self._warm[1] >= 2:
+            self._announced = True
+            pace = (time.monotonic() - self._warm[0]) / (self.done - self._warm[1])
+            left = max(0.0, self.total - self.done)
+            if pace * left >= LONG_S:
+                fewer = "--num_rounds, --local_steps" if self._round else "--max_steps"
+                self.line(
+                    f"about {clock(pace * left)} to go: {left:,.0f} steps of {pace:.1f} s "
+                    f"(fewer: {fewer})"
+                )
 
     def _render(self) -> RenderableType:
         return Group(render(self.board), self._bar)
@@ -137,8 +156,10 @@ def progress_bar() -> Progress:
 
 
 def clock(seconds: float) -> str:
-    """Return seconds as m:ss."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    """Return seconds as m:ss, or h:mm:ss."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 # Something that is drawn again and again below the lines of a terminal.
