@@ -23,6 +23,7 @@ MAY_BE_SKIPPED = (
     "PEFT mixes saved modules by other rules",
     "hqq is not installed",
     "needs DeepSpeed",
+    "needs Debian's rabbitmq-server",
     "needs MLflow",
     "needs llama.cpp",
     "needs pip install trackio",

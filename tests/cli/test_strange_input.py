@@ -225,9 +225,7 @@ def test_a_configuration_is_taken_or_refused(tmp_path, options, federation):
             assert taken[name] is None
 
 
-@pytest.mark.parametrize(
-    "name", ["learning_rate", "quantization", "seed", "template", "output_dir"]
-)
+@pytest.mark.parametrize("name", ["lora_rank", "quantization", "seed", "template", "output_dir"])
 def test_nothing_is_no_value_where_one_is_needed(tmp_path, name, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(f"{name}:\ntrain_file: clinic\nmodel_name_or_path: clinic-base\n")

@@ -65,11 +65,15 @@ def read_run(directory: str | Path) -> Run:
         raise ValueError(
             f"RUN {directory} is no run directory: it holds none of {', '.join(FILES)}"
         )
+    events = read_lines(directory / "metrics.jsonl")
+    for number, event in enumerate(events, start=1):
+        if not isinstance(event.get("event"), str):
+            raise ValueError(f"{directory / 'metrics.jsonl'}, line {number}: no event")
     return Run(
         directory=directory,
         config=_mapping(directory / "config.yaml"),
         environment=_mapping(directory / "environment.json"),
-        events=read_lines(directory / "metrics.jsonl"),
+        events=events,
         scores=_mapping(directory / "scores.json"),
         predictions=read_lines(directory / "predictions.jsonl"),
     )

@@ -59,6 +59,7 @@ def serve(directory: Path, *, host: str, port: int, with_token: bool) -> None:
         config = uvicorn.Config(
             web_app(directory, loopback=host in LOOPBACK, token=token),
             log_level="warning",
+            log_config=None,  # its own would shut down every handler that this process has
             access_log=False,  # addresses may hold the token
             server_header=False,
             proxy_headers=False,
