@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import re
 import socket
 import threading
@@ -287,6 +288,13 @@ def test_it_listens_at_this_machine_only_unless_told(runs, monkeypatch, capsys):
             local = web.address.replace("0.0.0.0", "127.0.0.1")
             assert http.get(local.split("?")[0]).status_code == 403
             assert http.get(local, follow_redirects=True).status_code == 200
+
+
+def test_the_server_leaves_the_log_handlers_of_its_process_open(runs, monkeypatch, capsys):
+    handler = logging.FileHandler(runs / "secret.txt")
+    with Served(runs, monkeypatch, capsys):
+        assert handler.stream is not None
+    handler.close()
 
 
 def test_a_port_that_is_taken_is_named(runs, capsys):
