@@ -63,7 +63,7 @@ def test_notebooks_are_kept_without_outputs_and_link_to_pages_that_are_there():
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
         for page in re.findall(
-            r"\]\((\S+)\)", "".join(line for c in cells for line in c["source"])
+            r"\]\(([^)\s]+)\)", "".join(line for c in cells for line in c["source"])
         ):
             assert (path.parent / page).is_file(), page
 
