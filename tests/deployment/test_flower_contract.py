@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from fedfora.deployment import flower_processes
+from fedfora.deployment import flower_processes, journal
 from fedfora.deployment.flower_processes import KNOWN_TO_WORK, environment
 from fedfora.deployment.run import write_app
 from fedfora.federated.engines.embedded import introduce_this_process
@@ -35,19 +35,29 @@ def test_the_code_of_a_run_can_be_kept_from_being_run_at_a_site():
         assert f"{name}(" in program, f"{HERE}: run_clientapp does not call {name}"
 
 
-def test_each_kind_of_task_is_known_and_all_but_a_serverapps_run_is_refused(supernode_pulls):
-    """An AgentApp's run was run at every site: Flower has a program for each kind of task."""
+def test_each_kind_of_task_is_known_and_all_but_a_serverapps_run_is_refused(
+    supernode_pulls, tmp_path, monkeypatch
+):
+    """An AgentApp's run was run at every site: Flower has a program for each kind of task.
+
+    Each refusal is an alarm in the site's journal.
+    """
     from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 
     known = {"serverapp", "clientapp", "simulation", "agentapp", "model", "connector"}
     assert {str(kind) for kind in TaskType} == {f"flwr-{name}" for name in known}, HERE
     assert set(TASK_TYPE_TO_COMMAND) == set(TaskType), HERE
-    for kind in [*TaskType, "", "flwr-new"]:
+    monkeypatch.setenv(journal.STATE, str(tmp_path / "state"))
+    kinds = [*TaskType, "", "flwr-new"]
+    for kind in kinds:
         fetched, tasks = supernode_pulls(str(kind))
         if kind == TaskType.SERVER_APP:
             assert (fetched, tasks) == (True, ["flwr-clientapp"])
         else:
             assert (fetched, tasks) == (False, []), f"{HERE}: {kind}"
+    alarms = journal.read_journal(tmp_path / "state")
+    assert {(line["event"], line["alarm"]) for line in alarms} == {("refused_run", True)}
+    assert [line["kind"] for line in alarms] == [str(k) for k in kinds if k != TaskType.SERVER_APP]
 
 
 @pytest.fixture

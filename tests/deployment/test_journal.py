@@ -1,15 +1,17 @@
 """The journal: only ever longer, and whoever changes, cuts or moves a line is found out."""
 
 import json
+import math
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfora.cli.main import main
-from fedfora.deployment import journal
+from fedfora.deployment import journal, site
 from fedfora.deployment.gate import MISSING_S, REFUSED_S, GateWatch
 from fedfora.deployment.journal import (
     HEAD,
@@ -22,6 +24,7 @@ from fedfora.deployment.journal import (
     disagreements,
     read_journal,
 )
+from fedfora.deployment.supervisor import LONGEST_PAUSE_S, Child, Supervisor
 
 
 @pytest.fixture
@@ -141,6 +144,8 @@ def test_an_answer_in_a_sites_name_that_it_did_not_send_shows_in_the_comparison(
     honest = answers(RECEIVED, ("q2", "b"), ("q1", "a"))
     others = answers(RECEIVED, ("q9", "z"), site="south")
     assert disagreements([*honest, *others], own) == []
+    with pytest.raises(ValueError, match="does not say whose it is"):
+        disagreements(honest, own[1:])
     forged = answers(RECEIVED, ("q3", "x"), ("q2", "y"))
     assert disagreements(forged, own) == [
         "line 2: north has not sent the answer to q3",
@@ -166,6 +171,19 @@ def test_an_alarm_without_a_program_or_a_disk_does_no_harm(state, monkeypatch):
     (state.parent / HOOK).chmod(0o700)
     monkeypatch.setattr(journal.os, "fsync", no_space)
     alarm(state, "missing")
+
+
+def test_a_supernode_that_never_lasts_is_an_alarm_once(tmp_path):
+    """It is turned away again and again; a first failure is none."""
+    for pause_s, alarms in ((1.0, []), (LONGEST_PAUSE_S, ["not_let_in"])):
+        looks, said = iter([False] * 3), []
+        supernode = Child("SuperNode", list, tmp_path / "log", pause_s=pause_s, due=math.inf)
+        over = SimpleNamespace(wait=lambda seconds, looks=looks: next(looks, True))
+        site._keep_running(Supervisor([supernode], said.append), tmp_path / "state", over)
+        assert [line.split(":")[0] for line in said] == [f"ALARM {event}" for event in alarms]
+    assert [(line["event"], line["alarm"]) for line in read_journal(tmp_path / "state")] == [
+        ("not_let_in", True)
+    ]
 
 
 def no_space(descriptor):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedfora.data.clinic import clinic_rows
 from fedfora.data.loading import DataError
-from fedfora.deployment import client_app, socket_wire, trainer
+from fedfora.deployment import client_app, journal, socket_wire, trainer
 from fedfora.deployment.client_app import SOCKET, TrainerGoneError, ask
 from fedfora.deployment.journal import RUN_NAME
 from fedfora.deployment.trainer import BaseError, SettingsError, Trainer, serve, word_for
@@ -54,7 +54,7 @@ def told(site, operation, settings=None, run=1, **records):
 
 
 def word(head):
-    return re.fullmatch(r"site-error ([A-Z]+) [0-9a-f]{6}", head[client_app.CODE])[1]
+    return re.fullmatch(r"site-error ([A-Z_]+) [0-9a-f]{6}", head[client_app.CODE])[1]
 
 
 def test_only_its_own_user_may_open_the_socket(site):
@@ -84,6 +84,63 @@ def test_it_trains_and_the_base_stays_loaded(site, monkeypatch):
     assert head == {}
     assert content["metrics"]["steps"] == 1
     assert content["origin"]["round_number"] == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "config", "expected"),
+    [
+        ("rank: 1", {}, "POLICY_RANK"),
+        ("rank: 2", {"rank": 4}, "POLICY_RANK"),
+        ("rules: fedavg", {"rule": "core"}, "POLICY_RULES"),
+        ("rounds: 2", {}, "POLICY_ROUNDS"),
+        ("until: 2026-01-31", {}, "POLICY_UNTIL"),
+        ("base: ['0123456789abcdef']", {}, "POLICY_BASE"),
+        ("rouns: 3", {}, "POLICY_FILE"),
+    ],
+)
+def test_a_policy_holds_for_settings_message_and_past_and_is_read_at_every_message(
+    site, tmp_path, policy, config, expected
+):
+    """Without it the same question is answered; only the base has to be opened to be known."""
+    working = Trainer("cardiology", 1, site.own, tmp_path / "state")
+    working.state.mkdir()
+    for number in range(2):  # rounds that it has answered, in another run
+        journal.append(working.state, journal.SENT, id=f"q{number}", operation="train")
+    fresh = told(site, "describe", **QUESTION)[1]["fresh"]
+    head = {"operation": "train", "run": 1, "settings": SETTINGS}
+
+    def asked(**more):
+        known = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": "", **more}
+        return working.answer(head, RecordDict({"arrays": fresh, "config": ConfigRecord(known)}))
+
+    (tmp_path / "policy.yaml").write_text(policy + "\n")
+    refusal, content = asked(**config)
+    assert word(refusal) == expected
+    assert not content
+    assert (working.state / trainer.LAST_RUN).exists() is (expected == "POLICY_BASE")
+    (tmp_path / "policy.yaml").unlink()
+    answer, content = asked()
+    assert answer == {}
+    assert content["metrics"]["steps"] == 1
+
+
+def test_no_answer_leaves_that_the_journal_does_not_hold(site, monkeypatch):
+    """Neither where the disk is full: then a code is all that leaves."""
+    message = Message(RecordDict(QUESTION), dst_node_id=1, message_type="query")
+    message.metadata.__dict__["_message_id"] = "q1"
+    context = Context(1, 1, {client_app.TRAINER: str(site.state)}, RecordDict(), SETTINGS)
+    reply = client_app.forward("describe", message, context)
+    line = journal.read_journal(site.state)[-1]
+    assert (line["event"], line["id"]) == (journal.SENT, "q1")
+    assert line["digest"] == reply.content.object_id
+
+    def full(*args, **values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journal, "append", full)
+    reply = client_app.forward("describe", message, context)
+    assert not reply.has_content()
+    assert re.fullmatch(r"site-error DISK [0-9a-f]{6}", reply.error.reason)
 
 
 @pytest.mark.parametrize("operation", ["quit", "exec", "", None, "__class__", "query"])

@@ -235,12 +235,17 @@ def test_a_share_pays_for_the_rounding_that_a_record_can_change(monkeypatch):
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 100), st.floats(1e-3, 1e3))
-def test_a_record_moves_the_sum_by_its_clipped_gradient_and_the_grid(seed, scale):
-    """Also where the sum leaves the range: each number is cut, which brings nothing apart."""
+@given(st.integers(0, 100), st.floats(1e-3, 1e3), st.booleans())
+def test_a_record_moves_the_sum_by_its_clipped_gradient_and_the_grid(seed, scale, at_the_edge):
+    """Also where the sum leaves the range: each number is cut, which brings nothing apart.
+
+    A sum that was scaled into the range would move in all its numbers when one crosses the edge.
+    """
     rng = np.random.default_rng(seed)
     code, noise_N = FixedPoint(1.0, 3, 1), rng.integers(-(2**20), 2**20, size=50)
     sum_N, record_N = scale * rng.normal(size=50), rng.normal(size=50)
+    if at_the_edge:
+        sum_N, record_N = np.full(50, code.value_range / 2), np.eye(50)[0]
     record_N /= ROWS_OF_UNIT * np.linalg.norm(record_N)
     with_it, without = (
         contribution_with_noise(each, noise_N, code=code, clipping_norm=None).words

@@ -134,8 +134,13 @@ def disagreements(coordinators: list[Line], sites: list[Line]) -> list[str]:
     """Return what the coordinator's journal says of a site's answers that the site's own does not.
 
     An answer that came too late is in the site's alone, which is no disagreement.
+
+    Raises:
+        ValueError: If the site's journal has no line that names the site.
     """
     site = next((line["site"] for line in sites if line["event"] == "started"), None)
+    if site is None:
+        raise ValueError(f"the site's {JOURNAL} does not say whose it is: no line 'started'")
     sent = {line["id"]: line for line in sites if line["event"] == SENT}
     found = []
     for line in coordinators:
