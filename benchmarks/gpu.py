@@ -27,9 +27,10 @@ from fedfora.cli.console import silence_libraries
 from fedfora.data.encoding import Encoded, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
+from fedfora.models.adapter_base import add_adapter
 from fedfora.models.baichuan.configuration import BaichuanConfig
 from fedfora.models.baichuan.modeling import BaichuanForCausalLM
-from fedfora.models.loading import Base, add_adapter, load_base
+from fedfora.models.loading import Base, load_base
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.reporting.record import peak_memory_bytes, reset_peak_memory
 from fedfora.training.local import train_locally

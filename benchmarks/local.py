@@ -29,7 +29,8 @@ from fedfora.cli.console import silence_libraries
 from fedfora.data.encoding import Encoded, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
-from fedfora.models.loading import Base, add_adapter
+from fedfora.models.adapter_base import add_adapter
+from fedfora.models.loading import Base
 from fedfora.models.settings import AdapterArguments
 from fedfora.training.local import train_locally
 from fedfora.training.schedule import StepWindow

@@ -24,10 +24,9 @@ from fedfora.data.encoding import encode_prompt, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.generate import generate
-from fedfora.models.adapter_base import merge_adapter
+from fedfora.models.adapter_base import add_adapter, merge_adapter
 from fedfora.models.loading import (
     Base,
-    add_adapter,
     load_adapter,
     load_base,
 )

@@ -8,8 +8,9 @@ from transformers import LlamaConfig
 
 from fedfora.cli.main import main
 from fedfora.data.encoding import IGNORED
+from fedfora.models.adapter_base import add_adapter
 from fedfora.models.baichuan.modeling import alibi_mask_bytes
-from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.loading import load_base
 from fedfora.models.losses import token_losses
 from fedfora.models.memory_estimate import estimate_memory
 from fedfora.models.settings import AdapterArguments, ModelArguments

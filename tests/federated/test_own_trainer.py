@@ -14,7 +14,8 @@ from fedfora.data.encoding import PromptFormat, encode_examples
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.data.sources import held_rows
-from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.adapter_base import add_adapter
+from fedfora.models.loading import load_base
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.training.arguments import trainer_arguments
 from fedfora.training.schedule import StepWindow

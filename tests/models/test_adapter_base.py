@@ -13,8 +13,8 @@ from fedfora.cli.main import main
 from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import Example, shared_instruction
 from fedfora.data.settings import DataArguments
-from fedfora.models.adapter_base import Deviation, load_base_of, settings_of_base
-from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.adapter_base import Deviation, add_adapter, load_base_of, settings_of_base
+from fedfora.models.loading import load_base
 from fedfora.models.resolve import model_path
 from fedfora.models.saving import read_record
 from fedfora.models.settings import AdapterArguments, ModelArguments

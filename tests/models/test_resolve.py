@@ -5,7 +5,8 @@ from types import ModuleType
 
 import pytest
 
-from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.adapter_base import add_adapter
+from fedfora.models.loading import load_base
 from fedfora.models.resolve import model_path
 from fedfora.models.saving import adapter_config
 from fedfora.models.settings import AdapterArguments, ModelArguments

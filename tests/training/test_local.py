@@ -9,7 +9,8 @@ from fedfora.adapter.state import fold, read_state
 from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
-from fedfora.models.loading import add_adapter, load_base
+from fedfora.models.adapter_base import add_adapter
+from fedfora.models.loading import load_base
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.training.local import ProximalTerm, train_locally
 from fedfora.training.schedule import StepWindow

@@ -45,7 +45,7 @@ from fedfora.federated.preflight import SITES_DIR, partition_sites
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.shared_noise import ROWS_OF_UNIT
 from fedfora.federated.wire.transport import Layout, digest_of
-from fedfora.models.adapter_base import add_adapter_to_train
+from fedfora.models.adapter_base import add_adapter
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter_of_rank, context_length, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
@@ -460,7 +460,7 @@ def _runtime(items: tuple[tuple[str, Scalar], ...]) -> SiteRuntime:
     base = load_base(settings.model)
     base_fingerprint = fingerprint(base)
     rule = settings.rule_of_round(0)
-    model = add_adapter_to_train(
+    model = add_adapter(
         base,
         settings.adapter,
         seed=settings.train.seed,

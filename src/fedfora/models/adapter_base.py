@@ -12,17 +12,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedfora.adapter.state import write_state
+from fedfora.adapter.state import draw_inner_factors, write_state
 from fedfora.models.fingerprint import describe, fingerprint, same_model, sketch
-from fedfora.models.loading import Base, add_adapter, base_name_of, load_adapter, load_base
+from fedfora.models.loading import (
+    UNCOVERED,
+    Base,
+    base_name_of,
+    fora_config,
+    load_adapter,
+    load_base,
+    uncovered,
+)
 from fedfora.models.resolve import check_adapter_dir
 from fedfora.models.saving import read_adapter, read_record
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +89,7 @@ def load_base_of(
     return base
 
 
-def add_adapter_to_train(
+def add_adapter(
     base: Base,
     settings: AdapterArguments,
     *,
@@ -89,6 +98,8 @@ def add_adapter_to_train(
 ) -> PeftModel:
     """Put the adapter that a training begins with on the base: fresh, or the one named.
 
+    The same seed gives the same fresh adapter everywhere.
+
     Args:
         base: The model.
         settings: Rank, targets and so on, and the adapter to start from.
@@ -96,15 +107,15 @@ def add_adapter_to_train(
         init_weights: As in `ForaConfig`.
 
     Raises:
-        ValueError: If there is no adapter, or it is that of another base, or of another form.
+        ValueError: If a setting is out of range, or the one named is none, of another base or form.
     """
     directory = settings.start_adapter
     if directory is None:
-        return add_adapter(base, settings, seed=seed, init_weights=init_weights)
+        return _fresh_adapter(base, settings, seed, init_weights)
     try:
         check_adapter_dir(directory)
         check_base(base, Path(directory), read_record(directory))
-        model = add_adapter(base, settings, seed=seed, init_weights=init_weights)
+        model = _fresh_adapter(base, settings, seed, init_weights)
         saved, config = PeftConfig.from_pretrained(directory), model.peft_config["default"]
         for name in ("r", "lora_alpha", "use_rslora"):
             if getattr(saved, name, None) != (ours := getattr(config, name)):
@@ -112,6 +123,21 @@ def add_adapter_to_train(
         write_state(model, read_adapter(directory))
     except (ValueError, OSError) as error:
         raise ValueError(f"--start_adapter {directory} cannot be started from: {error}") from error
+    return model
+
+
+def _fresh_adapter(
+    base: Base, settings: AdapterArguments, seed: int, init_weights: bool | Literal["svd"]
+) -> PeftModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "adapter"))
+        config = fora_config(settings, base.name, init_weights=init_weights)
+        model = get_peft_model(base.model, config)
+    draw_inner_factors(model, seed)
+    if settings.target_modules == ["all-linear"]:
+        kinds, share = uncovered(base.model, lambda name, _: name.endswith(".base_layer"))
+        if share > UNCOVERED:
+            logger.warning("no adapter on %.0f %% of the weights: %s", 100 * share, kinds)
     return model
 
 

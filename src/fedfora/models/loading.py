@@ -1,4 +1,4 @@
-"""A name to a frozen base model with its tokenizer, and a fresh or saved FoRA adapter on it."""
+"""A name to a frozen base model with its tokenizer, and a saved FoRA adapter on it."""
 
 import logging
 import os
@@ -19,15 +19,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.config import alpha_at_rank
-from fedfora.adapter.state import draw_inner_factors
 from fedfora.models.resolve import base_name_of, check_adapter_dir, resolve_model, source
 from fedfora.models.saving import WEIGHTS
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.protection.provenance import verify_directory
 from fedfora.protection.sealing import is_sealed, load_tensors
-from fedfora.seeds import derive_seed
 
-__all__ = ["Base", "add_adapter", "base_name_of", "check_adapter_dir", "load_adapter", "load_base"]
+__all__ = ["Base", "base_name_of", "check_adapter_dir", "load_adapter", "load_base"]
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +119,7 @@ def check_quantized(base: Base, is_quantized: Callable[[str, nn.Module], bool]) 
     """
     if base.quantization == "none":
         return
-    kinds, share = _uncovered(base.model, is_quantized)
+    kinds, share = uncovered(base.model, is_quantized)
     flag = f"--quantization {base.quantization}"
     if share == 1:
         raise ValueError(
@@ -132,7 +130,7 @@ def check_quantized(base: Base, is_quantized: Callable[[str, nn.Module], bool]) 
         logger.warning("%s leaves %.0f %% of the weights as they are: %s", flag, 100 * share, kinds)
 
 
-def _uncovered(model: Any, is_covered: Callable[[str, nn.Module], bool]) -> tuple[str, float]:
+def uncovered(model: Any, is_covered: Callable[[str, nn.Module], bool]) -> tuple[str, float]:
     """Return the kinds of weight matrices outside of some layers, and their share of all.
 
     Embeddings and the output layer do not count.
@@ -253,36 +251,6 @@ def context_length(config: Any) -> int | None:
         if isinstance(length := getattr(text, key, None), int):
             return length
     return None
-
-
-def add_adapter(
-    base: Base,
-    settings: AdapterArguments,
-    *,
-    seed: int,
-    init_weights: bool | Literal["svd"] = True,
-) -> PeftModel:
-    """Put a fresh FoRA adapter on the base; the same seed gives the same adapter everywhere.
-
-    Args:
-        base: The model.
-        settings: Rank, targets and so on.
-        seed: The run's seed.
-        init_weights: As in `ForaConfig`.
-
-    Raises:
-        ValueError: If the rank or another setting is out of range.
-    """
-    config = fora_config(settings, base.name, init_weights=init_weights)
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, "adapter"))
-        model = get_peft_model(base.model, config)
-    draw_inner_factors(model, seed)
-    if settings.target_modules == ["all-linear"]:
-        kinds, share = _uncovered(base.model, lambda name, _: name.endswith(".base_layer"))
-        if share > UNCOVERED:
-            logger.warning("no adapter on %.0f %% of the weights: %s", 100 * share, kinds)
-    return model
 
 
 def fora_config(

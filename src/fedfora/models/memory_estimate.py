@@ -5,7 +5,7 @@ tensors that the backward pass keeps are counted, not guessed. Attention is coun
 kernels keep it: queries, keys, values, output, and the mask where there is one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from fedfora.models.adapter_base import add_adapter
 from fedfora.models.loading import (
     Base,
-    add_adapter,
     check_quantized,
     fast_in_bfloat16,
     load_config,
@@ -86,7 +86,7 @@ def estimate_memory(
     double = model_settings.bnb_4bit_use_double_quant
     doubled = on_gpu if double == "auto" else double == "true"
     base_bytes = _base_bytes(base.model, model_settings.quantization, doubled)
-    model = add_adapter(base, adapter_settings, seed=0)
+    model = add_adapter(base, replace(adapter_settings, start_adapter=None), seed=0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for parameter in model.parameters():  # autocast multiplies in the base's format
         parameter.data = parameter.data.to(base.model.dtype)

@@ -22,7 +22,7 @@ from fedfora.data.encoding import (
     prompt_format_of,
 )
 from fedfora.data.loading import shared_instruction
-from fedfora.models.adapter_base import add_adapter_to_train, start_note
+from fedfora.models.adapter_base import add_adapter, start_note
 from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, context_length, load_base
 from fedfora.models.saving import adapter_config, adapter_record, read_record, save_adapter
@@ -323,7 +323,7 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
     examples, held_out = [*rows.examples, *planted(data, site=0, seed=seed)], rows.held_out
     base = load_base(settings.model)
     base_fingerprint = fingerprint(base)
-    model = add_adapter_to_train(base, settings.adapter, seed=seed)
+    model = add_adapter(base, settings.adapter, seed=seed)
     prompts = prompt_format_of(data, base.tokenizer)
     encoded = encode_examples(
         examples,
