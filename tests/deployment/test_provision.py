@@ -28,7 +28,7 @@ from fedfora.deployment.site_keys import make_request, read_requests
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import at_site
-from fedfora.federated.site.identity import open_identity, read_site_keys
+from fedfora.federated.site.identity import open_identity, read_signing_key, read_site_keys
 from fedfora.privacy.settings import PrivacyArguments
 
 THIRD = {"cardiology": {}, "dermatology": {}, "surgery": {"device": "cpu"}}
@@ -440,8 +440,12 @@ def test_keys_are_replaced_by_their_holder_alone(sites_file, tmp_path):
     first = provision(plan, place)
     site = place / "sites" / "cardiology"
     before = contents(place)
-    with pytest.raises(ValueError, match=r"cardiology\.request is not signed by the key"):
-        provision(plan, place, requests=requested(tmp_path / "stranger", "cardiology"))
+    stranger = requested(tmp_path / "stranger", "cardiology")["cardiology"]
+    own_key = read_signing_key(tmp_path / "stranger" / "at-cardiology" / "site.key")
+    for earlier in (b"", own_key.sign(stranger.signed)):
+        forged = {"cardiology": replace(stranger, earlier=earlier)}
+        with pytest.raises(ValueError, match=r"cardiology\.request is not signed by the key"):
+            provision(plan, place, requests=forged)
     assert contents(place) == before
     request = make_request(site, None)
     assert request.parent == site / "next"
