@@ -45,14 +45,16 @@ logger = logging.getLogger(__name__)
 
 # What a LoRA adapter may not have: the federation knows its two factors, of one rank, and no more.
 PLAIN_LORA: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False,),
     "bias": ("none",),
-    "modules_to_save": (None,),
-    "rank_pattern": ({},),
-    "alpha_pattern": ({},),
-    "lora_bias": (False,),
     "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # the others change the base
-}
+} | dict.fromkeys(
+    (
+        *("use_dora", "use_qalora", "use_bdlora", "modules_to_save", "trainable_token_indices"),
+        *("rank_pattern", "alpha_pattern", "lora_bias", "target_parameters", "layer_replication"),
+        *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
+    ),
+    (None,),
+)
 TRAINERS_OWN = {
     item.name
     for section in (ModelArguments, AdapterArguments, TrainArguments, DataArguments)
