@@ -1,5 +1,6 @@
 """Whatever is asked in whatever order, and wherever the power goes: what left is in the ledger."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -103,3 +104,19 @@ def test_the_ledger_of_other_data_is_not_spent_from(tmp_path):
 def test_a_budget_that_no_noise_keeps_is_refused_with_what_can_be_had():
     with pytest.raises(ValueError, match=r"--target_epsilon 0.0001 cannot be reached in 60 steps"):
         noise_multiplier_for(target_epsilon=1e-4, delta=DELTA, sampling_rate=1.0, count=60)
+
+
+@pytest.mark.parametrize(("spent", "times"), [(0, 1), (10, 2), (18, 10), (19, None)])
+def test_steps_that_are_left_get_more_noise_up_to_four_times(spent, times):
+    """Of whole samples 1 / z^2 adds up: where 1 / n of it is left, z grows by the root of n."""
+    alone = noise_multiplier_for(target_epsilon=2.0, delta=DELTA, sampling_rate=1.0, count=20)
+    ledger = Ledger(DELTA, 2.0)
+    if spent:
+        ledger.spend(Release(1.0, alone, spent))
+    if times is None:  # the root of 20 is more than 4
+        with pytest.raises(BudgetSpent):
+            ledger.noise_for(1.0, planned=20, left=20)
+        return
+    noise = ledger.noise_for(1.0, planned=20, left=20)
+    assert noise == pytest.approx(math.sqrt(times) * alone, rel=0.03)
+    assert epsilon_of([*ledger.releases, Release(1.0, noise, 20)], DELTA) <= 2.0
