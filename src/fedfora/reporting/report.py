@@ -10,7 +10,7 @@ import json
 import shlex
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -127,10 +127,14 @@ def _page(name: str, run: Run, live: Live | None) -> dict[str, Any]:
     log = sections.log(run)
     colors = {site: place for place, site in enumerate(sections.site_names(run))}
     levels = {arm["title"]: arm["value"] for arm in arms if arm["kind"] not in _OURS}
+    measured = _points_by_rank(curves)
     charts = [
         (name, _chart(curves, name, colors, levels if name == f"scores.{score}" else {}))
-        for name in _drawn_names(curves)
+        for name, points in measured.items()
+        if not is_constant(points)
     ]
+    # The same in every round and at every site; zeros are what was not measured.
+    same = {name: points[0][1] for name, points in measured.items() if is_constant(points)}
     budget = run.setting("privacy", "target_epsilon")
     return {
         "name": name,
@@ -155,7 +159,7 @@ def _page(name: str, run: Run, live: Live | None) -> dict[str, Any]:
         "relations": sections.relations(card),
         "charts": [chart for name, chart in charts if _is_first(name)],
         "more_charts": [chart for name, chart in charts if not _is_first(name)],
-        "steady": [(label(name), number(name, points[0][1])) for name, points in _steady(curves)],
+        "steady": [(label(name), number(name, value)) for name, value in same.items() if value],
         "contributions": sections.contributions(run),
         "incidents": [row for row in log if row[2]],
         "log": log[:LINES],
@@ -236,26 +240,13 @@ def _shared_charts(names: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
     charts = []
     for axis in ("round", "step"):
         some = {name: curves.whole for name, curves in by_run.items() if curves.axis == axis}
-        for measure in _by_rank({m for whole in some.values() for m in whole}):
+        for measure in sorted({m for whole in some.values() for m in whole}, key=_rank):
             # A run without the measure keeps its place, so that each run has one color throughout.
             curves = {name: whole.get(measure, []) for name, whole in some.items()}
             nonempty = [points for points in curves.values() if points]
             if len(nonempty) > 1 and not all(is_constant(points) for points in nonempty):
                 charts.append(_drawn_chart(as_band(curves), measure, axis))
     return charts
-
-
-def _drawn_names(curves: Curves) -> list[str]:
-    """Return the measurements that vary and have a chart of their own."""
-    return [
-        name
-        for name in _by_rank(set(curves.whole) | set(curves.sites))
-        if not is_constant(_points(curves, name))
-    ]
-
-
-def _by_rank(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=_rank)
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -266,20 +257,15 @@ def _is_first(name: str) -> bool:
     return name in FIRST or name.startswith("own_")
 
 
-def _points(curves: Curves, name: str) -> Points:
-    """Return all points of a measurement, of the whole run and of every site."""
-    every = [curves.whole.get(name, []), *curves.sites.get(name, {}).values()]
-    return [point for curve in every for point in curve]
-
-
-def _steady(curves: Curves) -> list[tuple[str, Any]]:
-    """Return the measurements that are the same in every round and at every site."""
-    values = []
-    for name in _by_rank(set(curves.whole) | set(curves.sites)):
-        points = _points(curves, name)
-        if points and points[0][1] and is_constant(points):  # zeros are what was not measured
-            values.append((name, points))
-    return values
+def _points_by_rank(curves: Curves) -> dict[str, Points]:
+    """Return all points of each measurement, of the whole run and of every site."""
+    return {
+        name: [
+            *curves.whole.get(name, []),
+            *(point for points in curves.sites.get(name, {}).values() for point in points),
+        ]
+        for name in sorted({*curves.whole, *curves.sites}, key=_rank)
+    }
 
 
 def _distinct_names(runs: Sequence[Run]) -> list[str]:
