@@ -18,7 +18,7 @@ from fedfora.deployment.client_app import SOCKET, TrainerGoneError, ask
 from fedfora.deployment.journal import RUN_NAME
 from fedfora.deployment.trainer import BaseError, SettingsError, Trainer, serve, word_for
 from fedfora.federated.wire.messages import FrozenFactorsMissingError
-from fedfora.privacy.accounting import BudgetSpent
+from fedfora.privacy.ledger import BudgetSpent
 
 SETTINGS = {
     "quantization": "none",
@@ -269,7 +269,7 @@ def test_a_coordinator_states_no_noise_and_plants_no_rows(private):
 
 def test_a_coordinator_gets_nothing_beyond_the_budget(private):
     """Failing first, with much noise planned, then asking again for more: each is paid for."""
-    from fedfora.privacy.accounting import Ledger
+    from fedfora.privacy.ledger import Ledger
 
     working, asked = private
     path = working.state / "privacy" / "site.json"

@@ -8,13 +8,8 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from fedfora.privacy.accounting import (
-    BudgetSpent,
-    Ledger,
-    Release,
-    epsilon_of,
-    noise_multiplier_for,
-)
+from fedfora.privacy.accounting import Release, epsilon_of, noise_multiplier_for
+from fedfora.privacy.ledger import BudgetSpent, Ledger
 
 DELTA = 1e-5
 

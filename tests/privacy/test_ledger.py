@@ -8,13 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedfora.privacy.accounting import (
-    BudgetSpent,
-    Ledger,
-    Release,
-    epsilon_of,
-    noise_multiplier_for,
-)
+from fedfora.privacy.accounting import Release, epsilon_of, noise_multiplier_for
+from fedfora.privacy.ledger import BudgetSpent, Ledger
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.privacy_plan import plan_private_training
 from fedfora.training.settings import TrainArguments
@@ -86,7 +81,7 @@ def test_two_processes_with_one_ledger_spend_one_budget(tmp_path):
 def test_a_ledger_that_another_process_holds_is_not_spent_from(tmp_path, monkeypatch):
     from filelock import FileLock
 
-    monkeypatch.setattr("fedfora.privacy.accounting.LOCK_S", 0.05)
+    monkeypatch.setattr("fedfora.privacy.ledger.LOCK_S", 0.05)
     ledger = Ledger.open(tmp_path / "ledger.json", delta=DELTA, target_epsilon=2.0)
     with FileLock(tmp_path / ".ledger.json.lock"), pytest.raises(ValueError, match="held by"):
         ledger.spend(Release(0.1, 1.5, 1))

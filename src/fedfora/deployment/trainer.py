@@ -47,7 +47,7 @@ from fedfora.federated.site_runtime import (
     site_of,
 )
 from fedfora.federated.wire.messages import CONFIG, FrozenFactorsMissingError
-from fedfora.privacy.accounting import BudgetSpent
+from fedfora.privacy.ledger import BudgetSpent
 from fedfora.reporting.record import peak_memory_bytes, write_text
 from fedfora.training.privacy_plan import ledger_directory
 

@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 
 from fedfora.data.loading import Example
 from fedfora.models.settings import AdapterArguments
-from fedfora.privacy.accounting import Ledger, Release, record_statement
+from fedfora.privacy.accounting import Release
+from fedfora.privacy.ledger import Ledger, record_statement
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
 from fedfora.privacy.settings import PrivacyArguments, check_delta
 from fedfora.training.dp_sgd import RecordPrivacy

@@ -11,8 +11,9 @@ from fedfora.federated.coordinator.site_privacy import SitePrivacy, record_event
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.models.saving import read_adapter
-from fedfora.privacy.accounting import Ledger, Release, epsilon_of
+from fedfora.privacy.accounting import Release, epsilon_of
 from fedfora.privacy.clipping import SecretNoise
+from fedfora.privacy.ledger import Ledger
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.view import View
 

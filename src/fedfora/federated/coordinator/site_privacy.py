@@ -17,14 +17,9 @@ from dataclasses import dataclass, field
 from fedfora.federated.aggregation import AdapterState, Weighted
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.shared_noise import site_noise_multiplier
-from fedfora.privacy.accounting import (
-    Ledger,
-    Release,
-    epsilon_of,
-    federation_statement,
-    site_statement,
-)
+from fedfora.privacy.accounting import Release, epsilon_of
 from fedfora.privacy.clipping import SecretNoise, add_noise, clip
+from fedfora.privacy.ledger import Ledger, federation_statement, site_statement
 from fedfora.privacy.settings import PrivacyArguments
 
 
