@@ -97,8 +97,7 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         KeyboardInterrupt: After Ctrl-C, when the step is finished and saved.
     """
     processes = start_processes(settings)
-    resume_from, resumes_here = _place_of(settings)
-    overwrite = settings.run.overwrite_output_dir or begins_again(settings)
+    resume_from, resumes_here, overwrite = _place_of(settings)
     report_to = reports(settings.launch.report_to)
     prepared = prepare(settings, processes, rows or read_rows(settings))
     identity = identity_of(
@@ -260,8 +259,8 @@ class Training:
         finish_run(self.record)
 
 
-def _place_of(settings: TrainSettings) -> tuple[Path | None, bool]:
-    """Return the checkpoint to resume from, if any, and whether it is in this run directory.
+def _place_of(settings: TrainSettings) -> tuple[Path | None, bool, bool]:
+    """Return the checkpoint to resume from, if it is in this run, and if a run here is replaced.
 
     Raises:
         ValueError: If there is no such checkpoint, or the directory holds another run.
@@ -272,12 +271,13 @@ def _place_of(settings: TrainSettings) -> tuple[Path | None, bool]:
     goes_on_here = resume_from is not None and (
         resume_from.resolve().parent == checkpoints.resolve()
     )
+    overwrite = run.overwrite_output_dir or begins_again(settings)
     check_output_dir(
         run.output_dir,
-        overwrite=run.overwrite_output_dir or goes_on_here or begins_again(settings),
+        overwrite=overwrite or goes_on_here,
         to_resume="--resume_from_checkpoint last",
     )
-    return resume_from, goes_on_here
+    return resume_from, goes_on_here, overwrite
 
 
 def begins_again(settings: TrainSettings) -> bool:
