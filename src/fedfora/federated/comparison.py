@@ -252,7 +252,7 @@ def _train(
 ) -> None:
     """Train the fresh adapter as long as the federation does, `batches` times the rows per step."""
     train = runtime.settings.train
-    num_steps = _num_steps(runtime.settings)
+    num_steps = runtime.settings.federation.total_steps
     started = time.monotonic()
 
     def show(report: StepReport) -> None:
@@ -268,7 +268,3 @@ def _train(
         seed=derive_seed(train.seed, "train", name),
         on_step=show,
     )
-
-
-def _num_steps(settings: FederationSettings) -> int:
-    return settings.federation.num_rounds * settings.federation.local_steps

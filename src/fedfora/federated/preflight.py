@@ -86,11 +86,11 @@ def work_of(settings: FederationSettings, num_sites: int = 0) -> float:
         examples = load_examples(settings.data.test_file, settings.data)
         rows = len(examples[: settings.evaluation.max_eval_samples])
     sampled = federation.clients_per_round or num_sites
-    steps = federation.num_rounds * federation.local_steps * sampled
+    steps = federation.total_steps * sampled
     evaluations = -(-federation.num_rounds // federation.eval_rounds)
     if arms:  # a site alone takes its steps once more, central training takes those of all
         trainings = num_sites * (("alone" in arms) + ("central" in arms))
-        steps += trainings * federation.num_rounds * federation.local_steps
+        steps += trainings * federation.total_steps
         evaluations += 1 + num_sites * ("alone" in arms) + ("base" in arms) + ("central" in arms)
     return steps + evaluations * rows * EVALUATED_ROW
 

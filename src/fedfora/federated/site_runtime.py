@@ -378,7 +378,6 @@ def train_round(
         factors: Those that are trained; E stands for the core.
     """
     federation, settings = runtime.settings.federation, runtime.settings
-    total_steps = federation.num_rounds * federation.local_steps
     first_step = round_index * federation.local_steps
     private = plan_round(settings, site.ledger, num_rows=len(site.encoded), first_step=first_step)
     if private is not None:
@@ -390,7 +389,7 @@ def train_round(
         stretch=StepWindow(
             first_step=first_step,
             num_steps=federation.local_steps,
-            total_steps=total_steps,
+            total_steps=federation.total_steps,
         ),
         seed=derive_seed(
             settings.train.seed if seed is None else seed, "train", round_index, site.index

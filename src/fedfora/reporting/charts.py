@@ -64,13 +64,17 @@ def line_chart(
         return ""
     levels = levels or {}
     y = _y_axis([value for _, value in points] + [*levels.values()], binary="bytes" in name)
-    left = _margin([_tick(name, tick) for tick in y.ticks])
+    left = 18 + 7.3 * max(len(_tick(name, tick)) for tick in y.ticks)
     x = _x_axis([place for place, _ in points], left)
     marks = [_grid(x, y, name, axis, left), _levels(levels, y, name, left)]
     for index, (label, curve) in enumerate(curves.items()):
         drawn = [p for p in curve if math.isfinite(p[1])]
         marks.append(_curve(label, drawn, (colors or {}).get(label, index), x, y, name))
-    return _svg(WIDTH, HEIGHT, f"{name} over {axis}s: {', '.join(curves)}", "".join(marks))
+    title = escape(f"{name} over {axis}s: {', '.join(curves)}")
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
+        f"{''.join(marks)}</svg>"
+    )
 
 
 def as_band(sites: Mapping[str, Points]) -> dict[str, Points]:
@@ -87,11 +91,6 @@ def as_band(sites: Mapping[str, Points]) -> dict[str, Points]:
         "median": [(x, v[(len(v) - 1) // 2]) for x, v in ordered.items()],
         "highest": [(x, v[-1]) for x, v in ordered.items()],
     }
-
-
-def _margin(labels: Sequence[str]) -> float:
-    """Return the room that words at the left of a chart take."""
-    return 18 + 7.3 * max(map(len, labels), default=0)
 
 
 def _levels(levels: Mapping[str, float], y: Axis, name: str, left: float) -> str:
@@ -189,10 +188,3 @@ def _tick(name: str, value: float) -> str:
     if "bytes" in name or name.endswith("seconds"):
         return number(name, value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _svg(width: int, height: int, title: str, content: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
-        f"{content}</svg>"
-    )
