@@ -434,6 +434,17 @@ def test_a_certificate_that_could_sign_others_is_no_sites(tmp_path, monkeypatch)
         read_requests(path.parent)
 
 
+def test_a_certificate_that_another_has_signed_is_no_sites(tmp_path, monkeypatch):
+    """It is its own authority: the gate lists each one, and nobody vouches for another."""
+    other = certificates.make_client("north")
+    with monkeypatch.context() as patched:
+        signed = certificates.make_server(other, "north", valid_days=9)
+        patched.setattr(certificates, "make_client", lambda name: signed)
+        path = make_request(tmp_path / "north", "north")
+    with pytest.raises(ValueError, match=r"north\.request: no request of a site"):
+        read_requests(path.parent)
+
+
 def test_keys_are_replaced_by_their_holder_alone(sites_file, tmp_path):
     plan = read_sites_file(sites_file())
     place = tmp_path / "kits"

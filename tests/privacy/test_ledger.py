@@ -1,8 +1,10 @@
 """Whatever is asked in whatever order, and wherever the power goes: what left is in the ledger."""
 
 import math
+import os
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -76,6 +78,21 @@ def test_two_processes_with_one_ledger_spend_one_budget(tmp_path):
     again = Ledger.open(path, delta=DELTA, target_epsilon=2.0)
     assert again.lines == other.lines
     assert again.runs[0] == "one"
+
+
+def test_a_step_is_on_the_disk_before_it_is_taken(tmp_path, monkeypatch):
+    """The file with its content, then its directory with its name: else the power takes it back."""
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    ledger = Ledger.open(tmp_path / "ledger.json", delta=DELTA, target_epsilon=2.0)
+    ledger.spend(Release(0.1, 1.5, 1))
+    assert [path == tmp_path for path in synced] == [False, True]
+    assert synced[0].parent == tmp_path
 
 
 def test_a_ledger_that_another_process_holds_is_not_spent_from(tmp_path, monkeypatch):
