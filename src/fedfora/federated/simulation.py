@@ -24,12 +24,8 @@ from fedfora.federated.shared_noise import (
     site_noise_multiplier,
 )
 from fedfora.federated.site.client_app import make_client_app
-from fedfora.federated.site_runtime import (
-    SiteRuntime,
-    check_rows,
-    load_runtime,
-    plan_round,
-)
+from fedfora.federated.site.training import plan_round
+from fedfora.federated.site_runtime import SiteRuntime, check_rows, load_runtime
 from fedfora.privacy.accounting import Release
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
 from fedfora.registry import Registry

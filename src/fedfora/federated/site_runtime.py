@@ -1,4 +1,4 @@
-"""What a site does with an adapter: open its base and rows once, load, judge, train.
+"""What a site works with: its base with an adapter on it, and its rows, opened once.
 
 All sites that are simulated in one process share one base model: a site is its rows and its name;
 before it trains, the received adapter is written into the shared model.
@@ -6,17 +6,13 @@ before it trains, the received adapter is written into the shared model.
 
 import gc
 import hashlib
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
-
-import torch
-from transformers import DataCollatorForSeq2Seq
 
 from fedfora.adapter.state import (
     AdapterState,
@@ -29,7 +25,6 @@ from fedfora.adapter.state import (
 from fedfora.config import Scalar
 from fedfora.data.canaries import planted
 from fedfora.data.encoding import (
-    IGNORED,
     Encoded,
     PromptFormat,
     check_context,
@@ -39,28 +34,18 @@ from fedfora.data.encoding import (
 )
 from fedfora.data.loading import Example, load_chosen, load_examples, shared_instruction
 from fedfora.data.partition import site_name
-from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
 from fedfora.federated.aggregation.update import part, rank_of
 from fedfora.federated.preflight import SITES_DIR, partition_sites
 from fedfora.federated.settings import FederationSettings, from_run_config
-from fedfora.federated.shared_noise import ROWS_OF_UNIT
 from fedfora.federated.wire.transport import Layout, digest_of
 from fedfora.models.adapter_base import add_adapter
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter_of_rank, context_length, load_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
-from fedfora.privacy.clipping import SecretNoise
 from fedfora.seeds import derive_seed
-from fedfora.training.dp_sgd import RecordPrivacy, collate_any, write_private_gradient
+from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult, check_trainable, train_locally
-from fedfora.training.packing import MAX_TOKENS
-from fedfora.training.privacy_plan import (
-    PrivateTraining,
-    ledger_of,
-    plan_private_training,
-    public_part,
-    with_learning_rate,
-)
+from fedfora.training.privacy_plan import ledger_of
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import StepReport
@@ -321,136 +306,6 @@ def _site(
         instruction=instruction,
         ledger=ledger,
     )
-
-
-def validate(runtime: SiteRuntime, site: SiteData, adapter: AdapterState) -> tuple[float, int]:
-    """Return an adapter's loss per answer token on a site's rows kept back, and their tokens."""
-    if not site.validation:
-        return 0.0, 0
-    runtime.load(adapter)
-    likelihoods = answer_likelihoods(
-        runtime.model,
-        runtime.base.tokenizer,
-        site.validation,
-        batch_size=runtime.settings.evaluation.per_device_eval_batch_size,
-    )
-    return loss_scores(likelihoods)["loss"], sum(each.num_tokens for each in likelihoods)
-
-
-def plan_round(
-    settings: FederationSettings, ledger: str, *, num_rows: int, first_step: int
-) -> PrivateTraining | None:
-    """Return how a site hides its records from a step on; nothing is spent yet.
-
-    Raises:
-        BudgetSpent: If the budget does not last for the run.
-    """
-    return plan_private_training(
-        settings.privacy,
-        settings.train,
-        output_dir=settings.run.output_dir,
-        ledger=ledger,
-        num_rows=num_rows,
-        first_step=first_step,
-        total_steps=settings.federation.total_steps,
-    )
-
-
-def train_round(
-    runtime: SiteRuntime,
-    site: SiteData,
-    adapter: AdapterState,
-    *,
-    round_index: int,
-    seed: int | None = None,
-    on_step: Callable[[StepReport], None] = lambda report: None,
-    factors: str = "ABCDE",
-) -> tuple[AdapterState, LocalResult]:
-    """Take a site's steps of one round (counted from 0) and return its adapter's five factors.
-
-    Args:
-        runtime: Base model and settings.
-        site: Whose rows.
-        adapter: Where to start.
-        round_index: Which round.
-        seed: What the order of rows and dropout are drawn from; None for the run's.
-        on_step: Called after every optimizer step.
-        factors: Those that are trained; E stands for the core.
-    """
-    federation, settings = runtime.settings.federation, runtime.settings
-    first_step = round_index * federation.local_steps
-    private = plan_round(settings, site.ledger, num_rows=len(site.encoded), first_step=first_step)
-    if private is not None:
-        private.pay(federation.local_steps, round=round_index + 1)
-    trained, result = runtime.train(
-        adapter,
-        site.encoded,
-        with_learning_rate(settings.train, settings.privacy, settings.adapter, runtime.model),
-        stretch=StepWindow(
-            first_step=first_step,
-            num_steps=federation.local_steps,
-            total_steps=federation.total_steps,
-        ),
-        seed=derive_seed(
-            settings.train.seed if seed is None else seed, "train", round_index, site.index
-        ),
-        on_step=on_step,
-        factors=factors,
-        proximal_mu=settings.aggregation.proximal_mu,
-        privacy=None if private is None else private.privacy,
-    )
-    if private is not None:
-        result = public_part(result, private.privacy)
-    return trained, result
-
-
-def private_sum(
-    runtime: SiteRuntime, site: SiteData, adapter: AdapterState
-) -> tuple[AdapterState, LocalResult]:
-    """Return a step down the clipped gradients of a random sample of rows, without noise.
-
-    Noise comes on before it leaves (see `shared_noise`). It is their sum over `ROWS_OF_UNIT` C, in
-    the factors that travel: A, D and the core.
-
-    Args:
-        runtime: Base model and settings.
-        site: Whose rows.
-        adapter: Where the gradients are taken; folded.
-    """
-    settings, model = runtime.settings, runtime.model
-    name = runtime.load(adapter)
-    set_trainable(model, "ADE", name)
-    for key, parameter in model.named_parameters():
-        if f".fora_B.{name}." in key or f".fora_C.{name}." in key:
-            parameter.requires_grad_(False)
-    norm, train = settings.privacy.clipping_norm, settings.train
-    rate = train.sampling_rate(settings.privacy, len(site.encoded))
-    sum_alone = RecordPrivacy(0.0, norm, expected_rows=1, num_rows=len(site.encoded))
-    collate = DataCollatorForSeq2Seq(runtime.base.tokenizer, label_pad_token_id=IGNORED)
-    noise = SecretNoise()
-    sample = noise.sample(len(site.encoded), rate)
-    rows = collate_any(collate)([site.encoded[i] for i in sample])
-    model.train()
-    write_private_gradient(
-        model,
-        {key: tensor.to(model.device) for key, tensor in rows.items()},
-        sum_alone,
-        noise,
-        batch_size=math.ceil(rate * len(site.encoded)),
-        max_tokens=train.max_tokens_per_pass or MAX_TOKENS[model.device.type],
-        context=partial(
-            torch.autocast, model.device.type, torch.bfloat16, enabled=settings.train.bf16
-        ),
-    )
-    model.eval()
-    unit = ROWS_OF_UNIT * (norm if norm < math.inf else 1.0)
-    step = {}
-    for key in adapter:
-        layer, _, factor = key.rpartition(".")
-        parameter = model.get_parameter(f"base_model.model.{layer}.fora_{factor}.{name}.weight")
-        step[key] = -parameter.grad.float().cpu() / unit
-    model.zero_grad()
-    return step, LocalResult(steps=1, loss=0.0, answer_tokens=1, tokens=0, seconds=0.0)
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """The site's side of the federation, as a Flower ClientApp: says what it has, trains, judges.
 
 The app does not know which engine runs it. Its handlers turn messages into plain values, call
-`fedfora.federated.site_runtime`, and turn the result back.
+`fedfora.federated.site.training`, and turn the result back.
 """
 
 import json
@@ -20,16 +20,8 @@ from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site import secure_answers
 from fedfora.federated.site.identity import sign_part
 from fedfora.federated.site.memory import memory_of, remembering
-from fedfora.federated.site_runtime import (
-    SITE_NAME,
-    SiteData,
-    SiteRuntime,
-    load_runtime,
-    private_sum,
-    site_of,
-    train_round,
-    validate,
-)
+from fedfora.federated.site.training import private_sum, train_round, validate
+from fedfora.federated.site_runtime import SITE_NAME, SiteData, SiteRuntime, load_runtime, site_of
 from fedfora.federated.wire.formats import FORMATS
 from fedfora.federated.wire.messages import (
     ARRAYS,
