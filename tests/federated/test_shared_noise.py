@@ -12,6 +12,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import Terms
+from fedfora.federated.secure_aggregation.server import RoundLost
 from fedfora.federated.secure_aggregation.vector import contribution_with_noise, read_sum
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.shared_noise import MIN_STEPS_PER_STD, ROWS_OF_UNIT, SharedNoise
@@ -301,6 +302,24 @@ def test_sites_that_share_noise_on_records_keep_account_and_send_nothing_beyond(
     with pytest.raises(ValueError, match="privacy budget does not allow"):
         clinics("out", target_epsilon=4.0, overwrite_output_dir=True)
     assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_site_sends_nothing_beyond_its_budget_to_a_coordinator_that_asks_all_the_same(
+    clinics, monkeypatch
+):
+    """Each site looks into its own ledger: here the coordinator does not look before it asks."""
+    sent, original = [], secure_answers.contribution_with_noise
+    monkeypatch.setattr(
+        secure_answers,
+        "contribution_with_noise",
+        lambda *args, **kwargs: sent.append(1) or original(*args, **kwargs),
+    )
+    monkeypatch.setattr("fedfora.federated.simulation._check_budget", lambda *_: None)
+    clinics("out", target_epsilon=4.0)
+    assert len(sent) == 6
+    with pytest.raises(RoundLost, match="0 of 3 sites have sent a vector"):
+        clinics("again", target_epsilon=4.0)
+    assert len(sent) == 6
 
 
 @pytest.mark.parametrize(
