@@ -4,6 +4,7 @@ Both are greedy with a KV cache, in float32, in turns in one process; the answer
 `demo`: the bundled base with a briefly trained adapter, whose answers end by themselves. `merged`:
 the same with the adapter inside the weights. `wide`: a Llama of hidden size 256 with random weights
 and a fresh adapter, whose answers run to their limit. `demo_nf4`: the demo's on a 4-bit base.
+`folded` is what folding the adapter's core for a batch saves, in batches of the first size.
 
     OMP_NUM_THREADS=1 python benchmarks/prediction.py
 """
@@ -11,8 +12,10 @@ and a fresh adapter, whose answers run to their limit. `demo_nf4`: the demo's on
 import argparse
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -79,16 +82,27 @@ def measure(
     seconds: dict[int, list[float]] = {size: [] for size in (1, *batch_sizes)}
     answers: dict[int, list[str]] = {}
     generate(model, tokenizer, prompts[:2], max_new_tokens=4, batch_size=2)  # warm up
+    unfolded: list[float] = []
+
+    def timed(size: int) -> tuple[list[str], float]:
+        started = time.perf_counter()
+        found = generate(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=size)
+        return found, time.perf_counter() - started
+
     for _ in range(pairs):
         for size in seconds:
-            started = time.perf_counter()
-            answers[size] = generate(
-                model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=size
-            )
-            seconds[size].append(time.perf_counter() - started)
+            answers[size], took = timed(size)
+            seconds[size].append(took)
+        with patch("fedfora.evaluation.generate.folded_cores", lambda *_: nullcontext()):
+            plain, took = timed(batch_sizes[0])
+            unfolded.append(took)
     return {
         "rows": num_rows,
         "rows_per_s_one_by_one": num_rows / min(seconds[1]),
+        "folded": {
+            "faster": ratio_of_pairs(unfolded, seconds[batch_sizes[0]]),
+            "equal_answers": sum(map(str.__eq__, plain, answers[batch_sizes[0]])) / num_rows,
+        },
         "batches": {
             size: {
                 "rows_per_s": num_rows / min(seconds[size]),

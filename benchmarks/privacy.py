@@ -53,6 +53,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for kind in arguments.starts:
             site = prepare(kind, seed)
+            begun = answered(site, arguments)
+            rows.append({"start": kind, "seed": seed, "steps": 0, "f1": round(begun["f1"], 4)})
             for epsilon in arguments.epsilons:
                 rows.append(one(arguments, site, epsilon, seed) | {"start": kind})
                 print(json.dumps(rows[-1]), flush=True)
@@ -115,6 +117,14 @@ def prepare(kind: str, seed: int) -> dict[str, Any]:
     return site | {"rows": encoded, "test": test, "adapter": read_state(model)}
 
 
+def answered(site: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the scores of the adapter that the model has now."""
+    test, tokenizer = site["test"][: arguments.test_rows], site["base"].tokenizer
+    return evaluate(
+        site["model"], tokenizer, test, site["prompts"], batch_size=60, max_new_tokens=64
+    ).scores
+
+
 def one(
     arguments: argparse.Namespace, site: dict[str, Any], epsilon: float, seed: int
 ) -> dict[str, Any]:
@@ -153,10 +163,7 @@ def one(
         privacy=private.privacy,
     )
     seconds = time.process_time() - started
-    test = site["test"][: arguments.test_rows]
-    scores = evaluate(
-        model, tokenizer, test, site["prompts"], batch_size=60, max_new_tokens=64
-    ).scores
+    scores = answered(site, arguments)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     nu = noise_to_signal(
         private.privacy.noise_multiplier,
