@@ -70,6 +70,9 @@ class Board:
         sites: dict[str, list[dict[str, Any]]] = {}
         for example in train:
             sites.setdefault(self._kind(example), []).append(example.columns)
+        if options.max_site_rows:
+            draw = random.Random(1).sample
+            sites = {n: draw(r, min(len(r), options.max_site_rows)) for n, r in sites.items()}
         small = [n for n, rows in sites.items() if len(rows) < options.min_rows_per_site]
         for name in small:
             sites.setdefault(OTHERS, []).extend(sites.pop(name))
@@ -268,7 +271,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="clinic rows, a round of one step")
     for name, value in {
         "rounds": 8, "local_steps": 8, "batch": 4, "rank": 8, "min_rows_per_site": 50,
-        "max_test_rows": 10**9, "max_source_length": 384, "max_target_length": 128,
+        "max_site_rows": 0, "max_test_rows": 10**9,
+        "max_source_length": 384, "max_target_length": 128,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
