@@ -7,11 +7,18 @@ and from it one on the 600 notes of the fourth, whose test notes are answered. A
 the same training with neither noise nor clipping. Each line is written as soon as it is known. Last
 comes what a private row costs beside a plain one, in pairs of short trainings.
 
+With `--sites 4` each row is a federation whose sites share the noise under secure aggregation: from
+scratch the four clinics, from a public start four sites of 600 new notes of that fourth clinic.
+
     python benchmarks/privacy.py --epsilons 8 3 --starts scratch public --write
+    python benchmarks/privacy.py --epsilons 3 --starts public --sites 4 --pairs 0 --write
 """
 
 import argparse
 import json
+import os
+import random
+import tempfile
 import time
 from dataclasses import replace
 from typing import Any
@@ -19,8 +26,10 @@ from typing import Any
 import torch
 from peft import get_peft_model
 
+import fedfora
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.state import read_state, write_state
+from fedfora.data.clinic import SPECIALTIES, clinic_rows, draw_facts, note_row
 from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
@@ -52,6 +61,13 @@ def main() -> None:
     found = {"setting": setting(arguments), "rows": rows}
     for seed in range(arguments.seeds):
         for kind in arguments.starts:
+            if arguments.sites > 1:
+                for epsilon in arguments.epsilons:
+                    rows.append(federation(arguments, kind, epsilon, seed))
+                    print(json.dumps(rows[-1]), flush=True)
+                    if arguments.write:
+                        write(arguments.results, found)
+                continue
             site = prepare(kind, seed)
             begun = answered(site, arguments)
             rows.append({"start": kind, "seed": seed, "steps": 0, "f1": round(begun["f1"], 4)})
@@ -72,6 +88,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epsilons", type=float, nargs="+", default=[INFINITE, 8, 3])
     parser.add_argument("--starts", nargs="+", default=["scratch", "public"])
+    parser.add_argument("--sites", type=int, default=1, help="more than one share the noise")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=-1, help="default: the recipe's")
     parser.add_argument("--sampling_rate", type=float, help="default: the recipe's")
@@ -186,6 +203,72 @@ def one(
         "loss": round(result.loss, 4),
         "cpu_seconds": round(seconds, 1),
     }
+
+
+def federation(
+    arguments: argparse.Namespace, kind: str, epsilon: float, seed: int
+) -> dict[str, Any]:
+    """Simulate a federation that shares the noise, and score it."""
+    rows, test, start = clinic_rows(), clinic_rows("test"), {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["FEDFORA_PRIVACY_DIR"] = f"{folder}/ledgers"  # the rows are made up
+        same: dict[str, Any] = {"model": "clinic-base", "quantization": "none", "seed": seed}
+        if kind == "public":
+            others = [row for row in rows if row["specialty"] != PRIVATE_CLINIC]
+            test = [row for row in test if row["specialty"] == PRIVATE_CLINIC]
+            rows = notes_of_sites(arguments.sites)
+            fedfora.train(
+                train_file=others,
+                output_dir=f"{folder}/public",
+                max_target_length=64,
+                learning_rate=PUBLIC.learning_rate,
+                per_device_train_batch_size=PUBLIC.per_device_train_batch_size,
+                gradient_accumulation_steps=1,
+                max_steps=PUBLIC.max_steps,
+                **same,
+            )
+            start = {"start_adapter": f"{folder}/public"}
+        started = time.process_time()
+        run = fedfora.simulate(
+            train_file=rows,
+            test_file=test[: arguments.test_rows],
+            output_dir=f"{folder}/run",
+            max_target_length=64,
+            partition=f"by-column:{'site' if kind == 'public' else 'specialty'}",
+            num_rounds=arguments.steps if arguments.steps > 0 else 60,
+            local_steps=1,
+            eval_rounds=1000,
+            privacy_unit="record",
+            target_epsilon=epsilon,
+            sampling_rate=arguments.sampling_rate,
+            learning_rate=arguments.learning_rate,
+            shared_noise=True,
+            secure_aggregation=True,
+            weighting="equal",
+            **same,
+            **start,
+        )
+        return {
+            "start": kind,
+            "epsilon": epsilon,
+            "seed": seed,
+            "sites": arguments.sites,
+            "train_rows": len(rows),
+            "f1": round(run.scores["f1"], 4),
+            "parse_rate": round(run.scores["parse_rate"], 4),
+            "cpu_seconds": round(time.process_time() - started, 1),
+        }
+
+
+def notes_of_sites(sites: int) -> list[dict[str, str]]:
+    """Return 600 new notes of the private clinic for each site."""
+    specialty = next(each for each in SPECIALTIES if each.name == PRIVATE_CLINIC)
+    rng = random.Random("clinic:private sites")
+    return [
+        note_row(specialty, draw_facts(specialty, rng), rng) | {"site": f"site-{site}"}
+        for site in range(sites)
+        for _ in range(600)
+    ]
 
 
 def cost_of_a_row(arguments: argparse.Namespace) -> dict[str, Any]:
