@@ -68,6 +68,29 @@ def test_an_audit_finds_rows_and_secrets_that_were_trained_on(rows_file, tmp_pat
     assert len(protections) == 3  # six rows make no batch of eight
 
 
+def test_one_run_shows_an_epsilon_that_noise_keeps_down(rows_file, tmp_path):
+    from fedfora.data.clinic import clinic_rows
+
+    rows = clinic_rows()
+    trained, held_out = rows_file(rows[:6], "in.json"), rows_file(rows[6:12], "out.json")
+    found = {}
+    for name, words in {
+        "open": "--max_steps 60 --per_device_train_batch_size 15 --lr_scheduler_type constant "
+        "--gradient_accumulation_steps 1 --learning_rate 0.01",
+        "private": "--max_steps 4 --privacy_unit record --target_epsilon 1 --sampling_rate 0.5 "
+        f"--privacy_dir {tmp_path / 'ledgers'}",
+    }.items():
+        same = f"--model_name_or_path clinic-base --quantization none --train_file {trained}"
+        out = tmp_path / name
+        assert main(f"train {same} --output_dir {out} --canaries 24 {words}".split()) == 0
+        audit = f"audit --run {out} --held_out_file {held_out} --inversion_rows 0"
+        assert main(f"{audit} --canary_alternatives 1".split()) == 0
+        found[name] = json.loads((out / "audit.json").read_text())["canaries"]
+    assert found["open"]["guessed"] >= 22
+    assert found["open"]["epsilon_at_least"] > 1
+    assert found["private"]["epsilon_at_least"] < 1
+
+
 # Exposure against its definition, and of a model that has memorized a code.
 
 

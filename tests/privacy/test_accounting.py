@@ -2,13 +2,14 @@
 
 import json
 import math
+import random
 from dataclasses import dataclass
 
 import pytest
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import beta, norm
 
-from fedfora.privacy.accounting import Release, epsilon_of, noise_multiplier_for
+from fedfora.privacy.accounting import Release, epsilon_of, epsilon_shown, noise_multiplier_for
 from fedfora.privacy.ledger import BudgetSpent, Ledger
 
 DELTA = 1e-5
@@ -122,3 +123,26 @@ def test_a_broken_ledger_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match="no privacy ledger"):
         Ledger.open(path, delta=DELTA, target_epsilon=1.0)
+
+
+@pytest.mark.parametrize(("correct", "guesses"), [(24, 24), (60, 80), (90, 100), (700, 1000)])
+def test_without_delta_the_epsilon_shown_is_that_of_clopper_and_pearson(correct, guesses):
+    right = beta.ppf(0.05, correct, guesses - correct + 1)
+    reference = math.log(right / (1 - right))
+    assert epsilon_shown(correct, guesses, 0.0) == pytest.approx(reference, abs=1e-3)
+
+
+def test_guesses_no_better_than_chance_show_nothing_and_delta_shows_less():
+    assert epsilon_shown(50, 100, 0.0) == epsilon_shown(0, 10, 0.0) == 0
+    shown = [epsilon_shown(98, 100, delta) for delta in (0.0, 1e-5, 1e-3, 1e-2)]
+    assert shown == sorted(shown, reverse=True)
+    assert shown[0] > shown[-1]
+
+
+def test_randomized_response_is_refuted_no_more_often_than_stated():
+    rng, epsilon = random.Random(0), 1.0
+    truth = 1 / (1 + math.exp(-epsilon))
+    runs = [sum(rng.random() < truth for _ in range(100)) for _ in range(400)]
+    refuted = sum(epsilon_shown(correct, 100, 0.0) > epsilon for correct in runs)
+    assert refuted / len(runs) < 0.08
+    assert max(epsilon_shown(correct, 100, 0.0) for correct in runs) > 0.8 * epsilon

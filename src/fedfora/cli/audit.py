@@ -49,7 +49,16 @@ def _canaries(result: dict[str, Any]) -> list[str]:
     for name, when in (("before_bits", "before"), ("after_bits", "after")):
         bits = row[name]
         lines.append(f"{when:8s}  {sum(bits) / len(bits):5.2f}  {max(bits):5.2f}")
-    return [*lines, f"Codes that were never seen have {row['unseen_bits']:.2f} bits on average."]
+    lines.append(f"Codes that were never seen have {row['unseen_bits']:.2f} bits on average.")
+    if "guessed" in row:
+        count = len(row["after_bits"])
+        lines += [
+            f"Which of two codes was planted was guessed {row['guessed']} times of {count}: epsilon",
+            f"is at least {row['epsilon_at_least']:.2f} with 95 % confidence, for one record replaced "
+            "by any other one",
+            "(the run's README.md has what it promised, if anything).",
+        ]
+    return lines
 
 
 def _inversion(result: dict[str, Any]) -> list[str]:

@@ -5,16 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fedfora.adapter.state import read_state, set_trainable, write_state
 from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.inversion import Inversion, Protection
-from fedfora.evaluation.membership import UNSEEN, exposures, mean_losses, separation
+from fedfora.evaluation.membership import UNSEEN, code_losses, exposure, mean_losses, separation
 from fedfora.evaluation.settings import AuditArguments, audited_run
 from fedfora.models.adapter_base import load_base_of, settings_of_base
 from fedfora.models.loading import load_adapter
 from fedfora.models.saving import read_prompt_format
+from fedfora.privacy.accounting import epsilon_shown
 from fedfora.reporting.record import write_json
 
 FILE = "audit.json"
@@ -48,8 +51,7 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
         **_membership(arguments, model, base.tokenizer, members, others),
     }
     if data.canaries:
-        seed = config["train"]["seed"]
-        content["canaries"] = _canaries(arguments, data, model, base.tokenizer, prompts, seed)
+        content["canaries"] = _canaries(arguments, config, data, model, base.tokenizer, prompts)
     if arguments.inversion_rows:
         content["inversion"] = _inversion(arguments, model, base.tokenizer, members)
     write_json(directory / FILE, content)
@@ -77,35 +79,45 @@ def _membership(
 
 def _canaries(
     arguments: AuditArguments,
+    config: dict[str, Any],
     data: DataArguments,
     model: Any,
     tokenizer: Any,
     prompts: PromptFormat,
-    seed: int,
 ) -> dict[str, Any]:
-    """Return the canaries' exposure after the training, and before it: the base's."""
+    """Return the canaries' exposure after the training, and before it: the base's.
 
-    def attack() -> list[float]:
-        return exposures(
+    Where each was planted once, also the audit in one run: which of two codes was planted was a
+    fair coin, and the attacker guesses the one whose loss the training lowered more.
+    """
+
+    def attack() -> list[Tensor]:
+        return code_losses(
             model,
             tokenizer,
             prompts,
             count=data.canaries,
             num_alternatives=arguments.canary_alternatives,
-            seed=seed,
+            seed=config["train"]["seed"],
             batch_size=arguments.batch_size,
         )
 
     after = attack()
     with model.disable_adapter():
         before = attack()
-    return {
+    found: dict[str, Any] = {
         "copies": data.canary_copies,
         "alternatives": arguments.canary_alternatives,
         "unseen_bits": UNSEEN,
-        "before_bits": before,
-        "after_bits": after,
+        "before_bits": [exposure(losses) for losses in before],
+        "after_bits": [exposure(losses) for losses in after],
     }
+    if data.canary_copies == 1:
+        gains = [(b - a)[:2].tolist() for a, b in zip(after, before, strict=True)]
+        found["guessed"] = sum(own > other for own, other in gains)
+        delta = config.get("privacy", {}).get("target_delta", 0.0)
+        found["epsilon_at_least"] = epsilon_shown(found["guessed"], len(gains), delta)
+    return found
 
 
 def _inversion(

@@ -74,7 +74,7 @@ def mean_losses(model: Any, tokenizer: Any, encoded: Encoded, *, batch_size: int
 UNSEEN = 1 / math.log(2)  # mean exposure of a canary that was not trained on
 
 
-def exposures(
+def code_losses(
     model: Any,
     tokenizer: Any,
     prompts: PromptFormat,
@@ -83,8 +83,8 @@ def exposures(
     num_alternatives: int,
     seed: int,
     batch_size: int,
-) -> list[float]:
-    """Return the exposure of each of a run's canaries, in bits.
+) -> list[Tensor]:
+    """Return for each of a run's canaries the losses of its code and of others, the own one first.
 
     Args:
         model: With the adapter that is asked.
@@ -101,7 +101,7 @@ def exposures(
         encoded = encode_examples(rows, tokenizer, prompts)
         tokens = torch.tensor([sum(t != IGNORED for t in row["labels"]) for row in encoded])
         means = mean_losses(model, tokenizer, encoded, batch_size=batch_size)
-        values.append(exposure(means * tokens))  # of the whole code: some have more tokens
+        values.append(means * tokens)  # of the whole code: some have more tokens
     return values
 
 

@@ -4,6 +4,7 @@ Two data sets are neighbors if a record (or site) of one is empty in the other; 
 public. The epsilon of adding or removing one is the same.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +51,37 @@ def epsilon_of(releases: Sequence[Release], delta: float, *, grid: float = GRID)
 def replace_one_epsilon_of(releases: Sequence[Release], delta: float) -> float:
     """Return the epsilon where one record is exchanged for another, not for an empty one."""
     return _epsilon(_grouped(releases), delta, GRID, "REPLACE_ONE")
+
+
+def epsilon_shown(correct: int, guesses: int, delta: float, *, confidence: float = 0.95) -> float:
+    """Return the largest epsilon that guessing coins right refutes: a lower bound of the true one.
+
+    A mechanism saw one of two records for each of `guesses` fair coins, and an attacker guesses the
+    coins. With at most this epsilon, so many right ones have a probability of at most
+    1 - `confidence` (Steinke, Nasr, Jagielski 2023, https://arxiv.org/abs/2305.08846, Theorem 5.2).
+
+    Args:
+        correct: Guesses that were right.
+        guesses: Coins, all of which were guessed.
+        delta: The mechanism's.
+        confidence: Of the bound, in (0, 1).
+    """
+    binomial = need("scipy.stats").binom
+
+    def probability(epsilon: float) -> float:
+        right = 1 / (1 + math.exp(-epsilon))
+        tail = binomial.sf(correct - 1, guesses, right)
+        fewer = range(1, correct + 1)
+        rise = max(
+            ((binomial.sf(correct - i - 1, guesses, right) - tail) / i for i in fewer), default=0
+        )
+        return tail + 2 * guesses * delta * rise
+
+    low, high = 0.0, 50.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability(middle) <= 1 - confidence else (low, middle)
+    return low
 
 
 def _grouped(releases: Sequence[Release]) -> tuple[Release, ...]:
