@@ -51,12 +51,11 @@ def _canaries(result: dict[str, Any]) -> list[str]:
         lines.append(f"{when:8s}  {sum(bits) / len(bits):5.2f}  {max(bits):5.2f}")
     lines.append(f"Codes that were never seen have {row['unseen_bits']:.2f} bits on average.")
     if "guessed" in row:
-        count = len(row["after_bits"])
+        right = f"{row['guessed']} of {len(row['after_bits'])} planted codes were told from another"
+        bound = f"{row['epsilon_at_least']:.2f} with 95 % confidence"
         lines += [
-            f"Which of two codes was planted was guessed {row['guessed']} times of {count}: epsilon",
-            f"is at least {row['epsilon_at_least']:.2f} with 95 % confidence, for one record replaced "
-            "by any other one",
-            "(the run's README.md has what it promised, if anything).",
+            f"{right}: for one record replaced by any other one, epsilon is",
+            f"at least {bound} (what the run promised is in its README.md).",
         ]
     return lines
 
