@@ -75,7 +75,7 @@ def epsilon_shown(correct: int, guesses: int, delta: float, *, confidence: float
         rise = max(
             ((binomial.sf(correct - i - 1, guesses, right) - tail) / i for i in fewer), default=0
         )
-        return tail + 2 * guesses * delta * rise
+        return float(tail + 2 * guesses * delta * rise)
 
     low, high = 0.0, 50.0
     while high - low > 1e-4:
