@@ -368,7 +368,7 @@ def test_the_command_says_what_to_hand_to_whom(sites_file, tmp_path, capsys):
 def test_kits_are_values():
     where = {"directory": Path("a"), "federation": "f", "host": "h", "port": 1}
     assert SiteKit(**where, name="n", index=0) == SiteKit(**where, name="n", index=0)
-    assert CoordinatorKit(**where, superlink_port=2).next_index == 0
+    assert CoordinatorKit(**where, superlink_port=2, sites={}).next_index == 0
 
 
 def requested(place, *names):

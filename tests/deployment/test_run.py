@@ -41,6 +41,7 @@ def kit(tmp_path):
         superlink_port=2,
         quorum=2,
         settings=settings,
+        sites={},
     )
 
 

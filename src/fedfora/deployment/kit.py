@@ -12,12 +12,15 @@ from typing import Any, ClassVar
 
 import yaml
 
-from fedfora.deployment.settings import check_federation_flags, check_site_flags
+from fedfora.deployment.settings import check_flags
 from fedfora.deployment.sites_file import (
+    ADDRESS,
+    READ,
+    Federation,
+    Plan,
     check_name,
-    read_address,
-    read_fingerprint,
-    read_quorum,
+    read_fields,
+    read_name,
 )
 from fedfora.deployment.yaml_source import YamlSource
 from fedfora.files import write_atomically
@@ -38,27 +41,36 @@ class _File:
         return kit.directory / self.name
 
 
+def _mapping(document: YamlSource, key: str) -> dict[str, Any]:
+    return document.mapping((key,), empty=True)
+
+
+def _own_flags(document: YamlSource, key: str) -> dict[str, Any]:
+    return check_flags(document, (key,), None, of_site=True)
+
+
+def _number(document: YamlSource, *keys: str) -> int:
+    return document.integer(keys, 0, MAX_SITES)
+
+
+def _numbers(document: YamlSource, key: str) -> dict[str, int]:
+    names = document.mapping((key,), empty=key == "revoked")
+    for name in names:
+        check_name(document, (key, name), name)
+    return {name: _number(document, key, name) for name in names}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Kit:
+class Kit(Federation):
     """What the kits of a site and of the coordinator have in common.
 
     Args:
         directory: Of the kit.
-        federation: Its name.
-        host: DNS name or address under which sites reach the gate.
-        port: Of the gate.
-        settings: Of the coordinator, the flags of the whole federation; of a site, its own.
-        base_fingerprint: Of the base that every site must have; None if the sites only agree.
         made_with: Package to version where the kit was made.
     """
 
     directory: Path
-    federation: str
-    host: str
-    port: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    base_fingerprint: str | None = None
-    made_with: dict[str, str] = field(default_factory=dict)
+    made_with: dict[str, str] = field(default_factory=dict, metadata={READ: _mapping})
 
     authority = _File("ca.crt")  # the only authority that sites trust for the gate
     site_keys = _File("sites.json")  # public keys of all sites, by number
@@ -66,15 +78,6 @@ class Kit:
     state = _File("state")  # made while it runs: logs, sockets, runs, what must last
 
     role: ClassVar[str]
-
-    def description(self) -> dict[str, Any]:
-        """Return what kit.yaml holds."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        names = ("host", "port", "superlink_port")
-        address = {name: values.pop(name) for name in names if name in values}
-        del values["directory"]
-        plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
-        return {"role": self.role, **plain, "coordinator": address, **values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +90,10 @@ class SiteKit(Kit):
         planned: Flags of the federation when the kit was made; the coordinator's hold.
     """
 
-    name: str
-    index: int
-    planned: dict[str, Any] = field(default_factory=dict)
+    name: str = field(metadata={READ: read_name})
+    index: int = field(metadata={READ: _number})
+    planned: dict[str, Any] = field(default_factory=dict, metadata={READ: _mapping})
+    settings: dict[str, Any] = field(default_factory=dict, metadata={READ: _own_flags})
 
     role = SITE
     node_key = _File("node.key")  # by which the SuperNode shows who it is
@@ -113,20 +117,16 @@ class SiteKit(Kit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoordinatorKit(Kit):
+class CoordinatorKit(Kit, Plan):
     """What the coordinator needs.
 
     Args:
-        superlink_port: Of the SuperLink behind the gate, on loopback.
-        quorum: Fewest usable updates of a round; None leaves it to the settings.
         sites: Name to number of those that take part.
         revoked: The same of those that were thrown out; their numbers are not given again.
     """
 
-    superlink_port: int
-    quorum: int | None = None
-    sites: dict[str, int] = field(default_factory=dict)
-    revoked: dict[str, int] = field(default_factory=dict)
+    sites: dict[str, int] = field(metadata={READ: _numbers})
+    revoked: dict[str, int] = field(default_factory=dict, metadata={READ: _numbers})
 
     role = COORDINATOR
     authority_key = _File("ca.key")  # needed only to make certificates, best kept elsewhere
@@ -163,8 +163,16 @@ class CoordinatorKit(Kit):
 
 def write_description(kit: SiteKit | CoordinatorKit) -> None:
     """Write the kit's kit.yaml; it appears whole or not at all."""
-    known = {key: value for key, value in kit.description().items() if value not in (None, {})}
-    text = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
+    values = {item.name: getattr(kit, item.name) for item in fields(kit)}
+    values = {name: value for name, value in values.items() if value not in (None, {})}
+    address = {name: values.pop(name) for name in ADDRESS if name in values}
+    del values["directory"]
+    plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
+    text = yaml.safe_dump(
+        {"role": kit.role, **plain, "coordinator": address, **values},
+        sort_keys=False,
+        allow_unicode=True,
+    )
     write_atomically(kit.directory / DESCRIPTION, text, mode=PUBLIC, durable=True)
 
 
@@ -181,7 +189,8 @@ def read_kit(directory: str | Path) -> SiteKit | CoordinatorKit:
     role = document.text(("role",))
     if role not in (SITE, COORDINATOR):
         raise document.error(("role",), f"expected {SITE} or {COORDINATOR}, got {role!r}")
-    kit = _site(document, place) if role == SITE else _coordinator(document, place)
+    kind = SiteKit if role == SITE else CoordinatorKit
+    kit = kind(directory=place, **read_fields(document, kind, "role"))
     for path in kit.files:
         if not path.is_file():
             raise ValueError(f"--kit {directory}: {path.relative_to(place)} is missing")
@@ -219,77 +228,19 @@ def write_file(path: Path, content: bytes, mode: int) -> None:
     write_atomically(path, content, mode=mode, durable=True)
 
 
-def _site(document: YamlSource, directory: Path) -> SiteKit:
-    needed = ("role", "federation", "name", "index", "coordinator")
-    document.check_keys(
-        (), needed=needed, allowed=("base_fingerprint", "settings", "planned", "made_with")
-    )
-    host, port, _ = read_address(document)
-    return SiteKit(
-        directory=directory,
-        federation=check_name(document, ("federation",), document.text(("federation",))),
-        name=check_name(document, ("name",), document.text(("name",))),
-        index=document.integer(("index",), 0, MAX_SITES),
-        host=host,
-        port=port,
-        settings=check_site_flags(document, ("settings",), None),
-        planned=document.mapping(("planned",), empty=True),
-        base_fingerprint=read_fingerprint(document),
-        made_with=document.mapping(("made_with",), empty=True),
-    )
-
-
-def _coordinator(document: YamlSource, directory: Path) -> CoordinatorKit:
-    optional = ("quorum", "base_fingerprint", "settings", "revoked", "made_with")
-    needed = ("role", "federation", "coordinator", "sites")
-    document.check_keys((), needed=needed, allowed=optional)
-    host, port, behind = read_address(document)
-    sites = _numbers(document, "sites")
-    return CoordinatorKit(
-        directory=directory,
-        federation=check_name(document, ("federation",), document.text(("federation",))),
-        host=host,
-        port=port,
-        superlink_port=behind,
-        quorum=read_quorum(document, len(sites)),
-        settings=check_federation_flags(document, ("settings",)),
-        sites=sites,
-        revoked=_numbers(document, "revoked"),
-        base_fingerprint=read_fingerprint(document),
-        made_with=document.mapping(("made_with",), empty=True),
-    )
-
-
-def _numbers(document: YamlSource, key: str) -> dict[str, int]:
-    names = document.mapping((key,), empty=key == "revoked")
-    for name in names:
-        check_name(document, (key, name), name)
-    return {name: document.integer((key, name), 0, MAX_SITES) for name in names}
-
-
-# What a kit holds for people: the script that starts it, and a page that says what it does.
-
-
 def start_script(kit: SiteKit | CoordinatorKit) -> str:
     """Return the script that starts what the kit is for."""
-    site = isinstance(kit, SiteKit)
-    return template("start.sh.template").substitute(
-        what=f"the site {kit.name}" if isinstance(kit, SiteKit) else "the coordinator",
-        federation=kit.federation,
-        command="site" if site else "coordinator run",
-    )
+    what, command = "the coordinator", "coordinator run"
+    if isinstance(kit, SiteKit):
+        what, command = f"the site {kit.name}", "site"
+    return template("start.sh.template").substitute(vars(kit), what=what, command=command)
 
 
 def readme(kit: SiteKit | CoordinatorKit) -> str:
-    """Return the kit's page."""
-    facts = {"federation": kit.federation, "host": kit.host, "port": kit.port}
-    if isinstance(kit, SiteKit):
-        return template("site_readme.md").substitute(facts, name=kit.name)
-    page = template("coordinator_readme.md")
-    return page.substitute(facts, superlink_port=kit.superlink_port)
+    """Return the kit's page for people."""
+    return template(f"{kit.role}_readme.md").substitute(vars(kit))
 
 
 def template(name: str) -> Template:
     """Return a text of this package, to be filled in."""
-    text = files("fedfora.deployment").joinpath(name).read_text(encoding="utf-8")
-    return Template(text)
+    return Template(files("fedfora.deployment").joinpath(name).read_text(encoding="utf-8"))

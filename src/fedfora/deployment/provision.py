@@ -37,7 +37,7 @@ from fedfora.deployment.kit import (
 )
 from fedfora.deployment.settings import SITE_FLAGS, own_flags
 from fedfora.deployment.site_keys import SUFFIX, Request, make_keys
-from fedfora.deployment.sites_file import SitesFile
+from fedfora.deployment.sites_file import Federation, Plan, SitesFile
 from fedfora.federated.site.identity import Pinned, read_site_keys
 from fedfora.protection.keys import public_pem
 from fedfora.reporting.record import environment
@@ -123,13 +123,7 @@ def _first(plan: SitesFile, directory: Path, valid_days: int) -> CoordinatorKit:
     """Write the coordinator's kit with the authority, and as yet no sites."""
     authority = certificates.make_authority(plan.federation)
     server = certificates.make_server(authority, plan.host, valid_days=valid_days)
-    kit = CoordinatorKit(
-        directory=directory / COORDINATOR,
-        federation=plan.federation,
-        host=plan.host,
-        port=plan.port,
-        superlink_port=plan.superlink_port,
-    )
+    kit = CoordinatorKit(directory=directory / COORDINATOR, sites={}, **plan.part(Plan))
     (kit.directory / "nodes").mkdir(parents=True, mode=DIRECTORY)
     kit.directory.chmod(DIRECTORY)
     write_file(kit.authority_key, authority[0], PRIVATE)
@@ -213,14 +207,7 @@ def _bring_up_to_date(
         )
     for name in added:
         _add(provisioned, plan, name, requests.get(name))
-    provisioned.kit = replace(
-        provisioned.kit,
-        superlink_port=plan.superlink_port,
-        quorum=plan.quorum,
-        settings=plan.settings,
-        base_fingerprint=plan.base_fingerprint,
-        made_with=_versions(),
-    )
+    provisioned.kit = replace(provisioned.kit, **plan.part(Plan), made_with=_versions())
     provisioned.added = added
     if added or replaced or provisioned.revoked:
         provisioned.need_keys = older
@@ -238,17 +225,14 @@ def _add(provisioned: Provisioned, plan: SitesFile, name: str, request: Request 
 
     Where the site made its keys itself, the kit holds the public halves.
     """
+    settings = own_flags(plan.settings, plan.sites[name], quorum=plan.quorum)
     kit = SiteKit(
         directory=provisioned.place / SITES / name,
-        federation=plan.federation,
         name=name,
         index=provisioned.kit.next_index,
-        host=plan.host,
-        port=plan.port,
-        settings=own_flags(plan.settings, plan.sites[name], quorum=plan.quorum),
         planned={name: value for name, value in plan.settings.items() if name not in SITE_FLAGS},
-        base_fingerprint=plan.base_fingerprint,
         made_with=_versions(),
+        **{**plan.part(Federation), "settings": settings},
     )
     with _appearing(kit.directory) as staging:
         new = replace(kit, directory=staging)

@@ -94,9 +94,8 @@ def own_flags(
         site: The site's own.
         quorum: With how many updates a round is content.
     """
-    shared_names = SITE_FLAGS - (
-        SITE_MAY_OVERRIDE - PROTECTION
-    )  # what is left to the site travels as a default
+    # What is left to the site travels as a default.
+    shared_names = SITE_FLAGS - (SITE_MAY_OVERRIDE - PROTECTION)
     shared = {name: value for name, value in federation.items() if name in shared_names}
     own = {**shared, **site}
     threshold = own.get("secagg_threshold", SecureAggregationArguments.secagg_threshold)
@@ -152,24 +151,20 @@ def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         raise ValueError("the coordinator may not set canaries: a real site plants no rows")
 
 
-def check_federation_flags(document: YamlSource, keys: Keys) -> dict[str, Any]:
-    """Return the flags of the whole federation, checked as `fedfora simulate` checks them.
-
-    Raises:
-        ValueError: Naming file, line and flag.
-    """
-    flags = document.mapping(keys, empty=True)
-    for name in flags:
-        if name in NOT_OF_FEDERATION:
-            raise document.error((*keys, name), f"is not set here: {NOT_OF_FEDERATION[name]}")
-    _parse(document, keys, flags, {})
-    return flags
-
-
-def check_site_flags(
-    document: YamlSource, keys: Keys, federation: Mapping[str, Any] | None
+def check_flags(
+    document: YamlSource,
+    keys: Keys,
+    federation: Mapping[str, Any] | None,
+    *,
+    of_site: bool = False,
 ) -> dict[str, Any]:
-    """Return a site's own flags, checked together with those of the federation where it is known.
+    """Return the flags at `keys` of a file, checked as `fedfora simulate` checks them.
+
+    Args:
+        document: The file.
+        keys: Where they stand.
+        federation: Flags that they must fit together with; None where those are not known.
+        of_site: Whether they are a site's own, and may be only what a site may say.
 
     Raises:
         ValueError: Naming file, line and flag.
@@ -179,29 +174,18 @@ def check_site_flags(
     for name in flags:
         if name in NOT_OF_FEDERATION:
             raise document.error((*keys, name), f"is not set here: {NOT_OF_FEDERATION[name]}")
-        if name in every - SITE_FLAGS:
+        if of_site and name in every - SITE_FLAGS:
             raise document.error(
                 (*keys, name), "is the same for all sites; it belongs under settings"
             )
-    _parse(document, keys, flags, federation, promises=True)
-    return flags
-
-
-def _parse(
-    document: YamlSource,
-    keys: Keys,
-    flags: Mapping[str, Any],
-    others: Mapping[str, Any] | None,
-    *,
-    promises: bool = False,
-) -> None:
     try:
-        if promises:
-            check_promise({**(others or {}), **flags})
-        if others is None:
+        if of_site:
+            check_promise({**(federation or {}), **flags})
+        if federation is None:
             settings_parser().parse_mapping(flags)
         else:
-            settings_of({**others, **flags})
+            settings_of({**federation, **flags})
     except ValueError as error:
         names = [name for name in re.findall(r"--(\w+)", str(error)) if name in flags]
         raise document.error((*keys, *names[:1]), str(error)) from error
+    return flags

@@ -1,13 +1,16 @@
-"""sites.yaml, which the coordinator's engineer writes, to who takes part and with which flags."""
+"""sites.yaml, which the coordinator's engineer writes, to who takes part and with which flags.
+
+What a kit's kit.yaml says alike is declared and read here too.
+"""
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fedfora.deployment.settings import check_federation_flags, check_site_flags
-from fedfora.deployment.yaml_source import YamlSource
+from fedfora.deployment.settings import check_flags
+from fedfora.deployment.yaml_source import Keys, YamlSource
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 DNS_NAME = re.compile(
@@ -15,68 +18,11 @@ DNS_NAME = re.compile(
 )
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 PORTS = (1, 65535)
+ADDRESS = ("host", "port", "superlink_port")  # under the key `coordinator` of a file
+READ = "read"  # in a field's metadata: takes the file and the key, returns the checked value
 
 
-@dataclass(frozen=True)
-class SitesFile:
-    """A federation on several machines, as it is planned.
-
-    Args:
-        path: Where it is written.
-        federation: Its name.
-        host: DNS name or address under which the sites reach the coordinator.
-        port: Of the gate there.
-        superlink_port: Of the SuperLink behind the gate, on loopback.
-        quorum: Fewest usable updates of a round; None leaves it to the settings.
-        base_fingerprint: Of the base that every site must have; None if the sites only agree.
-        settings: Flags of the whole federation.
-        sites: Name to the site's own flags, in the order of the file.
-    """
-
-    path: Path
-    federation: str
-    host: str
-    port: int
-    superlink_port: int
-    quorum: int | None
-    base_fingerprint: str | None
-    settings: dict[str, Any]
-    sites: dict[str, dict[str, Any]]
-
-
-def read_sites_file(path: str | Path) -> SitesFile:
-    """Read and check a sites.yaml.
-
-    Raises:
-        ValueError: Naming file, line, key, and what is allowed there.
-    """
-    document = YamlSource(Path(path))
-    document.check_keys(
-        (),
-        needed=("federation", "coordinator", "sites"),
-        allowed=("quorum", "base_fingerprint", "settings"),
-    )
-    settings = check_federation_flags(document, ("settings",))
-    sites = document.mapping(("sites",))
-    for name in sites:
-        check_name(document, ("sites", name), name)
-        check_site_flags(document, ("sites", name), settings)
-    _refuse_twins(document, list(sites))
-    host, port, superlink_port = read_address(document)
-    return SitesFile(
-        path=document.path,
-        federation=check_name(document, ("federation",), document.text(("federation",))),
-        host=host,
-        port=port,
-        superlink_port=superlink_port,
-        quorum=read_quorum(document, len(sites)),
-        base_fingerprint=read_fingerprint(document),
-        settings=settings,
-        sites={name: dict(flags or {}) for name, flags in sites.items()},
-    )
-
-
-def check_name(document: YamlSource, keys: tuple[str, ...], name: str) -> str:
+def check_name(document: YamlSource, keys: Keys, name: str) -> str:
     """Return a name that can be that of a directory.
 
     Raises:
@@ -89,12 +35,50 @@ def check_name(document: YamlSource, keys: tuple[str, ...], name: str) -> str:
     return name
 
 
-def read_address(document: YamlSource) -> tuple[str, int, int]:
-    """Return host and port of the gate, and the port of the SuperLink behind it.
+def read_name(document: YamlSource, key: str) -> str:
+    """Return the text at a key if it can be the name of a directory."""
+    return check_name(document, (key,), document.text((key,)))
 
-    Raises:
-        ValueError: If one of them cannot be.
-    """
+
+def _flags(document: YamlSource, key: str) -> dict[str, Any]:
+    return check_flags(document, (key,), {})
+
+
+def _sites(document: YamlSource, key: str) -> dict[str, dict[str, Any]]:
+    settings, names = document.mapping(("settings",), empty=True), document.mapping((key,))
+    seen: dict[str, str] = {}
+    for name in names:
+        check_name(document, (key, name), name)
+        if (other := seen.setdefault(name.lower(), name)) != name:
+            raise document.error((key, name), f"differs from {other} only in capitals")
+    return {name: check_flags(document, (key, name), settings, of_site=True) for name in names}
+
+
+def _quorum(document: YamlSource, key: str) -> int | None:
+    if document.content.get(key) is None:
+        return None
+    quorum = document.integer((key,), 1, len(document.mapping(("sites",))))
+    min_clients = document.mapping(("settings",), empty=True).get("min_clients", quorum)
+    if min_clients != quorum:
+        raise document.error((key,), f"{quorum}, but settings.min_clients says {min_clients}")
+    return quorum
+
+
+def _fingerprint(document: YamlSource, key: str) -> str | None:
+    if document.content.get(key) is None:
+        return None
+    fingerprint = document.text((key,))
+    if not FINGERPRINT.fullmatch(fingerprint):
+        raise document.error(
+            (key,),
+            "expected the 16 hexadecimal digits that `fedfora check site` shows, got "
+            f"{fingerprint!r}",
+        )
+    return fingerprint
+
+
+def _address(document: YamlSource) -> tuple[str, int, int]:
+    """Return host and port of the gate, and the port of the SuperLink behind it."""
     path = "coordinator"
     document.check_keys((path,), needed=("host", "port"), allowed=("superlink_port",))
     host = document.text((path, "host"))
@@ -111,39 +95,6 @@ def read_address(document: YamlSource) -> tuple[str, int, int]:
     return host, port, behind
 
 
-def read_quorum(document: YamlSource, num_sites: int) -> int | None:
-    """Return the fewest usable updates of a round.
-
-    Raises:
-        ValueError: If it is more than there are sites, or --min_clients says something else.
-    """
-    if document.content.get("quorum") is None:
-        return None
-    quorum = document.integer(("quorum",), 1, num_sites)
-    min_clients = document.mapping(("settings",), empty=True).get("min_clients", quorum)
-    if min_clients != quorum:
-        raise document.error(("quorum",), f"{quorum}, but settings.min_clients says {min_clients}")
-    return quorum
-
-
-def read_fingerprint(document: YamlSource) -> str | None:
-    """Return the base's fingerprint where one is named.
-
-    Raises:
-        ValueError: If it has not the form of one.
-    """
-    if document.content.get("base_fingerprint") is None:
-        return None
-    fingerprint = document.text(("base_fingerprint",))
-    if not FINGERPRINT.fullmatch(fingerprint):
-        raise document.error(
-            ("base_fingerprint",),
-            "expected the 16 hexadecimal digits that `fedfora check site` shows, got "
-            f"{fingerprint!r}",
-        )
-    return fingerprint
-
-
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -152,8 +103,79 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _refuse_twins(document: YamlSource, names: list[str]) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        if (other := seen.setdefault(name.lower(), name)) != name:
-            raise document.error(("sites", name), f"differs from {other} only in capitals")
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """What the sites file and the kits say alike; each field names what reads it from a file.
+
+    Args:
+        federation: Its name.
+        host: DNS name or address under which the sites reach the coordinator.
+        port: Of the gate there.
+        settings: Flags of the whole federation; in a site's kit, the site's own.
+        base_fingerprint: Of the base that every site must have; None if the sites only agree.
+    """
+
+    federation: str = field(metadata={READ: read_name})
+    host: str
+    port: int
+    settings: dict[str, Any] = field(default_factory=dict, metadata={READ: _flags})
+    base_fingerprint: str | None = field(default=None, metadata={READ: _fingerprint})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Federation):
+    """What the coordinator alone is told.
+
+    Args:
+        superlink_port: Of the SuperLink behind the gate, on loopback.
+        quorum: Fewest usable updates of a round; None leaves it to the settings.
+    """
+
+    superlink_port: int
+    quorum: int | None = field(default=None, metadata={READ: _quorum})
+
+    def part(self, kind: type[Federation]) -> dict[str, Any]:
+        """Return the fields that it has in common with everything of a kind."""
+        return {item.name: getattr(self, item.name) for item in fields(kind)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitesFile(Plan):
+    """A federation on several machines, as it is planned.
+
+    Args:
+        path: Where it is written.
+        sites: Name to the site's own flags, in the order of the file.
+    """
+
+    path: Path
+    sites: dict[str, dict[str, Any]] = field(metadata={READ: _sites})
+
+
+def read_sites_file(path: str | Path) -> SitesFile:
+    """Read and check a sites.yaml.
+
+    Raises:
+        ValueError: Naming file, line, key, and what is allowed there.
+    """
+    document = YamlSource(Path(path))
+    return SitesFile(path=document.path, **read_fields(document, SitesFile))
+
+
+def read_fields(document: YamlSource, kind: type[Federation], *others: str) -> dict[str, Any]:
+    """Return what a file says of the fields of a kind; those without a default must be there.
+
+    Args:
+        document: The file.
+        kind: A dataclass whose fields name their readers.
+        *others: Further keys that must be there.
+
+    Raises:
+        ValueError: Naming file, line, key, and what is allowed there.
+    """
+    readers = {item.name: item for item in fields(kind) if READ in item.metadata}
+    needed = [n for n, item in readers.items() if item.default is item.default_factory is MISSING]
+    document.check_keys((), needed=(*others, *needed, "coordinator"), allowed=readers)
+    values = {name: item.metadata[READ](document, name) for name, item in readers.items()}
+    address = zip(ADDRESS, _address(document), strict=True)
+    return values | {name: value for name, value in address if name in kind.__dataclass_fields__}
