@@ -8,7 +8,6 @@ Shape suffixes: O outputs, I inputs, R rank.
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -31,6 +30,8 @@ from fedfora.models.saving import WEIGHTS
 from fedfora.registry import need
 
 FILE = "adapter.gguf"
+LLAMA_CPP = "pip install llama-cpp-python"
+_QUESTION = "fedfora's question"
 
 Matrix = NDArray[np.float32]
 M = TypeVar("M", Matrix, Tensor)
@@ -77,19 +78,53 @@ def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
         weights = load_file(Path(scratch) / WEIGHTS)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name], config.num_hidden_layers)
     alpha = float(lora.lora_alpha)
-    tensors: dict[str, Matrix] = {}
+    matrices: dict[str, Matrix] = {}
     for layer, (A_RI, B_OR) in _pairs(weights).items():
         name = names.get_name(layer)
         if name is None:
             raise ValueError(f"llama.cpp knows no layer {layer} in {architecture.name} models")
-        B_OR = B_OR * (_scaling(lora, layer) * len(A_RI) / alpha)
-        tensors[f"{name}.weight.lora_a"] = A_RI
-        tensors[f"{name}.weight.lora_b"] = reorder(B_OR, layer, config, architecture)
+        own = get_pattern_key(lora.alpha_pattern.keys(), layer)
+        own_alpha = lora.alpha_pattern.get(own, lora.lora_alpha)
+        rank = len(A_RI)  # llama.cpp divides alpha by it, RSLoRA by its root
+        B_OR = B_OR * (own_alpha / alpha * (rank**0.5 if lora.use_rslora else 1))
+        matrices[f"{name}.weight.lora_a"] = A_RI
+        matrices[f"{name}.weight.lora_b"] = reorder(B_OR, layer, config, architecture)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE
-    _write(gguf, path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.name]], alpha, tensors)
-    _check(gguf, path, tensors)
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.name]])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    kind = gguf.GGMLQuantizationType.F32
+    write_checked(
+        writer, path, {n: (np.ascontiguousarray(m, np.float32), kind) for n, m in matrices.items()}
+    )
     return path
+
+
+def write_checked(writer: Any, path: Path, tensors: dict[str, tuple[Any, Any]]) -> None:
+    """Finish a GGUF file with its tensors, and read it back.
+
+    Args:
+        writer: The gguf package's, with all of the file's other values.
+        path: Where it writes.
+        tensors: Name to the numbers and their type in the file.
+
+    Raises:
+        ValueError: If the file does not hold exactly these tensors, equal to the bit.
+    """
+    for name, (array, kind) in tensors.items():
+        writer.add_tensor(name, array, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = {tensor.name: tensor for tensor in need("gguf", "gguf").GGUFReader(path).tensors}
+    if set(read) != set(tensors) or any(
+        read[name].tensor_type != kind or not np.array_equal(read[name].data, array, equal_nan=True)
+        for name, (array, kind) in tensors.items()
+    ):
+        raise ValueError(f"{path}: what was written cannot be read back")
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -135,52 +170,11 @@ def _pairs(weights: dict[str, Any]) -> dict[str, tuple[Matrix, Matrix]]:
     return pairs
 
 
-def _scaling(lora: Any, layer: str) -> float:
-    rank_key = get_pattern_key(lora.rank_pattern.keys(), layer)
-    alpha_key = get_pattern_key(lora.alpha_pattern.keys(), layer)
-    rank = lora.rank_pattern.get(rank_key, lora.r)
-    alpha = lora.alpha_pattern.get(alpha_key, lora.lora_alpha)
-    return float(alpha / (rank**0.5 if lora.use_rslora else rank))
-
-
-def _write(
-    gguf: Any, path: Path, architecture: str, alpha: float, tensors: dict[str, Matrix]
-) -> None:
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, np.ascontiguousarray(tensor, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _check(gguf: Any, path: Path, tensors: dict[str, Matrix]) -> None:
-    """Raise unless the file holds exactly these tensors."""
-    read = {
-        tensor.name: np.array(tensor.data).reshape(tuple(reversed(tensor.shape.tolist())))
-        for tensor in gguf.GGUFReader(path).tensors
-    }
-    if set(read) != set(tensors) or any(
-        not np.array_equal(read[name], np.float32(tensor)) for name, tensor in tensors.items()
-    ):
-        raise ValueError(f"{path}: what was written cannot be read back")
-
-
-# What Ollama is told of a model: its file, and the prompt that it was trained with.
-#
-# The format is Ollama's (https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx). Ollama
-# takes no LoRA adapter in GGUF (since 0.34.1), so the file is the merged model.
-
-
-_QUESTION = "fedfora's question"
-
-
 def modelfile(model: str, prompts: PromptFormat | None, tokenizer: Any) -> str:
-    """Return the text of a Modelfile.
+    """Return what Ollama is told of a model: its file, and the prompt that it was trained with.
+
+    The format: https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx. Ollama takes no LoRA
+    adapter in GGUF (since 0.34.1), so the file is the merged model.
 
     Args:
         model: The GGUF model, beside the Modelfile.
@@ -219,24 +213,8 @@ def _template(prompts: PromptFormat, tokenizer: Any) -> str | None:
     return "{{ .Prompt }}".join(parts)
 
 
-# A GGUF base with a GGUF LoRA to its logits, as llama.cpp computes them on the CPU.
-
-
-LLAMA_CPP = "pip install llama-cpp-python"
-
-
-def check_llama_cpp() -> None:
-    """Raise where llama.cpp's Python package is missing.
-
-    Raises:
-        ValueError: With the command that installs it.
-    """
-    if find_spec("llama_cpp") is None:
-        raise ValueError(f"--base_gguf compares the logits in llama.cpp, which needs: {LLAMA_CPP}")
-
-
 def llama_cpp_logits(base: str | Path, adapter: Path | None, ids: Tensor) -> Tensor:
-    """Return the logits after every token.
+    """Return the logits after every token, as llama.cpp computes them on the CPU.
 
     The keys and values are kept in float32, as in the model that is compared with.
 

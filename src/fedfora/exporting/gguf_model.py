@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from fedfora.exporting.gguf import architecture_of, reorder
+from fedfora.exporting.gguf import architecture_of, reorder, write_checked
 from fedfora.registry import need
 
 FILE = "model.gguf"
@@ -63,23 +62,12 @@ def model_to_gguf(model_dir: Path, directory: Path) -> Path:
         if place is None:
             raise ValueError(f"llama.cpp has no place for {name} in {config.model_type} models")
         tensors[place] = _held(gguf, tensor)
-        writer.add_tensor(place, tensors[place][0], raw_dtype=tensors[place][1])
     if (factors := _rope_factors(config)) is not None:
-        writer.add_tensor("rope_freqs.weight", factors)
         tensors["rope_freqs.weight"] = (factors, gguf.GGMLQuantizationType.F32)
     kinds = [kind for array, kind in tensors.values() if array.ndim > 1]
     kind = max(kinds, key=kinds.count).name
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    read = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    if set(read) != set(tensors) or any(
-        read[name].tensor_type != kind or not np.array_equal(read[name].data, array, equal_nan=True)
-        for name, (array, kind) in tensors.items()
-    ):
-        raise ValueError(f"{path}: what was written cannot be read back")
+    write_checked(writer, path, tensors)
     return path
 
 

@@ -37,13 +37,29 @@ SHARED_WITH_LLAMA = (
     *("pad_token_id", "bos_token_id", "eos_token_id"),
 )
 
+SPACE = "▁"  # SentencePiece's sign for a space
+FILE = "tokenizer.model"
+PROBES = [
+    "你是谁",
+    "故障现象描述：车速到100迈以上发动机水温高，风扇始终是低速转动。",
+    "If you are a doctor, please answer the medical questions based on the patient's description.",
+    "def f(x):\n    return x ** 2 + 1  # 3.14159\n\n\n",
+    " leading, trailing  and    many spaces ",
+    "\ttab\r\nline\u3000ideographic\u00a0no-break",
+    "2023年11月 12345678 １２３",
+    "naïve Größe ÅÄÖ ﬁ ½ ™ 한국어 日本語 العربية русский",
+    "😀👩‍🚀 𠮷 \u200b\ufeff\u0000",
+    '▁ <unk> a_b_c {"key": [1, 2]} https://example.org/?q=%E4%BD%A0',
+]
+
+logger = logging.getLogger(__name__)
+
 
 def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
     """Write a Baichuan model with rotary positions as a Llama model, and compare the two.
 
-    The weights keep their number format. Tokenizer and generation defaults come along; see
-    `fedfora.exporting.llama` for what can be said of the tokenizer. Needs the memory of the
-    model once, on the CPU.
+    The weights keep their number format. Tokenizer (see `export_tokenizer`) and generation defaults
+    come along. Needs the memory of the model once, on the CPU.
 
     Args:
         model_dir: Directory of a Baichuan-7B, a Baichuan2-7B or a descendant of one.
@@ -133,35 +149,12 @@ def _float32_logits(model: Any, ids: Tensor) -> Tensor:
     return logits
 
 
-# A Baichuan tokenizer to one that plain transformers loads, kept only if it gives the same ids.
-#
-# The pieces of `tokenizer.model` and the order of their scores become the vocabulary and the merges
-# of a byte-pair encoder in tokenizer.json. That this is the same tokenizer is not proved but tried,
-# on `PROBES` and on the chat format; the file itself is copied too, for tools that read it.
-
-
-logger = logging.getLogger(__name__)
-
-SPACE = "▁"  # SentencePiece's sign for a space
-FILE = "tokenizer.model"
-
-PROBES = [
-    "你是谁",
-    "故障现象描述：车速到100迈以上发动机水温高，风扇始终是低速转动。",
-    "If you are a doctor, please answer the medical questions based on the patient's description.",
-    "def f(x):\n    return x ** 2 + 1  # 3.14159\n\n\n",
-    " leading, trailing  and    many spaces ",
-    "\ttab\r\nline\u3000ideographic\u00a0no-break",
-    "2023年11月 12345678 １２３",
-    "naïve Größe ÅÄÖ ﬁ ½ ™ 한국어 日本語 العربية русский",
-    "😀👩‍🚀 𠮷 \u200b\ufeff\u0000",
-    '▁ <unk> a_b_c {"key": [1, 2]} https://example.org/?q=%E4%BD%A0',
-]
-
-
 def export_tokenizer(source: Path, target: Path) -> bool:
     """Write the tokenizer of `source` to `target`; return whether plain transformers can load it.
 
+    The pieces of `tokenizer.model` and the order of their scores become the vocabulary and the
+    merges of a byte-pair encoder in tokenizer.json. That this is the same tokenizer is not proved
+    but tried, on `PROBES` and on the chat format; the file is copied too, for tools that read it.
     Where the ids differ, or there is no tokenizer.model, a warning says so and tokenizer.json is
     not written.
     """
@@ -171,7 +164,12 @@ def export_tokenizer(source: Path, target: Path) -> bool:
     shutil.copyfile(source / FILE, target / FILE)
     native = AutoTokenizer.from_pretrained(source)
     plain = _plain_tokenizer(native, source / FILE)
-    if differing := [text for text in _probes(native) if plain.encode(text) != native.encode(text)]:
+    probes = PROBES
+    if native.chat_template is not None:  # and a conversation made of all of them
+        roles = ("user", "assistant")
+        turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(PROBES)]
+        probes = [*PROBES, native.apply_chat_template(turns, tokenize=False)]
+    if differing := [text for text in probes if plain.encode(text) != native.encode(text)]:
         logger.warning(
             "%s gets no tokenizer.json: it would encode %d of %d texts differently, the first is "
             "%r; use the tokenizer of %s",
@@ -208,12 +206,3 @@ def _plain_tokenizer(native: Any, path: Path) -> PreTrainedTokenizerFast:
         padding_side=native.padding_side,
         clean_up_tokenization_spaces=False,
     )
-
-
-def _probes(native: Any) -> list[str]:
-    """All probes alone, and a conversation made of them."""
-    if native.chat_template is None:
-        return PROBES
-    roles = ("user", "assistant")
-    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(PROBES)]
-    return [*PROBES, native.apply_chat_template(turns, tokenize=False)]

@@ -78,7 +78,11 @@ def from_lora(source: str | Path, output_dir: str | Path, *, seed: int = 42) -> 
     """
     config, weights = _read_directory(Path(source))
     state, fora = _split(weights, "lora")
-    _check_plain_lora(config, state)
+    if config["peft_type"] != "LORA":
+        raise ValueError(f"expected a LoRA adapter, this one is {config['peft_type']}")
+    if strange := [name for name in state if not name.endswith((".A", ".B"))]:
+        key = peft_key(strange[0], "lora")
+        raise ValueError(f"this LoRA variant cannot become FoRA: it has {key}")
     for layer in layers_of(state):
         A_RI, D_OR = state[f"{layer}.A"], state[f"{layer}.B"]
         E_RR = A_RI.new_zeros(len(A_RI), len(A_RI))
@@ -124,15 +128,6 @@ def _read_directory(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Te
     config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     verify_directory(directory)
     return config, load_tensors(weights)
-
-
-def _check_plain_lora(config: dict[str, Any], state: AdapterState) -> None:
-    if config["peft_type"] != "LORA":
-        raise ValueError(f"expected a LoRA adapter, this one is {config['peft_type']}")
-    for name in state:
-        if not name.endswith((".A", ".B")):
-            key = peft_key(name, "lora")
-            raise ValueError(f"this LoRA variant cannot become FoRA: it has {key}")
 
 
 def _write(

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
@@ -12,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer
 
 from fedfora.exporting.gguf import (
+    LLAMA_CPP,
     architecture_of,
-    check_llama_cpp,
     llama_cpp_logits,
     modelfile,
     to_gguf,
@@ -33,7 +34,7 @@ from fedfora.models.adapter_base import (
 )
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import check_adapter_dir, load_adapter, load_base, own_dtype
-from fedfora.models.resolve import model_path, source
+from fedfora.models.resolve import resolve_model, source
 from fedfora.models.saving import read_prompt_format
 from fedfora.registry import need
 from fedfora.reporting.record import write_json, write_text
@@ -57,10 +58,10 @@ def export(settings: ExportSettings) -> list[str]:
     settings = _with_base(settings)
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         write = resolve_name(FORMATS[arguments.format].writer)
         lines: list[str] = write(settings, temporary)
-        _make_readable(temporary)
         _put(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -68,12 +69,19 @@ def export(settings: ExportSettings) -> list[str]:
 
 
 def _put(temporary: Path, output: Path) -> None:
-    """Move a finished export to its place; of what is there only an earlier export's files go."""
+    """Move a finished export to its place; of what is there only an earlier export's files go.
+
+    Files get the mode of any new file; safetensors writes them for their owner alone.
+    """
     names = sorted(path.name for path in temporary.iterdir())
+    umask = os.umask(0)
+    os.umask(umask)
     output.mkdir(parents=True, exist_ok=True)
     for name in files_of(output):
         (output / name).unlink(missing_ok=True)
     write_json(output / MARK, {"files": names})
+    for path in filter(Path.is_file, temporary.rglob("*")):
+        path.chmod(0o666 & ~umask)
     for name in names:
         (temporary / name).replace(output / name)
 
@@ -89,15 +97,6 @@ def _with_base(settings: ExportSettings) -> ExportSettings:
         given -= {"torch_dtype"}
     model = settings_of_base(settings.model, directory, given)
     return replace(settings, given=given, model=model)
-
-
-def _make_readable(directory: Path) -> None:
-    """Give files the mode of any new file; safetensors writes them for their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in directory.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~umask)
 
 
 def export_lora(settings: ExportSettings, directory: Path) -> list[str]:
@@ -168,9 +167,7 @@ def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
     need("gguf", "gguf")
     if arguments.base_gguf is not None:
         raise ValueError("--base_gguf compares an adapter alone: --format gguf-lora")
-    base_path = model_path(str(model.model_name_or_path), hub=model.hub, cache_dir=model.cache_dir)
-    architecture_of(AutoConfig.from_pretrained(**source(base_path)).get_text_config())
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    architecture_of(AutoConfig.from_pretrained(**source(resolve_model(model))).get_text_config())
     with TemporaryDirectory(dir=directory.parent, prefix=".merged-") as scratch:
         lines = export_merged(settings, Path(scratch))
         path = model_to_gguf(Path(scratch), directory)
@@ -188,10 +185,9 @@ def export_gguf_lora(settings: ExportSettings, directory: Path) -> list[str]:
     """
     arguments, model = settings.export, settings.model
     need("gguf", "gguf")
-    if arguments.base_gguf is not None:
-        check_llama_cpp()
-    base_path = model_path(str(model.model_name_or_path), hub=model.hub, cache_dir=model.cache_dir)
-    path = to_gguf(str(arguments.model_dir), base_path, directory)
+    if arguments.base_gguf is not None and find_spec("llama_cpp") is None:
+        raise ValueError(f"--base_gguf compares the logits in llama.cpp, which needs: {LLAMA_CPP}")
+    path = to_gguf(str(arguments.model_dir), resolve_model(model), directory)
     lines = ["read back, equal to the bit"]
     if arguments.base_gguf is None:
         return [*lines, "not run in llama.cpp: --base_gguf FILE compares the logits"]
@@ -210,7 +206,6 @@ def export_as_llama(settings: ExportSettings, directory: Path) -> list[str]:
         ValueError: If the model is no such Baichuan, or what was written is not the same function.
     """
     source, lines = Path(str(settings.export.model_dir)), []
-    directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=directory.parent, prefix=".merged-") as scratch:
         if not (source / "config.json").is_file():
             lines = export_merged(settings, Path(scratch))
