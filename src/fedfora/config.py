@@ -108,7 +108,7 @@ def refuse(*rules: tuple[bool, str]) -> None:
             raise ConfigError(message)
 
 
-def read_yaml(path: Path, flag: str) -> Any:
+def read_yaml(path: Path, flag: str = "") -> Any:
     """Return what a YAML file holds.
 
     Args:
@@ -120,6 +120,8 @@ def read_yaml(path: Path, flag: str) -> Any:
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{flag}{path} cannot be read: {error}") from error
     except Exception as error:  # PyYAML lets through whatever its constructors raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{flag}{path} is not valid YAML: {reason}") from error

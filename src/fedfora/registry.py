@@ -1,8 +1,9 @@
-"""Named implementations: the one extension mechanism of the package."""
+"""Named implementations, the one extension mechanism of the package; packages of extras."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Generic, TypeVar
 
 F = TypeVar("F")
@@ -61,9 +62,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})"
 
 
-# Modules of an optional extra: loaded where they are used, or the command that installs them.
-
-
 def need(module: str, extra: str = "privacy") -> Any:
     """Return a module that an extra brings.
 
@@ -75,3 +73,11 @@ def need(module: str, extra: str = "privacy") -> Any:
     except ImportError as error:
         package = module.split(".")[0].replace("_", "-")
         raise ValueError(f'{package} is missing: pip install "fedfora[{extra}]"') from error
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -64,7 +64,7 @@ MISTAKES = [
     ("  dermatology:", "  ../../etc:", 10, "a name has"),
     ("  dermatology:", "  Cardiology:", 10, "differs from cardiology only in capitals"),
     ("  dermatology:", "  7:", 8, "the key 7 is no text"),
-    ("clinics", "[", 1, "is no YAML"),
+    ("clinics", "[", 1, "is not valid YAML"),
 ]
 
 

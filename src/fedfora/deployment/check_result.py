@@ -4,11 +4,11 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass
 
 from fedfora.deployment.flower_processes import LOOPBACK
+from fedfora.registry import installed_version
 from fedfora.reporting.record import PACKAGES, check_disk_space
 
 SOON_DAYS = 30
@@ -78,7 +78,7 @@ def check_versions(made_with: Mapping[str, str]) -> CheckResult:
 
     What they might change shows elsewhere: the base in its fingerprint.
     """
-    installed = {name: _version(name) for name in PACKAGES}
+    installed = {name: installed_version(name) for name in PACKAGES}
     message = ", ".join(f"{name} {number or 'missing'}" for name, number in installed.items())
     if installed["flwr"] is None:
         return CheckResult("versions", False, message, 'pip install "fedfora[federated,privacy]"')
@@ -103,13 +103,6 @@ def check_disk(state: Path, needed_bytes: int) -> CheckResult:
         return f"room for {needed_bytes / 2**20:,.0f} MiB under {state}"
 
     return run_check("disk", look, "make room, or move the kit to a larger disk")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def proxy_to(host: str) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from fedfora.config import read_yaml
 from fedfora.registry import unknown
 
 Keys = tuple[str, ...]
@@ -18,20 +19,13 @@ class YamlSource:
         path: The file; its outermost level must be a mapping.
 
     Raises:
-        ValueError: If it cannot be read, is no YAML, or names a key twice.
+        ValueError: If it cannot be read, is not valid YAML, or names a key twice.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            text = path.read_text(encoding="utf-8")
-            self.root = yaml.compose(text, Loader=yaml.SafeLoader)
-            content = yaml.safe_load(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        except Exception as error:  # PyYAML lets through whatever its constructors raise
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{path} is no YAML: {said}") from error
+        content = read_yaml(path)
+        self.root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected keys and values, as in `federation: clinics`")
         self.content: dict[str, Any] = content

@@ -253,22 +253,26 @@ def context_length(config: Any) -> int | None:
     return None
 
 
+def adapter_options(settings: AdapterArguments) -> dict[str, Any]:
+    """Return the flags of an adapter by `ForaConfig`'s names; plain values."""
+    targets = settings.target_modules
+    return {
+        "task_type": "CAUSAL_LM",
+        "r": settings.lora_rank,
+        "lora_alpha": settings.lora_alpha,
+        "lora_dropout": settings.lora_dropout,
+        "use_rslora": settings.use_rslora,
+        "inner_dim": settings.inner_dim,
+        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
+    }
+
+
 def fora_config(
     settings: AdapterArguments, base_name: str, *, init_weights: bool | Literal["svd"]
 ) -> ForaConfig:
     """Return the configuration of a fresh adapter."""
-    targets = settings.target_modules
-    return ForaConfig(
-        task_type="CAUSAL_LM",
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        use_rslora=settings.use_rslora,
-        inner_dim=settings.inner_dim,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-        base_model_name_or_path=base_name,
-        init_weights=init_weights,
-    )
+    options = adapter_options(settings)
+    return ForaConfig(**options, base_model_name_or_path=base_name, init_weights=init_weights)
 
 
 def add_adapter_of_rank(model: PeftModel, rank: int, adapter_name: str) -> None:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
+from fedfora.config import read_yaml
 from fedfora.reporting.record import METRICS, Event
 
 FILES = ("config.yaml", "metrics.jsonl", "scores.json", "predictions.jsonl")
@@ -107,21 +106,17 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except Exception as error:  # PyYAML lets through whatever its constructors raise
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is broken: {said}") from error
+        is_json = path.suffix == ".json"
+        value = json.loads(path.read_text(encoding="utf-8")) if is_json else read_yaml(path)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is broken: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a mapping")
     return value
 
 
-# A run's record while it grows: the events that came since one last looked.
-
-
 class Follower:
-    """Reads metrics.jsonl, or what passes by, on from where it stopped.
+    """A run's record while it grows: reads metrics.jsonl, or what passes by, from where it stopped.
 
     A run that is resumed cuts off what came after its checkpoint, and a new run in the same
     directory begins with an empty file: only lines that have not been handed out come again.

@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import yaml
 
 from fedfora.config import flag
 from fedfora.files import write_atomically
+from fedfora.registry import installed_version
 
 PACKAGES = ("fedfora", "torch", "transformers", "peft", "bitsandbytes", "flwr")
 
@@ -229,7 +229,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "cpus": os.cpu_count(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in PACKAGES if (found := installed_version(name))},
         "gpus": _gpus(),
     }
 
@@ -265,13 +265,6 @@ def _gpus() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 # What the user says about the run directory.

@@ -1,8 +1,12 @@
-"""What a person sees while a run works: a board on a terminal, plain lines elsewhere."""
+"""What a person sees while a run works: a board on a terminal, plain lines elsewhere.
+
+The same board is shown inside a running command, which tells it every step, and by `fedfora watch`,
+which knows only what the record says.
+"""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -22,17 +26,48 @@ from fedfora.reporting.wording import data_size, describe, first_numbers, number
 
 PLAIN_INTERVAL_S = 10.0
 LONG_S = 120  # work that takes longer is announced, with the way to make it shorter
+SITES_SHOWN = 12
+_STYLES = {"waits": "dim", "sent": "green", "in": "green", "left out": "red", "absent": "red"}
 EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
 
 
-class View:
-    """Counts the work done, in optimizer steps, and shows progress.
+class Screen:
+    """A context manager: lines that stay and, on a terminal, what is drawn anew below them.
 
-    Use it as a context manager; `line` prints above the board, and `take` is a run's listener.
+    Args:
+        console: Where to.
     """
 
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live: Live | None = None
+
+    def __enter__(self) -> Self:
+        """Draw four times a second from now on, where there is a terminal."""
+        if self.console.is_terminal:
+            self.live = Live(get_renderable=self.render, console=self.console, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take away what was drawn."""
+        if self.live is not None:
+            self.live.stop()
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def render(self) -> RenderableType:
+        """Return what to draw."""
+        raise NotImplementedError
+
+
+class View(Screen):
+    """Counts the work done, in optimizer steps, and shows progress; `take` is a run's listener."""
+
     def __init__(self, total_steps: float, console: Console | None = None) -> None:
-        self.console = console or Console(soft_wrap=True)
+        super().__init__(console or Console(soft_wrap=True))
         self.total = total_steps
         self.done = 0.0
         self.board = Board()
@@ -43,23 +78,8 @@ class View:
         self._announced = False
         self._pace = (time.monotonic(), 0)  # when the tokens were counted last from, and how many
         self._started = self._last_line = time.monotonic()
-        self._live: Live | None = None
         self._bar = progress_bar()
         self._task = self._bar.add_task("starting", total=total_steps, numbers="")
-
-    def __enter__(self) -> "View":
-        """Show the board, where there is a terminal."""
-        self._live = start_live(self.console, self._render)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take the board away."""
-        if self._live is not None:
-            self._live.stop()
-
-    def line(self, text: str) -> None:
-        """Print a line that stays."""
-        self.console.print(text, highlight=False)
 
     def take(self, event: Event) -> None:
         """Show an event of a run: on the board, as work done, as a line that stays."""
@@ -115,7 +135,7 @@ class View:
             self._task, advance=steps, total=self.total, description=what, numbers=numbers
         )
         self._announce()
-        if self._live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
+        if self.live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
             self._last_line = time.monotonic()
             remaining = [f"{clock(self._seconds_left())} left"] if self.done else []
             self.line("  ".join([what, *filter(None, [numbers]), *remaining]))
@@ -135,7 +155,8 @@ class View:
                     f"(fewer: {fewer})"
                 )
 
-    def _render(self) -> RenderableType:
+    def render(self) -> RenderableType:
+        """Return the board and the bar."""
         return Group(render(self.board), self._bar)
 
     def _seconds_left(self) -> float:
@@ -160,33 +181,6 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-# Something that is drawn again and again below the lines of a terminal.
-
-
-def start_live(console: Console, render: Callable[[], RenderableType]) -> Live | None:
-    """Draw below the lines until the result is stopped; None where there is no terminal.
-
-    Args:
-        console: Where to.
-        render: What to draw, asked four times a second.
-    """
-    if not console.is_terminal:
-        return None
-    live = Live(get_renderable=render, console=console, refresh_per_second=4, transient=True)
-    live.start()
-    return live
-
-
-# Where a run stands: its sites, its numbers, its bytes; and how that looks on a terminal.
-#
-# The same board is shown inside a running command, which tells it every step, and by `fedfora
-# watch`, which knows only what the record says.
-
-
-SITES_SHOWN = 12
-_STYLES = {"waits": "dim", "sent": "green", "in": "green", "left out": "red", "absent": "red"}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -10,8 +11,11 @@ from rich.text import Text
 
 from fedfora.reporting.history import Follower, Run, read_run
 from fedfora.reporting.record import PASSING, Event
-from fedfora.reporting.view import Board, clock, progress_bar, render, start_live
+from fedfora.reporting.view import Board, Screen, clock, progress_bar, render
 from fedfora.reporting.wording import describe, duration
+
+QUIET_S = 60.0  # after so long without a line, a person wants to know
+LOOK_S = 0.5  # how often a daemon's board is brought up to date
 
 
 def watch(
@@ -32,25 +36,20 @@ def watch(
     if once:
         standing.update()
         console.print(standing.renderable())
-    elif console.is_terminal:
-        with Live(
-            get_renderable=standing.renderable, console=console, refresh_per_second=4
-        ) as live:
-            while standing.update() is not None and not standing.over:
-                time.sleep(interval_s)
-            live.refresh()
-    else:
-        _watch_plainly(standing, console, interval_s=interval_s)
-
-
-# Where a run stands, from its record and the round that is on: for who watches from outside.
-
-
-QUIET_S = 60.0  # after so long without a line, a person wants to know
+        return
+    drawn = console.is_terminal
+    with Live(get_renderable=standing.renderable, console=console) if drawn else nullcontext():
+        while True:
+            for line in standing.update():
+                if not drawn:
+                    console.print(line, highlight=False)
+            if standing.over:
+                return
+            time.sleep(interval_s)
 
 
 class RunStatus:
-    """Where a run stands, and how long it will take.
+    """Where a run stands and how long it will take, from its record and the round that is on.
 
     Args:
         run: As it was found; what it says of rounds is read anew.
@@ -130,25 +129,8 @@ def _age(directory: Path) -> float:
     return time.time() - path.stat().st_mtime if path.is_file() else 0.0
 
 
-def _watch_plainly(standing: RunStatus, console: Console, *, interval_s: float) -> None:
-    while True:
-        for line in standing.update():
-            console.print(line, highlight=False)
-        if standing.over:
-            return
-        time.sleep(interval_s)
-
-
-# The board of whatever run is on among those in a directory, below the lines that a daemon says.
-#
-# The runs' records are written by other processes; without a terminal there are only the lines.
-
-
-LOOK_S = 0.5
-
-
-class RunsBoard:
-    """Follows the newest run; use it as a context manager.
+class RunsBoard(Screen):
+    """Below the lines of a daemon, the newest run of a directory; other processes write the runs.
 
     Args:
         runs: Directory with a run directory for each run; it may come later.
@@ -157,28 +139,14 @@ class RunsBoard:
     """
 
     def __init__(self, runs: Path, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stdout, soft_wrap=True)
+        super().__init__(console or Console(file=sys.stdout, soft_wrap=True))
         self._runs = runs
         self._began = time.time()
         self._looked = 0.0
         self._standing: RunStatus | None = None
-        self._live: Live | None = None
 
-    def __enter__(self) -> "RunsBoard":
-        """Show the board, where there is a terminal."""
-        self._live = start_live(self.console, self._render)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take the board away."""
-        if self._live is not None:
-            self._live.stop()
-
-    def line(self, text: str) -> None:
-        """Print a line that stays."""
-        self.console.print(text, highlight=False, markup=False)
-
-    def _render(self) -> RenderableType:
+    def render(self) -> RenderableType:
+        """Return the board of the newest run, which is looked for now and then."""
         if time.monotonic() - self._looked >= LOOK_S:
             self._looked = time.monotonic()
             self._look()

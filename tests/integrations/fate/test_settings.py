@@ -54,9 +54,12 @@ def test_a_mistake_is_one_line_that_names_it(words, message, tmp_path, capsys):
         ("- a list", "expected keys and values"),
         ("host: [", "broker.yaml is not valid YAML"),
         (BROKER.replace("port: 5672, ", ""), "port is missing"),
-        (BROKER.replace("mode", "mood"), "unknown key mood"),
-        (BROKER.replace("5672", "eleven"), "port 'eleven' is no port"),
-        (BROKER.replace("client", "server"), "mode server: one of client, replication"),
+        (BROKER.replace("mode", "mood"), "unknown key 'mood'"),
+        (
+            BROKER.replace("5672", "eleven"),
+            "port: expected a whole number from 1 to 65535, got 'eleven'",
+        ),
+        (BROKER.replace("client", "server"), "unknown mode 'server'"),
         (BROKER.replace("client", "replication"), "needs a route_table"),
     ],
 )
@@ -91,7 +94,7 @@ def test_what_is_not_installed_is_named_with_the_command(monkeypatch):
     monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "11", "7"))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     versions = {name: wanted or "9" for name, wanted in party.PACKAGES.items()}
-    monkeypatch.setattr(party, "_version", versions.get)
+    monkeypatch.setattr(party, "installed_version", versions.get)
     party.require_fate()
     versions |= {"fate-llm": None, "ruamel.yaml": "0.18.6"}
     with pytest.raises(ValueError, match=r"requirements-fate\.txt") as caught:

@@ -18,6 +18,7 @@ from fate.ml.nn.trainer.trainer_base import (
 
 from fedfora.adapter.state import AdapterState, fold, read_state, unfold, write_state
 from fedfora.integrations.fate.round_sum import contribution, take_out, train_core_alone
+from fedfora.integrations.fate.settings import FateArguments
 from fedfora.seeds import derive_seed
 
 
@@ -50,9 +51,7 @@ class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface
         model: A PEFT model with a FoRA adapter.
         num_rows: Rows this party trains on: its weight.
         share: Its share of all clients' rows; FATE's arbiter must give it this weight.
-        local_steps: Optimizer steps of a round.
-        trained_in: From a round, counted from 0, to "core" or "all".
-        num_probes: Probes of the error meter.
+        fate: Steps of a round, what trains in it, probes of the error meter.
         seed: The federation's.
         inner_dim: Width M as in `ForaConfig`.
         on_round: Called after every round.
@@ -65,15 +64,15 @@ class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface
         *,
         num_rows: int,
         share: float,
-        local_steps: int,
-        trained_in: Callable[[int], str],
-        num_probes: int,
+        fate: FateArguments,
         seed: int,
         inner_dim: int | None,
         on_round: Callable[[RoundReport], None],
     ) -> None:
         fed_args = FedAVGArguments(
-            aggregate_strategy="steps", aggregate_freq=local_steps, aggregator="secure_aggregate"
+            aggregate_strategy="steps",
+            aggregate_freq=fate.local_steps,
+            aggregator="secure_aggregate",
         )
         super().__init__(
             ctx=ctx,
@@ -83,8 +82,7 @@ class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface
             train_set=None,
             callbacks=[],
         )
-        self.num_rows, self.share = num_rows, share
-        self.trained_in, self.num_probes = trained_in, num_probes
+        self.num_rows, self.share, self.fate = num_rows, share, fate
         self.seed, self.inner_dim = seed, inner_dim
         self.on_round = on_round
         self.rounds_done = 0
@@ -130,11 +128,9 @@ class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface
         The optimizer forgets the round's moments, as that of a site in fedfora's own federation.
         """
         own_loss = sum(self._losses) / len(self._losses)
-        probes = {
-            "num_probes": self.num_probes,
-            "seed": derive_seed(self.seed, "round", self.rounds_done),
-        }
-        trained = self.trained_in(self.rounds_done)
+        seed = derive_seed(self.seed, "round", self.rounds_done)
+        probes = {"num_probes": self.fate.error_probes, "seed": seed}
+        trained = self.fate.trained_in(self.rounds_done)
         sent = fold(read_state(model))
         arrays = contribution(sent, trained, loss=own_loss, **probes)
         means = aggregator.model_aggregation(ctx, arrays)
@@ -142,7 +138,7 @@ class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface
         write_state(model, unfold(averaged, seed=self.seed, inner_dim=self.inner_dim))
         optimizer.state.clear()
         self.rounds_done += 1
-        if self.trained_in(self.rounds_done) == "core":
+        if self.fate.trained_in(self.rounds_done) == "core":
             train_core_alone(model)
         self._losses.clear()
         self.on_round(RoundReport(self.rounds_done, own_loss, loss, error, sent, averaged))

@@ -1,4 +1,7 @@
-"""How a party enters a FATE federation, on a shared directory or a broker, and how all leave it."""
+"""How a party enters a FATE federation, on a shared directory or a broker, and how all leave it.
+
+docs/fate.md shows a file with a broker.
+"""
 
 import logging
 import time
@@ -8,20 +11,23 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from fedfora.config import read_yaml
+from fedfora.deployment.yaml_source import YamlSource
 from fedfora.integrations.fate.settings import FateArguments, Party
-
-# FATE's federation with a deadline on every wait, and a last word for those who wait.
-#
-# FATE waits for a message for ever: when a party dies, the others hang. This stands between FATE's
-# context and its federation and changes nothing but the waiting. Who gives up tells the others whom
-# it missed, so that they too can name the party that is gone and not the one that gave up.
-
+from fedfora.registry import unknown
 
 logger = logging.getLogger(__name__)
 
 LAST_WORD = "fedfora_last_word"
 GRACE_S = 5.0  # parties time out one after the other; so long to hear the better reason
+MODES = ("client", "replication")  # of a broker: all parties at one, or one each
+REQUIRED = ("host", "port", "mng_port", "base_user", "base_password")
+OPTIONAL: dict[str, Any] = {
+    "mode": "client",
+    "route_table": {},  # with replication: the others' brokers by party
+    "max_message_size": 1_048_576,  # bytes; FATE cuts what is longer
+    "rabbitmq_run": {},
+    "connection": {},
+}
 
 
 class PartyLost(ValueError):
@@ -29,7 +35,12 @@ class PartyLost(ValueError):
 
 
 class DeadlineFederation:
-    """What `fate.arch.context.Context` takes as a federation.
+    """What `fate.arch.context.Context` takes as a federation, with a deadline on every wait.
+
+    FATE waits for a message for ever: when a party dies, the others hang. This stands between
+    FATE's context and its federation and changes nothing but the waiting. Who gives up tells the
+    others whom it missed, so that they too can name the party that is gone and not the one that
+    gave up.
 
     Args:
         federation: FATE's own.
@@ -61,11 +72,8 @@ class DeadlineFederation:
         Raises:
             PartyLost: If one does not come in time.
         """
-        waiting = {
-            tuple(party): _in_thread(self._federation.pull_bytes, name, tag, [party])
-            for party in parties
-        }
-        return self._wait(name, waiting)
+        pull = self._federation.pull_bytes
+        return self._wait(name, {tuple(p): _in_thread(pull, name, tag, [p]) for p in parties})
 
     def pull_table(
         self, name: str, tag: str, parties: list[Party], table_metas: list[Any] | None = None
@@ -197,54 +205,26 @@ def leave_together(ctx: Any) -> None:
     ctx.destroy()
 
 
-# A YAML file with a RabbitMQ broker to what FATE takes for it.
-#
-# host: 127.0.0.1           the broker this party talks to
-# port: 5672                AMQP
-# mng_port: 15672           the management plugin, by which FATE makes queues
-# base_user: fate           an administrator there
-# base_password: ...
-# mode: client              all parties at one broker; or replication, one broker each
-# route_table: {"10000": {host: ..., port: ...}}   with replication: the others' brokers by party
-
-
-MODES = ("client", "replication")
-REQUIRED = ("host", "port", "mng_port", "base_user", "base_password")
-OPTIONAL: dict[str, Any] = {
-    "mode": "client",
-    "route_table": {},
-    "max_message_size": 1_048_576,  # bytes; FATE cuts what is longer
-    "rabbitmq_run": {},
-    "connection": {},
-}
-
-
 def read_broker(path: str) -> dict[str, Any]:
     """Return FATE's `federation_conf` for the broker that a file describes.
 
     Raises:
-        ValueError: Naming the file and the key that is missing, unknown or wrong.
+        ValueError: Naming file, line and key.
     """
     if not Path(path).is_file():
         raise ValueError(f"--rabbitmq {path}: no such file")
-    options_given = read_yaml(Path(path), "--rabbitmq ")
-    if not isinstance(options_given, dict):
-        raise ValueError(f"--rabbitmq {path}: expected keys and values")
-    for key in REQUIRED:
-        if key not in options_given:
-            raise ValueError(f"--rabbitmq {path}: {key} is missing")
-    for key in options_given:
-        if key not in (*REQUIRED, *OPTIONAL):
-            known = ", ".join((*REQUIRED, *OPTIONAL))
-            raise ValueError(f"--rabbitmq {path}: unknown key {key}; there are {known}")
-    options = OPTIONAL | options_given
-    for key in ("port", "mng_port"):
-        if not isinstance(options[key], int) or not 0 < options[key] < 65_536:
-            raise ValueError(f"--rabbitmq {path}: {key} {options[key]!r} is no port")
-    if options["mode"] not in MODES:
-        raise ValueError(f"--rabbitmq {path}: mode {options['mode']}: one of {', '.join(MODES)}")
-    if options["mode"] == "replication" and not options["route_table"]:
-        raise ValueError(f"--rabbitmq {path}: mode replication needs a route_table")
+    try:
+        document = YamlSource(Path(path))
+        document.check_keys((), needed=REQUIRED, allowed=OPTIONAL)
+        for key in ("port", "mng_port"):
+            document.integer((key,), 1, 65_535)
+        options = OPTIONAL | document.content
+        if options["mode"] not in MODES:
+            raise document.error(("mode",), unknown("mode", str(options["mode"]), MODES))
+        if options["mode"] == "replication" and not options["route_table"]:
+            raise document.error(("mode",), "replication needs a route_table")
+    except ValueError as error:
+        raise ValueError(f"--rabbitmq {error}") from error
     prefix = "federation.rabbitmq"
     return {prefix: options, f"{prefix}.host": options["host"], f"{prefix}.port": options["port"]}
 

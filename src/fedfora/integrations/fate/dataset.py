@@ -3,12 +3,13 @@
 from typing import Any
 
 from fate.ml.nn.dataset.base import Dataset
-from transformers import AutoTokenizer, DataCollatorForSeq2Seq
+from transformers import DataCollatorForSeq2Seq
 
 from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_chosen
 from fedfora.data.settings import DataArguments
-from fedfora.models.resolve import model_path, source
+from fedfora.models.loading import load_tokenizer
+from fedfora.models.settings import ModelArguments
 
 
 class AnswerRows(Dataset):  # type: ignore[misc]  # FATE's interface
@@ -22,7 +23,7 @@ class AnswerRows(Dataset):  # type: ignore[misc]  # FATE's interface
     def __init__(self, tokenizer_name_or_path: str, **data: Any) -> None:
         super().__init__()
         self.settings = DataArguments(**data)
-        self.tokenizer = _tokenizer(tokenizer_name_or_path)
+        self.tokenizer = load_tokenizer(ModelArguments(tokenizer_name_or_path))
         self.prompts = prompt_format_of(self.settings, self.tokenizer)
         self.encoded: list[dict[str, list[int]]] = []
 
@@ -40,11 +41,5 @@ class AnswerRows(Dataset):  # type: ignore[misc]  # FATE's interface
 
 def answer_collator(tokenizer_name_or_path: str) -> DataCollatorForSeq2Seq:
     """Return what pads rows to a batch, for FATE-LLM's own trainer."""
-    return DataCollatorForSeq2Seq(_tokenizer(tokenizer_name_or_path), label_pad_token_id=-100)
-
-
-def _tokenizer(name: str) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(**source(model_path(name)))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    tokenizer = load_tokenizer(ModelArguments(tokenizer_name_or_path))
+    return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)

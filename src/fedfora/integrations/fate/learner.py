@@ -1,10 +1,16 @@
-"""A guest or a host: agrees with the other clients, trains, and saves the result."""
+"""A guest or a host: agrees with the other clients, trains, and saves the result.
+
+FATE sums tensors by their position and trusts that all parties mean the same; nothing is compared
+and every party draws its own first adapter. So before the first round the guest gives out the seed,
+each host describes what it made of it, and the guest compares and sends the start. The arbiter sees
+none of this.
+"""
 
 import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +32,9 @@ from fedfora.training.local import train_locally
 from fedfora.training.packing import check_no_leak
 from fedfora.training.schedule import StepWindow
 from fedfora.training.trainer import StepReport
+
+# Of a party's flags, what must be the same at every party.
+AGREED = ("num_rounds", "local_steps", "trainable", "warmup_rounds", "error_probes")
 
 
 def adapter_digest(state: AdapterState) -> str:
@@ -74,9 +83,7 @@ class Learner:
             model.peft_model,
             num_rows=len(self.rows),
             share=share,
-            local_steps=fate.local_steps,
-            trained_in=fate.trained_in,
-            num_probes=fate.error_probes,
+            fate=fate,
             seed=seed,
             inner_dim=settings.adapter.inner_dim,
             on_round=partial(self._round_finished, federation),
@@ -94,16 +101,12 @@ class Learner:
         """Agree with the others, take over the guest's start, and return the share of all rows."""
         fate, model = self.settings.fate, made.peft_model
         fresh = fold(read_state(model))
-        card = Card(
-            layout=layout_digest(traveling(fresh, fate.trained_in(0))),
-            base_fingerprint=made.base_fingerprint,
-            prompts=json.dumps(asdict(self.rows.prompts)),
-            num_rounds=fate.num_rounds,
-            local_steps=fate.local_steps,
-            trainable=fate.trainable,
-            warmup_rounds=fate.warmup_rounds,
-            error_probes=fate.error_probes,
-        )
+        card = {
+            "layout": layout_digest(traveling(fresh, fate.trained_in(0))),
+            "base_fingerprint": made.base_fingerprint,
+            "prompts": json.dumps(asdict(self.rows.prompts)),
+            **{name: getattr(fate, name) for name in AGREED},
+        }
         share = agree(ctx, card, len(self.rows))
         start = share_start(ctx, fresh)
         write_state(model, unfold(start, seed=seed, inner_dim=self.settings.adapter.inner_dim))
@@ -166,38 +169,6 @@ def _make(item: dict[str, Any]) -> Any:
     return Loader.from_dict(item)()
 
 
-# Before the first round: the same seed, the same meaning of every number, the same start.
-#
-# FATE sums tensors by their position and trusts that all parties mean the same; nothing is compared
-# and every party draws its own first adapter. So the guest gives out the seed, each host describes
-# what it made of it, and the guest compares and sends the start. The arbiter sees none of this.
-
-
-@dataclass(frozen=True)
-class Card:
-    """What must be the same at every party.
-
-    Args:
-        layout: Digest of names and shapes of the tensors that travel, in their order.
-        base_fingerprint: Of the base model's weights and tokenizer.
-        prompts: The prompt format.
-        num_rounds: Rounds.
-        local_steps: Optimizer steps of a round.
-        trainable: "core" or "all".
-        warmup_rounds: Rounds in which all factors are trained before the core alone.
-        error_probes: Probes of the error meter.
-    """
-
-    layout: str
-    base_fingerprint: str
-    prompts: str
-    num_rounds: int
-    local_steps: int
-    trainable: str
-    warmup_rounds: int
-    error_probes: int
-
-
 def layout_digest(state: AdapterState) -> str:
     """Return a short digest that differs for other names, shapes or another order."""
     shapes = [(name, tuple(tensor.shape)) for name, tensor in state.items()]
@@ -217,12 +188,12 @@ def share_seed(ctx: Any, seed: int) -> int:
     return int(ctx.guest.get("fedfora_seed"))
 
 
-def agree(ctx: Any, card: Card, num_rows: int) -> float:
+def agree(ctx: Any, card: dict[str, Any], num_rows: int) -> float:
     """Compare the cards of all clients and return this one's share of all rows.
 
     Args:
         ctx: FATE's context of a guest or host.
-        card: This party's.
+        card: What this party has of all that must be the same at every one.
         num_rows: Rows it trains on.
 
     Raises:
@@ -230,13 +201,18 @@ def agree(ctx: Any, card: Card, num_rows: int) -> float:
     """
     if ctx.is_on_guest:
         answers = ctx.hosts.get("fedfora_card")
-        names = [f"{host.role}:{host.party_id}" for host in ctx.hosts]
-        problem = _difference(card, dict(zip(names, answers, strict=True)))
+        problems = [
+            f"the parties differ in {name}: the guest has {mine}, {host.role}:{host.party_id} has "
+            f"{answer[name]}"
+            for name, mine in card.items()
+            for host, answer in zip(ctx.hosts, answers, strict=True)
+            if answer[name] != mine
+        ]
         total = num_rows + sum(answer["num_rows"] for answer in answers)
-        verdict = {"problem": problem, "num_rows": total}
+        verdict = {"problem": "".join(problems[:1]), "num_rows": total}
         ctx.hosts.put("fedfora_verdict", verdict)
     else:
-        ctx.guest.put("fedfora_card", {"num_rows": num_rows, **asdict(card)})
+        ctx.guest.put("fedfora_card", {"num_rows": num_rows, **card})
         verdict = ctx.guest.get("fedfora_verdict")
     if verdict["problem"]:
         raise ValueError(verdict["problem"])
@@ -252,14 +228,3 @@ def share_start(ctx: Any, folded: AdapterState) -> AdapterState:
     return {
         name: torch.from_numpy(array.copy()) for name, array in zip(folded, arrays, strict=True)
     }
-
-
-def _difference(card: Card, answers: dict[str, dict[str, Any]]) -> str:
-    for field, mine in asdict(card).items():
-        for name, answer in answers.items():
-            if answer[field] != mine:
-                return (
-                    f"the parties differ in {field}: the guest has {mine}, {name} has "
-                    f"{answer[field]}"
-                )
-    return ""

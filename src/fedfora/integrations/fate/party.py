@@ -7,14 +7,30 @@ model and no result.
 import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fedfora.data.sources import chosen_source
 from fedfora.integrations.fate.connection import read_broker
 from fedfora.integrations.fate.settings import FateSettings, Party
+from fedfora.registry import installed_version
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import View
+
+INSTALL = "pip install --no-deps -r requirements-fate.txt"
+
+# With these versions FATE was tested; None is any version.
+PACKAGES = {
+    "pyfate": "2.2.0",
+    "fate-llm": "2.2.0",
+    "fate-utils": "0.1.0",
+    "lmdb": None,
+    "mmh3": None,
+    "omegaconf": None,
+    "opentelemetry-api": None,
+    "opentelemetry-sdk": None,
+    "pika": None,  # speaks to RabbitMQ
+    "ruamel.yaml": "0.16.0",  # FATE calls safe_load, which later ones have dropped
+}
 
 
 def check_party(settings: FateSettings) -> Party:
@@ -58,7 +74,9 @@ def run_party(
     ctx, federation = join(settings.fate, party)
     try:
         if learner is None:
-            _arbitrate(ctx)
+            from fate.ml.nn.homo.fedavg import FedAVGServer
+
+            FedAVGServer(ctx).train()
         else:
             learner.learn(ctx, federation)
         leave_together(ctx)
@@ -67,34 +85,8 @@ def run_party(
         raise
 
 
-def _arbitrate(ctx: Any) -> None:
-    from fate.ml.nn.homo.fedavg import FedAVGServer
-
-    FedAVGServer(ctx).train()
-
-
-# Whether FATE can run here, before anything of it is imported.
-
-
-INSTALL = "pip install --no-deps -r requirements-fate.txt"
-
-# With these versions FATE was tested; None is any version.
-PACKAGES = {
-    "pyfate": "2.2.0",
-    "fate-llm": "2.2.0",
-    "fate-utils": "0.1.0",
-    "lmdb": None,
-    "mmh3": None,
-    "omegaconf": None,
-    "opentelemetry-api": None,
-    "opentelemetry-sdk": None,
-    "pika": None,  # speaks to RabbitMQ
-    "ruamel.yaml": "0.16.0",  # FATE calls safe_load, which later ones have dropped
-}
-
-
 def require_fate() -> None:
-    """Return if FATE's packages are here in the versions that were tested.
+    """Return if FATE's packages, none of which is imported yet, are here as they were tested.
 
     Raises:
         ValueError: Naming the Python, the platform or the packages at fault, and the remedy.
@@ -106,7 +98,7 @@ def require_fate() -> None:
             f"fedfora for no older one); this is Python {'.'.join(python)} on {sys.platform} "
             f"{machine}"
         )
-    installed = {name: _version(name) for name in PACKAGES}
+    installed = {name: installed_version(name) for name in PACKAGES}
     wrong = [
         f"{name} {wanted or ''}".rstrip()
         + (f" (found {installed[name]})" if installed[name] else "")
@@ -115,10 +107,3 @@ def require_fate() -> None:
     ]
     if wrong:
         raise ValueError(f"FATE is not installed, missing: {', '.join(wrong)}; {INSTALL}")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

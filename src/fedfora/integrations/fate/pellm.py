@@ -15,7 +15,7 @@ from fedfora.adapter.state import draw_inner_factors
 from fedfora.integrations.fate.round_sum import train_core_alone
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import Base, load_base
-from fedfora.models.resolve import model_path
+from fedfora.models.resolve import resolve_model
 from fedfora.models.settings import ModelArguments
 from fedfora.seeds import derive_seed
 
@@ -51,9 +51,7 @@ class ForaCausalLM(PELLM):  # type: ignore[misc]  # FATE-LLM's interface
     ) -> None:
         self._arguments = ModelArguments(model_name_or_path=pretrained_path, **base)
         self._seed = seed
-        path = model_path(
-            pretrained_path, hub=self._arguments.hub, cache_dir=self._arguments.cache_dir
-        )
+        path = resolve_model(self._arguments)
         super().__init__(pretrained_path=path, peft_type=peft_type, peft_config=peft_config)
 
     @property

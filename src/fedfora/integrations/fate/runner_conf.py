@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedfora.integrations.fate.settings import FateSettings
+from fedfora.models.loading import adapter_options
 from fedfora.training.settings import LEARNING_RATE
 
 NOT_FOR_FATE = ("train_file", "test_file")  # FATE binds files to a party by its own means
@@ -66,16 +67,9 @@ def runner_conf(settings: FateSettings, *, seed: int) -> dict[str, Any]:
 
 def peft_options(settings: FateSettings) -> dict[str, Any]:
     """Return the options of `ForaConfig`; a core alone starts from the base weight."""
-    adapter, targets = settings.adapter, settings.adapter.target_modules
     first = settings.fate.trained_in(0)
     return {
-        "task_type": "CAUSAL_LM",
-        "r": adapter.lora_rank,
-        "lora_alpha": adapter.lora_alpha,
-        "lora_dropout": adapter.lora_dropout,
-        "use_rslora": adapter.use_rslora,
-        "inner_dim": adapter.inner_dim,
-        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
+        **adapter_options(settings.adapter),
         "init_weights": "svd" if first == "core" else True,
         "trainable": first,
     }
