@@ -333,7 +333,9 @@ def test_a_kit_names_the_versions_that_a_bases_fingerprint_depends_on(kits):
     ],
 )
 def test_other_versions_are_named_and_keep_no_site_away(monkeypatch, name, here, there, said):
-    monkeypatch.setattr(check_result, "_version", lambda package: {name: here}.get(package, "1"))
+    monkeypatch.setattr(
+        check_result, "installed_version", lambda package: {name: here}.get(package, "1")
+    )
     result = check_versions({name: there})
     assert result.ok
     assert result.message.partition("; the federation has ")[2] == said

@@ -17,6 +17,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 AUTHORITY_DAYS = 3650
 CLOCKS_DIFFER = timedelta(minutes=5)  # a site whose clock is a little behind must not be shut out
 LOOPBACK = ("localhost", "127.0.0.1")  # how the gate and Flower's own processes reach the SuperLink
+NO_AUTHORITY = x509.BasicConstraints(ca=False, path_length=None)
+USES = (  # of a key, all that a certificate must say yes or no to
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+    *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
 
 Certified = tuple[bytes, bytes]
 
@@ -24,14 +29,10 @@ Certified = tuple[bytes, bytes]
 def make_authority(federation: str, *, now: datetime | None = None) -> Certified:
     """Return key and certificate of a new authority, in PEM."""
     key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedfora {federation} authority")])
-    usage = _usage(key_cert_sign=True, crl_sign=True)
-    builder = (
-        _builder(name, name, key.public_key(), now, AUTHORITY_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-    )
-    return _pem(key), _signed(builder, key, key.public_key())
+    name = _common_name(f"fedfora {federation} authority")
+    limits = x509.BasicConstraints(ca=True, path_length=0)
+    builder = _builder(name, name, key.public_key(), now, AUTHORITY_DAYS, limits)
+    return _pem(key), _signed(builder, key)
 
 
 def make_server(
@@ -55,29 +56,22 @@ def make_server(
     ):
         raise ValueError("the authority's key is not that of its certificate")
     key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])])
     names = x509.SubjectAlternativeName([_named(n) for n in dict.fromkeys((host, *LOOPBACK))])
     builder = (
-        _builder(name, issuer.subject, key.public_key(), now, valid_days)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(digital_signature=True), critical=True)
+        _builder(_common_name(host[:64]), issuer.subject, key.public_key(), now, valid_days)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(names, critical=False)
     )
-    return _pem(key), _signed(builder, signer, signer.public_key())
+    return _pem(key), _signed(builder, signer)
 
 
 def make_client(name: str, *, now: datetime | None = None) -> Certified:
     """Return key and certificate by which the gate knows a site, in PEM; nobody else signs it."""
     key = ec.generate_private_key(ec.SECP384R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = (
-        _builder(subject, subject, key.public_key(), now, AUTHORITY_DAYS)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-    )
-    return _pem(key), _signed(builder, key, key.public_key())
+    subject = _common_name(name)
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+    builder = _builder(subject, subject, key.public_key(), now, AUTHORITY_DAYS)
+    return _pem(key), _signed(builder.add_extension(usage, critical=False), key)
 
 
 def make_node_key() -> Certified:
@@ -100,8 +94,10 @@ def _builder(
     key: ec.EllipticCurvePublicKey,
     now: datetime | None,
     days: int,
+    limits: x509.BasicConstraints = NO_AUTHORITY,
 ) -> x509.CertificateBuilder:
     start = now or datetime.now(UTC)
+    allowed = ("key_cert_sign", "crl_sign") if limits.ca else ("digital_signature",)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -111,15 +107,13 @@ def _builder(
         .not_valid_before(start - CLOCKS_DIFFER)
         .not_valid_after(start + timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(limits, critical=True)
+        .add_extension(x509.KeyUsage(**{use: use in allowed for use in USES}), critical=True)
     )
 
 
-def _signed(
-    builder: x509.CertificateBuilder,
-    signer: ec.EllipticCurvePrivateKey,
-    signer_public: ec.EllipticCurvePublicKey,
-) -> bytes:
-    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer_public)
+def _signed(builder: x509.CertificateBuilder, signer: ec.EllipticCurvePrivateKey) -> bytes:
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     certificate = builder.add_extension(identifier, critical=False).sign(signer, hashes.SHA384())
     return certificate.public_bytes(serialization.Encoding.PEM)
 
@@ -139,19 +133,5 @@ def _named(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _usage(**flags: bool) -> x509.KeyUsage:
-    nothing = dict.fromkeys(
-        (
-            "digital_signature",
-            "content_commitment",
-            "key_encipherment",
-            "data_encipherment",
-            "key_agreement",
-            "key_cert_sign",
-            "crl_sign",
-            "encipher_only",
-            "decipher_only",
-        ),
-        False,
-    )
-    return x509.KeyUsage(**{**nothing, **flags})
+def _common_name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])

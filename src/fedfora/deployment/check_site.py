@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any
+from http.client import HTTPConnection, HTTPException
 from urllib.parse import urlsplit
 
 import psutil
 import torch
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from fedfora.data.checks import RowsReport, read_rows
 from fedfora.data.encoding import IGNORED, Encoded, encode_examples, prompt_format_of
@@ -48,6 +48,10 @@ from fedfora.training.packing import estimate_step
 LOGS_BYTES = 256 * 2**20
 ADAPTERS_KEPT = 8  # messages on their way, error feedback, copies while writing
 LIBRARIES_BYTES = 2**30  # PyTorch and the rest, before any model is loaded
+TIMEOUT_S = 10.0
+# Flower takes a signature from 5 s in its future to 305 s in its past; the rest is for the way.
+MOST_AHEAD_S, MOST_BEHIND_S = 4.0, 290.0
+FORBIDDEN = "/v1/control/list-runs"  # what a gate must refuse, and harms nobody where it does not
 
 
 def check_site(kit: SiteKit) -> Iterator[CheckResult]:
@@ -80,10 +84,6 @@ def check_site(kit: SiteKit) -> Iterator[CheckResult]:
 
 def _keys(kit: SiteKit) -> CheckResult:
     """Say whether private and public halves belong together, and others know ours."""
-    from cryptography.hazmat.primitives.serialization import (
-        load_ssh_private_key,
-        load_ssh_public_key,
-    )
 
     def look() -> str:
         node = load_ssh_private_key(kit.node_key.read_bytes(), None)
@@ -143,7 +143,8 @@ def _memory(
         remedy = f"model_name_or_path under settings in {DESCRIPTION}: the directory of the base"
         return None, CheckResult("memory", False, str(error), remedy)
     needed = estimate.total + (0 if on_gpu else LIBRARIES_BYTES)
-    free, where = _free(on_gpu)
+    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    where = "GiB free on the GPU" if on_gpu else "GiB available"
     message = f"{needed / 2**30:.1f} GiB for {what}, {free / 2**30:.1f} {where}"
     remedy = "free some, gradient_checkpointing: true, or ask for smaller batches or nf4"
     return estimate, CheckResult("memory", free >= needed, message, remedy)
@@ -157,12 +158,6 @@ def _encoded(settings: FederationSettings, rows: RowsReport | None) -> Encoded:
         return [{"input_ids": [0] * (source + target), "labels": labels}]
     tokenizer = load_tokenizer(settings.model)
     return encode_examples(rows.examples, tokenizer, prompt_format_of(settings.data, tokenizer))
-
-
-def _free(on_gpu: bool) -> tuple[int, str]:
-    if on_gpu:
-        return int(torch.cuda.mem_get_info()[0]), "GiB free on the GPU"
-    return psutil.virtual_memory().available, "GiB available"
 
 
 def _base(kit: SiteKit, settings: FederationSettings) -> CheckResult:
@@ -184,96 +179,79 @@ def _base(kit: SiteKit, settings: FederationSettings) -> CheckResult:
     return CheckResult("base", True, f"{name}, fingerprint {own} as the federation's")
 
 
-# A site's look at the coordinator's gate: port, certificate, what it lets through, the clock.
-
-
-TIMEOUT_S = 10.0
-# Flower takes a signature from 5 s in its future to 305 s in its past; the rest is for the way.
-MOST_AHEAD_S, MOST_BEHIND_S = 4.0, 290.0
-FORBIDDEN = "/v1/control/list-runs"  # what a gate must refuse, and harms nobody where it does not
-
-
 def check_gate(kit: SiteKit) -> list[CheckResult]:
-    """Return what a site finds at the gate; what cannot be asked any more is left out."""
+    """Return what a site finds at the gate, by one connection: port, certificate, paths, clock.
+
+    What cannot be asked any more is left out.
+    """
     proxy = proxy_to(kit.host)
-    way = [CheckResult("proxy", True, f"{kit.host} is reached through {shown(proxy)}")]
-    way = way if proxy else []
-    port = _port(kit)
-    if not port.ok:
-        return [*way, port]
-    certificate, context = _certificate(kit)
-    if context is None:
-        return [*way, port, certificate]
-    return [*way, port, certificate, *_answer(kit, context)]
-
-
-def _connection(kit: SiteKit, context: ssl.SSLContext | None = None) -> HTTPConnection:
-    """Return a connection to the gate that takes the way the SuperNode's take; not yet open."""
-    host, port = kit.host, kit.port
-    if proxy := proxy_to(kit.host):
-        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-        host, port = str(parts.hostname), parts.port or 80
-    connection = (
-        HTTPConnection(host, port, timeout=TIMEOUT_S)
-        if context is None
-        else HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
-    )
+    results = []
     if proxy:
-        login = f"{parts.username}:{parts.password}".encode() if parts.username else b""
-        headers = {"Proxy-Authorization": f"Basic {b64encode(login).decode()}"} if login else {}
-        connection.set_tunnel(kit.host, kit.port, headers)
+        results.append(CheckResult("proxy", True, f"{kit.host} is reached through {shown(proxy)}"))
+    with closing(_connection(kit, proxy)) as connection:
+        for look in (_port, _certificate, _answer):
+            results += look(kit, connection)
+            if not results[-1].ok:
+                break
+    return results
+
+
+def _connection(kit: SiteKit, proxy: str | None) -> HTTPConnection:
+    """Return a connection to the gate that takes the way the SuperNode's take; not yet open."""
+    if not proxy:
+        return HTTPConnection(kit.host, kit.port, timeout=TIMEOUT_S)
+    parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    connection = HTTPConnection(str(parts.hostname), parts.port or 80, timeout=TIMEOUT_S)
+    login = f"{parts.username}:{parts.password}".encode() if parts.username else b""
+    headers = {"Proxy-Authorization": f"Basic {b64encode(login).decode()}"} if login else {}
+    connection.set_tunnel(kit.host, kit.port, headers)
     return connection
 
 
-def _port(kit: SiteKit) -> CheckResult:
+def _port(kit: SiteKit, connection: HTTPConnection) -> list[CheckResult]:
     where = f"{kit.host} port {kit.port}"
     try:
-        with closing(_connection(kit)) as connection:
-            connection.connect()
+        connection.connect()
     except socket.gaierror:
         remedy = "ask your network's people for its address, or the coordinator for its name"
-        return CheckResult("port", False, f"no address is known for {kit.host}", remedy)
+        return [CheckResult("port", False, f"no address is known for {kit.host}", remedy)]
     except ConnectionRefusedError:
         remedy = "the coordinator is not running, or a firewall refuses; ask the coordinator"
-        return CheckResult("port", False, f"{where} refuses the connection", remedy)
+        return [CheckResult("port", False, f"{where} refuses the connection", remedy)]
     except OSError as error:
         remedy = f"let this machine connect to {where} (TCP, outgoing) through your firewall"
-        return CheckResult("port", False, f"{where} cannot be reached ({error})", remedy)
-    return CheckResult("port", True, f"{where} answers")
+        return [CheckResult("port", False, f"{where} cannot be reached ({error})", remedy)]
+    return [CheckResult("port", True, f"{where} answers")]
 
 
-def _certificate(kit: SiteKit) -> tuple[CheckResult, ssl.SSLContext | None]:
-    """Look at the certificate as the SuperNode does: our authority, the name, the dates."""
+def _certificate(kit: SiteKit, connection: HTTPConnection) -> list[CheckResult]:
+    """Begin TLS as the SuperNode does, which looks for our authority, the name and the dates."""
     try:
         context = ssl.create_default_context(cafile=kit.authority)
     except ssl.SSLError as error:
-        remedy = "ask the coordinator for ca.crt once more"
-        return CheckResult(
-            "certificate", False, f"ca.crt is no certificate ({error})", remedy
-        ), None
-    if kit.client_certificate.is_file():
-        try:
-            context.load_cert_chain(kit.client_certificate, kit.client_key)
-        except ssl.SSLError as error:
-            remedy = "get both from where the keys were made"
-            message = f"client.key is not that of client.crt ({error})"
-            return CheckResult("certificate", False, message, remedy), None
+        message = f"ca.crt is no certificate ({error})"
+        return [CheckResult("certificate", False, message, "ask the coordinator for ca.crt again")]
     try:
-        with closing(_connection(kit, context)) as connection:
-            connection.connect()
-            channel: Any = connection.sock
-            certificate = channel.getpeercert(binary_form=True) or b""
+        if kit.client_certificate.is_file():
+            context.load_cert_chain(kit.client_certificate, kit.client_key)
+    except ssl.SSLError as error:
+        message = f"client.key is not that of client.crt ({error})"
+        remedy = "get both from where the keys were made"
+        return [CheckResult("certificate", False, message, remedy)]
+    try:
+        channel = context.wrap_socket(connection.sock, server_hostname=kit.host)
     except ssl.SSLCertVerificationError as error:
-        return _bad_certificate(error), None
+        return [_bad_certificate(error)]
     except OSError as error:
         remedy = "is that the coordinator's gate? Ask the coordinator for host and port"
-        return CheckResult("certificate", False, f"no TLS there ({error})", remedy), None
-    ends = x509.load_der_x509_certificate(certificate).not_valid_after_utc
+        return [CheckResult("certificate", False, f"no TLS there ({error})", remedy)]
+    connection.sock = channel
+    certificate = x509.load_der_x509_certificate(channel.getpeercert(binary_form=True) or b"")
+    ends = certificate.not_valid_after_utc
     days = (ends - datetime.now(UTC)).days
     message = f"of our authority, for {kit.host}, until {ends:%Y-%m-%d} ({days} days)"
-    if days < SOON_DAYS:
-        message += "; tell the coordinator to renew it"
-    return CheckResult("certificate", True, message), context
+    message += "; tell the coordinator to renew it" if days < SOON_DAYS else ""
+    return [CheckResult("certificate", True, message)]
 
 
 def _bad_certificate(error: ssl.SSLCertVerificationError) -> CheckResult:
@@ -289,17 +267,14 @@ def _bad_certificate(error: ssl.SSLCertVerificationError) -> CheckResult:
     return CheckResult("certificate", False, f"refused ({reason})", remedy)
 
 
-def _answer(kit: SiteKit, context: ssl.SSLContext) -> list[CheckResult]:
+def _answer(kit: SiteKit, connection: HTTPConnection) -> list[CheckResult]:
     """Ask for what nobody may have, and read the coordinator's clock off the refusal."""
-    connection = _connection(kit, context)
     try:
         connection.request("POST", FORBIDDEN, body=b"")
         answer = connection.getresponse()
         answer.read()
     except (OSError, HTTPException) as error:
         return [CheckResult("gate", False, f"no answer ({error})", "ask the coordinator")]
-    finally:
-        connection.close()
     if answer.status == 400:
         remedy = "ask the coordinator whether this site was revoked, or its keys replaced"
         message = "does not let this site's certificate (client.crt) in"
@@ -319,7 +294,6 @@ def _clock(date: str | None) -> CheckResult:
     theirs = parsedate_to_datetime(date).timestamp() + 0.5
     ahead = time.time() - theirs
     message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
-    if -MOST_BEHIND_S <= ahead <= MOST_AHEAD_S:
-        return CheckResult("clock", True, message)
     limits = f"at most {MOST_AHEAD_S:.0f} s ahead, {MOST_BEHIND_S:.0f} s behind"
-    return CheckResult("clock", False, message, f"{limits}: let this machine keep its time by NTP")
+    remedy = f"{limits}: let this machine keep its time by NTP"
+    return CheckResult("clock", -MOST_BEHIND_S <= ahead <= MOST_AHEAD_S, message, remedy)

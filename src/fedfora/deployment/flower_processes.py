@@ -26,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +42,7 @@ PROGRAM = "fedfora.deployment.flower_processes"  # this module, as it is started
 # Variables of a SuperNode: files with what it shows to the gate.
 CLIENT_CERTIFICATE, CLIENT_KEY = "FEDFORA_CLIENT_CERTIFICATE", "FEDFORA_CLIENT_KEY"
 LOOPBACK = "127.0.0.1,localhost,::1"
+CONNECTION = "fedfora"  # what Flower's command calls the SuperLink
 
 logger = logging.getLogger(__name__)
 
@@ -311,22 +312,16 @@ def _readable(content: bytes) -> str:
     return f"/dev/fd/{reading}"
 
 
-# Flower's own command `flwr`, spoken to a SuperLink on loopback: sites in and out, runs started.
-#
-# The command runs inside this process, which saves some seconds a call; its words are those that an
-# administrator would type.
-
-
-CONNECTION = "fedfora"
-
-
 class FlowerCommandError(RuntimeError):
     """Flower's command did not do what it was asked for; the message holds what it said."""
 
 
 @dataclass(frozen=True)
 class FlowerCommand:
-    """Flower's command for one SuperLink.
+    """Flower's own command `flwr` for one SuperLink on loopback: sites in and out, runs started.
+
+    It runs inside this process, which saves some seconds a call; its words are those that an
+    administrator would type.
 
     Args:
         home: Directory of its configuration, which is written here.
@@ -366,53 +361,30 @@ class FlowerCommand:
         self._call("stop", str(run_id), CONNECTION)
 
     def _call(self, *words: str) -> dict[str, Any]:
+        from unittest.mock import patch
+
         from flwr.cli.app import app
 
-        output = io.StringIO()
+        output, variables = io.StringIO(), {"FLWR_HOME": str(self.home), **around_loopback()}
         failed: object = None
-        with _variables({"FLWR_HOME": str(self.home), **around_loopback()}), _caught(output):
+        with (
+            patch.dict(os.environ, variables),
+            patch.object(sys, "__stdout__", output),  # to it, Flower's command prints JSON
+            contextlib.redirect_stdout(output),
+        ):
             try:
                 failed = app([*words, "--format", "json"], standalone_mode=False)
             except (Exception, SystemExit) as error:
                 failed = error
-        answer = _last_object(output.getvalue())
+        printed = output.getvalue()
+        try:
+            answer = json.loads(printed[printed.index("{") :])
+        except ValueError:
+            answer = {}
         if not answer.get("success"):
-            text = " ".join(output.getvalue().split())
+            text = " ".join(printed.split())
             raise FlowerCommandError(f"flwr {' '.join(words)}: {failed}: {text[-500:]}")
-        return answer
-
-
-def _last_object(text: str) -> dict[str, Any]:
-    """Return the JSON object at the end of what was printed; empty where there is none."""
-    start = text.find("{")
-    try:
-        answer = json.loads(text[start:]) if start >= 0 else {}
-    except ValueError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
-
-
-@contextlib.contextmanager
-def _caught(output: io.StringIO) -> Iterator[None]:
-    """Catch what is printed; Flower's command prints JSON to the stream that Python began with."""
-    before, sys.__stdout__ = sys.__stdout__, output  # type: ignore[misc, assignment]
-    try:
-        with contextlib.redirect_stdout(output):
-            yield
-    finally:
-        sys.__stdout__ = before  # type: ignore[misc]
-
-
-@contextlib.contextmanager
-def _variables(values: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            os.environ.pop(name)
-        os.environ.update({name: before[name] for name in values if name in before})
+        return dict(answer)
 
 
 if __name__ == "__main__":

@@ -144,8 +144,10 @@ class Supervisor:
         child.signal(signal.SIGKILL)  # what it started ends with it
         lasted = now - child.started > LASTED_S
         child.pause_s = FIRST_PAUSE_S if lasted else child.pause_s
+        status = child.process.returncode
+        reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         self.say(
-            f"{child.name} ended ({_reason(child.process.returncode)}); it is started again in "
+            f"{child.name} ended ({reason}); it is started again in "
             f"{child.pause_s:g} s; its log: {child.log}"
         )
         child.process = None
@@ -215,22 +217,12 @@ def _end_with_parent(parent: int) -> Callable[[], None]:
     return ask
 
 
-def _reason(status: int) -> str:
-    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+def exit_with_parent(check_s: float = 1.0) -> None:
+    """From now on, tell this process, one of Flower's, to end once the one that started it is gone.
 
-
-# Ends a process of Flower's with the one that started it, wherever its main thread is.
-#
-# Flower looks for the parent in a thread of its own and raises SIGINT in that thread. Python
-# handles signals in the main thread, and one that waits without a limit, as for a push that is
-# tried again for ever, never comes to it. A signal to the whole process wakes the main thread up.
-
-
-CHECK_S = 1.0
-
-
-def exit_with_parent(check_s: float = CHECK_S) -> None:
-    """From now on, tell this process to end once the one that started it is gone.
+    Flower looks for the parent in a thread of its own and raises SIGINT in that thread. Python
+    handles signals in the main thread, and one that waits without a limit, as for a push that is
+    tried again for ever, never comes to it. A signal to the whole process wakes the main thread up.
 
     Args:
         check_s: How often to look, in seconds.
