@@ -25,7 +25,7 @@ from fedfora.deployment import run_state
 from fedfora.deployment.client_app import ask
 from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.journal import RUN_NAME
-from fedfora.deployment.kit import read_site_kit
+from fedfora.deployment.kit import SiteKit, read_kit
 from fedfora.deployment.provision import Provisioned, provision
 from fedfora.deployment.rehearse import processes
 from fedfora.deployment.site import children
@@ -134,7 +134,7 @@ def through_the_gate(done: Provisioned) -> tuple[int, int]:
 
 def starts(done: Provisioned) -> dict[str, float]:
     """Return the seconds to the first training of a cold and of a warm trainer."""
-    kit = read_site_kit(done.place / "sites" / SITES[0])
+    kit = read_kit(done.place / "sites" / SITES[0], SiteKit)
     (kit.state / "last-run.json").unlink()
     run = run_state.read_run(done.kit.state)
     assert run is not None

@@ -100,7 +100,7 @@ def site(kit, faults):
     from fedfora.cli.console import log_line
     from fedfora.deployment import site
     from fedfora.deployment.heartbeat import HEARTBEAT, HeartbeatMonitor
-    from fedfora.deployment.kit import read_site_kit
+    from fedfora.deployment.kit import SiteKit, read_kit
 
     honest_children = site.children
 
@@ -112,7 +112,7 @@ def site(kit, faults):
         return [replace(trainer, command=lambda: words, **own), *others]
 
     site.children = children
-    site.run_site(read_site_kit(kit), log_line)
+    site.run_site(read_kit(kit, SiteKit), log_line)
 
 
 def trainer(kit, faults):

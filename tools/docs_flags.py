@@ -36,16 +36,16 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     from fedfora.cli.chat import ChatArguments
     from fedfora.cli.check import PRIVACY_SECTIONS as CHECK_PRIVACY
     from fedfora.cli.check import SECTIONS as CHECK_DATA
-    from fedfora.cli.coordinator import CoordinatorArguments, JournalChoice, RunChoice
+    from fedfora.cli.coordinator import JournalChoice, RunChoice
     from fedfora.cli.demo import DemoArguments
     from fedfora.cli.evaluate import EvaluateArguments
     from fedfora.cli.keys import KeysArguments
     from fedfora.cli.rehearse import RehearsalArguments
     from fedfora.cli.report import ReportArguments
-    from fedfora.cli.site import RequestArguments, SiteArguments
+    from fedfora.cli.site import RequestArguments
     from fedfora.cli.verify import VerifyArguments
     from fedfora.cli.watch import WatchArguments
-    from fedfora.deployment.settings import CheckKitArguments, ProvisionArguments
+    from fedfora.deployment.settings import KitArguments, ProvisionArguments
     from fedfora.evaluation.settings import SECTIONS as PREDICT
     from fedfora.evaluation.settings import AuditArguments
     from fedfora.exporting.settings import SECTIONS as EXPORT
@@ -70,13 +70,13 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
         "watch": [WatchArguments],
         "provision": [ProvisionArguments],
         "check privacy": CHECK_PRIVACY,
-        "check site": [CheckKitArguments],
-        "check federation": [CheckKitArguments],
-        "coordinator": [CoordinatorArguments],
-        "coordinator run": [CoordinatorArguments, RunChoice],
-        "coordinator journal": [CoordinatorArguments, JournalChoice],
-        "site": [SiteArguments],
-        "site journal": [SiteArguments],
+        "check site": [KitArguments],
+        "check federation": [KitArguments],
+        "coordinator": [KitArguments],
+        "coordinator run": [KitArguments, RunChoice],
+        "coordinator journal": [KitArguments, JournalChoice],
+        "site": [KitArguments],
+        "site journal": [KitArguments],
         "site request": [RequestArguments],
         "rehearse": [RehearsalArguments],
         "fate": FATE.values(),

@@ -345,12 +345,12 @@ def federate(trainer: Any, *, kit: str | Path = ".") -> None:
         ValueError: If a federation cannot use the Trainer, or there is no site's kit.
     """
     from fedfora.cli.console import log_line
-    from fedfora.deployment.kit import read_site_kit
+    from fedfora.deployment.kit import SiteKit, read_kit
     from fedfora.deployment.site import run_site
     from fedfora.deployment.trainer import serve_site
     from fedfora.federated.own_trainer import OwnSite, taking_part
 
-    site_kit = read_site_kit(kit)
+    site_kit = read_kit(kit, SiteKit)
     with taking_part([OwnSite(trainer, "federate")]):
         run_site(site_kit, log_line, lambda: serve_site(site_kit))
 

@@ -25,7 +25,7 @@ from fedfora.deployment import check_site as site
 from fedfora.deployment.certificates import make_authority, make_server
 from fedfora.deployment.check_result import check_disk, check_modes, check_versions
 from fedfora.deployment.check_site import FORBIDDEN, check_gate
-from fedfora.deployment.kit import read_coordinator_kit, read_site_kit, write_description
+from fedfora.deployment.kit import CoordinatorKit, SiteKit, read_kit, write_description
 from fedfora.deployment.site import children
 
 
@@ -36,7 +36,7 @@ def kits(provisioned, rows_file):
     sites = {"a": {"train_file": rows_file([row, {**row, "input": "cough"}])}, "b": {}}
     settings = {"model_name_or_path": "clinic-base", "quantization": "none", "num_rounds": 2}
     done = provisioned(sites=sites, settings=settings)
-    return done.kit, read_site_kit(done.place / "sites" / "a")
+    return done.kit, read_kit(done.place / "sites" / "a", SiteKit)
 
 
 @contextmanager
@@ -351,7 +351,7 @@ def test_modes_and_disk(kits, tmp_path):
 
 
 def ready(kit):
-    return found(federation.check_federation(read_coordinator_kit(kit.directory)))
+    return found(federation.check_federation(read_kit(kit.directory, CoordinatorKit)))
 
 
 def test_a_coordinator_that_is_ready_passes(kits, capsys):

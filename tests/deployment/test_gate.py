@@ -30,7 +30,7 @@ from fedfora.deployment.gate import (
     gate_command,
     gate_configuration,
 )
-from fedfora.deployment.kit import read_coordinator_kit
+from fedfora.deployment.kit import CoordinatorKit, read_kit
 from fedfora.deployment.provision import provision
 from fedfora.deployment.sites_file import read_sites_file
 
@@ -469,4 +469,4 @@ def test_loopback_stays_loopback(tmp_path, host, listen):
     )
     kit = provision(read_sites_file(file), tmp_path / "kits").kit
     assert listen in gate_configuration(kit)
-    assert read_coordinator_kit(kit.directory).host == host
+    assert read_kit(kit.directory, CoordinatorKit).host == host

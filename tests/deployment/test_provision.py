@@ -16,9 +16,7 @@ from fedfora.deployment.check_site import _keys
 from fedfora.deployment.kit import (
     CoordinatorKit,
     SiteKit,
-    read_coordinator_kit,
     read_kit,
-    read_site_kit,
     write_description,
     write_file,
 )
@@ -45,8 +43,8 @@ def keys(place):
 
 def test_a_kit_that_is_written_is_the_kit_that_is_read(provisioned):
     done = provisioned(quorum=2, base_fingerprint="0123456789abcdef")
-    assert read_coordinator_kit(done.kit.directory) == done.kit
-    kit = read_site_kit(done.place / "sites" / "dermatology")
+    assert read_kit(done.kit.directory, CoordinatorKit) == done.kit
+    kit = read_kit(done.place / "sites" / "dermatology", SiteKit)
     assert kit.index == 1
     assert kit.settings == {
         "model_name_or_path": "clinic-base",
@@ -56,14 +54,14 @@ def test_a_kit_that_is_written_is_the_kit_that_is_read(provisioned):
     for old in (kit, done.kit):
         new = replace(old, settings={**old.settings, "hub": "modelscope"}, base_fingerprint=None)
         write_description(new)
-        assert read_kit(new.directory) == new
+        assert read_kit(new.directory, type(new)) == new
 
 
 def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
     promised = {"secure_aggregation": True, "privacy_unit": "record", "target_epsilon": 3.0}
     planned = {"aggregation": "ffa", "num_rounds": 3, "weighting": "equal"}
     done = provisioned(settings={**promised, **planned})
-    kit = read_site_kit(done.place / "sites" / "cardiology")
+    kit = read_kit(done.place / "sites" / "cardiology", SiteKit)
     parts = {"secagg_threshold": 0.66, "target_delta": 1e-5, "clipping_norm": 1.0}  # defaults
     parts["shared_noise"] = False  # what a coordinator cannot turn on
     assert kit.settings == {**promised, **parts, "train_file": "/data/notes.json"}
@@ -100,7 +98,7 @@ def test_every_flag_of_privacy_is_a_promise():
 def test_a_coordinator_cannot_take_back_what_was_promised(provisioned):
     promised = {"privacy_unit": "record", "target_epsilon": 3.0, "clipping_norm": 0.5}
     done = provisioned(settings={**promised, "num_rounds": 3})
-    own = read_site_kit(done.place / "sites" / "cardiology").settings
+    own = read_kit(done.place / "sites" / "cardiology", SiteKit).settings
     sent = {"privacy_unit": "none", "target_epsilon": 100.0, "target_delta": 0.9}
     sent |= {"clipping_norm": 9.0, "shared_noise": True}  # with others it is less noise of its own
     settings = from_run_config(at_site(sent, own))
@@ -122,7 +120,7 @@ def test_only_the_owner_reads_a_kit(provisioned):
 
 def test_each_site_has_its_own_keys_and_everybody_knows_all_public_ones(provisioned):
     done = provisioned()
-    kits = [read_site_kit(done.place / "sites" / name) for name in done.kit.sites]
+    kits = [read_kit(done.place / "sites" / name, SiteKit) for name in done.kit.sites]
     pins = read_site_keys(done.kit.site_keys)
     for kit in kits:
         files = {"signing-key": kit.signing_key, "site-keys": kit.site_keys}
@@ -167,10 +165,10 @@ def test_a_late_site_joins_and_nobody_elses_keys_change(provisioned):
 
 def test_what_a_site_says_about_itself_is_not_written_over(provisioned):
     done = provisioned()
-    kit = read_site_kit(done.place / "sites" / "cardiology")
+    kit = read_kit(done.place / "sites" / "cardiology", SiteKit)
     write_description(replace(kit, settings={"train_file": "/mine.json"}))
     again = provisioned()
-    assert read_site_kit(kit.directory).settings == {"train_file": "/mine.json"}
+    assert read_kit(kit.directory, SiteKit).settings == {"train_file": "/mine.json"}
     assert "cardiology: its flags in sites.yaml are not those of its kit" in again.notes[0]
 
 
@@ -183,12 +181,12 @@ def test_kits_that_were_handed_over_are_not_needed_any_more(provisioned):
     again = provisioned(sites=THIRD)
     assert again.need_keys == ["cardiology", "dermatology"]
     assert [path.name for path in (done.place / "sites").iterdir()] == ["surgery"]
-    assert read_kit(again.kit.directory) == again.kit
+    assert read_kit(again.kit.directory, CoordinatorKit) == again.kit
 
 
 def test_the_key_of_a_revoked_site_is_nowhere(provisioned):
     done = provisioned(sites=THIRD)
-    kit = read_site_kit(done.place / "sites" / "dermatology")
+    kit = read_kit(done.place / "sites" / "dermatology", SiteKit)
     theirs = [
         kit.node_key.read_bytes().splitlines()[2],
         kit.node_public_key.read_bytes().split()[1],
@@ -203,7 +201,7 @@ def test_the_key_of_a_revoked_site_is_nowhere(provisioned):
     assert not any(key in everything for key in [*theirs, pinned])
     assert again.kit.sites == {"cardiology": 0, "surgery": 2}
     assert again.kit.revoked == {"dermatology": 1}
-    assert read_kit(again.kit.directory) == again.kit
+    assert read_kit(again.kit.directory, CoordinatorKit) == again.kit
 
 
 def test_the_number_of_a_revoked_site_is_not_given_again(provisioned):
@@ -297,8 +295,9 @@ def test_adding_a_site_that_is_stopped_leaves_kits_that_work(provisioned, stoppi
     stopping(count)
     with pytest.raises(KeyboardInterrupt):
         provisioned(sites=THIRD)
-    for path in (done.kit.directory, *(done.place / "sites" / name for name in done.kit.sites)):
-        read_kit(path)
+    read_kit(done.kit.directory, CoordinatorKit)
+    for name in done.kit.sites:
+        read_kit(done.place / "sites" / name, SiteKit)
     after = keys(done.place)
     assert {path: after[path] for path in before} == before
     assert not list((done.place / "sites").glob(".*"))
@@ -317,7 +316,7 @@ def test_a_revocation_that_is_stopped_can_be_done_again(provisioned, stopping, c
     assert not again.kit.node("dermatology").exists()
     for path in done.place.rglob("sites.json"):
         assert pinned not in read_site_keys(path).values()
-    assert read_kit(again.kit.directory) == again.kit
+    assert read_kit(again.kit.directory, CoordinatorKit) == again.kit
 
 
 @pytest.mark.parametrize(
@@ -335,20 +334,20 @@ def test_a_kit_that_was_edited_wrongly_says_where(provisioned, old, new, text):
     assert old in words
     path.write_text(words.replace(old, new))
     with pytest.raises(ValueError, match=text):
-        read_kit(path.parent)
+        read_kit(path.parent, SiteKit)
 
 
 def test_a_kit_with_a_file_missing_says_which(provisioned):
     place = provisioned().place
     (place / "sites" / "cardiology" / "node.key").unlink()
     with pytest.raises(ValueError, match=r"node\.key is missing"):
-        read_site_kit(place / "sites" / "cardiology")
+        read_kit(place / "sites" / "cardiology", SiteKit)
     with pytest.raises(ValueError, match="no kit there"):
-        read_kit(place)
-    with pytest.raises(ValueError, match="is the coordinator's"):
-        read_site_kit(place / "coordinator")
-    with pytest.raises(ValueError, match="is that of site dermatology"):
-        read_coordinator_kit(place / "sites" / "dermatology")
+        read_kit(place, CoordinatorKit)
+    with pytest.raises(ValueError, match="is that of a coordinator; that of a site"):
+        read_kit(place / "coordinator", SiteKit)
+    with pytest.raises(ValueError, match="is that of a site; that of a coordinator"):
+        read_kit(place / "sites" / "dermatology", CoordinatorKit)
 
 
 def test_the_command_says_what_to_hand_to_whom(sites_file, tmp_path, capsys):
@@ -394,7 +393,7 @@ def test_keys_made_at_a_site_stay_there_and_the_kit_that_comes_back_is_whole(
     assert not list(came.glob("*.key"))
     for path in came.iterdir():
         shutil.copy(path, at_site / path.name)
-    kit = read_site_kit(at_site)
+    kit = read_kit(at_site, SiteKit)
     assert kit.private_files == [at_site / f"{name}.key" for name in ("node", "site", "client")]
     assert _keys(kit).ok, _keys(kit)
     private = [path.read_bytes() for path in at_site.glob("*.key")]
@@ -464,7 +463,7 @@ def test_keys_are_replaced_by_their_holder_alone(sites_file, tmp_path):
     assert done.need_keys == list(plan.sites)
     for path in (site / "next").iterdir():
         path.replace(site / path.name)
-    kit = read_site_kit(site)
+    kit = read_kit(site, SiteKit)
     assert _keys(kit).ok, _keys(kit)
     assert done.kit.node("cardiology").read_bytes() == kit.node_public_key.read_bytes()
     assert kit.client_certificate.read_bytes() in done.kit.client_certificates.read_bytes()

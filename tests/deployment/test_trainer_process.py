@@ -14,8 +14,8 @@ FLOWER = ("flwr", "grpc")
 SPARE = ("datasets", "pandas", "pyarrow", "scipy", "sklearn", "trl")
 DAEMON = """
 import fedfora.cli.site, fedfora.deployment.site
-from fedfora.deployment.kit import read_site_kit
-read_site_kit(KIT)
+from fedfora.deployment.kit import SiteKit, read_kit
+read_kit(KIT, SiteKit)
 """
 SUPERNODE = (
     "import fedfora.deployment.flower_processes, fedfora.deployment.client_app\n"

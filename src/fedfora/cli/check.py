@@ -155,27 +155,23 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
     """Look at a kit, and print a line for each thing as soon as it is found.
 
     Raises:
-        ValueError: If no kit is named, it is broken, or something would keep it from running.
+        ValueError: If there is no kit, it is broken, or something would keep it from running.
     """
-    from fedfora.deployment.settings import CheckKitArguments
+    from fedfora.deployment.settings import KitArguments
 
-    parser = ConfigParser(
-        [CheckKitArguments], prog=f"fedfora check {kind}", description=CHECK_KIT_HELP
-    )
+    parser = ConfigParser([KitArguments], prog=f"fedfora check {kind}", description=CHECK_KIT_HELP)
     (arguments,) = parser.parse(words)
-    if arguments.kit is None:
-        raise ValueError(f"which one? fedfora check {kind} --kit DIR")
     silence_libraries()
-    from fedfora.deployment.kit import read_coordinator_kit, read_site_kit
+    from fedfora.deployment.kit import CoordinatorKit, SiteKit, read_kit
 
     if kind == "site":
-        kit = read_site_kit(arguments.kit)
+        kit = read_kit(arguments.kit, SiteKit)
         print(f"site {kit.name} of {kit.federation}", flush=True)
         from fedfora.deployment.check_site import check_site
 
         findings = check_site(kit)
     else:
-        coordinator = read_coordinator_kit(arguments.kit)
+        coordinator = read_kit(arguments.kit, CoordinatorKit)
         print(f"coordinator of {coordinator.federation}", flush=True)
         from fedfora.deployment.check_federation import check_federation
 

@@ -17,17 +17,11 @@ from fedfora.cli.console import silence_libraries, timestamped
 from fedfora.cli.site import show_journal
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.journal import disagreements, read_journal
-from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
+from fedfora.deployment.kit import CoordinatorKit, read_kit
 from fedfora.deployment.run_state import RUNS
+from fedfora.deployment.settings import KitArguments
 from fedfora.deployment.supervisor import stoppable
 from fedfora.reporting.watch import RunsBoard
-
-
-@dataclass
-class CoordinatorArguments:
-    """Which federation."""
-
-    kit: str = flag(".", "directory of the coordinator's kit, as `fedfora provision` made it")
 
 
 @dataclass
@@ -54,10 +48,10 @@ def run(argv: Sequence[str]) -> None:
     if argv[:1] == ["run"]:
         _run(argv[1:])
         return
-    parser = ConfigParser([CoordinatorArguments], prog="fedfora coordinator", description=__doc__)
+    parser = ConfigParser([KitArguments], prog="fedfora coordinator", description=__doc__)
     (arguments,) = parser.parse(argv)
     silence_libraries()
-    kit = read_coordinator_kit(arguments.kit)
+    kit = read_kit(arguments.kit, CoordinatorKit)
     with _told(kit) as say:
         from fedfora.deployment.coordinator import run_coordinator
 
@@ -67,11 +61,11 @@ def run(argv: Sequence[str]) -> None:
 
 def _run(argv: Sequence[str]) -> None:
     parser = ConfigParser(
-        [CoordinatorArguments, RunChoice], prog="fedfora coordinator run", description=__doc__
+        [KitArguments, RunChoice], prog="fedfora coordinator run", description=__doc__
     )
     arguments, choice = parser.parse(argv)
     silence_libraries()
-    kit = read_coordinator_kit(arguments.kit)
+    kit = read_kit(arguments.kit, CoordinatorKit)
     with stoppable():
         with _told(kit) as say:
             from fedfora.deployment.run import run_to_the_end
@@ -87,12 +81,12 @@ def _journal(argv: Sequence[str]) -> None:
         ValueError: If one was tampered with, or they disagree.
     """
     parser = ConfigParser(
-        [CoordinatorArguments, JournalChoice],
+        [KitArguments, JournalChoice],
         prog="fedfora coordinator journal",
         description=__doc__,
     )
     arguments, choice = parser.parse(argv)
-    lines = show_journal(read_coordinator_kit(arguments.kit).state)
+    lines = show_journal(read_kit(arguments.kit, CoordinatorKit).state)
     if choice.site_journal is not None:
         if found := disagreements(lines, read_journal(Path(choice.site_journal))):
             raise ValueError(f"--site_journal {choice.site_journal}: {'; '.join(found[:5])}")

@@ -13,14 +13,8 @@ from pathlib import Path
 from fedfora.cli.console import log_line, silence_libraries
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.journal import Line, last_digest, read_journal, shown
-from fedfora.deployment.kit import read_site_kit
-
-
-@dataclass
-class SiteArguments:
-    """Which site."""
-
-    kit: str = flag(".", "directory of the site's kit, as `fedfora provision` made it")
+from fedfora.deployment.kit import SiteKit, read_kit
+from fedfora.deployment.settings import KitArguments
 
 
 @dataclass
@@ -34,17 +28,17 @@ class RequestArguments:
 def run(argv: Sequence[str]) -> None:
     """Run the site's processes until told to stop, or show its journal."""
     if argv[:1] == ["journal"]:
-        parser = ConfigParser([SiteArguments], prog="fedfora site journal", description=__doc__)
+        parser = ConfigParser([KitArguments], prog="fedfora site journal", description=__doc__)
         (arguments,) = parser.parse(argv[1:])
-        show_journal(read_site_kit(arguments.kit).state)
+        show_journal(read_kit(arguments.kit, SiteKit).state)
         return
     if argv[:1] == ["request"]:
         _request(argv[1:])
         return
-    parser = ConfigParser([SiteArguments], prog="fedfora site", description=__doc__)
+    parser = ConfigParser([KitArguments], prog="fedfora site", description=__doc__)
     (arguments,) = parser.parse(argv)
     silence_libraries()
-    kit = read_site_kit(arguments.kit)
+    kit = read_kit(arguments.kit, SiteKit)
     log_line(
         f"site {kit.name} of {kit.federation}, for {kit.host}:{kit.port}; logs: {kit.state}/logs"
     )

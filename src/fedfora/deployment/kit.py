@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -161,6 +161,9 @@ class CoordinatorKit(Kit, Plan):
         return self.directory / "nodes" / f"{site}.pub"
 
 
+K = TypeVar("K", SiteKit, CoordinatorKit)
+
+
 def write_description(kit: SiteKit | CoordinatorKit) -> None:
     """Write the kit's kit.yaml; it appears whole or not at all."""
     values = {item.name: getattr(kit, item.name) for item in fields(kit)}
@@ -176,11 +179,16 @@ def write_description(kit: SiteKit | CoordinatorKit) -> None:
     write_atomically(kit.directory / DESCRIPTION, text, mode=PUBLIC, durable=True)
 
 
-def read_kit(directory: str | Path) -> SiteKit | CoordinatorKit:
+def read_kit(directory: str | Path, kind: type[K]) -> K:
     """Read a kit, and check that its files are there.
 
+    Args:
+        directory: The kit's.
+        kind: `SiteKit` or `CoordinatorKit`, whichever is needed.
+
     Raises:
-        ValueError: If a file is missing, or kit.yaml is wrong; with file, line and key.
+        ValueError: If it is of the other kind, a file is missing, or kit.yaml is wrong; with file,
+            line and key.
     """
     place = Path(directory).absolute()
     if not (place / DESCRIPTION).is_file():
@@ -189,37 +197,12 @@ def read_kit(directory: str | Path) -> SiteKit | CoordinatorKit:
     role = document.text(("role",))
     if role not in (SITE, COORDINATOR):
         raise document.error(("role",), f"expected {SITE} or {COORDINATOR}, got {role!r}")
-    kind = SiteKit if role == SITE else CoordinatorKit
+    if role != kind.role:
+        raise ValueError(f"--kit {directory} is that of a {role}; that of a {kind.role} is needed")
     kit = kind(directory=place, **read_fields(document, kind, "role"))
     for path in kit.files:
         if not path.is_file():
             raise ValueError(f"--kit {directory}: {path.relative_to(place)} is missing")
-    return kit
-
-
-def read_site_kit(directory: str | Path) -> SiteKit:
-    """Read the kit of a site.
-
-    Raises:
-        ValueError: If it is wrong, or the coordinator's.
-    """
-    kit = read_kit(directory)
-    if not isinstance(kit, SiteKit):
-        raise ValueError(f"--kit {directory} is the coordinator's; a site's is needed")
-    return kit
-
-
-def read_coordinator_kit(directory: str | Path) -> CoordinatorKit:
-    """Read the kit of the coordinator.
-
-    Raises:
-        ValueError: If it is wrong, or a site's.
-    """
-    kit = read_kit(directory)
-    if not isinstance(kit, CoordinatorKit):
-        raise ValueError(
-            f"--kit {directory} is that of site {kit.name}; the coordinator's is needed"
-        )
     return kit
 
 

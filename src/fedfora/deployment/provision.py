@@ -28,8 +28,7 @@ from fedfora.deployment.kit import (
     SCRIPT,
     CoordinatorKit,
     SiteKit,
-    read_coordinator_kit,
-    read_site_kit,
+    read_kit,
     readme,
     start_script,
     write_description,
@@ -140,7 +139,7 @@ def _fitting(plan: SitesFile, directory: Path, revoke: str | None) -> Coordinato
     Raises:
         ValueError: If it is another federation's, or the sites file leaves out one of its sites.
     """
-    kit = read_coordinator_kit(directory / COORDINATOR)
+    kit = read_kit(directory / COORDINATOR, CoordinatorKit)
     for name in ("federation", "host", "port"):
         there, wanted = getattr(kit, name), getattr(plan, name)
         if there != wanted:
@@ -353,7 +352,7 @@ def _note_changes(provisioned: Provisioned, plan: SitesFile, older: list[str]) -
         directory = provisioned.place / SITES / name
         if not (directory / "node.key").is_file() or name not in plan.sites:
             continue  # handed over, or made without the keys
-        if read_site_kit(directory).settings != own_flags(
+        if read_kit(directory, SiteKit).settings != own_flags(
             plan.settings, plan.sites[name], quorum=plan.quorum
         ):
             provisioned.notes.append(

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedfora.deployment.client_app import measured
 from fedfora.deployment.flower_processes import ReplyBound
 from fedfora.deployment.journal import RECEIVED, RUN_NAME, append
-from fedfora.deployment.kit import CoordinatorKit, read_coordinator_kit
+from fedfora.deployment.kit import CoordinatorKit, read_kit
 from fedfora.deployment.run_state import (
     FAILED,
     FINISHED,
@@ -53,7 +53,7 @@ def make_app() -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         """Run the rounds, and leave word of how they ended."""
         exit_with_parent()
-        kit = read_coordinator_kit(os.environ[KIT])
+        kit = read_kit(os.environ[KIT], CoordinatorKit)
         run = _run_of(kit, context)
         write_begun(kit.state, run)
         log_into(kit.state / "logs" / "server.log")
@@ -171,7 +171,7 @@ class _Members(Membership):
             return "its node is not registered"
         if registered != name:
             return f"it says it is {name!r}, its key is that of {registered!r}"
-        known = read_coordinator_kit(self.state.parent).sites.get(name)
+        known = read_kit(self.state.parent, CoordinatorKit).sites.get(name)
         return None if known == index else f"it says it is number {index}, {name} is {known}"
 
 

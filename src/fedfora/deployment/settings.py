@@ -69,10 +69,10 @@ class ProvisionArguments(Options):
 
 
 @dataclass
-class CheckKitArguments:
-    """Which kit to look at."""
+class KitArguments:
+    """Which kit."""
 
-    kit: str | None = flag(None, "directory of the kit")
+    kit: str = flag(".", "directory of the kit, as `fedfora provision` made it")
 
 
 def settings_of(mapping: Mapping[str, Any]) -> FederationSettings:

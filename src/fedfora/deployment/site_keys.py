@@ -28,7 +28,7 @@ from fedfora.deployment.kit import (
     PRIVATE,
     PUBLIC,
     SiteKit,
-    read_site_kit,
+    read_kit,
     write_file,
 )
 from fedfora.deployment.sites_file import NAME
@@ -92,7 +92,7 @@ def make_request(directory: Path, name: str | None) -> Path:
     Raises:
         ValueError: If the directory or the name is not what it has to be.
     """
-    replaced = read_site_kit(directory) if (directory / DESCRIPTION).exists() else None
+    replaced = read_kit(directory, SiteKit) if (directory / DESCRIPTION).exists() else None
     place = directory / NEXT if replaced else directory
     if replaced is not None:
         name = name or replaced.name

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedfora.deployment.kit import read_site_kit
+from fedfora.deployment.kit import SiteKit, read_kit
 
 
 def main(directory: str) -> None:
@@ -14,7 +14,7 @@ def main(directory: str) -> None:
     with hide_packages(*NOT_FOR_TRAINING):
         from fedfora.deployment.trainer import serve_site
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    kit = read_site_kit(directory)
+    kit = read_kit(directory, SiteKit)
     os.chdir(kit.directory)  # a relative path in kit.yaml is one from there
     serve_site(kit)
 
