@@ -7,8 +7,8 @@ from peft import PeftModel
 from fedfora.adapter.state import read_state
 from fedfora.models.adapter_base import add_adapter
 from fedfora.models.fingerprint import fingerprint
-from fedfora.models.loading import base_name_of, load_adapter, load_base
-from fedfora.models.resolve import model_path
+from fedfora.models.loading import load_adapter, load_base
+from fedfora.models.resolve import base_name_of, model_path
 from fedfora.models.saving import adapter_config, adapter_record, read_prompt_format, save_adapter
 from fedfora.models.settings import AdapterArguments, ModelArguments
 

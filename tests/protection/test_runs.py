@@ -54,7 +54,8 @@ def with_keys(tmp_path, monkeypatch):
 
 def logits_of(directory):
     from fedfora.models.adapter_base import logits
-    from fedfora.models.loading import base_name_of, load_adapter, load_base
+    from fedfora.models.loading import load_adapter, load_base
+    from fedfora.models.resolve import base_name_of
     from fedfora.models.settings import ModelArguments
 
     model = ModelArguments(model_name_or_path=base_name_of(directory), quantization="none")

@@ -49,9 +49,6 @@ def _quiet_transformers(transformers: Any) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-# What a command says before its work shows, and how a daemon tells what happens.
-
-
 def announce(text: str) -> None:
     """Say what is going to run, and why nothing more is to be seen for some seconds."""
     print(f"{text}; loading PyTorch and its libraries ...", flush=True)

@@ -33,8 +33,8 @@ from fedfora.models.adapter_base import (
     settings_of_base,
 )
 from fedfora.models.fingerprint import fingerprint
-from fedfora.models.loading import check_adapter_dir, load_adapter, load_base, own_dtype
-from fedfora.models.resolve import resolve_model, source
+from fedfora.models.loading import load_adapter, load_base, own_dtype
+from fedfora.models.resolve import check_adapter_dir, resolve_model, source
 from fedfora.models.saving import read_prompt_format
 from fedfora.registry import need
 from fedfora.reporting.record import write_json, write_text

@@ -22,13 +22,12 @@ from fedfora.models.fingerprint import describe, fingerprint, same_model, sketch
 from fedfora.models.loading import (
     UNCOVERED,
     Base,
-    base_name_of,
     fora_config,
     load_adapter,
     load_base,
     uncovered,
 )
-from fedfora.models.resolve import check_adapter_dir
+from fedfora.models.resolve import base_name_of, check_adapter_dir
 from fedfora.models.saving import read_adapter, read_record
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.seeds import derive_seed

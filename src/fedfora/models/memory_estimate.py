@@ -16,12 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from fedfora.models.adapter_base import add_adapter
-from fedfora.models.loading import (
-    Base,
-    check_quantized,
-    fast_in_bfloat16,
-    load_config,
-)
+from fedfora.models.loading import Base, check_quantized, fast_in_bfloat16, load_config
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit format
@@ -81,11 +76,18 @@ def estimate_memory(
     Raises:
         ValueError: If there is no such model.
     """
-    base = _without_numbers(model_settings, on_gpu)
+    config = load_config(model_settings)
+    dtype = _dtype(model_settings, config, on_gpu)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    name, quantization = str(model_settings.model_name_or_path), model_settings.quantization
+    base = Base(model, None, name, quantization)
     check_quantized(base, lambda _, module: type(module) in QUANTIZABLE)
     double = model_settings.bnb_4bit_use_double_quant
     doubled = on_gpu if double == "auto" else double == "true"
-    base_bytes = _base_bytes(base.model, model_settings.quantization, doubled)
+    base_bytes = _base_bytes(base.model, quantization, doubled)
     model = add_adapter(base, replace(adapter_settings, start_adapter=None), seed=0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for parameter in model.parameters():  # autocast multiplies in the base's format
@@ -115,15 +117,6 @@ def _dtype(settings: ModelArguments, config: Any, on_gpu: bool) -> torch.dtype:
     return torch.bfloat16 if on_gpu or fast else torch.float32
 
 
-def _without_numbers(settings: ModelArguments, on_gpu: bool) -> Base:
-    config = load_config(settings)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=_dtype(settings, config, on_gpu))
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    return Base(model, None, str(settings.model_name_or_path), settings.quantization)
-
-
 def _base_bytes(model: nn.Module, quantization: str, double: bool) -> int:
     """Bitsandbytes quantizes every linear layer but the output layer."""
     per_weight = {
@@ -148,9 +141,8 @@ def _base_bytes(model: nn.Module, quantization: str, double: bool) -> int:
 def _kept_bytes(model: nn.Module, rows: int, tokens: int, answer_tokens: int) -> int:
     """Return the bytes of all different tensors that autograd keeps, weights left out."""
     weights = {_storage(p) for p in model.parameters()}
-    storages: dict[
-        int, tuple[int, Tensor]
-    ] = {}  # the tensor is held so that its place is not reused
+    # Each tensor is held so that its place is not reused.
+    storages: dict[int, tuple[int, Tensor]] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in weights:

@@ -3,9 +3,7 @@
 It is made from the run's record alone, so a card can be made again from any run directory.
 """
 
-import json
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
 from typing import Any
 
 from fedfora.reporting.history import Run
@@ -60,13 +58,6 @@ def _training(run: Run) -> dict[str, Any]:
     settings = _settings(run, "train", _TRAINING)
     settings.pop("num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps", None)
     return settings
-
-
-def schema() -> dict[str, Any]:
-    """Return the card's JSON schema (draft 2020-12)."""
-    text = files("fedfora.reporting").joinpath("card.schema.json").read_text(encoding="utf-8")
-    parsed: dict[str, Any] = json.loads(text)
-    return parsed
 
 
 def privacy_of(events: Iterable[Event]) -> dict[str, Any]:

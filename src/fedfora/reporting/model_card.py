@@ -8,6 +8,19 @@ from fedfora.reporting.card import Card
 from fedfora.reporting.sections import score_names, score_rows
 from fedfora.reporting.wording import data_size, label
 
+LOADING = """## Loading
+
+```python
+import fedfora  # makes PEFT know the adapter type FORA
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("THIS_DIRECTORY")
+```
+
+Without fedfora: `fedfora export --model_dir THIS_DIRECTORY --output_dir LORA` writes the same
+adapter as LoRA. `fedfora.json` holds the prompt format it was trained with.
+"""
+
 
 def model_card(adapter_config: dict[str, Any], card: Card | None = None) -> str:
     """Return the model card of an adapter.
@@ -21,7 +34,7 @@ def model_card(adapter_config: dict[str, Any], card: Card | None = None) -> str:
         _front_matter(base, card),
         f"# FoRA adapter of rank {rank} for {base}\n",
         *([] if card is None else [_training(card), _results(card), _privacy(card)]),
-        _loading(),
+        LOADING,
     ]
     return "\n".join(part for part in parts if part)
 
@@ -74,18 +87,3 @@ def _results(card: Card) -> str:
 def _privacy(card: Card) -> str:
     told = "federation" in card or card["privacy"]["epsilon"] is not None
     return f"## Privacy\n\n{card['privacy']['statement']}\n" if told else ""
-
-
-def _loading() -> str:
-    return """## Loading
-
-```python
-import fedfora  # makes PEFT know the adapter type FORA
-from peft import AutoPeftModelForCausalLM
-
-model = AutoPeftModelForCausalLM.from_pretrained("THIS_DIRECTORY")
-```
-
-Without fedfora: `fedfora export --model_dir THIS_DIRECTORY --output_dir LORA` writes the same
-adapter as LoRA. `fedfora.json` holds the prompt format it was trained with.
-"""

@@ -48,6 +48,14 @@ _MARKS = {
 }
 
 
+@dataclass
+class RunArguments:
+    """Output."""
+
+    output_dir: str = flag("out", "run directory: adapter, metrics, configuration", often=True)
+    overwrite_output_dir: bool = flag(False, "write over an earlier run in output_dir", often=True)
+
+
 class RunRecord:
     """Writes one run directory."""
 
@@ -91,7 +99,9 @@ class RunRecord:
         record.directory, record.listeners = Path(output_dir), list(listeners)
         with (record.directory / METRICS).open("ab") as file:
             file.truncate(metrics_bytes)
-        record._started = time.time() - record._last_seconds()
+        lines = (record.directory / METRICS).read_text(encoding="utf-8").splitlines()
+        seconds = max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
+        record._started = time.time() - seconds
         return record
 
     def metrics_bytes(self) -> int:
@@ -136,10 +146,6 @@ class RunRecord:
     def seconds(self) -> float:
         """Return the time since the run began, without that between a stop and a resumption."""
         return round(time.time() - self._started, 3)
-
-    def _last_seconds(self) -> float:
-        lines = (self.directory / METRICS).read_text(encoding="utf-8").splitlines()
-        return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
 
 
 def append_event(directory: Path, event: str, *, file: str = METRICS, **values: Any) -> Event:
@@ -267,31 +273,16 @@ def _gpus() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
-# What the user says about the run directory.
-
-
-@dataclass
-class RunArguments:
-    """Output."""
-
-    output_dir: str = flag("out", "run directory: adapter, metrics, configuration", often=True)
-    overwrite_output_dir: bool = flag(False, "write over an earlier run in output_dir", often=True)
-
-
-# The most memory this process has held: on the GPU where it uses one, otherwise resident.
-
-
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-
-
 def peak_memory_bytes() -> int:
-    """Return the peak since the last `reset_peak_memory`, or since the start."""
+    """Return the most memory since the last `reset_peak_memory`, or since the process began.
+
+    On the GPU where the process uses one, otherwise resident.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
+    if (status := Path("/proc/self/status")).exists():
+        for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -304,6 +295,8 @@ def reset_peak_memory() -> None:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     try:
-        _CLEAR_REFS.write_text("5")  # Linux: resets the high-water mark of resident memory
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # Linux: resets the high-water mark of resident memory
     except OSError:
         return

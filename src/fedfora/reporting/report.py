@@ -276,11 +276,6 @@ def _distinct_names(runs: Sequence[Run]) -> list[str]:
     return [str(run.directory) for run in runs]
 
 
-# What a run directory gets at the end: the evaluation card, the adapter's README, the report.
-#
-# All three are made from the record, so they can be made again at any time.
-
-
 def finish_run(record: RunRecord) -> None:
     """Record the end of a run with its peak memory, and write its results."""
     record.log("finished", peak_memory_bytes=peak_memory_bytes(), wall_seconds=record.seconds())
@@ -288,7 +283,10 @@ def finish_run(record: RunRecord) -> None:
 
 
 def write_results(directory: Path) -> None:
-    """Write card.json, report.html and, where there is an adapter, its README.md."""
+    """Write card.json, report.html and, where there is an adapter, its README.md.
+
+    All three are made from the record, so they can be made again at any time.
+    """
     run = read_run(directory)
     card = card_of(run)
     write_json(directory / CARD, card)

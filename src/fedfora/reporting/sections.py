@@ -280,9 +280,6 @@ def overview(names: Sequence[str], runs: Sequence[Run]) -> tuple[Table, Table]:
     return {"columns": head, "rows": results}, {"columns": head, "rows": differences}
 
 
-# What a federation brings: each way of training, each site, each round.
-
-
 def arms(card: Card) -> tuple[str, list[dict[str, Any]]]:
     """Return the score that judges, and for each way of training its value and around it.
 

@@ -32,6 +32,7 @@ FIRST = (
     *("aggregation_error", "epsilon"),
 )
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
+_WIDTH = 34  # of a score's name in a line
 
 
 def label(name: str) -> str:
@@ -129,12 +130,6 @@ def duration(seconds: float) -> str:
     if rounded_s < 3600:
         return f"{rounded_s // 60} min {rounded_s % 60} s"
     return f"{rounded_s // 3600} h {rounded_s % 3600 // 60} min"
-
-
-# Scores to lines of text.
-
-
-_WIDTH = 34
 
 
 def tabled_scores(scores: Mapping[str, Any]) -> list[str]:

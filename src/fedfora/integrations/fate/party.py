@@ -12,6 +12,7 @@ from typing import Any
 from fedfora.data.sources import chosen_source
 from fedfora.integrations.fate.connection import read_broker
 from fedfora.integrations.fate.settings import FateSettings, Party
+from fedfora.models.resolve import checked_model_name
 from fedfora.registry import installed_version
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.view import View
@@ -43,10 +44,7 @@ def check_party(settings: FateSettings) -> Party:
     if party[0] != "arbiter":
         check_output_dir(settings.run.output_dir, overwrite=settings.run.overwrite_output_dir)
         chosen_source(settings.data.train_file, settings.data, flag="--train_file")
-        if not settings.model.model_name_or_path:
-            raise ValueError(
-                "--model_name_or_path is missing: a directory, a Hub id, or clinic-base"
-            )
+        checked_model_name(settings.model)
     if settings.fate.rabbitmq is not None:
         read_broker(settings.fate.rabbitmq)
     require_fate()

@@ -3,7 +3,8 @@
 A Baichuan is a Llama with three differences: one fused projection `W_pack` for q, k and v; in the
 13B models ALiBi in place of rotary positions; in Baichuan2 an output layer with normalized rows.
 
-Shape suffixes: B = rows of the batch, Q = queries, K = keys with the cached ones, H = heads.
+Shape suffixes: B = rows of the batch, Q = queries, K = keys with the cached ones, H = heads,
+D = distances between a key and a query.
 """
 
 import inspect
@@ -255,17 +256,11 @@ class BaichuanForSequenceClassification(GenericForSequenceClassification, Baichu
     """The decoder with a classifier on the last token of each row."""
 
 
-# ALiBi, attention with linear biases: head count and positions to what is added to the scores.
-#
-#     score[h, q, k] += slope[h] * (k - q)      (Press et al. 2022,
-# https://arxiv.org/abs/2108.12409)
-#
-# Shape suffixes: H = heads, Q = queries, K = keys with the cached ones, B = rows of the batch,
-# D = distances between a key and a query.
-
-
 def alibi_slopes(num_heads: int) -> Tensor:
     """Return one slope for each head, in float32: 2^(-8/n), 2^(-16/n), ... for n heads.
+
+    Attention with linear biases adds `slope[h] * (k - q)` to the scores (Press et al. 2022,
+    https://arxiv.org/abs/2108.12409).
 
     Where the number of heads is no power of two, the largest power n below it gives the first n
     slopes, and the others are every second slope of the series for 2 n heads.
@@ -312,18 +307,12 @@ def alibi_mask_bytes(num_heads: int, num_tokens: int, *, dtype: torch.dtype, row
     return rows * num_heads * num_tokens**2 * dtype.itemsize
 
 
-AutoModel.register(BaichuanConfig, BaichuanModel, exist_ok=True)
-
-
-# Baichuan2's output layer: raw rows to rows of length one, once.
-#
-# The published code normalizes the rows of `lm_head` whenever it runs. Here they are normalized
-# when the model is loaded, because fused losses read `lm_head.weight` and never call the layer.
-
-
 @torch.no_grad()
 def normalize_rows(head: nn.Module) -> None:
     """Divide each row of the layer's weight by its length, in place and in the weight's own dtype.
+
+    The published code of Baichuan2 does so whenever it runs. Here it is done when the model is
+    loaded, because fused losses read `lm_head.weight` and never call the layer.
 
     Args:
         head: The output layer, with or without an adapter on it; an adapter's own weights, trained
@@ -371,6 +360,7 @@ def _obstacle(weight: Any) -> str | None:
     return None
 
 
+AutoModel.register(BaichuanConfig, BaichuanModel, exist_ok=True)
 AutoModelForCausalLM.register(BaichuanConfig, BaichuanForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(
     BaichuanConfig, BaichuanForSequenceClassification, exist_ok=True

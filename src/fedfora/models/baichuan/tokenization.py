@@ -49,7 +49,12 @@ class BaichuanTokenizer(SentencePieceBackend):
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_settings(kwargs)
+        for name in ("add_bos_token", "add_eos_token"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"{name} is true, but Baichuan's tokenizer adds no token to a text: set it to "
+                    "false in tokenizer_config.json"
+                )
         kwargs.pop("auto_map", None)  # names the Python file that is not used
         added = kwargs.pop("added_tokens_decoder", {})
         super().__init__(
@@ -78,15 +83,6 @@ class BaichuanTokenizer(SentencePieceBackend):
 
 class BaiChuanTokenizer(BaichuanTokenizer):
     """The same under the spelling that Baichuan-7B's tokenizer_config.json has."""
-
-
-def _check_settings(kwargs: dict[str, Any]) -> None:
-    for name in ("add_bos_token", "add_eos_token"):
-        if kwargs.get(name):
-            raise ValueError(
-                f"{name} is true, but Baichuan's tokenizer adds no token to a text: set it to "
-                "false in tokenizer_config.json"
-            )
 
 
 def _plain(token: Any) -> Any:
