@@ -44,7 +44,7 @@ def site(tmp_path_factory, tiny_dir):
     threading.Thread(
         target=serve, args=(working,), kwargs={"max_bytes": 1 << 20}, daemon=True
     ).start()
-    ask(state, {"operation": "info"}, RecordDict(), connect_s=30)
+    ask(state, {"operation": "none, but it listens"}, RecordDict(), connect_s=30)
     return working
 
 

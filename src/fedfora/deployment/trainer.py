@@ -18,9 +18,7 @@ import os
 import socket
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
@@ -48,10 +46,9 @@ from fedfora.federated.site_runtime import (
 )
 from fedfora.federated.wire.messages import CONFIG, FrozenFactorsMissingError
 from fedfora.privacy.ledger import BudgetSpent
-from fedfora.reporting.record import peak_memory_bytes, write_text
+from fedfora.reporting.record import write_text
 from fedfora.training.privacy_plan import ledger_directory
 
-INFO = "info"
 LAST_RUN = "last-run.json"
 SILENCE_S = 60.0  # whoever connects and says nothing for so long is cut off
 
@@ -85,7 +82,6 @@ class Trainer:
     state: Path
     keys: tuple[Path, Path] | None = None
     base_fingerprint: str | None = None
-    answered: int = 0
     heartbeat: Heartbeat = field(init=False)
     _contexts: dict[int, Context] = field(default_factory=dict)
 
@@ -100,27 +96,13 @@ class Trainer:
         """Do what is asked; whatever goes wrong, the answer is a code and the text is logged."""
         operation = head.get("operation")
         try:
-            if operation == INFO:
-                return self.info(), RecordDict()
             if operation not in OPERATIONS:
                 raise socket_wire.WireError(f"no such operation: {operation!r}")
-            answer = self._do(str(operation), head, content)
-            self.answered += 1
-            return answer
+            return self._do(str(operation), head, content)
         except Exception as error:
             code = client_app.new_code(word_for(error, str(operation)))
             logger.exception("%s: %s", code, operation)
             return {client_app.CODE: code}, RecordDict()
-
-    def info(self) -> dict[str, Any]:
-        """Return what the trainer is; for the site's own administrator."""
-        return {
-            "site": self.name,
-            "version": version("fedfora"),
-            "pid": os.getpid(),
-            "answered": self.answered,
-            "peak-memory-bytes": peak_memory_bytes(),
-        }
 
     def warm_up(self) -> None:
         """Open base and rows of the last run, so that a restarted trainer answers at once."""
