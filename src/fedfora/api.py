@@ -27,6 +27,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fedfora.cli.console import NOISY
 from fedfora.cli.main import missing_extra
 from fedfora.config import ConfigError, ConfigParser, to_mapping
 from fedfora.data.sources import held_rows, is_in_memory
@@ -45,7 +46,6 @@ SETTINGS = {  # of each command: the module that knows its sections
 }
 ROWS = ("train_file", "validation_file", "test_file", "test_path")
 BEST = "best"  # as fedfora.federated.coordinator.checkpoint names it
-NOISY = ("flwr", "bitsandbytes", "bitsandbytes.backends.utils")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

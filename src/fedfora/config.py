@@ -160,19 +160,16 @@ class ConfigParser(argparse.ArgumentParser):
         self._shown: dict[str, bool] = {}  # option to whether `--help` shows it
         self._empty: dict[str, list[Any]] = {}  # option to None or [], where it may be that
         for section in self.sections:
-            self._add_section(section)
+            # Its options stand under a heading of their own, its first sentence.
+            group = self.add_argument_group((section.__doc__ or "").split("\n")[0].rstrip("."))
+            hints = get_type_hints(section)
+            for item in dataclasses.fields(section):
+                if item.name not in self.without:
+                    self._add_option(group, item, hints[item.name])
         if len(self._shown) <= FEW:
             self._shown = dict.fromkeys(self._shown, True)
         for names in (("-h", "--help"), ("--help_all",)):
             self.add_argument(*names, action=_Help, nargs=0, help=argparse.SUPPRESS)
-
-    def _add_section(self, section: Any) -> None:
-        """Put the options of a dataclass under a heading of their own, its first sentence."""
-        group = self.add_argument_group((section.__doc__ or "").split("\n")[0].rstrip("."))
-        hints = get_type_hints(section)
-        for item in dataclasses.fields(section):
-            if item.name not in self.without:
-                self._add_option(group, item, hints[item.name])
 
     def _add_option(self, group: Any, item: Any, hint: Any) -> None:
         default = item.default if item.default_factory is dataclasses.MISSING else []
@@ -310,7 +307,10 @@ class ConfigParser(argparse.ArgumentParser):
         if hidden := [item for item in items if _OPTION.match(str(item))]:
             self.error(f"--{key}: {hidden[0]!r} is no value, but an option")
         try:
-            typed = [self._get_value(action, _word(item)) for item in items]
+            typed = [
+                self._get_value(action, str(item).lower() if isinstance(item, bool) else str(item))
+                for item in items
+            ]
             for item in typed:
                 self._check_value(action, item)
         except argparse.ArgumentError as error:
@@ -411,7 +411,3 @@ def _boolean(text: str) -> bool:
     if text.lower() not in _BOOLEANS:
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
     return _BOOLEANS[text.lower()]
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

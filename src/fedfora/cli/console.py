@@ -9,6 +9,8 @@ from typing import Any
 
 from wrapt import register_post_import_hook
 
+NOISY = ("flwr", "bitsandbytes", "bitsandbytes.backends.utils")
+
 
 class Once(logging.Filter):
     """Lets each message through once: rows are read several times, their faults are told once."""
@@ -38,7 +40,7 @@ def silence_libraries() -> None:
         level=logging.ERROR, format="%(levelname)s: %(message)s", handlers=[handler]
     )
     logging.getLogger("fedfora").setLevel(logging.WARNING)
-    for name in ("flwr", "bitsandbytes", "bitsandbytes.backends.utils"):
+    for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     register_post_import_hook(_quiet_transformers, "transformers")

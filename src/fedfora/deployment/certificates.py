@@ -6,13 +6,14 @@ gate's list, and signs each request with its node's key, which the coordinator r
 SuperNode authentication).
 """
 
-import ipaddress
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedfora.deployment.sites_file import address_of
 
 AUTHORITY_DAYS = 3650
 CLOCKS_DIFFER = timedelta(minutes=5)  # a site whose clock is a little behind must not be shut out
@@ -56,11 +57,14 @@ def make_server(
     ):
         raise ValueError("the authority's key is not that of its certificate")
     key = ec.generate_private_key(ec.SECP384R1())
-    names = x509.SubjectAlternativeName([_named(n) for n in dict.fromkeys((host, *LOOPBACK))])
+    names = [
+        x509.IPAddress(address) if (address := address_of(name)) else x509.DNSName(name)
+        for name in dict.fromkeys((host, *LOOPBACK))
+    ]
     builder = (
         _builder(_common_name(host[:64]), issuer.subject, key.public_key(), now, valid_days)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(names, critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
     return _pem(key), _signed(builder, signer)
 
@@ -124,13 +128,6 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-
-
-def _named(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
 
 
 def _common_name(text: str) -> x509.Name:

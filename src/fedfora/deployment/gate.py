@@ -5,7 +5,6 @@ and without accounts. The SuperLink therefore listens on loopback, and the gate 
 of the sites through. All of nginx's own files lie in the kit's `state`; it needs no privileges.
 """
 
-import ipaddress
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.deployment.kit import CoordinatorKit, template
+from fedfora.deployment.sites_file import address_of
 
 # What a SuperNode of Flower asks for (flwr.supernode.fleet_http_client, 1.38 to 1.42).
 FLEET_PATHS = (
@@ -33,11 +33,16 @@ FLEET_PATHS = (
 )
 GATE_LOG = "gate.log"  # in the kit's state, by nginx
 MAX_BODY_MIB = 16  # Flower cuts what it sends into pieces of 5 MB
-CONNECTIONS = (
-    16_384  # each of a site's takes two; strangers' idle ones are to find room beside them
-)
+# Each of a site's takes two; strangers' idle ones are to find room beside them.
+CONNECTIONS = 16_384
 # Of one site, at most: connections, requests a second, and requests in a burst of messages.
 SITE_CONNECTIONS, SITE_REQUESTS, SITE_BURST = 16, 20, 400
+
+MISSING_S = 3600.0  # a site that was not seen for so long is missing
+REFUSED_S = 120.0  # a site that restarts is refused for a minute, until its heartbeats are missed
+TOLD_S = 3600.0  # the same alarm is not given again for so long
+
+Finding = tuple[str, bool, dict[str, Any]]  # event, whether it is an alarm, and its facts
 
 # A site's certificate is in the list and vouches for itself alone; a stranger is told 400.
 CLIENTS = "ssl_client_certificate clients.pem;\n        ssl_verify_client on;"
@@ -83,26 +88,14 @@ def gate_command(kit: CoordinatorKit) -> list[str]:
 
 def _listening(host: str) -> str:
     """Return where to listen: loopback stays loopback; a name may be that of a router before us."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
+    if (address := address_of(host)) is None:
         return "127.0.0.1:" if host == "localhost" else ""
     written = f"[{host}]:" if address.version == 6 else f"{host}:"
     return written if address.is_loopback else ("[::]:" if address.version == 6 else "")
 
 
-# Who comes to the gate, by its log: another holder of a kit, refused keys, sites that stay away.
-
-
-MISSING_S = 3600.0  # a site that was not seen for so long is missing
-REFUSED_S = 120.0  # a site that restarts is refused for a minute, until its heartbeats are missed
-TOLD_S = 3600.0  # the same alarm is not given again for so long
-
-Finding = tuple[str, bool, dict[str, Any]]  # event, whether it is an alarm, and its facts
-
-
 class GateWatch:
-    """Reads the gate's log as it grows.
+    """Reads the gate's log as it grows: who holds a kit twice, is refused, or stays away.
 
     Args:
         log: The log; what stands in it already is not looked at.

@@ -45,6 +45,7 @@ NOT_OF_FEDERATION = {
     "output_dir": "the results lie in the coordinator's kit, under state",
     "overwrite_output_dir": "the results lie in the coordinator's kit, under state",
 }
+DEFAULTS = {item.name: item.default for section in SECTIONS.values() for item in fields(section)}
 SITE_FLAGS = (LOCAL_ONLY | SITE_MAY_OVERRIDE | PROTECTION) - NOT_OF_FEDERATION.keys()
 
 
@@ -107,13 +108,7 @@ def own_flags(
     parts = set().union(
         *(IMPLIED_FLAGS[name] for name in IMPLIED_FLAGS if own.get(name) not in (None, False))
     )
-    promised = {
-        field.name: field.default
-        for section in SECTIONS.values()
-        for field in fields(section)
-        if field.name in parts
-    }
-    return {**promised, **own}
+    return {**{name: default for name, default in DEFAULTS.items() if name in parts}, **own}
 
 
 def check_promise(own: Mapping[str, Any]) -> None:
@@ -170,11 +165,10 @@ def check_flags(
         ValueError: Naming file, line and flag.
     """
     flags = document.mapping(keys, empty=True)
-    every = {field.name for section in SECTIONS.values() for field in fields(section)}
     for name in flags:
         if name in NOT_OF_FEDERATION:
             raise document.error((*keys, name), f"is not set here: {NOT_OF_FEDERATION[name]}")
-        if of_site and name in every - SITE_FLAGS:
+        if of_site and name in DEFAULTS.keys() - SITE_FLAGS:
             raise document.error(
                 (*keys, name), "is the same for all sites; it belongs under settings"
             )

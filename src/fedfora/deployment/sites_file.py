@@ -82,7 +82,8 @@ def _address(document: YamlSource) -> tuple[str, int, int]:
     path = "coordinator"
     document.check_keys((path,), needed=("host", "port"), allowed=("superlink_port",))
     host = document.text((path, "host"))
-    if not _is_address(host) and (not DNS_NAME.fullmatch(host) or host.replace(".", "").isdigit()):
+    is_name = DNS_NAME.fullmatch(host) and not host.replace(".", "").isdigit()
+    if address_of(host) is None and not is_name:
         raise document.error(
             (path, "host"), f"expected a DNS name or an address without port, got {host!r}"
         )
@@ -95,12 +96,12 @@ def _address(document: YamlSource) -> tuple[str, int, int]:
     return host, port, behind
 
 
-def _is_address(host: str) -> bool:
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a host is; None for a name."""
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 
 from fedfora.deployment.kit import SiteKit, read_kit
 
+# Libraries import these in passing: transformers' Trainer datasets, and with it pandas, PyArrow and
+# aiohttp, to recognize its data sets, though a site's rows are lists; a detection loss SciPy.
+NOT_FOR_TRAINING = ("datasets", "scipy", "sklearn")
+
 
 def main(directory: str) -> None:
     """Serve the site whose kit lies in a directory."""
@@ -17,15 +21,6 @@ def main(directory: str) -> None:
     kit = read_kit(directory, SiteKit)
     os.chdir(kit.directory)  # a relative path in kit.yaml is one from there
     serve_site(kit)
-
-
-# Keeps packages out of memory that libraries import in passing and a site's trainer does not use.
-#
-# transformers' Trainer imports datasets, and with it pandas, PyArrow and aiohttp, to know its data
-# sets when it meets them; the rows of a site are lists. A loss for object detection imports SciPy.
-
-
-NOT_FOR_TRAINING = ("datasets", "scipy", "sklearn")
 
 
 @contextmanager
