@@ -12,12 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from fedfora.deployment import journal
-from fedfora.deployment.flower_processes import (
-    CLIENT_CERTIFICATE,
-    CLIENT_KEY,
-    PROGRAM,
-    environment,
-)
+from fedfora.deployment.flower_processes import CLIENT_CERTIFICATE, CLIENT_KEY, PROGRAM, environment
 from fedfora.deployment.heartbeat import HEARTBEAT, TRAINER, HeartbeatMonitor
 from fedfora.deployment.kit import SiteKit
 from fedfora.deployment.supervisor import (

@@ -19,14 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedfora.adapter.state import draw_inner_factors, write_state
 from fedfora.models.fingerprint import describe, fingerprint, same_model, sketch
-from fedfora.models.loading import (
-    UNCOVERED,
-    Base,
-    fora_config,
-    load_adapter,
-    load_base,
-    uncovered,
-)
+from fedfora.models.loading import UNCOVERED, Base, fora_config, load_adapter, load_base, uncovered
 from fedfora.models.resolve import base_name_of, check_adapter_dir
 from fedfora.models.saving import read_adapter, read_record
 from fedfora.models.settings import AdapterArguments, ModelArguments

@@ -23,13 +23,7 @@ from fedfora.metrics import METRICS
 from fedfora.reporting import sections
 from fedfora.reporting.card import FILE as CARD
 from fedfora.reporting.card import Card, card_of
-from fedfora.reporting.charts import (
-    ALL_SITES,
-    NUM_COLORS,
-    as_band,
-    color_and_dash,
-    line_chart,
-)
+from fedfora.reporting.charts import ALL_SITES, NUM_COLORS, as_band, color_and_dash, line_chart
 from fedfora.reporting.history import Run, read_run
 from fedfora.reporting.model_card import model_card
 from fedfora.reporting.record import RunRecord, peak_memory_bytes, write_json, write_text
