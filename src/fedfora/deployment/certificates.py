@@ -27,12 +27,12 @@ USES = (  # of a key, all that a certificate must say yes or no to
 Certified = tuple[bytes, bytes]
 
 
-def make_authority(federation: str, *, now: datetime | None = None) -> Certified:
+def make_authority(federation: str) -> Certified:
     """Return key and certificate of a new authority, in PEM."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = _common_name(f"fedfora {federation} authority")
     limits = x509.BasicConstraints(ca=True, path_length=0)
-    builder = _builder(name, name, key.public_key(), now, AUTHORITY_DAYS, limits)
+    builder = _builder(name, name, key.public_key(), AUTHORITY_DAYS, limits=limits)
     return _pem(key), _signed(builder, key)
 
 
@@ -62,19 +62,19 @@ def make_server(
         for name in dict.fromkeys((host, *LOOPBACK))
     ]
     builder = (
-        _builder(_common_name(host[:64]), issuer.subject, key.public_key(), now, valid_days)
+        _builder(_common_name(host[:64]), issuer.subject, key.public_key(), valid_days, now=now)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
     return _pem(key), _signed(builder, signer)
 
 
-def make_client(name: str, *, now: datetime | None = None) -> Certified:
+def make_client(name: str) -> Certified:
     """Return key and certificate by which the gate knows a site, in PEM; nobody else signs it."""
     key = ec.generate_private_key(ec.SECP384R1())
     subject = _common_name(name)
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
-    builder = _builder(subject, subject, key.public_key(), now, AUTHORITY_DAYS)
+    builder = _builder(subject, subject, key.public_key(), AUTHORITY_DAYS)
     return _pem(key), _signed(builder.add_extension(usage, critical=False), key)
 
 
@@ -96,8 +96,9 @@ def _builder(
     subject: x509.Name,
     issuer: x509.Name,
     key: ec.EllipticCurvePublicKey,
-    now: datetime | None,
     days: int,
+    *,
+    now: datetime | None = None,
     limits: x509.BasicConstraints = NO_AUTHORITY,
 ) -> x509.CertificateBuilder:
     start = now or datetime.now(UTC)

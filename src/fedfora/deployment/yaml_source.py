@@ -61,14 +61,13 @@ class YamlSource:
         if missing := [key for key in needed if value.get(key) is None]:
             raise self.error(keys, f"{missing[0]} is missing")
 
-    def text(self, keys: Keys, default: str | None = None) -> str:
+    def text(self, keys: Keys) -> str:
         """Return the text at `keys`.
 
         Raises:
-            ValueError: If it is empty or no text.
+            ValueError: If it is empty or not a text.
         """
         value = self._at(keys)
-        value = default if value is None else value
         if not isinstance(value, str) or not value.strip():
             raise self.error(keys, f"expected a text, got {value!r}")
         return value
@@ -77,7 +76,7 @@ class YamlSource:
         """Return the whole number at `keys`.
 
         Raises:
-            ValueError: If it is none, or not in [low, high].
+            ValueError: If it is not one, or not in [low, high].
         """
         value = self._at(keys)
         value = default if value is None else value

@@ -53,9 +53,9 @@ def read_adapter(directory: str | Path) -> AdapterState:
     return {from_peft_key(key) or key: tensor for key, tensor in weights.items()}
 
 
-def adapter_config(model: Any, adapter_name: str = "default") -> dict[str, Any]:
+def adapter_config(model: Any) -> dict[str, Any]:
     """Return an adapter's configuration as PEFT writes it to adapter_config.json."""
-    return as_saved(model.peft_config[adapter_name])
+    return as_saved(model.peft_config["default"])
 
 
 def as_saved(config: Any, **resolved: Any) -> dict[str, Any]:

@@ -215,7 +215,9 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool, to_resume: str 
         raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
 
 
-def check_disk_space(output_dir: str | Path, needed_bytes: int) -> None:
+def check_disk_space(
+    output_dir: str | Path, needed_bytes: int, *, flag: str = "--output_dir "
+) -> None:
     """Raise if what a run will write does not fit on the disk.
 
     Raises:
@@ -224,7 +226,7 @@ def check_disk_space(output_dir: str | Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(_nearest_existing(Path(output_dir))).free
     if free < needed_bytes:
         raise ValueError(
-            f"--output_dir {output_dir}: the run writes about {needed_bytes / 2**20:,.0f} MiB, the "
+            f"{flag}{output_dir}: the run writes about {needed_bytes / 2**20:,.0f} MiB, the "
             f"disk has {free / 2**20:,.0f} MiB left"
         )
 

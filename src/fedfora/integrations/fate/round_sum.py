@@ -26,12 +26,12 @@ from fedfora.seeds import derive_seed
 TRAVELING = {"core": ("E",), "all": ("A", "D", "E")}
 
 
-def train_core_alone(model: nn.Module, adapter_name: str = "default") -> None:
+def train_core_alone(model: nn.Module) -> None:
     """Leave E as the only factor that trains; it reaches every core without B and C."""
     for layer in model.modules():
-        if isinstance(layer, ForaLayer) and adapter_name in layer.fora_A:
+        if isinstance(layer, ForaLayer) and "default" in layer.fora_A:
             for letter in "ABCD":
-                layer.factor(letter, adapter_name).requires_grad_(False)
+                layer.factor(letter, "default").requires_grad_(False)
 
 
 def traveling(folded: AdapterState, trainable: str) -> AdapterState:
