@@ -43,11 +43,9 @@ class JournalChoice:
 def run(argv: Sequence[str]) -> None:
     """Run the coordinator's processes, for ever or for one run, or show its journal."""
     if argv[:1] == ["journal"]:
-        _journal(argv[1:])
-        return
+        return _journal(argv[1:])
     if argv[:1] == ["run"]:
-        _run(argv[1:])
-        return
+        return _run(argv[1:])
     parser = ConfigParser([KitArguments], prog="fedfora coordinator", description=__doc__)
     (arguments,) = parser.parse(argv)
     silence_libraries()

@@ -33,8 +33,7 @@ def run(argv: Sequence[str]) -> None:
         show_journal(read_kit(arguments.kit, SiteKit).state)
         return
     if argv[:1] == ["request"]:
-        _request(argv[1:])
-        return
+        return _request(argv[1:])
     parser = ConfigParser([KitArguments], prog="fedfora site", description=__doc__)
     (arguments,) = parser.parse(argv)
     silence_libraries()
