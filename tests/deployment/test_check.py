@@ -451,10 +451,11 @@ def test_a_certificate_is_looked_at_while_the_federation_runs_and_a_new_one_is_t
     assert len(said) == 3
 
 
-def test_the_wrong_kit_or_none(kits, capsys):
+def test_the_wrong_kit_or_none(kits, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(["check", "site"]) == 2
-    assert "--kit DIR" in capsys.readouterr().err
+    assert "--kit .: no kit there" in capsys.readouterr().err
     assert main(["check", "site", "--kit", str(kits[0].directory)]) == 2
-    assert "is the coordinator's" in capsys.readouterr().err
+    assert "is that of a coordinator" in capsys.readouterr().err
     assert main(["check", "federations"]) == 2
     assert "did you mean 'federation'" in capsys.readouterr().err

@@ -425,9 +425,9 @@ def test_a_request_that_was_changed_on_its_way_is_refused_by_name(tmp_path):
 
 
 def test_a_certificate_that_could_sign_others_is_no_sites(tmp_path, monkeypatch):
-    limits = certificates.x509.BasicConstraints
+    limits = certificates.x509.BasicConstraints(ca=True, path_length=None)
     with monkeypatch.context() as patched:
-        patched.setattr(certificates.x509, "BasicConstraints", lambda **_: limits(True, None))
+        patched.setattr(certificates, "NO_AUTHORITY", limits)
         path = make_request(tmp_path / "north", "north")
     with pytest.raises(ValueError, match=r"north\.request: its keys or its names are not"):
         read_requests(path.parent)

@@ -299,7 +299,7 @@ def test_what_is_broken_while_it_is_written_does_not_end_the_board(write_run, tm
         run = write_run("001", events=[round_line(1)])
         (run / "config.yaml").write_text("{")
         time.sleep(1)
-        assert board._live._refresh_thread.is_alive()
+        assert board.live._refresh_thread.is_alive()
         broken = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(broken.replace("{", "run: {}"))
         wait_for(board, "001")

@@ -32,7 +32,7 @@ def make_authority(federation: str) -> Certified:
     key = ec.generate_private_key(ec.SECP384R1())
     name = _common_name(f"fedfora {federation} authority")
     limits = x509.BasicConstraints(ca=True, path_length=0)
-    builder = _builder(name, name, key.public_key(), AUTHORITY_DAYS, limits=limits)
+    builder = _builder(name, name, key.public_key(), AUTHORITY_DAYS, limits)
     return _pem(key), _signed(builder, key)
 
 
@@ -62,7 +62,9 @@ def make_server(
         for name in dict.fromkeys((host, *LOOPBACK))
     ]
     builder = (
-        _builder(_common_name(host[:64]), issuer.subject, key.public_key(), valid_days, now=now)
+        _builder(
+            _common_name(host[:64]), issuer.subject, key.public_key(), valid_days, NO_AUTHORITY, now
+        )
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
@@ -74,7 +76,7 @@ def make_client(name: str) -> Certified:
     key = ec.generate_private_key(ec.SECP384R1())
     subject = _common_name(name)
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
-    builder = _builder(subject, subject, key.public_key(), AUTHORITY_DAYS)
+    builder = _builder(subject, subject, key.public_key(), AUTHORITY_DAYS, NO_AUTHORITY)
     return _pem(key), _signed(builder.add_extension(usage, critical=False), key)
 
 
@@ -97,9 +99,8 @@ def _builder(
     issuer: x509.Name,
     key: ec.EllipticCurvePublicKey,
     days: int,
-    *,
+    limits: x509.BasicConstraints,
     now: datetime | None = None,
-    limits: x509.BasicConstraints = NO_AUTHORITY,
 ) -> x509.CertificateBuilder:
     start = now or datetime.now(UTC)
     allowed = ("key_cert_sign", "crl_sign") if limits.ca else ("digital_signature",)
