@@ -15,10 +15,11 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from memory import apart, measured, speed
+from memory import apart, available_gb, measured, speed
 from record import ratio_of_pairs, write
 
 RANK, RATE = 8, 1e-3
@@ -127,6 +128,8 @@ def one_run(arm: str, options: argparse.Namespace, rows: list[dict[str, Any]]) -
                 f"--per_device_train_batch_size {options.batch} --gradient_accumulation_steps 1 "
                 "--logging_steps 1"
             ).split()
+        while available_gb() < options.limit_gb:  # other programs' memory is not to run out
+            time.sleep(5)
         source = options.before if arm == "before" else None
         figures = measured(command, Path(place), source, options.limit_gb)
     return {**speed(figures.pop("lines")), **figures}
@@ -145,7 +148,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--max_tokens", type=int, default=512, help="longer rows are left out")
-    parser.add_argument("--limit_gb", type=float, default=12, help="more private memory ends a run")
+    parser.add_argument("--limit_gb", type=float, default=12, help="a run waits for, and may take")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--place", help=argparse.SUPPRESS)
     options = parser.parse_args()

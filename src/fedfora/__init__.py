@@ -7,6 +7,7 @@ itself loads neither torch nor PEFT nor transformers.
 The commands are functions too, `fedfora.train` and others: see `fedfora.api`.
 """
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ForaConfig", "ForaLayer", "ForaLinear", "ForaModel"]
 __all__ += ["__version__", "export", "federate", "predict", "simulate", "train"]
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for huge pages: fewer faults
 
 # What a library must be loaded for, and the module that registers itself in it when imported: at
 # once where the library is loaded already, otherwise when it is.

@@ -16,14 +16,7 @@ from fedfora.deployment.coordinator import CHECK_S, Coordinator
 from fedfora.deployment.flower_processes import FlowerCommandError
 from fedfora.deployment.journal import RUN_NAME
 from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.run_state import (
-    FINISHED,
-    RUNS,
-    STOPPED,
-    Outcome,
-    PlannedRun,
-    settings_for,
-)
+from fedfora.deployment.run_state import FINISHED, RUNS, STOPPED, Outcome, PlannedRun, settings_for
 from fedfora.federated.coordinator.checkpoint import find_checkpoints
 from fedfora.federated.settings_scope import common_part
 from fedfora.reporting.history import Follower

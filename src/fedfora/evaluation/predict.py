@@ -23,13 +23,7 @@ from fedfora.evaluation.plan import PredictionPlan, prepare
 from fedfora.evaluation.scores import score
 from fedfora.evaluation.settings import NO_EFFECT, PredictSettings
 from fedfora.metrics import Answer
-from fedfora.models.adapter_base import (
-    check_base,
-    deviation,
-    logits,
-    merge_adapter,
-    same_limit,
-)
+from fedfora.models.adapter_base import check_base, deviation, logits, merge_adapter, same_limit
 from fedfora.models.loading import Base, load_adapter, load_base
 from fedfora.reporting.record import RunRecord
 from fedfora.reporting.report import finish_run

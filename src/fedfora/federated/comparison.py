@@ -29,12 +29,7 @@ from fedfora.federated.site_runtime import SiteRuntime, load_runtime, open_site
 from fedfora.metrics import headlines
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.history import read_lines
-from fedfora.reporting.record import (
-    append_event,
-    peak_memory_bytes,
-    reset_peak_memory,
-    write_text,
-)
+from fedfora.reporting.record import append_event, peak_memory_bytes, reset_peak_memory, write_text
 from fedfora.reporting.report import write_results
 from fedfora.reporting.view import EVALUATED_ROW, View, clock
 from fedfora.reporting.wording import label, number

@@ -18,11 +18,7 @@ from fedfora.federated.engines.ray import run_ray
 from fedfora.federated.preflight import partition_sites, preflight
 from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.shared_noise import (
-    NUM_CURIOUS_SITES,
-    shared_release,
-    site_noise_multiplier,
-)
+from fedfora.federated.shared_noise import NUM_CURIOUS_SITES, shared_release, site_noise_multiplier
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site.training import plan_round
 from fedfora.federated.site_runtime import SiteRuntime, check_rows, load_runtime

@@ -14,14 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedfora.adapter.state import (
-    AdapterState,
-    fold,
-    read_state,
-    set_trainable,
-    unfold,
-    write_state,
-)
+from fedfora.adapter.state import AdapterState, fold, read_state, set_trainable, unfold, write_state
 from fedfora.config import Scalar
 from fedfora.data.canaries import planted
 from fedfora.data.encoding import (

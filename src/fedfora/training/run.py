@@ -27,12 +27,7 @@ from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_row
 from fedfora.models.loading import Base, context_length, load_base
 from fedfora.models.saving import adapter_config, adapter_record, read_record, save_adapter
 from fedfora.registry import unknown
-from fedfora.reporting.record import (
-    RunRecord,
-    append_event,
-    check_disk_space,
-    check_output_dir,
-)
+from fedfora.reporting.record import RunRecord, append_event, check_disk_space, check_output_dir
 from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
 from fedfora.seeds import derive_seed

@@ -41,11 +41,7 @@ from fedfora.federated.coordinator.handshake import (
     check_same_world,
 )
 from fedfora.federated.coordinator.judging import judge
-from fedfora.federated.coordinator.site_privacy import (
-    record_event,
-    site_privacy_of,
-    sites_ledger,
-)
+from fedfora.federated.coordinator.site_privacy import record_event, site_privacy_of, sites_ledger
 from fedfora.federated.secure_aggregation.messages import fewest_survivors
 from fedfora.federated.secure_aggregation.server import RoundLost, WrongShares
 from fedfora.federated.settings import NO_EFFECT, FederationSettings, from_run_config
