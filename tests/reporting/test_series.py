@@ -18,8 +18,9 @@ def test_every_number_of_the_rounds_is_a_curve_and_nothing_else(measured, num_ro
         for n in range(1, num_rounds + 1)
     ]
     curves = curves_of(events)
-    assert curves.whole == {
-        name: [(n, value) for n in range(1, num_rounds + 1)] for name, value in measured.items()
+    assert curves.of == {
+        name: {"": [(n, value) for n in range(1, num_rounds + 1)]}
+        for name, value in measured.items()
     }
 
 
@@ -27,8 +28,8 @@ def test_every_number_of_the_rounds_is_a_curve_and_nothing_else(measured, num_ro
 def test_numbers_of_a_site_and_of_a_group_are_found_one_level_down(measured):
     site = {"site": "north", **measured}
     curves = curves_of([{"event": "round", "round": 1, "sites": [site], "privacy": measured}])
-    assert curves.sites == {name: {"north": [(1, v)]} for name, v in measured.items()}
-    assert curves.whole == {f"privacy.{name}": [(1, v)] for name, v in measured.items()}
+    sites = {name: {"north": [(1, v)]} for name, v in measured.items()}
+    assert curves.of == sites | {f"privacy.{n}": {"": [(1, v)]} for n, v in measured.items()}
 
 
 def test_a_training_has_steps_and_a_federation_rounds():
@@ -36,7 +37,7 @@ def test_a_training_has_steps_and_a_federation_rounds():
     assert curves_of([step]).axis == "step"
     both = curves_of([step, {"event": "round", "round": 1, "loss": 3.0}])
     assert both.axis == "round"
-    assert both.whole == {"loss": [(1, 3.0)]}
+    assert both.of == {"loss": {"": [(1, 3.0)]}}
 
 
 def test_what_does_not_move_is_constant():

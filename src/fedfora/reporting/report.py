@@ -27,7 +27,7 @@ from fedfora.reporting.charts import ALL_SITES, NUM_COLORS, as_band, color_and_d
 from fedfora.reporting.history import Run, read_run
 from fedfora.reporting.model_card import model_card
 from fedfora.reporting.record import RunRecord, peak_memory_bytes, write_json, write_text
-from fedfora.reporting.series import Curves, Points, curves_of, is_constant
+from fedfora.reporting.series import Curves, curves_of, is_constant
 from fedfora.reporting.view import Board
 from fedfora.reporting.wording import label, number
 
@@ -97,7 +97,11 @@ def report(runs: Sequence[Run], live: Live | None = None) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"label": label, "quoted": shlex.quote, "date": _date}
+
+    def date(seconds: float) -> str:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+    environment.filters |= {"label": label, "quoted": shlex.quote, "date": date}
     environment.globals |= {"number": number}
     source = files("fedfora.reporting").joinpath("report.html.j2").read_text(encoding="utf-8")
     style = files("fedfora.reporting").joinpath("report.css").read_text(encoding="utf-8")
@@ -121,7 +125,10 @@ def _page(name: str, run: Run, live: Live | None) -> dict[str, Any]:
     log = sections.log(run)
     colors = {site: place for place, site in enumerate(sections.site_names(run))}
     levels = {arm["title"]: arm["value"] for arm in arms if arm["kind"] not in _OURS}
-    measured = _points_by_rank(curves)
+    measured = {
+        name: [point for points in curves.of[name].values() for point in points]
+        for name in sorted(curves.of, key=_rank)
+    }
     charts = [
         (name, _chart(curves, name, colors, levels if name == f"scores.{score}" else {}))
         for name, points in measured.items()
@@ -164,17 +171,13 @@ def _page(name: str, run: Run, live: Live | None) -> dict[str, Any]:
     }
 
 
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
 def _downloads(curves: Curves, card: Card) -> list[tuple[str, str]]:
     """Return files that the page carries: a name, and the content as an address."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow([curves.axis, "site", "measurement", "value"])
-    for name in sorted({*curves.whole, *curves.sites}):
-        for site, points in {"": curves.whole.get(name, []), **curves.sites.get(name, {})}.items():
+    for name in sorted(curves.of):
+        for site, points in curves.of[name].items():
             writer.writerows([f"{place:g}", site, name, value] for place, value in points)
     content = {
         "metrics.csv": ("text/csv", table.getvalue()),
@@ -190,12 +193,11 @@ def _chart(
     curves: Curves, name: str, colors: Mapping[str, int], levels: Mapping[str, float]
 ) -> Chart:
     """Draw a measurement: the sites' own curves where there are any, and the whole run's."""
-    sites = curves.sites.get(name, {})
-    drawn = as_band({site: sites[site] for site in sorted(sites, key=lambda s: colors.get(s, 0))})
-    if name in curves.whole and drawn:
-        drawn = {ALL_SITES: curves.whole[name], **dict(list(drawn.items())[: NUM_COLORS - 1])}
-    elif name in curves.whole:
-        drawn = {"": curves.whole[name]}
+    measured = curves.of[name]
+    sites = sorted(filter(None, measured), key=lambda site: colors.get(site, 0))
+    drawn = as_band({site: measured[site] for site in sites}) or measured
+    if "" in measured and sites:
+        drawn = {ALL_SITES: measured[""], **dict(list(drawn.items())[: NUM_COLORS - 1])}
     colors = colors if set(drawn) & set(colors) else {}
     return _drawn_chart(drawn, name, curves.axis, colors, levels)
 
@@ -233,7 +235,11 @@ def _shared_charts(names: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
     by_run = {name: curves_of(run.events) for name, run in zip(names, runs, strict=True)}
     charts = []
     for axis in ("round", "step"):
-        some = {name: curves.whole for name, curves in by_run.items() if curves.axis == axis}
+        some = {
+            name: {measure: points[""] for measure, points in curves.of.items() if "" in points}
+            for name, curves in by_run.items()
+            if curves.axis == axis
+        }
         for measure in sorted({m for whole in some.values() for m in whole}, key=_rank):
             # A run without the measure keeps its place, so that each run has one color throughout.
             curves = {name: whole.get(measure, []) for name, whole in some.items()}
@@ -249,17 +255,6 @@ def _rank(name: str) -> tuple[int, str]:
 
 def _is_first(name: str) -> bool:
     return name in FIRST or name.startswith("own_")
-
-
-def _points_by_rank(curves: Curves) -> dict[str, Points]:
-    """Return all points of each measurement, of the whole run and of every site."""
-    return {
-        name: [
-            *curves.whole.get(name, []),
-            *(point for points in curves.sites.get(name, {}).values() for point in points),
-        ]
-        for name in sorted({*curves.whole, *curves.sites}, key=_rank)
-    }
 
 
 def _distinct_names(runs: Sequence[Run]) -> list[str]:

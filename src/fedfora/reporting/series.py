@@ -24,13 +24,11 @@ class Curves:
 
     Args:
         axis: What x counts: "round" or "step".
-        whole: Measurement to its points, for the run as a whole.
-        sites: Measurement to site to its points.
+        of: Measurement to its points, by site; those of the run as a whole are under "".
     """
 
     axis: str
-    whole: dict[str, Points] = field(default_factory=dict)
-    sites: dict[str, dict[str, Points]] = field(default_factory=dict)
+    of: dict[str, dict[str, Points]] = field(default_factory=dict)
 
 
 def curves_of(events: Iterable[Event]) -> Curves:
@@ -41,18 +39,14 @@ def curves_of(events: Iterable[Event]) -> Curves:
     for line in events:
         if line.get("event") != axis or axis not in line:
             continue
-        position = float(line[axis])
-        for name, value in _numbers(line, _PLACES | _NOT_CURVES):
-            curves.whole.setdefault(name, []).append((position, value))
+        numbers = [("", *pair) for pair in _numbers(line, _PLACES | _NOT_CURVES)]
         for site in sites_of(line):
-            for name, value in _numbers(site, _NOT_CURVES):
-                by_site = curves.sites.setdefault(name, {})
-                by_site.setdefault(str(site["site"]), []).append((position, value))
+            numbers += [(str(site["site"]), *pair) for pair in _numbers(site, _NOT_CURVES)]
         for group, scores in (line.get("groups") or {}).items():
-            for name, value in _numbers(scores, _NOT_CURVES):
-                curves.sites.setdefault(f"own_{name}", {}).setdefault(group, []).append(
-                    (position, value)
-                )
+            numbers += [(group, f"own_{n}", value) for n, value in _numbers(scores, _NOT_CURVES)]
+        for site, name, value in numbers:
+            points = curves.of.setdefault(name, {}).setdefault(site, [])
+            points.append((float(line[axis]), value))
     return curves
 
 

@@ -58,10 +58,11 @@ def _listener(write: Writer) -> Listener:
         if event["event"] == "finished":
             write(None, 0)
         elif event["event"] == "round":
-            curves = curves_of([event])
-            values = {name: points[0][1] for name, points in curves.whole.items()}
-            for name, sites in curves.sites.items():
-                values |= {f"{name}.sites/{site}": points[0][1] for site, points in sites.items()}
+            values = {
+                f"{name}.sites/{site}" if site else name: points[0][1]
+                for name, measured in curves_of([event]).of.items()
+                for site, points in measured.items()
+            }
             write(values, event["round"])
 
     return hear
