@@ -28,7 +28,7 @@ from fedfora.models.adapter_base import (
 )
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_adapter, load_base, own_dtype
-from fedfora.models.resolve import check_adapter_dir, resolve_model, source
+from fedfora.models.resolve import resolve_model, source
 from fedfora.models.saving import read_prompt_format
 from fedfora.registry import need
 from fedfora.reporting.record import write_json, write_text
@@ -52,7 +52,6 @@ def export(settings: ExportSettings) -> list[str]:
     settings = _with_base(settings)
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         write = resolve_name(FORMATS[arguments.format].writer)
         lines: list[str] = write(settings, temporary)
@@ -85,7 +84,6 @@ def _with_base(settings: ExportSettings) -> ExportSettings:
     if FORMATS[settings.export.format].of == "base" or settings.of_whole_model:
         return settings
     directory = Path(str(settings.export.model_dir))
-    check_adapter_dir(directory)
     given = settings.given
     if settings.model.torch_dtype == "auto":
         given -= {"torch_dtype"}
@@ -162,6 +160,7 @@ def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
     if arguments.base_gguf is not None:
         raise ValueError("--base_gguf compares an adapter alone: --format gguf-lora")
     architecture_of(AutoConfig.from_pretrained(**source(resolve_model(model))).get_text_config())
+    directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=directory.parent, prefix=".merged-") as scratch:
         lines = export_merged(settings, Path(scratch))
         path = model_to_gguf(Path(scratch), directory)
@@ -200,6 +199,7 @@ def export_as_llama(settings: ExportSettings, directory: Path) -> list[str]:
         ValueError: If the model is no such Baichuan, or what was written is not the same function.
     """
     source, lines = Path(str(settings.export.model_dir)), []
+    directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=directory.parent, prefix=".merged-") as scratch:
         if not (source / "config.json").is_file():
             lines = export_merged(settings, Path(scratch))

@@ -394,21 +394,15 @@ def _quantization(settings: ModelArguments, dtype: Any) -> BitsAndBytesConfig | 
         return None
     if settings.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
-    on_cpu = _device(settings) == "cpu"
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype if on_cpu else torch.bfloat16,
-        bnb_4bit_use_double_quant=_double_quantization(settings, on_cpu=on_cpu),
-    )
-
-
-def _double_quantization(settings: ModelArguments, *, on_cpu: bool) -> bool:
-    """No double quantization on the CPU: there it gives other numbers at every call."""
-    asked = settings.bnb_4bit_use_double_quant
-    if asked == "true" and on_cpu:
+    on_cpu, double = _device(settings) == "cpu", settings.bnb_4bit_use_double_quant
+    if double == "true" and on_cpu:
         raise ValueError(
             "--bnb_4bit_use_double_quant true: on a CPU bitsandbytes' double quantization gives "
             "other numbers at every call; leave it out"
         )
-    return not on_cpu if asked == "auto" else asked == "true"
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype if on_cpu else torch.bfloat16,
+        bnb_4bit_use_double_quant=not on_cpu if double == "auto" else double == "true",
+    )
