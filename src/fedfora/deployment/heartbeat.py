@@ -1,8 +1,8 @@
 """Signs of life: the trainer gives one every other second, its daemon ends it where none comes.
 
-None is given once an operation has lasted longer than whoever asked waits for it. So a trainer that
-hangs, in an operation or altogether, costs its site a round or two, not all that are left. To open
-the base and the rows is no such operation: it takes the time it takes, and would take it again.
+An operation that lasts longer than its caller waits stops the signs. So a trainer that hangs, in an
+operation or altogether, costs its site a round or two, not all that are left. Opening the base and
+the rows has no limit: it would take as long again.
 """
 
 import math
@@ -72,8 +72,8 @@ class HeartbeatMonitor:
 
     Args:
         path: The file that is touched.
-        silence_s: A process that gives no sign for so long hangs. This process's own clock counts,
-            so a machine that slept does no harm.
+        silence_s: Seconds without a sign after which the process hangs. This process's own clock
+            counts, so a machine that slept does no harm.
     """
 
     def __init__(self, path: Path, silence_s: float = SILENCE_S) -> None:

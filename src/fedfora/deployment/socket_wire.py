@@ -69,7 +69,7 @@ def decode(frame: bytes) -> tuple[Header, RecordDict]:
     """Return what `encode` made a frame of.
 
     Raises:
-        WireError: If it is none.
+        WireError: If it is not a frame.
     """
     try:
         (length,) = _JSON.unpack_from(frame)
@@ -81,7 +81,7 @@ def decode(frame: bytes) -> tuple[Header, RecordDict]:
 
 
 def _exactly(connection: socket.socket, length: int) -> bytes:
-    """Receive so many bytes; memory grows with what comes, not with what was announced."""
+    """Receive a number of bytes; memory grows with what comes, not with what was announced."""
     received = bytearray()
     while len(received) < length:
         piece = connection.recv(min(_CHUNK, length - len(received)))

@@ -25,9 +25,9 @@ def main(directory: str) -> None:
 
 @contextmanager
 def hide_packages(*packages: str) -> Iterator[None]:
-    """Let packages be not installed while the block runs; those that are loaded stay.
+    """Let packages seem not installed while the block runs; later imports find them.
 
-    Whoever imports them afterwards gets them.
+    Packages that are loaded already stay.
 
     Args:
         *packages: Names to import.

@@ -42,9 +42,9 @@ def settings_of_base(
     """Return how the base was named and held in the adapter's training, but for what was given.
 
     Args:
-        settings: What the user said about the base.
+        settings: The user's settings of the base.
         adapter_dir: Directory of the adapter.
-        given: Names of the options that were said; "auto" says nothing.
+        given: Names of the options that the user set; "auto" does not count.
         record: What is stored with the adapter; None reads it from the directory.
 
     Raises:
@@ -58,8 +58,8 @@ def settings_of_base(
         # a CPU has no other choice than "auto"
         "bnb_4bit_use_double_quant": "false" if trained.get("double_quant") is False else None,
     }
-    said = {key for key in given if getattr(settings, key, None) != "auto"}
-    changes = {key: value for key, value in held.items() if value and key not in said}
+    chosen = {key for key in given if getattr(settings, key, None) != "auto"}
+    changes = {key: value for key, value in held.items() if value and key not in chosen}
     return replace(settings, model_name_or_path=named, **changes)
 
 
@@ -99,7 +99,8 @@ def add_adapter(
         init_weights: As in `ForaConfig`.
 
     Raises:
-        ValueError: If a setting is out of range, or the one named is none, of another base or form.
+        ValueError: If a setting is out of range, or the adapter to start from does not exist or is
+            of another base or form.
     """
     directory = settings.start_adapter
     if directory is None:

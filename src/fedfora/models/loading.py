@@ -335,8 +335,8 @@ def _config_at(path: str, settings: ModelArguments) -> Any:
 
 
 def _no_model(settings: ModelArguments, error: Exception) -> ValueError:
-    said = f"--model_name_or_path {settings.model_name_or_path}: no model there: "
-    return ValueError(said + _first_line(error))
+    name = settings.model_name_or_path
+    return ValueError(f"--model_name_or_path {name}: no model there: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -85,5 +85,5 @@ def _results(card: Card) -> str:
 
 
 def _privacy(card: Card) -> str:
-    told = "federation" in card or card["privacy"]["epsilon"] is not None
-    return f"## Privacy\n\n{card['privacy']['statement']}\n" if told else ""
+    is_shown = "federation" in card or card["privacy"]["epsilon"] is not None
+    return f"## Privacy\n\n{card['privacy']['statement']}\n" if is_shown else ""

@@ -153,8 +153,8 @@ def web_app(directory: Path, *, loopback: bool, token: str | None) -> Any:
             answer = RedirectResponse("/", 303, headers)
             answer.set_cookie(cookie, token, httponly=True, samesite="strict")
             return answer
-        told = "open the address with the token that fedfora watch printed"
-        return Response(told, 403, headers, "text/plain")
+        remedy = "open the address with the token that fedfora watch printed"
+        return Response(remedy, 403, headers, "text/plain")
 
     return guarded
 

@@ -46,7 +46,7 @@ def label(name: str) -> str:
 
 
 def first_numbers(event: Mapping[str, Any]) -> dict[str, float]:
-    """Return of a round or step what one asks for first; what was not told is not there."""
+    """Return the numbers of a round or step that a person asks for first, where it has them."""
     scores = event.get("scores") or {}
     known = {**event, **{n: scores[n] for n in (*headlines(scores), "parse_rate") if n in scores}}
     numbers = {name: known.get(name) for name in FIRST}

@@ -18,7 +18,7 @@ from fedfora.registry import unknown
 logger = logging.getLogger(__name__)
 
 LAST_WORD = "fedfora_last_word"
-GRACE_S = 5.0  # parties time out one after the other; so long to hear the better reason
+GRACE_S = 5.0  # parties time out one after the other; how long to wait for the better reason
 MODES = ("client", "replication")  # of a broker: all parties at one, or one each
 REQUIRED = ("host", "port", "mng_port", "base_user", "base_password")
 OPTIONAL: dict[str, Any] = {

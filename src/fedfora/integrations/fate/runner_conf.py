@@ -1,7 +1,7 @@
 """A party's settings to the configuration that FATE-LLM's Seq2SeqRunner takes.
 
 Plain values only: FATE finds classes by module and name. `fedfora fate` builds its party from the
-same configuration and writes it to the run directory, for whoever runs FATE-Flow.
+same configuration and writes it to the run directory, for FATE-Flow.
 """
 
 from dataclasses import asdict
