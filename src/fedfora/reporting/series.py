@@ -44,8 +44,8 @@ def curves_of(events: Iterable[Event]) -> Curves:
             numbers += [(str(site["site"]), *pair) for pair in _numbers(site, _NOT_CURVES)]
         for group, scores in (line.get("groups") or {}).items():
             numbers += [(group, f"own_{n}", value) for n, value in _numbers(scores, _NOT_CURVES)]
-        for site, name, value in numbers:
-            points = curves.of.setdefault(name, {}).setdefault(site, [])
+        for owner, name, value in numbers:
+            points = curves.of.setdefault(name, {}).setdefault(owner, [])
             points.append((float(line[axis]), value))
     return curves
 
