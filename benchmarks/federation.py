@@ -63,7 +63,6 @@ EVERY_RULE: list[tuple[str, dict[str, Any]]] = [
     ("core", {"lora_rank": 32}),
     ("warmup-core", {"warmup_rounds": 10, "refresh_rounds": 4}),
     ("ffa", {}),
-    ("share-a", {}),
 ]
 
 
@@ -89,7 +88,6 @@ SUITES: dict[str, list[Job]] = {
         rule("core", BY_SPECIALTY, "4 specialties"),
         rule("warmup-core", BY_SPECIALTY, "4 specialties", warmup_rounds=3, refresh_rounds=4),
         rule("ffa", BY_SPECIALTY, "4 specialties"),
-        rule("share-a", BY_SPECIALTY, "4 specialties"),
     ],
     "formats": [
         rule("fedavg", BY_SPECIALTY, "4 specialties", update_dtype="int8"),

@@ -390,47 +390,6 @@ def test_hot_swapping_gives_the_other_adapters_function(tmp_path):
     assert torch.equal(logits(one), logits(two))
 
 
-@pytest.mark.parametrize("combination_type", ["cat", "svd"])
-def test_a_weighted_sum_of_adapters_is_the_sum_of_their_updates(combination_type):
-    torch.manual_seed(0)
-    model = adapt(llama(), ForaConfig(task_type=LM, r=2, rank_pattern={"o_proj": 1}))
-    other = ForaConfig(task_type=LM, r=3, target_modules=["q_proj", "o_proj"], init_weights=False)
-    model.add_adapter("other", other)
-    layer = model.base_model.model.model.layers[0].self_attn
-    expected = {
-        "q_proj": 2 * layer.q_proj.get_delta_weight("default")
-        - 0.5 * layer.q_proj.get_delta_weight("other"),
-        "k_proj": 2 * layer.k_proj.get_delta_weight("default"),
-    }
-    model.add_weighted_adapter(
-        ["default", "other"], [2.0, -0.5], "sum", combination_type=combination_type, svd_rank=5
-    )
-    for name, delta in expected.items():
-        close(getattr(layer, name).get_delta_weight("sum"), delta)
-    ranks = {name: getattr(layer, name).r["sum"] for name in ("q_proj", "k_proj", "o_proj")}
-    assert ranks == (
-        {"q_proj": 5, "k_proj": 2, "o_proj": 4}
-        if combination_type == "cat"
-        else dict.fromkeys(ranks, 5)
-    )
-    assert model.active_adapter == "default"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((["default"], [1.0], "sum", "linear"), "averaging factors is not averaging updates"),
-        ((["nobody"], [1.0], "sum", "cat"), "no adapter called 'nobody'"),
-        ((["default"], [1.0, 2.0], "sum", "cat"), "2 weights for 1 adapters"),
-        ((["default"], [1.0], "default", "cat"), "there is an adapter called 'default' already"),
-    ],
-)
-def test_a_sum_without_meaning_is_refused(arguments, message):
-    model = adapt(llama(), ForaConfig(task_type=LM, r=2))
-    with pytest.raises(ValueError, match=message):
-        model.add_weighted_adapter(*arguments)
-
-
 def test_an_unsupported_layer_is_refused_before_anything_is_replaced():
     base = llama()
     with pytest.raises(ValueError, match=r"embed_tokens \(Embedding\) is not supported"):

@@ -70,7 +70,7 @@ def test_frozen_factors_stay_as_they_are_and_the_others_learn(run, name):
     assert moved == set(RULES[name].travels)
 
 
-@pytest.mark.parametrize("name", ["core", "refactor", "ffa", "share-a"])
+@pytest.mark.parametrize("name", ["core", "refactor", "ffa"])
 def test_learning_rate_zero_leaves_the_base_model_as_it_is(run, name):
     _, out = run(aggregation=name, learning_rate=0.0)
     for layer, product in products(read_adapter(out)).items():
@@ -81,15 +81,6 @@ def test_sites_of_different_ranks_send_different_amounts(run):
     rounds, _ = run(aggregation="refactor", site_ranks="1 2")
     sizes = [site["uplink_bytes"] for site in rounds[0]["sites"]]
     assert sizes[0] == sizes[2] < sizes[1] == sizes[3]
-
-
-def test_a_personal_factor_never_leaves_its_site_and_is_kept_there(run):
-    _, out = run(aggregation="share-a")
-    own = {path.parent.name: read_adapter(path) for path in (out / "sites").glob("*/adapter")}
-    assert len(own) == 4
-    name = "model.layers.0.mlp.up_proj.D"
-    assert len({tuple(adapter[name].flatten().tolist()) for adapter in own.values()}) == 4
-    assert not read_adapter(out)[name].any()  # the coordinator has but the fresh one
 
 
 def test_weights_are_tokens_rows_or_equal(run):

@@ -1,13 +1,11 @@
 """`ForaModel`: which modules of a model become FoRA layers."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -16,12 +14,11 @@ from peft.utils import (
     resolve_quantization_backend,
 )
 from peft.utils.other import get_pattern_key
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedfora.adapter.config import ForaConfig
 from fedfora.adapter.layer import ForaLayer, ForaLinear
-from fedfora.lowrank import best_factors
 
 
 class ForaModel(BaseTuner):
@@ -68,62 +65,6 @@ class ForaModel(BaseTuner):
                 continue
             if self._check_target_module_exists(peft_config, key) is True:
                 _check_supported(module, key, quantization)
-
-    def add_weighted_adapter(
-        self,
-        adapters: list[str],
-        weights: list[float],
-        adapter_name: str,
-        combination_type: str = "svd",
-        svd_rank: int | None = None,
-    ) -> None:
-        """Add an adapter whose update is the weighted sum of others': `sum_i w_i s_i D_i K_i A_i`.
-
-        The sum is a product of stacked factors, [w_1 s_1 D_1 K_1, ...] [A_1; ...]. "cat" keeps them
-        as D and A, "svd" takes the closest factors of a lower rank; both have K = I and scaling 1.
-
-        Args:
-            adapters: Names of the adapters to add up.
-            weights: One weight for each; negative ones subtract.
-            adapter_name: Name of the new adapter.
-            combination_type: "cat" is exact, with the ranks added up; "svd" is the best
-                approximation of rank `svd_rank`.
-            svd_rank: Rank for "svd"; None takes the largest of the adapters'.
-
-        Raises:
-            ValueError: If an adapter is unknown, the counts differ, or the type has no meaning.
-        """
-        _check(self, adapters, weights, adapter_name, combination_type)
-        stacked = {
-            key: _stack(layer, adapters, weights)
-            for key, layer in self.model.named_modules()
-            if isinstance(layer, ForaLayer) and set(adapters) & set(layer.fora_A)
-        }
-        ranks = {key: len(Q_SI) for key, (_, Q_SI) in stacked.items()}
-        if combination_type == "svd":
-            for key in stacked:
-                own = self.model.get_submodule(key).r
-                ranks[key] = svd_rank or max(own[name] for name in adapters if name in own)
-        common = max(ranks.values())
-        pattern = {key: r for key, r in ranks.items() if r != common}
-        self.peft_config[adapter_name] = replace(
-            self.peft_config[adapters[0]],
-            r=common,
-            lora_alpha=common,
-            rank_pattern=pattern,
-            alpha_pattern=dict(pattern),
-            use_rslora=False,
-            target_modules=set(stacked),
-            layers_to_transform=None,
-            layers_pattern=None,
-        )
-        self.inject_adapter(self.model, adapter_name)
-        for key, (P_OS, Q_SI) in stacked.items():
-            factors = (P_OS, Q_SI)
-            if combination_type == "svd":
-                factors = best_factors(P_OS, Q_SI, ranks[key])
-            _write(self.model.get_submodule(key), adapter_name, *factors)
-        self.set_adapter(self.active_adapters)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
@@ -196,51 +137,3 @@ def _pass_adapter_names(
     _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, adapter_names: list[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, {**kwargs, "adapter_names": adapter_names}
-
-
-# Several adapters to one whose update is their weighted sum.
-
-
-TYPES = ("cat", "svd")
-
-
-def _stack(
-    layer: ForaLayer, adapters: Sequence[str], weights: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Return [w_1 s_1 D_1 K_1, ...] (O, S) and [A_1; ...] (S, I) of a layer, in float64."""
-    left, right = [], []
-    for name, weight in zip(adapters, weights, strict=True):
-        if name in layer.fora_A:
-            A_RI, D_OR = (layer.factor(f, name).weight.detach().double() for f in "AD")
-            core_RR = layer.core(name).detach().mT.double()
-            left.append(weight * layer.scaling[name] * (D_OR @ core_RR))
-            right.append(A_RI)
-    return torch.cat(left, dim=1), torch.cat(right, dim=0)
-
-
-@torch.no_grad()
-def _write(layer: Any, name: str, D_OR: Tensor, A_RI: Tensor) -> None:
-    layer.factor("D", name).weight.copy_(D_OR)
-    layer.factor("A", name).weight.copy_(A_RI)
-    for letter in "BE":
-        layer.factor(letter, name).weight.zero_()
-
-
-def _check(
-    tuner: Any,
-    adapters: Sequence[str],
-    weights: Sequence[float],
-    adapter_name: str,
-    combination_type: str,
-) -> None:
-    if combination_type not in TYPES:
-        raise ValueError(
-            f"combination_type {combination_type!r} has no meaning for FoRA: averaging factors is "
-            f"not averaging updates (known: {', '.join(TYPES)})"
-        )
-    if unknown := [name for name in adapters if name not in tuner.peft_config]:
-        raise ValueError(f"no adapter called {unknown[0]!r} (there are: {list(tuner.peft_config)})")
-    if not adapters or len(adapters) != len(weights):
-        raise ValueError(f"{len(weights)} weights for {len(adapters)} adapters")
-    if adapter_name in tuner.peft_config:
-        raise ValueError(f"there is an adapter called {adapter_name!r} already")

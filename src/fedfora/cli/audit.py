@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.evaluation.audit import audit
 
     results = audit(arguments)
-    print("\n".join([*_membership(results), *_canaries(results), *_inversion(results)]))
+    print("\n".join([*_membership(results), *_canaries(results)]))
 
 
 def _membership(result: dict[str, Any]) -> list[str]:
@@ -58,13 +58,3 @@ def _canaries(result: dict[str, Any]) -> list[str]:
             f"at least {bound} (what the run promised is in its README.md).",
         ]
     return lines
-
-
-def _inversion(result: dict[str, Any]) -> list[str]:
-    if not (rows := result.get("inversion")):
-        return []
-    lines = ["", "gradient inversion: hidden answer tokens read from one update"]
-    for row in rows:
-        share = f"{row['found']} of {row['tokens']}"
-        lines.append(f"{row['protection']:40s} {share:>10s}  {row['found'] / row['tokens']:6.1%}")
-    return [*lines, f"Guessing finds {rows[0]['chance']:.1%}."]

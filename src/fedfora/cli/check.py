@@ -262,9 +262,12 @@ def _adapter_size(model: ModelArguments, adapter: AdapterArguments) -> int:
 
 def _noises(num_sites: int) -> dict[str, int | None]:
     """Return how sites can add noise, with the shares that make it whole; None for no shares."""
-    from fedfora.federated.secure_aggregation.messages import MIN_SITES, fewest_survivors
+    from fedfora.federated.secure_aggregation.messages import (
+        MIN_SITES,
+        NUM_CURIOUS_SITES,
+        fewest_survivors,
+    )
     from fedfora.federated.settings import SecureAggregationArguments
-    from fedfora.federated.shared_noise import NUM_CURIOUS_SITES
 
     kinds: dict[str, int | None] = {"each site adds all of the noise": None}
     if num_sites >= MIN_SITES:

@@ -1,18 +1,33 @@
-"""`fedfora audit`: attack a run's own adapter, and say in numbers what the attacks learned."""
+"""`fedfora audit`: attack a run's own adapter, and say in numbers what the attacks learned.
 
+Membership inference by loss: can one tell rows that were trained on from rows that were not? The
+attack of Yeom et al. 2018 (https://arxiv.org/abs/1709.01604, Adversary 1), the simplest one: a row
+with a low loss was trained on. Stronger attacks exist, so an AUC near 1/2 proves nothing; one that
+is clearly above shows a leak.
+
+Exposure: how many bits of a planted secret a model gives away by its losses. A canary is ranked by
+loss among N rows that differ from it in nothing but the secret; its exposure is log2(N / rank)
+(Carlini et al. 2019, https://arxiv.org/abs/1802.08232, Sec. 4.2). A model that has not seen it
+ranks it at random: 1.44 bits on average, as -log2 of a uniform number has. One that tells it from
+all others gives log2(N) bits.
+
+Epsilon shown by one run, where each canary was planted once: which of two codes was planted was a
+fair coin, and the attacker guesses the one whose loss the training lowered more.
+"""
+
+import math
 import random
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fedfora.adapter.state import read_state, set_trainable, write_state
-from fedfora.data.encoding import Encoded, PromptFormat, encode_examples, prompt_format_of
+from fedfora.data.canaries import alternatives, canaries
+from fedfora.data.encoding import IGNORED, Encoded, PromptFormat, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
-from fedfora.data.settings import DataArguments
-from fedfora.evaluation.inversion import Inversion, Protection
-from fedfora.evaluation.membership import UNSEEN, code_losses, exposure, mean_losses, separation
+from fedfora.evaluation.likelihood import answer_likelihoods
 from fedfora.evaluation.settings import AuditArguments, audited_run
 from fedfora.models.adapter_base import load_base_of, settings_of_base
 from fedfora.models.loading import load_adapter
@@ -21,7 +36,7 @@ from fedfora.privacy.accounting import epsilon_shown
 from fedfora.reporting.record import write_json
 
 FILE = "audit.json"
-OTHER_ROWS, OTHER_SITES = 7, 2  # who else is in a sum: a batch of 8, the fewest sites
+UNSEEN = 1 / math.log(2)  # mean exposure of a canary that was not trained on
 
 
 def audit(arguments: AuditArguments) -> dict[str, Any]:
@@ -36,34 +51,16 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
     directory = Path(arguments.run or "")
     config, data, model_settings, held_out = audited_run(arguments)
     base = load_base_of(settings_of_base(model_settings, directory, ()), directory)
-    model = load_adapter(base, directory)
-    prompts = read_prompt_format(directory) or prompt_format_of(data, base.tokenizer)
+    model, tokenizer = load_adapter(base, directory), base.tokenizer
+    prompts = read_prompt_format(directory) or prompt_format_of(data, tokenizer)
     sampled: list[Encoded] = []
     for file in (str(data.train_file), held_out):
         examples = load_examples(file, data)
         random.Random(0).shuffle(examples)
-        sampled.append(encode_examples(examples[: arguments.max_rows], base.tokenizer, prompts))
+        sampled.append(encode_examples(examples[: arguments.max_rows], tokenizer, prompts))
     members, others = sampled
-    content = {
-        "train_file": data.train_file,
-        "held_out_file": held_out,
-        "rows": [len(members), len(others)],
-        **_membership(arguments, model, base.tokenizer, members, others),
-    }
-    if data.canaries:
-        content["canaries"] = _canaries(arguments, config, data, model, base.tokenizer, prompts)
-    if arguments.inversion_rows:
-        content["inversion"] = _inversion(arguments, model, base.tokenizer, members)
-    write_json(directory / FILE, content)
-    return content
 
-
-def _membership(
-    arguments: AuditArguments, model: Any, tokenizer: Any, members: Encoded, others: Encoded
-) -> dict[str, Any]:
-    """Return how well low losses tell rows that were trained on, for the adapter and the base."""
-
-    def attack() -> dict[str, Any]:
+    def membership() -> dict[str, Any]:
         inside, outside = (
             mean_losses(model, tokenizer, rows, batch_size=arguments.batch_size)
             for rows in (members, others)
@@ -71,27 +68,7 @@ def _membership(
         means = {"loss_in": float(inside.mean()), "loss_out": float(outside.mean())}
         return asdict(separation(inside, outside)) | means
 
-    results = {"adapter": attack()}
-    with model.disable_adapter():
-        results["base"] = attack()
-    return results
-
-
-def _canaries(
-    arguments: AuditArguments,
-    config: dict[str, Any],
-    data: DataArguments,
-    model: Any,
-    tokenizer: Any,
-    prompts: PromptFormat,
-) -> dict[str, Any]:
-    """Return the canaries' exposure after the training, and before it: the base's.
-
-    Where each was planted once, also the audit in one run: which of two codes was planted was a
-    fair coin, and the attacker guesses the one whose loss the training lowered more.
-    """
-
-    def attack() -> list[Tensor]:
+    def secrets() -> list[Tensor]:
         return code_losses(
             model,
             tokenizer,
@@ -102,50 +79,116 @@ def _canaries(
             batch_size=arguments.batch_size,
         )
 
-    after = attack()
+    adapter, after = membership(), secrets()
     with model.disable_adapter():
-        before = attack()
-    found: dict[str, Any] = {
-        "copies": data.canary_copies,
-        "alternatives": arguments.canary_alternatives,
-        "unseen_bits": UNSEEN,
-        "before_bits": [exposure(losses) for losses in before],
-        "after_bits": [exposure(losses) for losses in after],
+        before_training, before = membership(), secrets()
+    content = {
+        "train_file": data.train_file,
+        "held_out_file": held_out,
+        "rows": [len(members), len(others)],
+        "adapter": adapter,
+        "base": before_training,
     }
-    if data.canary_copies == 1:
+    if data.canaries:
+        content["canaries"] = {
+            "copies": data.canary_copies,
+            "alternatives": arguments.canary_alternatives,
+            "unseen_bits": UNSEEN,
+            "before_bits": [exposure(losses) for losses in before],
+            "after_bits": [exposure(losses) for losses in after],
+        }
+    if data.canaries and data.canary_copies == 1:
         gains = [(b - a)[:2].tolist() for a, b in zip(after, before, strict=True)]
-        found["guessed"] = sum(own > other for own, other in gains)
-        delta = config.get("privacy", {}).get("target_delta", 0.0)
-        found["epsilon_at_least"] = epsilon_shown(found["guessed"], len(gains), delta)
-    return found
+        guessed = sum(own > other for own, other in gains)
+        bound = epsilon_shown(
+            guessed, len(gains), config.get("privacy", {}).get("target_delta", 0.0)
+        )
+        content["canaries"] |= {"guessed": guessed, "epsilon_at_least": bound}
+    write_json(directory / FILE, content)
+    return content
 
 
-def _inversion(
-    arguments: AuditArguments, model: Any, tokenizer: Any, rows: Encoded
-) -> list[dict[str, Any]]:
-    """Return what can be read of answers from one update of an adapter that is still a no-op.
+@dataclass(frozen=True)
+class Separation:
+    """How well a score tells members from others.
 
-    As in a first round: later updates are attacked in the same way, and hide more by themselves.
+    Args:
+        auc: Probability that a random member has a lower loss than a random other row.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        true_positive_rate: Share of members found where 1 % of the others are taken for members.
     """
-    attacked = rows[: arguments.inversion_rows]
-    rest = rows[len(attacked) :]
-    trained = read_state(model)
-    write_state(model, {n: t * (n[-2:] not in (".B", ".D", ".E")) for n, t in trained.items()})
-    set_trainable(model, "ABCDE")
-    inversion = Inversion(
-        model,
-        tokenizer,
-        num_tokens=arguments.inversion_tokens,
-        num_choices=arguments.inversion_choices,
-        batch_size=arguments.batch_size,
-        seed=0,
-    )
-    noise = arguments.inversion_noise
-    cases = [
-        Protection("none: one row"),
-        Protection(f"secure aggregation: sum of {1 + OTHER_SITES} sites", OTHER_SITES),
-        Protection(f"batch of {1 + OTHER_ROWS} rows", OTHER_ROWS),
-        Protection(f"record privacy, noise {noise:g}: one row", 0, noise),
-    ]
-    possible = [case for case in cases if case.others <= len(rest)]
-    return [asdict(inversion.attack(attacked, rest, case)) for case in possible]
+
+    auc: float
+    low: float
+    high: float
+    true_positive_rate: float
+
+
+def separation(members: Tensor, others: Tensor) -> Separation:
+    """Return how well low losses tell members, of shape `(M,)`, from others, `(N,)`.
+
+    The interval is that of Hanley and McNeil 1982
+    (https://doi.org/10.1148/radiology.143.1.7063747).
+
+    Raises:
+        ValueError: If one of the two is empty.
+    """
+    if not len(members) or not len(others):
+        raise ValueError("a comparison needs rows that were trained on, and rows that were not")
+    below = (members[:, None] < others[None, :]).double().mean()
+    equal = (members[:, None] == others[None, :]).double().mean()
+    auc = float(below + equal / 2)
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (len(members) - 1) * (q1 - auc**2)
+    variance += (len(others) - 1) * (q2 - auc**2)
+    margin = 1.96 * math.sqrt(max(0.0, variance) / (len(members) * len(others)))
+    threshold = others.sort().values[math.floor(0.01 * len(others))]
+    detected = float((members < threshold).double().mean())
+    return Separation(auc, max(0.0, auc - margin), min(1.0, auc + margin), detected)
+
+
+def mean_losses(model: Any, tokenizer: Any, encoded: Encoded, *, batch_size: int) -> Tensor:
+    """Return the mean loss of each row's answer tokens, of shape `(rows,)`."""
+    likelihoods = answer_likelihoods(model, tokenizer, encoded, batch_size=batch_size)
+    return torch.tensor([-row.log_probability / max(1, row.num_tokens) for row in likelihoods])
+
+
+def code_losses(
+    model: Any,
+    tokenizer: Any,
+    prompts: PromptFormat,
+    *,
+    count: int,
+    num_alternatives: int,
+    seed: int,
+    batch_size: int,
+) -> list[Tensor]:
+    """Return for each of a run's canaries the losses of its code and of others, the own one first.
+
+    Args:
+        model: With the adapter that is asked.
+        tokenizer: The base's.
+        prompts: How rows become prompts.
+        count: How many canaries were planted.
+        num_alternatives: Other codes that each is ranked among.
+        seed: The run's seed.
+        batch_size: Rows per forward pass.
+    """
+    values = []
+    for number, canary in enumerate(canaries(count, seed)):
+        rows = [canary, *alternatives(number, num_alternatives, seed)]
+        encoded = encode_examples(rows, tokenizer, prompts)
+        tokens = torch.tensor([sum(t != IGNORED for t in row["labels"]) for row in encoded])
+        means = mean_losses(model, tokenizer, encoded, batch_size=batch_size)
+        values.append(means * tokens)  # of the whole code: some have more tokens
+    return values
+
+
+def exposure(losses: Tensor) -> float:
+    """Return the exposure of the first of `losses`, of shape `(N,)`, among all of them, in bits.
+
+    Equal losses count as lower ones: a model that cannot tell them apart gives nothing away.
+    """
+    rank = int((losses <= losses[0]).sum())
+    return math.log2(len(losses)) - math.log2(rank)

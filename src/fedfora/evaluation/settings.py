@@ -139,16 +139,6 @@ class AuditArguments(Options):
     canary_alternatives: int = flag(
         255, "other codes that each planted canary is ranked among", least=1
     )
-    inversion_rows: int = flag(
-        2, "rows whose answers are read from one update; 0 for none", least=0
-    )
-    inversion_tokens: int = flag(
-        4, "tokens of each answer that are hidden from the attacker", least=1
-    )
-    inversion_choices: int = flag(
-        64, "tokens that the attacker chooses from in each place", least=2
-    )
-    inversion_noise: float = flag(1.0, "noise multiplier of the updates with noise", above=0)
 
 
 def audited_run(

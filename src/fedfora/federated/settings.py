@@ -14,7 +14,6 @@ from fedfora.config import ConfigParser, Options, Scalar, flag, refuse, to_mappi
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import RULES, Rule, rule_of_round, rules_of
-from fedfora.federated.aggregation.means import mean_of_factors
 from fedfora.federated.arguments import AggregationArguments, RoundArguments
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.models.settings import AdapterArguments, ModelArguments
@@ -208,11 +207,11 @@ def _of_the_rule(s: FederationSettings) -> list[tuple[bool, str]]:
             f"--site_ranks {max(ranks, default=0)} is above --lora_rank {s.adapter.lora_rank}",
         ),
         (
-            bool(ranks) and not all(rule.any_rank for rule in rules),
+            bool(ranks) and any(rule.mean_of == "factors" for rule in rules),
             f"{name} cannot mix --site_ranks; refactor can",
         ),
         (
-            not plain and not all(rule.keeps_coordinates for rule in rules),
+            not plain and any(rule.mean_of == "products" for rule in rules),
             f"{name} makes new factors each round and takes only --server_optimizer sgd at rate 1",
         ),
         (
@@ -331,6 +330,5 @@ def _of_shared_record_noise(s: FederationSettings) -> list[tuple[bool, str]]:
 
 def _means(chosen: AggregationArguments) -> tuple[bool, str]:
     """Whether the rule is a plain mean in all rounds, and which rules are."""
-    means = [name for name in RULES if RULES[name].aggregate is mean_of_factors]
-    rules = rules_of(chosen.aggregation)
-    return all(rule.aggregate is mean_of_factors for rule in rules), ", ".join(means)
+    means = [name for name in RULES if RULES[name].mean_of == "factors"]
+    return all(rule.name in means for rule in rules_of(chosen.aggregation)), ", ".join(means)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
-from fedfora.federated.secure_aggregation.messages import Terms
+from fedfora.federated.secure_aggregation.messages import NUM_CURIOUS_SITES, Terms
 from fedfora.federated.settings import FederationSettings
 from fedfora.privacy.accounting import Release, noise_multiplier_for
 from fedfora.privacy.clipping import Integers, SecretNoise
@@ -37,7 +37,6 @@ from fedfora.privacy.settings import PrivacyArguments
 # Of records a site sends the sum of their clipped gradients over this many clipping norms, so that
 # it fits into the range of the fixed point: a record moves it by 1 / ROWS_OF_UNIT at most.
 ROWS_OF_UNIT = 256
-NUM_CURIOUS_SITES = 1  # sites that know their own share and would take it off
 HEADROOM_STDS = 8.0  # standard deviations of the sum's noise that must fit before it wraps around
 MIN_STEPS_PER_STD = 1000  # steps of the grid in one standard deviation, at least
 

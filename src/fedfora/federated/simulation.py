@@ -16,9 +16,9 @@ from fedfora.federated.coordinator.site_privacy import sites_ledger
 from fedfora.federated.engines.embedded import run_embedded
 from fedfora.federated.engines.ray import run_ray
 from fedfora.federated.preflight import partition_sites, preflight
-from fedfora.federated.secure_aggregation.messages import fewest_survivors
+from fedfora.federated.secure_aggregation.messages import NUM_CURIOUS_SITES, fewest_survivors
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.shared_noise import NUM_CURIOUS_SITES, shared_release, site_noise_multiplier
+from fedfora.federated.shared_noise import shared_release, site_noise_multiplier
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site.training import plan_round
 from fedfora.federated.site_runtime import SiteRuntime, check_rows, load_runtime

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 from fedfora.adapter.state import AdapterState, fold, read_state, set_trainable, unfold, write_state
@@ -28,13 +27,13 @@ from fedfora.data.encoding import (
 from fedfora.data.loading import Example, load_chosen, load_examples, shared_instruction
 from fedfora.data.partition import site_name
 from fedfora.federated.aggregation.update import part, rank_of
-from fedfora.federated.preflight import SITES_DIR, partition_sites
+from fedfora.federated.preflight import partition_sites
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.wire.transport import Layout, digest_of
 from fedfora.models.adapter_base import add_adapter
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter_of_rank, context_length, load_base
-from fedfora.models.saving import adapter_config, adapter_record, save_adapter
+from fedfora.models.saving import adapter_record
 from fedfora.seeds import derive_seed
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult, check_trainable, train_locally
@@ -136,13 +135,6 @@ class SiteRuntime:
         )
         return read_state(self.model, name), result
 
-    def keep(self, site: "SiteData", adapter: AdapterState) -> None:
-        """Save a site's own adapter, which nobody else gets to see, in its place in the run."""
-        directory = Path(self.settings.run.output_dir) / SITES_DIR / str(site.index) / "adapter"
-        seed, inner_dim = self.settings.train.seed, self.settings.adapter.inner_dim
-        config, record = self.form(site.instruction)
-        save_adapter(directory, unfold(adapter, seed=seed, inner_dim=inner_dim), config, record)
-
     def _write(self, adapter: AdapterState, name: str) -> None:
         if not any(key.endswith(".E") for key in self.fresh):  # LoRA
             adapter = part(adapter, "AD")
@@ -151,20 +143,19 @@ class SiteRuntime:
             adapter = unfold(adapter, seed=seed, inner_dim=inner_dim)
         write_state(self.model, adapter, name)
 
-    def form(self, instruction: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what is saved beside an adapter's weights: PEFT's configuration and our record.
+    def record(self, instruction: str | None) -> dict[str, Any]:
+        """Return what is saved beside an adapter's weights: prompt format and base.
 
         Args:
             instruction: What all rows ask for, where that is no secret; for `fedfora chat`.
         """
         protected = self.settings.privacy.privacy_unit != "none"
-        record = adapter_record(
+        return adapter_record(
             self.prompts,
             self.base_fingerprint,
             base=describe(self.base),
             instruction=None if protected else instruction,
         )
-        return adapter_config(self.model), record
 
 
 SITE_LEDGER = "site"  # the name of a real site's

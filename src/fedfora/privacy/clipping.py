@@ -11,9 +11,10 @@ import secrets
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fedfora._torch import Tensor, torch
 from fedfora.registry import need
 
 Tensors = dict[str, Tensor]

@@ -5,14 +5,19 @@ the safetensors file under AES-256-GCM; the name is authenticated with it, so on
 stand in for another. Who has no key learns the size, nothing else; who changes a bit is noticed.
 """
 
+from __future__ import annotations
+
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedfora._torch import Tensor
 from fedfora.files import write_atomically
 from fedfora.protection.keys import ENCRYPTION, ENCRYPTION_FILE, encryption_key
 from fedfora.registry import need
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIX = ".sealed"
 _MARK, _NONCE_BYTES = b"FEDFORA1", 12

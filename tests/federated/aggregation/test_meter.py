@@ -6,8 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedfora.federated.aggregation import RULES
-from fedfora.federated.aggregation.meter import ErrorMeter
-from fedfora.federated.aggregation.products import ProductSum, squared_norm
+from fedfora.federated.aggregation.means import ErrorMeter, ProductSum, squared_norm
 
 FIXTURE = HealthCheck.function_scoped_fixture
 

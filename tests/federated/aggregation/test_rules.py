@@ -24,14 +24,14 @@ class Federation:
 
     def site(self, seed, **options):
         own = self._prepared(self.adapters.random(seed, **options))
-        return {**own, **part(self.before, self.rule.frozen + self.rule.personal)}
+        return {**own, **part(self.before, self.rule.frozen)}
 
     def aggregate(self, pairs):
         """The whole adapter that comes out."""
         sent = ((part(update, self.rule.travels), weight) for update, weight in pairs)
         current = part(self.before, self.rule.travels)
         result = self.rule.aggregate(current, sent, self.combine)
-        kept = part(self.before, self.rule.frozen + self.rule.personal)
+        kept = part(self.before, self.rule.frozen)
         return {**kept, **result}
 
     def _prepared(self, update):
@@ -168,7 +168,7 @@ def test_taking_the_core_into_d_changes_no_function(adapters):
 @pytest.mark.parametrize("name", list(RULES))
 def test_every_factor_has_one_place(name):
     rule = RULES[name]
-    places = rule.travels + rule.frozen + rule.personal
+    places = rule.travels + rule.frozen
     assert len(set(places)) == len(places)
     assert set(places) | ({"E"} if rule.absorbs else set()) == set("ADE")
 

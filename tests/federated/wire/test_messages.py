@@ -29,9 +29,9 @@ def exchange_of(name, adapter):
 def test_frozen_factors_come_once_and_are_remembered(adapter):
     exchange, state = exchange_of("core", adapter), RecordDict()
     first = exchange.message(3, has_frozen=False)
-    whole = read_assignment(first, state, adapter)
+    whole = read_assignment(first, state, Layout.of(adapter))
     later = exchange.message(3, has_frozen=True)
-    again = read_assignment(later, state, adapter)
+    again = read_assignment(later, state, Layout.of(adapter))
     for got in (whole, again):
         assert all(torch.equal(got.adapter[name], adapter[name]) for name in adapter)
     assert content_bytes(later) < 4 * 9 + 300 < content_bytes(first)
@@ -40,17 +40,19 @@ def test_frozen_factors_come_once_and_are_remembered(adapter):
 def test_a_site_that_lost_them_says_so(adapter):
     message = exchange_of("core", adapter).message(3, has_frozen=True)
     with pytest.raises(FrozenFactorsMissingError, match="does not have the frozen factors"):
-        read_assignment(message, RecordDict(), adapter)
+        read_assignment(message, RecordDict(), Layout.of(adapter))
     state = RecordDict()
     other = {name: value + 1 for name, value in adapter.items()}
-    read_assignment(exchange_of("core", other).message(3, has_frozen=False), state, adapter)
+    brought = exchange_of("core", other).message(3, has_frozen=False)
+    read_assignment(brought, state, Layout.of(adapter))
     with pytest.raises(FrozenFactorsMissingError):
-        read_assignment(message, state, adapter)
+        read_assignment(message, state, Layout.of(adapter))
 
 
 def test_a_site_of_a_lower_rank_gets_the_first_components(adapter):
     exchange = exchange_of("refactor", adapter)
-    got = read_assignment(exchange.message(2, has_frozen=True), RecordDict(), adapter)
+    message = exchange.message(2, has_frozen=True)
+    got = read_assignment(message, RecordDict(), Layout.of(adapter))
     assert torch.equal(got.adapter["q.A"], adapter["q.A"][:2])
     assert got.adapter["q.D"].shape == (7, 2)
     assert not got.adapter["q.E"].any()  # the core went into D

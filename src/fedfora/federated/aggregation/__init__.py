@@ -1,25 +1,87 @@
 """Aggregation: from the sites' adapters to one, as pure functions of named tensors.
 
-Nothing here knows Flower, models or rounds. Arithmetic is in float64, whatever travels; results are
-float32. To add a rule, write its function and register one `Rule` beside it.
+Here is the table of rules: which factors travel, stay and train, and of what the mean is taken.
+It needs no PyTorch, which `Rule.aggregate` alone imports. Nothing in this package knows Flower,
+models or rounds. Arithmetic is in float64, whatever travels; results are float32.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
 
-from fedfora.federated.aggregation import means, products  # noqa: F401  # fill RULES
-from fedfora.federated.aggregation.robust import ROBUST
-from fedfora.federated.aggregation.rule import RULES, AdapterState, Rule, Weighted
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-__all__ = [
-    "NAMES",
-    "ROBUST",
-    "RULES",
-    "AdapterState",
-    "Rule",
-    "Weighted",
-    "rule_of_round",
-    "rules_of",
-]
+from fedfora.federated.aggregation.robust import ROBUST, Combine
+from fedfora.registry import Registry
+
+if TYPE_CHECKING:
+    from fedfora.federated.aggregation.update import AdapterState, Weighted
+
+__all__ = ["NAMES", "ROBUST", "RULES", "Combine", "Rule", "rule_of_round", "rules_of"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way of federating an adapter, for the length of a round.
+
+    The global adapter has the factors A, D and E = K - I. Every factor either travels each round,
+    or is frozen (the same at all sites, sent to each of them once), or is absorbed.
+
+    Args:
+        name: What the user types.
+        travels: Factors that go to the sites and come back.
+        frozen: Factors that nobody trains.
+        absorbs: The core is taken into D before an adapter travels, so that E need not.
+        start: How a fresh adapter starts, as `ForaConfig.init_weights`: with D = 0, or with A and D
+            from the base weight and K = 0.
+        mean_of: "factors" averages each factor that travels. "products" averages what the layers
+            do, D K A, and makes new factors each round: sites may have different ranks, and no
+            server optimizer or error feedback can go on from the factors of the round before.
+    """
+
+    name: str
+    travels: str
+    frozen: str = ""
+    absorbs: bool = False
+    start: Literal["zero", "svd"] = "zero"
+    mean_of: Literal["factors", "products"] = "factors"
+
+    @property
+    def trains(self) -> str:
+        """Factors that a site trains; E stands for the core, whatever holds it."""
+        return "".join(factor for factor in "ABCDE" if factor not in self.frozen)
+
+    def aggregate(
+        self, current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
+    ) -> AdapterState:
+        """Return what takes the place of the global adapter's factors that travel.
+
+        Args:
+            current: Those factors of the global adapter.
+            updates: Pairs of update and weight, as they come.
+            combine: What to do instead of the mean.
+
+        Raises:
+            ValueError: If there is no update, or a weight is not positive.
+        """
+        from fedfora.federated.aggregation.means import mean_of_factors, refactor
+
+        mean = refactor if self.mean_of == "products" else mean_of_factors
+        return mean(current, updates, combine)
+
+
+RULES: Registry[Rule] = Registry("aggregation rule")
+
+for _rule in (
+    Rule("fedavg", travels="ADE"),
+    Rule("refactor", travels="AD", absorbs=True, mean_of="products"),
+    # FFA-LoRA (Sun et al. 2024, https://arxiv.org/abs/2403.12313); D absorbs FoRA's core.
+    Rule("ffa", travels="D", frozen="A", absorbs=True),
+    # LoRA-XS's bases (Balazy et al. 2024, https://arxiv.org/abs/2405.17604): from random ones a
+    # core hardly learns.
+    Rule("core", travels="E", frozen="AD", start="svd"),
+):
+    RULES.add(_rule.name, _rule)
 
 
 def warmup_core(round_index: int, warmup_rounds: int, refresh_rounds: int) -> str:

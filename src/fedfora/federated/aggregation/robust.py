@@ -7,12 +7,18 @@ site says of itself, so all but norm clipping take every site as equal.
 Shape suffixes: K = sites, N = numbers of a change; f = sites that may be malicious.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from fedfora._torch import Tensor, torch
-from fedfora.federated.aggregation.rule import Combine
 from fedfora.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Combine = Callable[["Tensor", "Tensor"], "Tensor"]  # rows and weights to one row
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +89,7 @@ def norm_clipping(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
     """
     norms_K = rows_KN.norm(dim=1)
     bound = median(norms_K[:, None], weights_K, f)
-    scales_K = torch.where(norms_K > bound, bound / norms_K, torch.ones_like(norms_K))
+    scales_K: Tensor = (bound / norms_K).where(norms_K > bound, 1.0)
     shares_K = weights_K / weights_K.sum()
     return (shares_K * scales_K) @ rows_KN
 

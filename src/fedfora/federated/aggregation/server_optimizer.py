@@ -7,12 +7,18 @@ Reddi et al. 2021 (https://arxiv.org/abs/2003.00295, Alg. 2) for Adam, Yogi and 
 aggregate itself, to the bit. Moments are held in float64.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from fedfora._torch import Tensor, torch
-from fedfora.federated.aggregation.update import AdapterState
 from fedfora.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedfora.federated.aggregation.update import AdapterState
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,7 @@ class Rates:
     tau: float = 1e-3
 
 
-Second = Callable[[Tensor, Tensor, float], Tensor]
-SECOND_MOMENTS: Registry[Second] = Registry("server optimizer")
+SECOND_MOMENTS: Registry[Callable[[Tensor, Tensor, float], Tensor]] = Registry("server optimizer")
 
 
 @SECOND_MOMENTS.register("adam")
@@ -47,7 +52,7 @@ def adam(v: Tensor, squared: Tensor, beta_2: float) -> Tensor:
 @SECOND_MOMENTS.register("yogi")
 def yogi(v: Tensor, squared: Tensor, beta_2: float) -> Tensor:
     """Return v - (1 - beta_2) Delta^2 sign(v - Delta^2)."""
-    return v - (1 - beta_2) * squared * torch.sign(v - squared)
+    return v - (1 - beta_2) * squared * (v - squared).sign()
 
 
 @SECOND_MOMENTS.register("adagrad")
@@ -93,11 +98,11 @@ class ServerOptimizer:
         rates = self.rates
         if self.name == "sgd":
             return delta
-        m = self.moments.get(f"m/{name}", torch.zeros_like(delta))
+        m = self.moments.get(f"m/{name}", delta.new_zeros(delta.shape))
         if self.name == "momentum":
             self.moments[f"m/{name}"] = m = rates.momentum * m + delta
             return m
-        v = self.moments.get(f"v/{name}", torch.full_like(delta, rates.tau**2))
+        v = self.moments.get(f"v/{name}", delta.new_full(delta.shape, rates.tau**2))
         m = rates.beta_1 * m + (1 - rates.beta_1) * delta
         v = SECOND_MOMENTS[self.name](v, delta.square(), rates.beta_2)
         self.moments[f"m/{name}"], self.moments[f"v/{name}"] = m, v

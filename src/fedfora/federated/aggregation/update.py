@@ -6,13 +6,32 @@ K = I + E + C B where the inner factors are there; `fold` of `fedfora.adapter` t
 Shape suffixes: I = inputs, O = outputs, R = rank.
 """
 
-from fedfora._torch import Tensor, torch
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
 
 AdapterState = dict[str, Tensor]
 Weighted = tuple[AdapterState, float]
 Product = tuple[Tensor, Tensor]
 
 RANK_AXES = {"A": (0,), "B": (1,), "C": (0,), "D": (1,), "E": (0, 1)}  # of each factor
+
+
+def checked(updates: Iterable[Weighted]) -> Iterator[Weighted]:
+    """Yield updates and weights as they come.
+
+    Raises:
+        ValueError: If there is none, or a weight is not positive and finite.
+    """
+    empty = True
+    for update, weight in updates:
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"a site's weight must be positive and finite, got {weight}")
+        empty = False
+        yield update, weight
+    if empty:
+        raise ValueError("nothing to aggregate: no site sent an update")
 
 
 def layers_of(update: AdapterState) -> list[str]:

@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from fedfora.federated.aggregation import AdapterState, Rule, Weighted
-from fedfora.federated.aggregation.meter import ErrorMeter, Reading
+from fedfora.federated.aggregation.means import ErrorMeter, Reading
 from fedfora.federated.aggregation.robust import robust
 from fedfora.federated.aggregation.server_optimizer import Rates, ServerOptimizer
+from fedfora.federated.aggregation.update import AdapterState, Weighted
 from fedfora.federated.coordinator.site_privacy import SitePrivacy
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.wire.messages import RoundMessages
@@ -54,10 +54,8 @@ class Aggregator:
 
     def aggregate(
         self, exchange: RoundMessages, updates: Iterable[Weighted]
-    ) -> tuple[AdapterState, Reading | None]:
+    ) -> tuple[AdapterState, Reading]:
         """Return the new global adapter, and how far it is from the mean update.
-
-        There is no reading where a part of the adapter stays at the sites.
 
         Args:
             exchange: The round's.
@@ -67,7 +65,7 @@ class Aggregator:
             ValueError: If there is no update, or a weight is not positive.
         """
         rule, chosen = exchange.rule, self.settings.aggregation
-        meter = None if rule.personal else ErrorMeter()
+        meter = ErrorMeter()
         combine = robust(chosen.robust, chosen.num_malicious_nodes)
         hidden = self.site_privacy
         if hidden is not None:
@@ -76,10 +74,8 @@ class Aggregator:
         aggregate = rule.aggregate(exchange.current, seen, combine)
         if hidden is not None:
             aggregate = hidden.noisy(exchange.current, aggregate)
-        reading = None
-        if meter is not None:
-            reading = meter.read(exchange.whole(aggregate), exchange.adapter)
-            self._say(rule, reading)
+        reading = meter.read(exchange.whole(aggregate), exchange.adapter)
+        self._say(reading)
         if self.settings.privacy.shared_noise:
             rate = self._rate(exchange.current, exchange.round_index)
             self.optimizer.rates = replace(self.optimizer.rates, learning_rate=rate)
@@ -108,15 +104,14 @@ class Aggregator:
         return unbiased * peak * share
 
     def _seen(
-        self, exchange: RoundMessages, updates: Iterable[Weighted], meter: ErrorMeter | None
+        self, exchange: RoundMessages, updates: Iterable[Weighted], meter: ErrorMeter
     ) -> Iterator[Weighted]:
         """Show every update to the meter on its way to the rule."""
         for update, weight in updates:
-            if meter is not None:
-                meter.add(exchange.whole(update), weight)
+            meter.add(exchange.whole(update), weight)
             yield update, weight
 
-    def _say(self, rule: Rule, reading: Reading) -> None:
+    def _say(self, reading: Reading) -> None:
         """Say once which rule would have lost less."""
         robustly = self.settings.aggregation.robust != "none"
         better = reading.attainable_error < reading.aggregation_error / 2

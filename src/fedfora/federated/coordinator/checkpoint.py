@@ -16,22 +16,25 @@ the round (and site) it is for. What a site keeps from round to round is the sit
 put it in its place loses nothing: its checkpoint is kept, and resuming copies it again.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedfora._torch import Tensor
-from fedfora.federated.aggregation import AdapterState
 from fedfora.federated.preflight import SITES_DIR
 from fedfora.files import sync
 from fedfora.metrics import headlines
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors
 from fedfora.reporting.record import is_ours
+
+if TYPE_CHECKING:
+    from fedfora.federated.aggregation.update import AdapterState
 
 BEST = "best"
 _NAME = re.compile(r"round-(\d{3,})")
@@ -60,7 +63,7 @@ class Selection:
     best_value: float = 0.0
     waited: int = 0
 
-    def judged(self, round_number: int, value: float, *, lower_is_better: bool) -> "Selection":
+    def judged(self, round_number: int, value: float, *, lower_is_better: bool) -> Selection:
         """Return the selection after another round was judged.
 
         An equal round takes the place of the best one, but patience still runs: it brought nothing.
@@ -99,7 +102,7 @@ class FederationState:
 
     round_number: int
     adapter: AdapterState
-    server: dict[str, Tensor] = field(default_factory=dict)
+    server: AdapterState = field(default_factory=dict)
     selection: Selection = field(default_factory=Selection)
     metrics_bytes: int = 0
 
@@ -213,7 +216,7 @@ def remove(directory: Path) -> None:
         shutil.rmtree(going)
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _under(prefix: str, tensors: AdapterState) -> AdapterState:
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

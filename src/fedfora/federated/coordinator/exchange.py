@@ -15,9 +15,8 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedfora.federated.aggregation import AdapterState, Weighted
-from fedfora.federated.aggregation.meter import Reading
-from fedfora.federated.aggregation.update import part
+from fedfora.federated.aggregation.means import Reading
+from fedfora.federated.aggregation.update import AdapterState, Weighted, part
 from fedfora.federated.coordinator.aggregator import Aggregator
 from fedfora.federated.coordinator.handshake import Agreement, SiteInfo
 from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive

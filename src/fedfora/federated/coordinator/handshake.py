@@ -16,7 +16,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedfora.federated.aggregation import AdapterState
+from fedfora.federated.aggregation.update import AdapterState
 from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive
 from fedfora.federated.secure_aggregation.crypto import prompts_digest, verify_participation
 from fedfora.federated.wire.transport import Layout, digest_of, unpack

@@ -6,7 +6,7 @@ from fedfora.data.loading import Example, load_examples
 from fedfora.data.partition import JOINED
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.evaluation.output import PREDICTIONS
-from fedfora.federated.aggregation import AdapterState
+from fedfora.federated.aggregation.update import AdapterState
 from fedfora.federated.coordinator.checkpoint import Selection, judging_score
 from fedfora.federated.coordinator.exchange import Folded, SiteExchange
 from fedfora.federated.site_runtime import load_runtime

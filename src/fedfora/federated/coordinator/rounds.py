@@ -19,8 +19,7 @@ from safetensors import SafetensorError
 
 from fedfora.adapter.state import unfold
 from fedfora.config import Scalar
-from fedfora.federated.aggregation import AdapterState
-from fedfora.federated.aggregation.update import rank_of
+from fedfora.federated.aggregation.update import AdapterState, rank_of
 from fedfora.federated.coordinator.aggregator import Aggregator
 from fedfora.federated.coordinator.checkpoint import (
     FederationState,

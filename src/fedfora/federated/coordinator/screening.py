@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from fedfora.federated.aggregation import AdapterState
+from fedfora.federated.aggregation.update import AdapterState
 from fedfora.federated.coordinator.receiving import UNREADABLE, printable
 from fedfora.federated.wire.messages import (
     ARRAYS,

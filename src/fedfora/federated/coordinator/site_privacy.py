@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from fedfora.federated.aggregation import AdapterState, Weighted
+from fedfora.federated.aggregation.update import AdapterState, Weighted
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.shared_noise import site_noise_multiplier
 from fedfora.privacy.accounting import Release, epsilon_of

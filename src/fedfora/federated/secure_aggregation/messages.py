@@ -24,6 +24,7 @@ MIN_SITES = 3  # of two, each knows the other's vector from the sum
 FEW = 32  # up to here everybody is everybody's neighbor
 COLLUDING = 0.05
 DROPPED = 0.1
+NUM_CURIOUS_SITES = 1  # with noise in shares: sites that would take their own off the sum
 INSECURE = 2.0**-40
 INCOMPLETE = 2.0**-20
 

@@ -32,7 +32,7 @@ from fedfora.federated.wire.messages import (
     Report,
     read_assignment,
 )
-from fedfora.federated.wire.transport import Layout, pack, pack_with_feedback, to_record
+from fedfora.federated.wire.transport import Layout, pack, pack_with_feedback
 from fedfora.training.local import LocalResult
 from fedfora.training.trainer import StepReport
 
@@ -78,7 +78,7 @@ def describe(message: Message, context: Context) -> Message:
     if message.content["ask"]["adapter"]:
         # A real site's instruction and paths are its own; what is simulated is nobody's secret.
         real = SITE_NAME in context.node_config
-        _, record = runtime.form(None if real else site.instruction)
+        record = runtime.record(None if real else site.instruction)
         if real:
             record["base"]["name"] = Path(record["base"]["name"]).name
         content["fresh"] = pack(runtime.fresh, runtime.layout)
@@ -97,7 +97,7 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
     secure = _is_secure(runtime)
     if not secure:
         secure_answers.check_in_clear(context)
-    assignment = read_assignment(message.content, context.state, runtime.fresh)
+    assignment = read_assignment(message.content, context.state, runtime.layout)
     validation_loss, validation_tokens = validate(runtime, site, assignment.adapter)
     arrays, result = carry_out(
         runtime,
@@ -130,7 +130,7 @@ def evaluate(message: Message, context: Context) -> Message:
     runtime, site = _open(context)
     round_index = int(message.content["config"]["round-index"])
     state = memory_of(context).read(before=round_index + 2)
-    assignment = read_assignment(message.content, state, runtime.fresh)
+    assignment = read_assignment(message.content, state, runtime.layout)
     loss, tokens = validate(runtime, site, assignment.adapter)
     metrics = MetricRecord({"validation_loss": loss, "validation_tokens": tokens})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
@@ -172,7 +172,7 @@ def _is_secure(runtime: SiteRuntime) -> bool:
     return runtime.settings.secure.secure_aggregation
 
 
-# What a site does with an assignment: train, keep what is its own, and pack what travels.
+# What a site does with an assignment: train, and pack what travels.
 
 
 def carry_out(
@@ -190,7 +190,7 @@ def carry_out(
         runtime: Base model and settings.
         site: Whose rows.
         assignment: What to do.
-        state: The site's memory; personal factors and what the travel format lost are kept there.
+        state: The site's memory; what the travel format lost is kept there.
         seed: What the order of rows and dropout are drawn from; None for the run's.
         on_step: Called after every optimizer step.
 
@@ -214,9 +214,6 @@ def carry_out(
     adapter = fold(trained)
     if rule.absorbs:
         adapter = absorb(adapter)
-    if rule.personal:
-        state["personal"] = to_record(part(adapter, rule.personal))
-        runtime.keep(site, adapter)
     return _packed(runtime, rule, adapter, start, state), result
 
 
@@ -237,7 +234,7 @@ def _packed(
     feedback = state.get("lost", {})
     lost = feedback[layout.digest].numpy() if layout.digest in feedback else None
     record, lost = pack_with_feedback(update, reference, lost, layout, form)
-    if lost is not None and rule.keeps_coordinates:
+    if lost is not None and rule.mean_of == "factors":
         state["lost"] = ArrayRecord({layout.digest: Array(lost)})
     else:
         state.pop("lost", None)

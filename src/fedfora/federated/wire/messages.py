@@ -1,16 +1,16 @@
 """What goes to a site in a round and comes back: both sides of the wire, for any aggregation rule.
 
 A message brings the factors that travel and, until the site has them, the frozen ones. A site keeps
-what it will need again in Flower's `Context.state`: the frozen factors, its personal factors, and
-what its travel format lost. All of it is arrays.
+what it will need again in Flower's `Context.state`: the frozen factors, and what its travel format
+lost. All of it is arrays.
 """
 
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedfora.federated.aggregation import RULES, AdapterState, Rule
-from fedfora.federated.aggregation.update import absorb, part, rank_of, truncate
+from fedfora.federated.aggregation import RULES, Rule
+from fedfora.federated.aggregation.update import AdapterState, absorb, part, rank_of, truncate
 from fedfora.federated.wire.formats import Format
 from fedfora.federated.wire.transport import (
     FLOAT32,
@@ -200,7 +200,7 @@ class Assignment:
     Args:
         rule: What the round follows.
         round_index: Round, counted from 0.
-        adapter: The global adapter as it came, with the site's frozen and personal factors.
+        adapter: The global adapter as it came, with the frozen factors that the site has.
     """
 
     rule: Rule
@@ -208,13 +208,13 @@ class Assignment:
     adapter: AdapterState
 
 
-def read_assignment(content: RecordDict, state: RecordDict, fresh: AdapterState) -> Assignment:
+def read_assignment(content: RecordDict, state: RecordDict, layout: Layout) -> Assignment:
     """Return what a message asks for, and keep the frozen factors that it brings.
 
     Args:
         content: The message's.
         state: The site's memory.
-        fresh: A fresh adapter; it tells names and shapes, and how personal factors start.
+        layout: Names and shapes of a fresh adapter.
 
     Raises:
         ValueError: If the arrays do not fit the adapter.
@@ -222,13 +222,10 @@ def read_assignment(content: RecordDict, state: RecordDict, fresh: AdapterState)
     """
     config = content[CONFIG]
     rule = RULES[str(config["rule"])]
-    layout = Layout.of(fresh).at_rank(int(config["rank"]))
+    layout = layout.at_rank(int(config["rank"]))
     received = unpack(content[ARRAYS], layout.only(rule.travels))
     frozen = _frozen(content, state, layout.only(rule.frozen), str(config["frozen-digest"]))
-    personal = part(fresh, rule.personal)
-    if rule.personal and "personal" in state:
-        personal = from_record(state["personal"])
-    whole = {**received, **frozen, **personal}
+    whole = {**received, **frozen}
     return Assignment(rule, int(config["round-index"]), absorb(whole) if rule.absorbs else whole)
 
 

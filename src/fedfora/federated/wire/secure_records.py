@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from flwr.app import ArrayRecord, ConfigRecord
 
 from fedfora.config import Scalar
-from fedfora.federated.aggregation import AdapterState
+from fedfora.federated.aggregation.update import AdapterState
 from fedfora.federated.secure_aggregation.fixed_point import Words
 from fedfora.federated.wire.transport import Layout, flatten
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfora.cli.main import main
-from fedfora.evaluation.membership import UNSEEN, exposure, separation
+from fedfora.evaluation.audit import UNSEEN, exposure, separation
 
 losses = st.lists(st.integers(0, 9).map(float), min_size=1, max_size=30)
 
@@ -52,10 +52,10 @@ def test_an_audit_finds_rows_and_secrets_that_were_trained_on(rows_file, tmp_pat
     assert main(words.split()) == 0
     assert main(f"audit --run {out}".split()) == 2
     assert "--held_out_file is missing" in capsys.readouterr().err
-    fast = "--inversion_rows 1 --inversion_tokens 2 --inversion_choices 8 --canary_alternatives 63"
-    assert main(f"audit --run {out} --held_out_file {held_out} {fast}".split()) == 0
+    few = "--canary_alternatives 63"
+    assert main(f"audit --run {out} --held_out_file {held_out} {few}".split()) == 0
     shown = capsys.readouterr().out
-    for words in ("adapter", "2 canaries", "before", "none: one row", "Guessing finds 12.5%"):
+    for words in ("adapter", "2 canaries", "before"):
         assert words in shown
     found = json.loads((out / "audit.json").read_text())
     assert found["adapter"]["auc"] > 0.6
@@ -63,9 +63,6 @@ def test_an_audit_finds_rows_and_secrets_that_were_trained_on(rows_file, tmp_pat
     assert found["rows"] == [6, 12]
     assert sum(found["canaries"]["before_bits"]) < 10
     assert found["canaries"]["after_bits"] == [6.0, 6.0]
-    protections = {row["protection"]: row["found"] for row in found["inversion"]}
-    assert protections["none: one row"] == 2
-    assert len(protections) == 3  # six rows make no batch of eight
 
 
 def test_one_run_shows_an_epsilon_that_noise_keeps_down(rows_file, tmp_path):
@@ -83,8 +80,8 @@ def test_one_run_shows_an_epsilon_that_noise_keeps_down(rows_file, tmp_path):
         same = f"--model_name_or_path clinic-base --quantization none --train_file {trained}"
         out = tmp_path / name
         assert main(f"train {same} --output_dir {out} --canaries 24 {words}".split()) == 0
-        audit = f"audit --run {out} --held_out_file {held_out} --inversion_rows 0"
-        assert main(f"{audit} --canary_alternatives 1".split()) == 0
+        audit = f"audit --run {out} --held_out_file {held_out} --canary_alternatives 1"
+        assert main(audit.split()) == 0
         found[name] = json.loads((out / "audit.json").read_text())["canaries"]
     assert found["open"]["guessed"] >= 22
     assert found["open"]["epsilon_at_least"] > 1
