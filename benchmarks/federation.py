@@ -237,9 +237,9 @@ def beside(job: Job, rounds: int, seed: int) -> dict[str, Any]:
         figures = {"name": job.name, "seed": seed, **figures_of(read_rounds(out))}
     return {
         "seed": seed,
-        "base": rows.base.scores["f1"],
-        "alone": {name: row.scores["f1"] for name, row in rows.alone.items()},
-        "central": rows.central.scores["f1"],
+        "base": rows.of("base")[0].scores["f1"],
+        "alone": {row.name: row.scores["f1"] for row in rows.of("alone")},
+        "central": rows.of("central")[0].scores["f1"],
         "fedavg": figures,
     }
 

@@ -28,11 +28,11 @@ def few_steps(settings, **more):
 def test_every_arm_is_scored_on_all_rows_and_on_each_sites_own_kind(settings, tmp_path):
     comparison = compare(few_steps(settings, compare=ARMS), View(1))
     sites = ["cardiology", "dermatology", "neurology", "gastroenterology"]
-    assert list(comparison.alone) == sites
+    assert [row.name for row in comparison.of("alone")] == sites
     assert [name for name, *_ in comparison.arms()] == [
         *("base", "alone_mean", "alone_worst", "federated", "central"),
     ]
-    for row in (comparison.base, *comparison.alone.values(), comparison.central):
+    for row in comparison.rows:
         for site in sites:
             own = [
                 Answer(prediction, example.output, prompt=example.prompt)
@@ -54,16 +54,17 @@ def test_every_arm_is_scored_on_all_rows_and_on_each_sites_own_kind(settings, tm
     for index, answer in enumerate(map(json.loads, answers)):
         assert answer["prediction"] == comparison.federated.predictions[index]
         assert answer["site"] == comparison.examples[index].columns["specialty"]
-        rows = (comparison.base, comparison.alone[answer["site"]], comparison.central)
-        assert answer["others"] == {row.kind: row.predictions[index] for row in rows}
+        names = ("base", answer["site"], "central")
+        assert answer["others"] == {
+            row.kind: row.predictions[index] for row in comparison.rows if row.name in names
+        }
 
 
 def test_only_the_arms_asked_for_are_trained(settings):
     comparison = compare(
         few_steps(settings, compare="central", partition="iid", num_clients=2), View(1)
     )
-    assert comparison.base is None
-    assert comparison.alone == {}
+    assert not comparison.of("base") + comparison.of("alone")
     assert comparison.own_kind() == []  # iid sites have no kind of their own
     assert [name for name, *_ in comparison.arms()] == ["federated", "central"]
 

@@ -19,7 +19,6 @@ from typing import Any
 from fedfora.adapter.state import fold
 from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
-from fedfora.evaluation.evaluate import evaluate
 from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.coordinator.judging import own_kind_of_rows
 from fedfora.federated.preflight import site_names
@@ -63,18 +62,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, the test rows they answered, and what a site sent in a round.
+    """All rows, the test rows they answered, and what a site sent in a round."""
 
-    `base` and `central` are None, and `alone` is empty, where they were not asked for.
-    """
-
-    base: Row | None
-    alone: dict[str, Row]
-    federated: Row
-    central: Row | None
+    rows: list[Row]
     examples: list[Example]
     uplink_bytes_per_round_and_site: int
     seconds: float
+
+    def of(self, kind: str) -> list[Row]:
+        """Return the rows of a kind; none where it was not asked for."""
+        return [row for row in self.rows if row.kind == kind]
+
+    @property
+    def federated(self) -> Row:
+        """The federation's row."""
+        return self.of("federated")[0]
 
     @property
     def headline(self) -> str:
@@ -83,27 +85,29 @@ class Comparison:
 
     def arms(self) -> list[tuple[str, dict[str, float], int, float]]:
         """Return name, scores, peak memory and seconds for each line of the table of all rows."""
-        rows = [_arm("base", self.base)] if self.base else []
-        if alone := list(self.alone.values()):
-            worst = min(alone, key=lambda row: row.scores[self.headline])
-            mean = {
-                name: sum(row.scores[name] for row in alone) / len(alone)
-                for name, value in worst.scores.items()
-                if isinstance(value, int | float)
-            }
-            memory = max(row.peak_memory_bytes for row in alone)
-            seconds = sum(row.seconds for row in alone) / len(alone)
-            rows += [("alone_mean", mean, memory, seconds), _arm("alone_worst", worst)]
-        rows.append(_arm("federated", self.federated))
-        return [*rows, _arm("central", self.central)] if self.central else rows
+        table: list[tuple[str, dict[str, float], int, float]] = []
+        for kind in ("base", "alone", "federated", "central"):
+            rows = self.of(kind)
+            if kind != "alone":
+                table += [_arm(kind, row) for row in rows]
+            elif rows:
+                worst = min(rows, key=lambda row: row.scores[self.headline])
+                mean = {
+                    name: sum(row.scores[name] for row in rows) / len(rows)
+                    for name, value in worst.scores.items()
+                    if isinstance(value, int | float)
+                }
+                memory = max(row.peak_memory_bytes for row in rows)
+                seconds = sum(row.seconds for row in rows) / len(rows)
+                table += [("alone_mean", mean, memory, seconds), _arm("alone_worst", worst)]
+        return table
 
     def own_kind(self) -> list[tuple[str, dict[str, float]]]:
         """Return for each site the headline score of each arm on the site's own kind of rows."""
-        arms = {"base": self.base, "federated": self.federated, "central": self.central}
         table = []
         for site in self.federated.groups:
-            rows = {**arms, "alone": self.alone.get(site)}
-            table.append((site, {n: r.groups[site][self.headline] for n, r in rows.items() if r}))
+            rows = [row for row in self.rows if row.kind != "alone" or row.name == site]
+            table.append((site, {row.kind: row.groups[site][self.headline] for row in rows}))
         return table
 
 
@@ -137,43 +141,29 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     groups = own_kind_of_rows(settings.federation.partition, examples, names)
     measured: list[Row] = []
 
-    def measure(kind: str, prepare: Callable[[], object], name: str | None = None) -> Row:
+    def measure(kind: str, prepare: Callable[[], object], name: str | None = None) -> None:
         row = _measured(name or kind, kind, prepare, runtime, examples, groups, view)
         measured.append(row)
         # The federation begins the record; what was measured before it waits for that.
         for new in [] if kind == "base" else measured if kind == "federated" else [row]:
             _record(directory, new)
-        return row
 
     def federate() -> None:
         rounds.extend(simulate(settings, view))
         runtime.load(fold(read_adapter(settings.run.output_dir)))
 
-    base = measure("base", lambda: runtime.load(runtime.fresh)) if "base" in arms else None
-    federated = measure("federated", federate)
-    alone = {
-        site.name: measure(
-            "alone", partial(_train, runtime, site.encoded, site.name, view), site.name
-        )
-        for site in (sites if "alone" in arms else [])
-    }
-    central = None
+    if "base" in arms:
+        measure("base", lambda: runtime.load(runtime.fresh))
+    measure("federated", federate)
+    for site in sites if "alone" in arms else []:
+        measure("alone", partial(_train, runtime, site.encoded, site.name, view), site.name)
     if "central" in arms:
         pooled = [row for site in sites for row in site.encoded]
-        central = measure(
-            "central", partial(_train, runtime, pooled, "central", view, batches=len(sites))
-        )
+        measure("central", partial(_train, runtime, pooled, "central", view, batches=len(sites)))
     _record_answers(directory, measured)
     write_results(directory)
-    return Comparison(
-        base=base,
-        alone=alone,
-        federated=federated,
-        central=central,
-        examples=examples,
-        uplink_bytes_per_round_and_site=rounds[-1]["sites"][0]["uplink_bytes"],
-        seconds=time.monotonic() - started,
-    )
+    uplink_bytes = rounds[-1]["sites"][0]["uplink_bytes"]
+    return Comparison(measured, examples, uplink_bytes, time.monotonic() - started)
 
 
 def _record(directory: Path, row: Row) -> None:
@@ -217,15 +207,8 @@ def _measured(
     reset_peak_memory()
     started = time.monotonic()
     prepare()
-    evaluation = runtime.settings.evaluation
-    result = evaluate(
-        runtime.model,
-        runtime.base.tokenizer,
-        examples,
-        runtime.prompts,
-        batch_size=evaluation.per_device_eval_batch_size,
-        max_new_tokens=evaluation.max_new_tokens,
-        on_batch=lambda rows: view.advance(rows * EVALUATED_ROW, f"{name}: evaluation"),
+    result = runtime.evaluate(
+        examples, lambda rows: view.advance(rows * EVALUATED_ROW, f"{name}: evaluation")
     )
     seconds = time.monotonic() - started
     what = f"{name} alone" if kind == "alone" else name

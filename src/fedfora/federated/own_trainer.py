@@ -309,8 +309,8 @@ def train_own(
     stretch: StepWindow,
     seed: int,
     on_step: Callable[[StepReport], None],
-    proximal_mu: float,
-    privacy: None,
+    proximal_mu: float = 0.0,
+    privacy: None = None,
 ) -> LocalResult:
     """Train the active adapter in place, as `train_locally` does, with a Trainer of one's own.
 

@@ -26,6 +26,7 @@ from fedfora.data.encoding import (
 )
 from fedfora.data.loading import Example, load_chosen, load_examples, shared_instruction
 from fedfora.data.partition import site_name
+from fedfora.evaluation.evaluate import Evaluation, evaluate
 from fedfora.federated.aggregation.update import part, rank_of
 from fedfora.federated.preflight import partition_sites
 from fedfora.federated.settings import FederationSettings, from_run_config
@@ -35,12 +36,9 @@ from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter_of_rank, context_length, load_base
 from fedfora.models.saving import adapter_record
 from fedfora.seeds import derive_seed
-from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult, check_trainable, train_locally
 from fedfora.training.privacy_plan import ledger_of
-from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
-from fedfora.training.trainer import StepReport
 
 SITE_NAME = "site-name"  # in the configuration of a real site's node
 
@@ -97,12 +95,8 @@ class SiteRuntime:
         encoded: Encoded,
         train: TrainArguments,
         *,
-        stretch: StepWindow,
-        seed: int,
-        on_step: Callable[[StepReport], None],
         factors: str = "ABCDE",
-        proximal_mu: float = 0.0,
-        privacy: RecordPrivacy | None = None,
+        **piece: Any,
     ) -> tuple[AdapterState, LocalResult]:
         """Train an adapter on some rows.
 
@@ -110,30 +104,30 @@ class SiteRuntime:
             adapter: Folded, or with all five factors.
             encoded: The rows.
             train: Batch, optimizer and learning rate.
-            stretch: Which steps of which schedule to take.
-            seed: Seed of the order of rows and of dropout.
-            on_step: Called after every optimizer step.
             factors: Those that are trained; E stands for the core.
-            proximal_mu: FedProx's pull towards the adapter as it came.
-            privacy: How single records are hidden, if they are.
+            **piece: Of a training, as `train_locally` takes it: which steps of which schedule, the
+                seed, and what is asked for besides.
 
         Returns:
             All five factors, and what the training did.
         """
         name = self.load(adapter)
         set_trainable(self.model, factors, name)
-        result = self.local(
+        result = self.local(self.model, self.base.tokenizer, encoded, train, **piece)
+        return read_state(self.model, name), result
+
+    def evaluate(self, examples: list[Example], on_batch: Callable[[int], None]) -> Evaluation:
+        """Answer and score test rows with the adapter that is loaded."""
+        evaluation = self.settings.evaluation
+        return evaluate(
             self.model,
             self.base.tokenizer,
-            encoded,
-            train,
-            stretch=stretch,
-            seed=seed,
-            on_step=on_step,
-            proximal_mu=proximal_mu,
-            privacy=privacy,
+            examples,
+            self.prompts,
+            batch_size=evaluation.per_device_eval_batch_size,
+            max_new_tokens=evaluation.max_new_tokens,
+            on_batch=on_batch,
         )
-        return read_state(self.model, name), result
 
     def _write(self, adapter: AdapterState, name: str) -> None:
         if not any(key.endswith(".E") for key in self.fresh):  # LoRA

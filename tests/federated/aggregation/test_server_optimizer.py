@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedfora.federated.aggregation.server_optimizer import NAMES, Rates, ServerOptimizer
+from fedfora.federated.aggregation.server_optimizer import NAMES, ServerOptimizer
 
 
 def update(*values):
@@ -12,15 +12,15 @@ def update(*values):
 
 def test_sgd_at_rate_one_is_the_aggregate_to_the_bit():
     current, aggregate = update(1.0, 2.0), update(1.1, 0.3)
-    optimizer = ServerOptimizer("sgd", Rates(learning_rate=1.0))
+    optimizer = ServerOptimizer("sgd", learning_rate=1.0)
     assert torch.equal(optimizer.step(current, aggregate)["q.A"], aggregate["q.A"])
-    half = ServerOptimizer("sgd", Rates(learning_rate=0.5)).step(current, aggregate)["q.A"]
+    half = ServerOptimizer("sgd", learning_rate=0.5).step(current, aggregate)["q.A"]
     torch.testing.assert_close(half, torch.tensor([[1.05, 1.15]]))
 
 
 def test_momentum_by_hand():
     """m_1 = 1, m_2 = 0.5 * 1 + 1: positions 0, 1, 2.5."""
-    optimizer = ServerOptimizer("momentum", Rates(momentum=0.5))
+    optimizer = ServerOptimizer("momentum", momentum=0.5)
     x = update(0.0)
     for expected in (1.0, 2.5):
         x = optimizer.step(x, {"q.A": x["q.A"] + 1})
@@ -37,8 +37,8 @@ def test_momentum_by_hand():
     ],
 )
 def test_adaptive_steps_by_hand(name, v_1, v_2):
-    rates = Rates(learning_rate=0.1, beta_1=0.5, beta_2=0.9, tau=0.1)
-    optimizer, x = ServerOptimizer(name, rates), update(0.0)
+    numbers = {"learning_rate": 0.1, "beta_1": 0.5, "beta_2": 0.9, "tau": 0.1}
+    optimizer, x = ServerOptimizer(name, **numbers), update(0.0)
     x = optimizer.step(x, {"q.A": x["q.A"] + 2})
     first = 0.1 * 1.0 / (v_1**0.5 + 0.1)  # m_1 = 0.5 * 2
     assert x["q.A"].item() == pytest.approx(first)
@@ -49,25 +49,25 @@ def test_adaptive_steps_by_hand(name, v_1, v_2):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_change_is_no_step(name):
-    optimizer, x = ServerOptimizer(name, Rates(learning_rate=0.3)), update(1.0, -2.0)
+    optimizer, x = ServerOptimizer(name, learning_rate=0.3), update(1.0, -2.0)
     torch.testing.assert_close(optimizer.step(x, x)["q.A"], x["q.A"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_moments_taken_up_elsewhere_go_on_to_the_bit(name):
-    rates = Rates(learning_rate=0.3)
-    whole = ServerOptimizer(name, rates)
+    whole = ServerOptimizer(name, learning_rate=0.3)
     x = update(1.0, -2.0)
     targets = [update(2.0, 0.0), update(0.0, 1.0), update(3.0, 3.0)]
     for target in targets[:2]:
         x = whole.step(x, target)
-    resumed = ServerOptimizer(name, rates, {k: v.clone() for k, v in whole.moments.items()})
+    moments = {k: v.clone() for k, v in whole.moments.items()}
+    resumed = ServerOptimizer(name, learning_rate=0.3, moments=moments)
     one, two = whole.step(x, targets[2]), resumed.step(x, targets[2])
     assert torch.equal(one["q.A"], two["q.A"])
 
 
 def test_moments_of_other_factors_are_not_used():
-    optimizer = ServerOptimizer("momentum", Rates(momentum=0.9))
+    optimizer = ServerOptimizer("momentum", momentum=0.9)
     optimizer.step(update(0.0), update(5.0))
     core = {"q.E": torch.zeros(1, 1)}
     stepped = optimizer.step(core, {"q.E": torch.ones(1, 1)})

@@ -21,25 +21,6 @@ if TYPE_CHECKING:
     from fedfora.federated.aggregation.update import AdapterState
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Numbers of a server optimizer, under the papers' names.
-
-    Args:
-        learning_rate: eta, above 0.
-        momentum: Share of the last step that goes on, in [0, 1); for `momentum` alone.
-        beta_1: Decay of the first moment, in [0, 1).
-        beta_2: Decay of the second moment, in [0, 1); Adagrad has none.
-        tau: Degree of adaptivity, above 0; the smaller, the more alike the steps of all numbers.
-    """
-
-    learning_rate: float = 1.0
-    momentum: float = 0.9
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    tau: float = 1e-3
-
-
 SECOND_MOMENTS: Registry[Callable[[Tensor, Tensor, float], Tensor]] = Registry("server optimizer")
 
 
@@ -66,14 +47,26 @@ NAMES = ["sgd", "momentum", *SECOND_MOMENTS]
 
 @dataclass
 class ServerOptimizer:
-    """One optimizer and its moments; `moments` is all of its state.
+    """One optimizer with its numbers, under the papers' names, and its moments.
 
-    Moments belong to the factors they were made from. Where a round moves others, as `warmup-core`
-    does when it changes from one kind of round to the other, they start anew.
+    Args:
+        name: Of `NAMES`.
+        learning_rate: eta, above 0.
+        momentum: Share of the last step that is kept, in [0, 1); for `momentum` alone.
+        beta_1: Decay of the first moment, in [0, 1).
+        beta_2: Decay of the second moment, in [0, 1); Adagrad has none.
+        tau: Degree of adaptivity, above 0; the smaller, the more alike the steps of all numbers.
+        moments: All of its state. They belong to the factors they were made from: where a round
+            moves others, as `warmup-core` does when it changes from one kind of round to the other,
+            they start anew.
     """
 
     name: str = "sgd"
-    rates: Rates = field(default_factory=Rates)
+    learning_rate: float = 1.0
+    momentum: float = 0.9
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
     moments: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, current: AdapterState, aggregate: AdapterState) -> AdapterState:
@@ -83,27 +76,25 @@ class ServerOptimizer:
             current: The factors that travel, as the sites received them.
             aggregate: What the rule made of the replies.
         """
-        rates = self.rates
-        if self.name == "sgd" and rates.learning_rate == 1:
+        if self.name == "sgd" and self.learning_rate == 1:
             return aggregate
         if {name.partition("/")[2] for name in self.moments} != set(current):
             self.moments = {}
         result = {}
         for name, x in current.items():
             delta = aggregate[name].double() - x.double()
-            result[name] = (x.double() + rates.learning_rate * self._direction(name, delta)).float()
+            result[name] = (x.double() + self.learning_rate * self._direction(name, delta)).float()
         return result
 
     def _direction(self, name: str, delta: Tensor) -> Tensor:
-        rates = self.rates
         if self.name == "sgd":
             return delta
         m = self.moments.get(f"m/{name}", delta.new_zeros(delta.shape))
         if self.name == "momentum":
-            self.moments[f"m/{name}"] = m = rates.momentum * m + delta
+            self.moments[f"m/{name}"] = m = self.momentum * m + delta
             return m
-        v = self.moments.get(f"v/{name}", delta.new_full(delta.shape, rates.tau**2))
-        m = rates.beta_1 * m + (1 - rates.beta_1) * delta
-        v = SECOND_MOMENTS[self.name](v, delta.square(), rates.beta_2)
+        v = self.moments.get(f"v/{name}", delta.new_full(delta.shape, self.tau**2))
+        m = self.beta_1 * m + (1 - self.beta_1) * delta
+        v = SECOND_MOMENTS[self.name](v, delta.square(), self.beta_2)
         self.moments[f"m/{name}"], self.moments[f"v/{name}"] = m, v
-        return m / (v.sqrt() + rates.tau)
+        return m / (v.sqrt() + self.tau)

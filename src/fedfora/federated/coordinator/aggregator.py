@@ -6,11 +6,11 @@ Knows updates and weights, and nothing of messages.
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fedfora.federated.aggregation.means import ErrorMeter, Reading
 from fedfora.federated.aggregation.robust import robust
-from fedfora.federated.aggregation.server_optimizer import Rates, ServerOptimizer
+from fedfora.federated.aggregation.server_optimizer import ServerOptimizer
 from fedfora.federated.aggregation.update import AdapterState, Weighted
 from fedfora.federated.coordinator.site_privacy import SitePrivacy
 from fedfora.federated.settings import FederationSettings
@@ -41,16 +41,16 @@ class Aggregator:
     def __post_init__(self) -> None:
         """Take the rates from the settings."""
         chosen = self.settings.aggregation
-        rates = Rates(
+        self.optimizer = ServerOptimizer(
+            chosen.server_optimizer,
             learning_rate=chosen.server_learning_rate,
             momentum=chosen.server_momentum,
             beta_1=chosen.beta_1,
             beta_2=chosen.beta_2,
             tau=chosen.tau,
         )
-        self.optimizer = ServerOptimizer(chosen.server_optimizer, rates)
         if self.settings.privacy.shared_noise:  # what comes is the mean gradient, down, with noise
-            self.optimizer = ServerOptimizer("adam", Rates(beta_2=0.999, tau=1e-12))
+            self.optimizer = ServerOptimizer("adam", beta_2=0.999, tau=1e-12)
 
     def aggregate(
         self, exchange: RoundMessages, updates: Iterable[Weighted]
@@ -77,8 +77,7 @@ class Aggregator:
         reading = meter.read(exchange.whole(aggregate), exchange.adapter)
         self._say(reading)
         if self.settings.privacy.shared_noise:
-            rate = self._rate(exchange.current, exchange.round_index)
-            self.optimizer.rates = replace(self.optimizer.rates, learning_rate=rate)
+            self.optimizer.learning_rate = self._rate(exchange.current, exchange.round_index)
         stepped = self.optimizer.step(exchange.current, aggregate)
         return {**exchange.adapter, **stepped}, reading
 
@@ -93,8 +92,8 @@ class Aggregator:
         if peak is None:
             width = min(value.shape[1] for name, value in current.items() if name.endswith(".A"))
             peak = rate_for_noise(width, settings.adapter)
-        rates, step = self.optimizer.rates, round_index + 1
-        unbiased = math.sqrt(1 - rates.beta_2**step) / (1 - rates.beta_1**step)
+        adam, step = self.optimizer, round_index + 1
+        unbiased = math.sqrt(1 - adam.beta_2**step) / (1 - adam.beta_1**step)
         share = schedule_at(
             round_index,
             settings.federation.num_rounds,

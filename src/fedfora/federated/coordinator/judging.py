@@ -4,7 +4,6 @@ from typing import Any
 
 from fedfora.data.loading import Example, load_examples
 from fedfora.data.partition import JOINED
-from fedfora.evaluation.evaluate import evaluate
 from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.aggregation.update import AdapterState
 from fedfora.federated.coordinator.checkpoint import Selection, judging_score
@@ -59,15 +58,7 @@ def _scored(adapter: AdapterState, exchange: SiteExchange) -> dict[str, Any]:
     examples = examples[: settings.evaluation.max_eval_samples]
     runtime = load_runtime(settings.run_config())
     runtime.load(adapter)
-    result = evaluate(
-        runtime.model,
-        runtime.base.tokenizer,
-        examples,
-        runtime.prompts,
-        batch_size=settings.evaluation.per_device_eval_batch_size,
-        max_new_tokens=settings.evaluation.max_new_tokens,
-        on_batch=lambda rows: record.announce("evaluated", rows=rows),
-    )
+    result = runtime.evaluate(examples, lambda rows: record.announce("evaluated", rows=rows))
     sites = [site.name for site in exchange.sites.values()]
     groups = own_kind_of_rows(settings.federation.partition, examples, sites)
     result.write(record.directory / PREDICTIONS, examples, groups)

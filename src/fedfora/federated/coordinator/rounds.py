@@ -87,12 +87,13 @@ def run_rounds(
         record = RunRecord(directory, overwrite=overwrite, listeners=listeners)
         forget_earlier_run(directory)
         record.write_config(asdict(settings), NO_EFFECT)
-
-    def absent(site: str, reason: str) -> None:
-        record.log("absent", site=site, reason=reason)
-
     members = members or Membership()
-    handshake = Handshake(grid, members, settings.rounds.start_deadline, absent)
+    handshake = Handshake(
+        grid,
+        members,
+        settings.rounds.start_deadline,
+        on_absent=lambda site, reason: record.log("absent", site=site, reason=reason),
+    )
     agreement = handshake.agree(
         base_fingerprint=base_of(directory) if progress else None,
         same_bits=settings.rule_of_round(0).start == "zero",

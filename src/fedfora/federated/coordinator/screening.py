@@ -1,9 +1,9 @@
 """Screening: which replies of a round may touch the model, and why the others may not.
 
 Checks go from cheap to dear and end at the first that fails: what the reply says of itself, then
-the headers of its arrays, then the numbers, and last the other updates of the round (`peers`). For
-these the first replies are held back until there are `WINDOW` of them (or no more come), so there
-is a median from the start, in bounded memory.
+the headers of its arrays, then the numbers, and last the other updates of the round. For these the
+first replies are held back until there are `WINDOW` of them (or no more come), so there is a median
+from the start, in bounded memory.
 
 What is refused is left out of the round and named; nothing is repaired.
 """
@@ -67,50 +67,13 @@ class Accepted(Generic[Sender]):
         sender: Who sent it.
         update: The factors that came.
         report: What the site says of its training.
-        sent: What it trained from.
         norm: Length of what it changed, ||update - sent||_2 over all factors.
     """
 
     sender: Sender
     update: AdapterState
     report: Report
-    sent: AdapterState
     norm: float
-
-
-class UpdateOutliers:
-    """What the other updates of a round say of a single one: whether it is too long.
-
-    An update's length is judged against the lower median of the lengths so far, so one site among
-    three or more cannot move the limit at will. The median is bounded by the honest sites' values
-    while these are more than half.
-
-    Args:
-        max_norm_ratio: Longest update as a multiple of the median; infinity for no limit.
-    """
-
-    def __init__(self, max_norm_ratio: float) -> None:
-        self.max_norm_ratio = max_norm_ratio
-        self._norms: list[float] = []
-
-    @property
-    def number(self) -> int:
-        """How many were counted."""
-        return len(self._norms)
-
-    def count(self, norm: float) -> None:
-        """Take the length of one more update into account."""
-        insort(self._norms, norm)
-
-    def objection(self, norm: float) -> str | None:
-        """Return why an update is refused, or None."""
-        median = self._norms[(len(self._norms) - 1) // 2]
-        if 0 < median * self.max_norm_ratio < norm:
-            return (
-                f"norm: the update's length {norm:.3g} is more than {self.max_norm_ratio:g} times "
-                f"the median {median:.3g} (--max_norm_ratio)"
-            )
-        return None
 
 
 def screen(
@@ -128,18 +91,18 @@ def screen(
         on_rejected: Called with the sender of a refused reply, and the reason.
     """
     held: list[Accepted[Sender]] = []
-    peers = UpdateOutliers(limits.max_norm_ratio)
+    norms: list[float] = []
     for sender, reply in replies:
         try:
             held.append(_inspect(sender, reply, expected(sender), limits))
         except UNREADABLE as error:
             on_rejected(sender, printable(error))
             continue
-        peers.count(held[-1].norm)
-        if peers.number >= WINDOW:
-            yield from _like_the_others(held, peers, on_rejected)
+        insort(norms, held[-1].norm)
+        if len(norms) >= WINDOW:
+            yield from _like_the_others(held, norms, limits, on_rejected)
             held.clear()
-    yield from _like_the_others(held, peers, on_rejected)
+    yield from _like_the_others(held, norms, limits, on_rejected)
 
 
 def read_validation(reply: Message) -> tuple[float, int]:
@@ -214,7 +177,7 @@ def _inspect(
             f"norm: the update's length {norm:.3g} is above {limits.max_update_norm:.3g} "
             "(--max_update_norm)"
         )
-    return Accepted(sender, update, report, expected.sent, norm)
+    return Accepted(sender, update, report, norm)
 
 
 def _content(reply: Message, records: set[str]) -> RecordDict:
@@ -245,15 +208,26 @@ def _check_metrics(content: RecordDict, names: set[str]) -> None:
 
 def _like_the_others(
     candidates: list[Accepted[Sender]],
-    peers: UpdateOutliers,
+    norms: list[float],
+    limits: Limits,
     on_rejected: Callable[[Sender, str], None],
 ) -> Iterator[Accepted[Sender]]:
+    """Yield the updates that are not too long beside the others of the round.
+
+    An update's length is judged against the lower median of the lengths so far, so one site among
+    three or more cannot move the limit at will. The median is bounded by the honest sites' values
+    while these are more than half.
+    """
     for candidate in candidates:
-        reason = peers.objection(candidate.norm)
-        if reason is None:
-            yield candidate
+        median = norms[(len(norms) - 1) // 2]
+        if 0 < median * limits.max_norm_ratio < candidate.norm:
+            on_rejected(
+                candidate.sender,
+                f"norm: the update's length {candidate.norm:.3g} is more than "
+                f"{limits.max_norm_ratio:g} times the median {median:.3g} (--max_norm_ratio)",
+            )
         else:
-            on_rejected(candidate.sender, reason)
+            yield candidate
 
 
 def distance(update: AdapterState, sent: AdapterState) -> float:

@@ -8,7 +8,7 @@ Once a run, and whenever a site was restarted, `open` first asks for the sites' 
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -110,16 +110,12 @@ class SecureRounds:
         sampled = sorted(candidates.intersection(self._keys))
         terms = Terms(round_number, tuple(sampled), self.threshold, digest_of(self._keys))
         self._code = FixedPoint(self.value_range, len(sampled), self.max_weight)
-        self._round = SecureRound(terms, vector_size(num_numbers), task)
-        for node, reply in self._ask(SHARE, self._invitations(terms)):
-            try:
-                self._round.receive_keys(self.numbers[node], read(RoundKeys, reply[ANSWER]))
-                self._informed.add(node)
-            except UNREADABLE as error:
-                self._reject(node, error)
+        opened = self._round = SecureRound(terms, vector_size(num_numbers), task)
+        self._collect(SHARE, self._invitations(terms), RoundKeys, opened.receive_keys)
+        self._informed |= {self.nodes[number] for number in opened.present}
         return {
             self.nodes[number]: {DELIVERY: write(delivery)}
-            for number, delivery in self._or_lost(self._round.deliveries).items()
+            for number, delivery in self._or_lost(opened.deliveries).items()
         }
 
     def take(self, node: int, arrays: ArrayRecord) -> None:
@@ -142,18 +138,11 @@ class SecureRounds:
         survivors = self._or_lost(opened.survivors)
         question = RecordDict({SURVIVORS: write(survivors)})
         contents = {self.nodes[site]: question for site in survivors}
-        for node, reply in self._ask(CONFIRM, contents):
-            try:
-                opened.receive_signature(self.numbers[node], read(bytes, reply[ANSWER]))
-            except UNREADABLE as error:
-                self._reject(node, error)
+        self._collect(CONFIRM, contents, bytes, opened.receive_signature)
         signatures = self._or_lost(opened.signatures)
         shown = RecordDict({SIGNATURES: write(signatures)})
-        for node, reply in self._ask(REVEAL, {self.nodes[site]: shown for site in signatures}):
-            try:
-                opened.receive_reveal(self.numbers[node], read(Reveal, reply[ANSWER]))
-            except UNREADABLE as error:
-                self._reject(node, error)
+        contents = {self.nodes[site]: shown for site in signatures}
+        self._collect(REVEAL, contents, Reveal, opened.receive_reveal)
         summed = self._or_lost(lambda: read_sum(self._total(opened), self._code))
         self._round = None
         self.line = {
@@ -215,6 +204,20 @@ class SecureRounds:
             if node not in self._informed:
                 contents[node][ROSTER] = write(self._keys)
         return contents
+
+    def _collect(
+        self,
+        what: str,
+        contents: dict[int, RecordDict],
+        kind: Any,
+        take: Callable[[int, Any], None],
+    ) -> None:
+        """Ask, and hand each site's answer on by the site's number; name what is not used."""
+        for node, reply in self._ask(what, contents):
+            try:
+                take(self.numbers[node], read(kind, reply[ANSWER]))
+            except UNREADABLE as error:
+                self._reject(node, error)
 
     def _ask(self, what: str, contents: dict[int, RecordDict]) -> Iterable[tuple[int, RecordDict]]:
         """Send messages; yield node and content of the answers that are none of errors."""
