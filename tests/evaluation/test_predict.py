@@ -211,16 +211,16 @@ def test_the_base_is_held_as_in_training_unless_told_otherwise(predict, tmp_path
 
 
 def test_prompts_are_as_in_training_unless_told_otherwise(predict, tmp_path, monkeypatch):
-    from fedfora.evaluation import plan
+    from fedfora.evaluation import predict as module
 
     layouts = []
-    encode = plan.encode_prompts
+    encode = module.encode_prompts
 
     def spy(examples, tokenizer, prompt_format):
         layouts.append(prompt_format)
         return encode(examples, tokenizer, prompt_format)
 
-    monkeypatch.setattr(plan, "encode_prompts", spy)
+    monkeypatch.setattr(module, "encode_prompts", spy)
     assert predict("p", rows=1) == 0
     assert predict("q", "--max_src_len", "512", "--source_prefix", "Now: ", rows=1) == 0
     assert (layouts[0].max_source_length, layouts[0].max_target_length) == (512, 48)

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DataCollatorForSeq2Seq
 
-from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
+from fedfora.federated.secure_aggregation.fixed_point import (
+    FixedPoint,
+    contribution_with_noise,
+    read_sum,
+)
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.federated.secure_aggregation.server import RoundLost
-from fedfora.federated.secure_aggregation.vector import contribution_with_noise, read_sum
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.shared_noise import MIN_STEPS_PER_STD, ROWS_OF_UNIT, SharedNoise
 from fedfora.federated.simulation import read_rounds, simulate

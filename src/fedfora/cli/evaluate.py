@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> None:
     from pathlib import Path
 
     from fedfora.cli.console import silence_libraries
-    from fedfora.evaluation.score_file import score_file
+    from fedfora.evaluation.scores import score_file
     from fedfora.reporting.record import write_json
 
     silence_libraries()

@@ -4,9 +4,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from fedfora.data.settings import DataArguments
+from fedfora.data.settings import TASKS, DataArguments
 from fedfora.data.sources import DataError, chosen_source, rows_of
-from fedfora.data.tasks import TASKS
 
 __all__ = ["DataError", "Example", "load_chosen", "load_examples"]
 

@@ -1,9 +1,7 @@
 """The user's training settings to transformers' TrainingArguments: what the Trainer is told."""
 
-import tempfile
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -75,24 +73,6 @@ def check_device(settings: TrainArguments, device: str) -> None:
         raise ValueError("--fp16 needs a GPU; a CPU can --bf16")
     if settings.optim.endswith("8bit"):
         raise ValueError(f"--optim {settings.optim} needs a GPU; use adamw_torch")
-
-
-def process_arguments(
-    settings: TrainArguments, *, device: str, deepspeed: str | None
-) -> TrainingArguments:
-    """Return arguments whose making connects this process with the others of the training.
-
-    With DeepSpeed they also tell transformers, as long as they live, how weights are to be loaded.
-    """
-    return trainer_arguments(
-        settings,
-        StepWindow(0, 1, 1),
-        seed=settings.seed,
-        device=device if torch.cuda.is_available() else "cpu",
-        output_dir=tempfile.gettempdir(),
-        bf16=settings.bf16,
-        deepspeed=deepspeed,
-    )
 
 
 def loraplus_optimizer(model: Any, arguments: TrainingArguments, ratio: float) -> Any:

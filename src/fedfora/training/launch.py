@@ -1,6 +1,7 @@
 """The processes of a training: alone, or started by torchrun, accelerate or deepspeed."""
 
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 
 from fedfora.protection.keys import ENCRYPTION_FILE, encryption_key
-from fedfora.training.arguments import process_arguments
+from fedfora.training.arguments import trainer_arguments
+from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainSettings
 
 _IN_PLAIN = ("DEEPSPEED", "FSDP")  # as accelerate's environment has them
@@ -63,8 +65,14 @@ def start_processes(settings: TrainSettings) -> Processes:
         )
     if launch.deepspeed is None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(index=0, number=1)
-    arguments = process_arguments(
-        settings.train, device=settings.model.device, deepspeed=launch.deepspeed
+    arguments = trainer_arguments(  # making them connects this process with the others
+        settings.train,
+        StepWindow(0, 1, 1),
+        seed=settings.train.seed,
+        device=settings.model.device if torch.cuda.is_available() else "cpu",
+        output_dir=tempfile.gettempdir(),
+        bf16=settings.train.bf16,
+        deepspeed=launch.deepspeed,
     )
     return Processes(
         index=arguments.process_index, number=arguments.world_size, arguments=arguments

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
-from fedfora.federated.secure_aggregation.vector import (
+from fedfora.federated.secure_aggregation.fixed_point import (
     MAX_LOSS,
+    FixedPoint,
     contribution,
     read_sum,
     vector_size,

@@ -15,10 +15,15 @@ from flwr.serverapp import Grid
 
 from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive
 from fedfora.federated.secure_aggregation.crypto import SignedKey
-from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Words
+from fedfora.federated.secure_aggregation.fixed_point import (
+    FixedPoint,
+    Summed,
+    Words,
+    read_sum,
+    vector_size,
+)
 from fedfora.federated.secure_aggregation.messages import Reveal, RoundKeys, Terms, digest_of
 from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, WrongShares
-from fedfora.federated.secure_aggregation.vector import Summed, read_sum, vector_size
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.wire.secure_records import (
     ANSWER,

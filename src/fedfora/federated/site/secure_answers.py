@@ -18,13 +18,14 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from fedfora.federated.aggregation.update import part
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.crypto import SignedKey
-from fedfora.federated.secure_aggregation.fixed_point import FixedPoint, Floats
-from fedfora.federated.secure_aggregation.messages import Delivery, Terms, fewest_survivors
-from fedfora.federated.secure_aggregation.vector import (
+from fedfora.federated.secure_aggregation.fixed_point import (
     Contribution,
+    FixedPoint,
+    Floats,
     contribution,
     contribution_with_noise,
 )
+from fedfora.federated.secure_aggregation.messages import Delivery, Terms, fewest_survivors
 from fedfora.federated.settings import FederationSettings, from_run_config, weight_of
 from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.shared_noise import SharedNoise, shared_release
