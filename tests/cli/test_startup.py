@@ -35,7 +35,7 @@ MISTAKES = {
     SIMULATE + "--train_file clinic --num_clients 5000": "there are only 2400 rows",
     SIMULATE + "--train_file clinic --num_clients 2 --partition dirichlet:ward:1": "no column",
     SIMULATE + "--train_file clinic --num_clients 2 --test_file {d}/no.json": "no such file",
-    SIMULATE + "--resume {d}/kits": "no run to go on with",
+    SIMULATE + "--resume {d}/kits": "no run to resume",
     "simulate --train_file clinic --num_clients 2 --output_dir {d}/out": "_path is missing",
     "demo --sed 3": "did you mean --seed",
     "demo --output_dir {d}/broken.json": "is not a directory",

@@ -188,7 +188,7 @@ def test_settings_come_from_the_run_and_none_may_change(settings, tmp_path):
 
 
 def test_resuming_nothing_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no run to go on with"):
+    with pytest.raises(ConfigError, match="no run to resume"):
         resumed(tmp_path)
 
 

@@ -41,7 +41,7 @@ class RoundArguments(Options):
         within="[0, inf]",
     )
     max_norm_ratio: float = flag(
-        10.0, "refuse an update longer than so many times the round's median; 0 for no such limit"
+        10.0, "refuse an update longer than this many times the round's median; 0 for no such limit"
     )
     max_update_norm: float | None = flag(
         None, "refuse an update longer than this", within="(0, inf]"
@@ -57,14 +57,14 @@ class RoundArguments(Options):
         within="[0, 1)",
     )
     early_stopping_patience: int | None = flag(
-        None, "stop after so many rounds in a row without a better one", least=1
+        None, "stop after this many rounds in a row without a better one", least=1
     )
     save_total_limit: int = flag(
         2, "newest checkpoints to keep; the best round's stays too", "--checkpoints_kept", least=1
     )
     resume: str | None = flag(
         None,
-        "go on with the run in this directory, with the settings of its config.yaml",
+        "resume the run in this directory, with the settings of its config.yaml",
         often=True,
     )
 
@@ -112,7 +112,7 @@ class AggregationArguments(Options):
     warmup_rounds: int = flag(
         3, "warmup-core: rounds of refactor before cores alone travel", least=1
     )
-    refresh_rounds: int = flag(10, "warmup-core: a round of refactor every so many rounds", least=2)
+    refresh_rounds: int = flag(10, "warmup-core: rounds from one refactor to the next", least=2)
     site_ranks: list[int] = flag(
         [],
         "ranks of the sites in their order, repeated as needed; default --lora_rank for all",
@@ -125,7 +125,7 @@ class AggregationArguments(Options):
     )
     server_learning_rate: float = flag(1.0, "learning rate of the server optimizer", above=0)
     server_momentum: float = flag(
-        0.9, "momentum: share of the last step that goes on", within="[0, 1)"
+        0.9, "momentum: share of the last step that is kept", within="[0, 1)"
     )
     beta_1: float = flag(0.9, "adam, yogi, adagrad: decay of the first moment", within="[0, 1)")
     beta_2: float = flag(0.99, "adam, yogi: decay of the second moment", within="[0, 1)")

@@ -1,7 +1,7 @@
 """A Trainer of a site's own in the place of the built-in training.
 
 It is `transformers.Trainer`, or inherits from it as TRL's trainers do, with a LoRA or FoRA adapter.
-A round asks it for what it asks of the built-in training: so many steps of a schedule from a given
+A round asks it for what it asks of the built-in training: some steps of a schedule from a given
 adapter, in place. Loss, rows, batches and optimizer are its own; nothing that a coordinator sends
 changes them. Who takes part, what travels, screening, secure aggregation: all of it is the same
 code, which knows nothing of Trainers.

@@ -1,6 +1,6 @@
 """What a simulation is going to do, and what would keep it from that: all that needs no model.
 
-Nothing heavy is loaded here, so that whoever made a mistake learns of it at once.
+Nothing heavy is loaded here, so that a mistake is reported at once.
 """
 
 from collections.abc import Mapping
@@ -129,7 +129,7 @@ def resolve_settings(values: Mapping[str, Any], parser: ConfigParser) -> Federat
 def _stored(directory: Path) -> dict[str, object]:
     path = directory / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"--resume {directory}: no run to go on with, there is no config.yaml")
+        raise ConfigError(f"--resume {directory}: no run to resume, there is no config.yaml")
     sections = read_yaml(path, f"--resume {directory}: ")
     known = isinstance(sections, dict) and set(sections) <= set(SECTIONS)
     if not known or not all(isinstance(section, dict) for section in sections.values()):

@@ -46,7 +46,7 @@ class FederationArguments(Options):
     num_rounds: int = flag(3, "rounds of training and aggregation", often=True, least=1)
     clients_per_round: int | None = flag(None, "sites drawn for each round; default all", least=1)
     local_steps: int = flag(10, "optimizer steps of a site in a round", often=True, least=1)
-    eval_rounds: int = flag(1, "evaluate every so many rounds, and after the last", least=1)
+    eval_rounds: int = flag(1, "rounds from one evaluation to the next, the last always", least=1)
 
     def __post_init__(self) -> None:
         """Refuse an arm that does not exist."""

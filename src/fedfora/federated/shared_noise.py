@@ -112,7 +112,7 @@ def site_noise_multiplier(
 
 
 def shared_release(settings: FederationSettings, num_rounds: int) -> Release:
-    """Return what so many rounds release where sites share the noise."""
+    """Return what a number of rounds releases where sites share the noise."""
     rate = 1.0
     if settings.privacy.shared_noise:
         rate = settings.train.sampling_rate(settings.privacy, 1)

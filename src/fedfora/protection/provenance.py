@@ -3,7 +3,7 @@
 `provenance.json` holds a statement (what the files are, by SHA-256, and how they came about) and an
 Ed25519 signature of it. A signature shows that the holder of the key wrote exactly these files; who
 may sign is decided by the reader's trusted keys. Without those the check finds accidents only:
-whoever changes the files could also sign anew, or take the record away.
+somebody who changes the files could also sign anew, or take the record away.
 """
 
 import base64
@@ -25,7 +25,7 @@ _FILES = (
     *("state.json", "state.safetensors"),
 )
 PROTECTED = frozenset(_FILES) | {name + SUFFIX for name in _FILES}
-"""Files whose content changes what a model says, or what a run goes on with."""
+"""Files whose content changes what a model says, or what a run resumes from."""
 
 
 @dataclass(frozen=True)

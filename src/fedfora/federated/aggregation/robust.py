@@ -26,7 +26,7 @@ ROBUST: Registry[Callable[[Tensor, Tensor, int], Tensor]] = Registry("robust com
 
 
 def robust(name: str, num_malicious: int) -> Combine | None:
-    """Return a combination for so many malicious sites; None for "none".
+    """Return a combination that stands `num_malicious` sites; None for "none".
 
     Raises:
         ValueError: If there is none of that name.

@@ -1,8 +1,8 @@
 """Checkpoints: all that a federation needs to go on after any round, whole or not there.
 
 A checkpoint is a directory `round-NNN` in the run directory. It is written under another name,
-brought to the disk, and renamed, so whoever kills the run at whatever point leaves either this
-round or the one before. It holds the global adapter as PEFT writes it, to be used as it is, and
+synced to the disk, and renamed, so a run that is killed at any point leaves either this round or
+the one before. It holds the global adapter as PEFT writes it, to be used as it is, and
 
 - `state.safetensors`: `adapter.<layer>.<factor>`, the folded adapter to the bit, and
   `server.<name>`, whatever tensors the server's optimizer keeps from round to round;
@@ -262,12 +262,12 @@ def next_steps(output_dir: str | Path) -> list[str]:
 
 
 def resume_hint(output_dir: str | Path) -> str:
-    """Return how a stopped run goes on; empty where no round of it is finished."""
+    """Return how to resume a stopped run; empty where no round of it is finished."""
     directory = Path(output_dir)
     rounds = find_checkpoints(directory) if directory.is_dir() else {}
     if not rounds:
         return ""
-    return f"after round {max(rounds)}; fedfora simulate --resume {directory} goes on from there"
+    return f"after round {max(rounds)}; fedfora simulate --resume {directory} resumes there"
 
 
 def _best_round(directory: Path) -> int:

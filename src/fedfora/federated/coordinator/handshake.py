@@ -68,7 +68,7 @@ class Agreement:
 
 
 class Membership:
-    """Whoever knows the members of a federation; this one takes everybody, and nobody comes late.
+    """Decides who may take part; this one admits everybody who is there at the start.
 
     Args:
         grows: Whether sites may join while the run is on.
@@ -88,10 +88,8 @@ class Membership:
         return None
 
 
-ASK_AGAIN_ROUNDS = 2  # a node that could not be taken in is asked again after so many
-LATE_DEADLINE_S = (
-    60.0  # the others wait no longer for one that comes late; its base goes on loading
-)
+ASK_AGAIN_ROUNDS = 2  # rounds after which a node that could not be taken in is asked again
+LATE_DEADLINE_S = 60.0  # the others wait no longer for a late one, whose base keeps loading
 
 
 @dataclass

@@ -153,10 +153,17 @@ class _Rounds:
             if progress.selection.is_over(patience):
                 self.record.log("stopped_early", best_round=progress.selection.best_round)
                 break
+            last_round, directory = progress.round_number, self.record.directory
             try:
-                progress = self._keep(self._play_or_lose(progress))
+                progress = self._play_or_lose(progress)
+                save = partial(self._save_adapter, progress.adapter)
+                save_checkpoint(directory, progress, save)
+                self._follow(progress)
             except (OSError, SafetensorError) as error:
-                raise self._cannot_write(progress.round_number, error) from error
+                raise ValueError(
+                    f"round {last_round + 1}: the run directory cannot be written: {error}. Rounds "
+                    f"up to {last_round} are kept: make room and resume with --resume {directory}"
+                ) from error
         self._save_adapter(progress.adapter, self.record.directory)
         self.record.no_round()
         finish_run(self.record)
@@ -241,13 +248,6 @@ class _Rounds:
         line = {name: value for name, value in secure.line.items() if name not in private}
         return {"secure_aggregation": line}
 
-    def _keep(self, progress: FederationState) -> FederationState:
-        """Write the checkpoint; then let the rest of the directory follow it."""
-        save = partial(self._save_adapter, progress.adapter)
-        save_checkpoint(self.record.directory, progress, save)
-        self._follow(progress)
-        return progress
-
     def _follow(self, progress: FederationState) -> None:
         """Let `best` and the older checkpoints be what the newest checkpoint says."""
         directory, best_round = self.record.directory, progress.selection.best_round
@@ -289,28 +289,18 @@ class _Rounds:
         settings = self.settings
         if settings.privacy.privacy_unit == "none":
             return {}
-        event = self._privacy_event()
+        if self.site_privacy is not None:
+            event = self.site_privacy.event()
+        else:
+            event = record_event(
+                settings.privacy,
+                (site.rows for site in self.agreement.sites),
+                rate_of=partial(settings.train.sampling_rate, settings.privacy),
+                total_steps=settings.federation.total_steps,
+                min_noise_shares=self.min_noise_shares,
+            )
         event["privacy_statement"] = f"{event['privacy_statement']}{start_note(settings.adapter)}"
         return event
-
-    def _privacy_event(self) -> dict[str, float | str | None]:
-        settings = self.settings
-        if self.site_privacy is not None:
-            return self.site_privacy.event()
-        return record_event(
-            settings.privacy,
-            (site.rows for site in self.agreement.sites),
-            rate_of=partial(settings.train.sampling_rate, settings.privacy),
-            total_steps=settings.federation.total_steps,
-            min_noise_shares=self.min_noise_shares,
-        )
-
-    def _cannot_write(self, last_round: int, error: Exception) -> ValueError:
-        directory = self.record.directory
-        return ValueError(
-            f"round {last_round + 1}: the run directory cannot be written: {error}. "
-            f"Rounds up to {last_round} are kept: make room and go on with --resume {directory}"
-        )
 
 
 # The coordinator's side of the federation, as a Flower ServerApp.

@@ -120,7 +120,7 @@ def read_validation(reply: Message) -> tuple[float, int]:
 def read_masked(reply: Message, origin: Origin) -> ArrayRecord:
     """Return the arrays of an answer under secure aggregation.
 
-    What they hold is hidden from whoever screens it; only what the reply says of itself is checked.
+    What they hold is hidden from the coordinator; only what the reply says of itself is checked.
 
     Raises:
         RejectedError: If it is something else, or starts from anything but `origin`.

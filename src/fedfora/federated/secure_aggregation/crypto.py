@@ -187,7 +187,7 @@ def split(secret: bytes, *, threshold: int, num_shares: int) -> list[bytes]:
         num_shares: How many shares to make.
 
     Raises:
-        ValueError: If the secret is none, or the numbers do not go together.
+        ValueError: If the secret is not 32 bytes below p, or the numbers do not fit each other.
     """
     if len(secret) != BYTES or not 1 <= threshold <= num_shares:
         raise ValueError(
@@ -204,7 +204,7 @@ def split(secret: bytes, *, threshold: int, num_shares: int) -> list[bytes]:
 def combine(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
     """Return the secret from shares by index.
 
-    A wrong share gives a wrong secret and no error: whoever combines must be able to check.
+    A wrong share gives a wrong secret and no error: the caller must be able to check.
 
     Raises:
         ValueError: If there are fewer shares than the threshold.

@@ -172,7 +172,7 @@ class Summed:
 
 
 def vector_size(num_numbers: int) -> int:
-    """Return how many words an update of so many numbers makes."""
+    """Return how many words an update of `num_numbers` numbers makes."""
     return num_numbers + 1 + COUNTS
 
 

@@ -35,7 +35,7 @@ class RoundLost(ValueError):
 
 
 class WrongShares(RoundLost):
-    """What a site has shared does not give its secret back, whoever is asked for shares.
+    """What a site has shared does not give its secret back, from whichever shares.
 
     Args:
         site: Which one.

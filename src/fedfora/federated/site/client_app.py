@@ -161,7 +161,7 @@ def _description(runtime: SiteRuntime, site: SiteData) -> ConfigRecord:
 def public_digest(settings: FederationSettings, site: SiteData) -> str:
     """Return the digest of a site's rows; nothing where records, or sites from all, are hidden.
 
-    It would tell whoever knows all rows but one which one that is.
+    With it, somebody who knows all rows but one could find that one.
     """
     unit = settings.privacy.privacy_unit
     hidden = unit == "record" or (unit == "site" and settings.secure.secure_aggregation)

@@ -6,8 +6,8 @@ JSON object from site number to public key in base64, handed out at provisioning
 where the site remembers which rounds it has answered (`site/memory.py`).
 
 Simulated sites live in one process or on one machine, with nothing between them to defend against.
-Their keys come from the run's seed; the protocol runs in full, and hides nothing from whoever runs
-the simulation.
+Their keys come from the run's seed; the protocol runs in full, and hides nothing from the user who
+runs the simulation.
 """
 
 import base64

@@ -1,10 +1,10 @@
 """What a site keeps from round to round, on its own disk: Flower's `Context.state`, made to last.
 
 Flower keeps `Context.state` in memory and loses it with the process. Here every training leaves the
-array records of the state (error feedback, a private core, an optimizer's moments: whatever the
-site's code puts there) in a file that says after which round it was written. A training of round n
-starts from the newest state from before round n, so a federation that is killed in the middle of a
-round and resumed finds what it would have found.
+array records of the state (error feedback, frozen factors: whatever the site's code puts there) in
+a file that says after which round it was written. A training of round n starts from the newest
+state from before round n, so a federation that is killed in the middle of a round and resumed finds
+what it would have found.
 
 Other records of the state stay in memory, and never touch the disk: keys of secure aggregation.
 What a real site must not forget about secure aggregation, whatever run a coordinator names and

@@ -51,7 +51,7 @@ class Format:
         """Return `size` numbers.
 
         Raises:
-            ValueError: If the arrays are not what `encode` makes of so many finite numbers.
+            ValueError: If the arrays are not what `encode` makes of `size` finite numbers.
         """
         for name, (dtype, length) in self.expected(size).items():
             array = arrays.get(name)
