@@ -82,7 +82,7 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
     adapter, after = membership(), secrets()
     with model.disable_adapter():
         before_training, before = membership(), secrets()
-    content = {
+    content: dict[str, Any] = {
         "train_file": data.train_file,
         "held_out_file": held_out,
         "rows": [len(members), len(others)],
