@@ -119,7 +119,7 @@ def test_the_built_in_trainer_handed_in_gives_the_bits_of_simulate(own, builtin,
             settings=settings,
             stretch=StepWindow(0, 4, 4),
             on_step=lambda report: None,
-            checkpoints=None,
+            run=None,
             privacy=None,
         )
 

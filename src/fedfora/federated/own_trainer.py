@@ -371,7 +371,7 @@ class _Counter:
 
     def __init__(self, step: Callable[..., Any]) -> None:
         self.step = step
-        self.progress, self.checkpoints = Progress(), None
+        self.progress, self.run = Progress(), None
         self._loss: Any = 0.0
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

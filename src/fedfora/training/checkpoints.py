@@ -9,13 +9,11 @@ not used.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfora.adapter.state import AdapterState
-from fedfora.data.encoding import Encoded
 from fedfora.reporting.record import is_ours, write_json
 
 PROGRESS = "progress.json"
@@ -47,38 +45,6 @@ class Progress:
     loss_sum: float = 0.0
     seconds: float = 0.0
     metrics_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Checkpointing:
-    """How a long training is kept, validated and resumed.
-
-    Args:
-        trainer_arguments: For transformers' TrainingArguments: where and when to save, evaluate
-            and report, and DeepSpeed's configuration.
-        adapter_dir: Where the trained adapter goes.
-        save_adapter: Writes the adapter's files into a directory.
-        save_total_limit: Checkpoints to keep; None for all.
-        identity: What a checkpoint must agree on with the training that resumes from it.
-        metrics_bytes: Returns the length of metrics.jsonl.
-        resume_from: Checkpoint to resume from; None to start at the beginning.
-        validation: Encoded rows to evaluate on; None for no validation.
-        patience: Evaluations without a better loss before the training stops; None for never.
-        threshold: How much lower a loss must be to count as better.
-        on_validation: Called with the step and the loss of every validation.
-    """
-
-    trainer_arguments: dict[str, Any]
-    adapter_dir: Path
-    save_adapter: Callable[[Path, AdapterState], None]
-    save_total_limit: int | None
-    identity: Mapping[str, Any]
-    metrics_bytes: Callable[[], int]
-    resume_from: Path | None
-    validation: Encoded | None
-    patience: int | None
-    threshold: float
-    on_validation: Callable[[int, float], None]
 
 
 def checkpoint_to_resume(output_dir: str, resume_from: str | None) -> Path | None:

@@ -5,6 +5,8 @@ the middle, because a client's few steps are a piece of the federation's whole s
 of the tokens trained, which weighs the client in the average.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import tempfile
@@ -12,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DataCollatorForSeq2Seq, TrainerCallback
@@ -23,12 +26,15 @@ from fedfora.data.encoding import IGNORED, Encoded
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.arguments import check_device, loraplus_optimizer, trainer_arguments
-from fedfora.training.checkpoints import Checkpointing, read_progress, step_of
+from fedfora.training.checkpoints import read_progress, step_of
 from fedfora.training.dp_sgd import TRAINER_ARGUMENTS, RecordPrivacy, self_test
 from fedfora.training.packing import check_no_leak, collate_packed, pack
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments
 from fedfora.training.trainer import AdapterTrainer, StepReport
+
+if TYPE_CHECKING:
+    from fedfora.training.run import Training
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def train_locally(
     seed: int,
     callbacks: Iterable[TrainerCallback] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
-    checkpoints: Checkpointing | None = None,
+    run: Training | None = None,
     privacy: RecordPrivacy | None = None,
     proximal_mu: float = 0.0,
 ) -> LocalResult:
@@ -94,7 +100,7 @@ def train_locally(
         seed: Seed of the order of rows and of dropout.
         callbacks: Further callbacks of the Trainer, called after the step was reported.
         on_step: Called after every optimizer step.
-        checkpoints: Checkpoints, validation and reports; None for a client's few steps.
+        run: The training to keep, validate and report; None for a client's few steps.
         privacy: How single records are hidden, if they are; the caller or a callback pays.
         proximal_mu: FedProx's pull towards the parameters at the start; 0 for none.
 
@@ -103,7 +109,7 @@ def train_locally(
         KeyboardInterrupt: After a signal, saying how to resume.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        where = {"output_dir": scratch} if checkpoints is None else checkpoints.trainer_arguments
+        where = {"output_dir": scratch} if run is None else run.trainer_arguments()
         arguments = trainer_arguments(
             settings,
             stretch,
@@ -117,7 +123,7 @@ def train_locally(
             settings=settings,
             stretch=stretch,
             on_step=on_step,
-            checkpoints=checkpoints,
+            run=run,
             privacy=privacy,
             model=model,
             args=arguments,
@@ -144,16 +150,16 @@ def train_locally(
 
 def _run(trainer: AdapterTrainer) -> int:
     """Train to the end, or to the checkpoint that a signal asks for; return the steps."""
-    checkpoints, last = trainer.checkpoints, trainer.stretch.num_steps
-    if checkpoints is None:
+    run, last = trainer.run, trainer.stretch.num_steps
+    if run is None:
         return int(trainer.train().global_step)
-    start = checkpoints.resume_from
+    start = run.resume_from
     if start is not None:
-        trainer.progress = read_progress(start, checkpoints.identity)
+        trainer.progress = read_progress(start, run.identity)
         if step_of(start) >= last:  # nothing is left: the Trainer would take one step too many
             state = read_adapter(start)
             write_state(trainer.model, state)
-            checkpoints.save_adapter(checkpoints.adapter_dir, state)
+            run.save(Path(run.settings.run.output_dir), state)
             return last
     with Interruption() as interruption:
         trainer.add_callback(interruption)
@@ -164,7 +170,7 @@ def _run(trainer: AdapterTrainer) -> int:
             f"after step {step} of {last}, all of it saved; the same command with "
             "--resume_from_checkpoint last resumes it"
         )
-    trainer.save_model(str(checkpoints.adapter_dir))
+    trainer.save_model(run.settings.run.output_dir)
     return int(output.global_step)
 
 
@@ -235,7 +241,7 @@ class Interruption(TrainerCallback):  # type: ignore[misc]  # transformers is un
         self.stopped_at: int | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> Interruption:
         """Listen, where Python allows it: in the main thread."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}

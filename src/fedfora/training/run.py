@@ -33,7 +33,6 @@ from fedfora.reporting.view import View
 from fedfora.seeds import derive_seed
 from fedfora.training.checkpoints import (
     NEWEST_ALIASES,
-    Checkpointing,
     Progress,
     check_same,
     checkpoint_to_resume,
@@ -110,7 +109,7 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     check_disk_space(settings.run.output_dir, needed_bytes)
     chosen = with_learning_rate(settings.train, settings.privacy, settings.adapter, prepared.model)
     processes.wait()
-    training = Training(settings, prepared, identity, private)
+    training = Training(settings, prepared, identity, private, resume_from, report_to)
     if processes.is_first:  # all checks are behind: now an earlier run may go
         kept = earlier.metrics_bytes if resumes_here else None
         record = training.open_record(view, overwrite=overwrite, kept_bytes=kept)
@@ -132,7 +131,7 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         seed=derive_seed(settings.train.seed, "train", 0, 0),
         callbacks=[PaySteps(private, settings.checkpoint.save_steps)] if private else [],
         on_step=training.on_step,
-        checkpoints=training.checkpointing(resume_from, report_to),
+        run=training,
         privacy=private.privacy if private else None,
     )
     training.finish(result, view)
@@ -141,15 +140,26 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
 
 @dataclass
 class Training:
-    """One training and its record; only the first process has one.
+    """One training: how it is kept, validated, reported and resumed.
 
     With record privacy, losses, counts and checkpoints stay in the directory `LOCAL` of the run.
+
+    Args:
+        settings: Of the training.
+        prepared: What it needs.
+        identity: What a checkpoint must agree on with the training that resumes from it.
+        private: How records are hidden, if they are.
+        resume_from: Checkpoint to resume from; None to start at the beginning.
+        report_to: Integrations of transformers.
+        record: Of the run; only the first process has one.
     """
 
     settings: TrainSettings
     prepared: Prepared
     identity: dict[str, Any]
     private: PrivateTraining | None
+    resume_from: Path | None
+    report_to: list[str]
     record: RunRecord | None = None
 
     def open_record(self, view: View, *, overwrite: bool, kept_bytes: int | None) -> RunRecord:
@@ -192,14 +202,18 @@ class Training:
         if self.record is not None:
             self.record.log("validation", step=step, loss=loss)
 
-    def checkpointing(self, resume_from: Path | None, report_to: list[str]) -> Checkpointing:
-        """Return how the training is kept, validated and reported."""
+    def metrics_bytes(self) -> int:
+        """Return the length of metrics.jsonl."""
+        return 0 if self.record is None else self.record.metrics_bytes()
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Return for transformers where and when to save, evaluate and report, and DeepSpeed's."""
         settings, validation = self.settings, self.settings.validation
         arguments: dict[str, Any] = {
             "output_dir": str(_checkpoints_of(settings)),
             "save_strategy": "steps",
             "save_steps": settings.checkpoint.save_steps,
-            "report_to": report_to,
+            "report_to": self.report_to,
             "deepspeed": settings.launch.deepspeed,
             "restore_callback_states_from_checkpoint": True,
         }
@@ -212,19 +226,7 @@ class Training:
                 "greater_is_better": False,
                 "load_best_model_at_end": validation.keeps_best,
             }
-        return Checkpointing(
-            trainer_arguments=arguments,
-            adapter_dir=Path(settings.run.output_dir),
-            save_adapter=self.save,
-            save_total_limit=settings.checkpoint.save_total_limit,
-            identity=self.identity,
-            metrics_bytes=self.record.metrics_bytes if self.record is not None else int,
-            resume_from=resume_from,
-            validation=self.prepared.validation,
-            patience=validation.early_stopping_patience,
-            threshold=validation.early_stopping_threshold,
-            on_validation=self.on_validation,
-        )
+        return arguments
 
     def save(self, directory: Path, state: AdapterState) -> None:
         """Save an adapter with the guarantee for what has been released until now."""

@@ -5,13 +5,15 @@ a large base under DeepSpeed, a copy of all weights. Here only the adapter is ga
 back after every save and compared.
 """
 
+from __future__ import annotations
+
 import io
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,11 +27,14 @@ from fedfora.models.losses import token_losses
 from fedfora.models.saving import WEIGHTS, read_adapter
 from fedfora.protection.keys import encryption_key
 from fedfora.protection.sealing import is_sealed, read_bytes, write_bytes
-from fedfora.training.checkpoints import Checkpointing, Progress, write_progress
+from fedfora.training.checkpoints import Progress, write_progress
 from fedfora.training.dp_sgd import PrivateSteps, RecordPrivacy
 from fedfora.training.packing import passes_of
 from fedfora.training.schedule import StepWindow, scheduler_from
 from fedfora.training.settings import TrainArguments
+
+if TYPE_CHECKING:
+    from fedfora.training.run import Training
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 
@@ -50,7 +55,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         settings: Batch and learning rate.
         stretch: Which steps of which schedule to take.
         on_step: Called after every optimizer step.
-        checkpoints: How it is kept and validated; None for a client's few steps.
+        run: The training that is kept and validated; None for a client's few steps.
         privacy: How single records are hidden, if they are.
         **kwargs: As for `Trainer`.
     """
@@ -61,14 +66,14 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         settings: TrainArguments,
         stretch: StepWindow,
         on_step: Callable[[StepReport], None],
-        checkpoints: Checkpointing | None,
+        run: Training | None,
         privacy: RecordPrivacy | None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(eval_dataset=checkpoints and checkpoints.validation, **kwargs)
+        super().__init__(eval_dataset=run and run.prepared.validation, **kwargs)
         # What the Trainer asks of a loss that is already a mean over all batches of a step.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
-        self.settings, self.stretch, self.checkpoints = settings, stretch, checkpoints
+        self.settings, self.stretch, self.run = settings, stretch, run
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
         self._grouped: GroupedByLength | None = None
         self.progress, self.started = Progress(), time.perf_counter()
@@ -77,8 +82,9 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self._step_loss: torch.Tensor | float = 0.0
         self._step_tokens = self._step_answer_tokens = 0
         self.remove_callback(PrinterCallback)
-        if checkpoints is not None and checkpoints.patience is not None:
-            self.add_callback(EarlyStoppingCallback(checkpoints.patience, checkpoints.threshold))
+        validation = run and run.settings.validation
+        if validation and (patience := validation.early_stopping_patience) is not None:
+            self.add_callback(EarlyStoppingCallback(patience, validation.early_stopping_threshold))
         self.add_callback(AfterStep(self, on_step))
 
     def create_scheduler(
@@ -186,7 +192,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             ValueError: If it is not finite, cannot be written, or what was read back is not what
                 was trained.
         """
-        assert self.checkpoints is not None
+        assert self.run is not None
         directory = Path(output_dir or self.args.output_dir)
         state = gather_adapter(self)
         if not self.args.should_save:
@@ -197,20 +203,20 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
                 f"--learning_rate ({self.args.learning_rate}); nothing was saved of this step"
             )
         try:
-            self.checkpoints.save_adapter(directory, state)
+            self.run.save(directory, state)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"--output_dir: {directory} cannot be written: {error}") from error
         check_saved(directory, state)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint, then the file that says it is whole, then remove the oldest."""
-        assert self.checkpoints is not None
+        assert self.run is not None
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                write_progress(directory, self._progress_now(), self.checkpoints.identity)
+                write_progress(directory, self._progress_now(), self.run.identity)
         except ValueError:
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -223,17 +229,16 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         if self.args.should_save:
             rotate_checkpoints(
                 output_dir=self.args.output_dir,
-                save_total_limit=self.checkpoints.save_total_limit,
+                save_total_limit=self.run.settings.checkpoint.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
 
     def _progress_now(self) -> Progress:
         """Return the progress with the time and the record until now."""
-        assert self.checkpoints is not None
+        assert self.run is not None
         seconds = self.progress.seconds + time.perf_counter() - self.started
-        metrics_bytes = self.checkpoints.metrics_bytes()
-        return replace(self.progress, seconds=seconds, metrics_bytes=metrics_bytes)
+        return replace(self.progress, seconds=seconds, metrics_bytes=self.run.metrics_bytes())
 
     # On a machine with an encryption key, the optimizer's moments are never plain on a disk: they
     # are sums of gradients and tell of the rows what gradients tell.
@@ -292,8 +297,8 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyp
         self, _: Any, state: Any, __: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
         """Report a validation."""
-        if self.trainer.checkpoints is not None:
-            self.trainer.checkpoints.on_validation(state.global_step, metrics["eval_loss"])
+        if self.trainer.run is not None:
+            self.trainer.run.on_validation(state.global_step, metrics["eval_loss"])
 
 
 def check_saved(directory: Path, state: AdapterState) -> None:
