@@ -46,8 +46,8 @@ def reply(length, tokens=10):
     content = RecordDict(
         {
             ARRAYS: pack(update, LAYOUT),
-            METRICS: report.to_record(),
-            ORIGIN: ORIGINS.to_record(),
+            METRICS: MetricRecord(vars(report)),
+            ORIGIN: ConfigRecord(vars(ORIGINS)),
         }
     )
     return Message(content, 1, "train")

@@ -158,7 +158,7 @@ def _inspect(
     content = _content(reply, RECORDS)
     _check_origin(content, expected.origin)
     _check_metrics(content, METRIC_NAMES)
-    report = Report.from_record(content[METRICS])
+    report = Report(**content[METRICS])
     if not 0 < report.answer_tokens <= limits.max_weight:
         raise RejectedError(
             f"weight: {report.answer_tokens} answer tokens are not in (0, {limits.max_weight:g}] "

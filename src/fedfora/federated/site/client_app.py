@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -108,7 +109,7 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
         on_step=lambda report: on_step(site.name, report),
     )
     origin = Origin(assignment.round_index + 1, runtime.base_fingerprint, runtime.layout.digest)
-    content = RecordDict({ARRAYS: arrays, ORIGIN: origin.to_record()})
+    content = RecordDict({ARRAYS: arrays, ORIGIN: ConfigRecord(vars(origin))})
     if secure:
         content[ARRAYS] = secure_answers.hide(
             message.content, context, site, assignment, arrays, result
@@ -120,7 +121,7 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
         validation_loss=validation_loss,
         validation_tokens=validation_tokens,
     )
-    content[METRICS] = report.to_record()
+    content[METRICS] = MetricRecord(vars(report))
     return Message(content, reply_to=message)
 
 
@@ -180,9 +181,7 @@ def carry_out(
     site: SiteData,
     assignment: Assignment,
     state: RecordDict,
-    *,
-    seed: int | None = None,
-    on_step: Callable[[StepReport], None] = lambda report: None,
+    **options: Any,
 ) -> tuple[ArrayRecord, LocalResult]:
     """Train for one round.
 
@@ -191,8 +190,7 @@ def carry_out(
         site: Whose rows.
         assignment: What to do.
         state: The site's memory; what the travel format lost is kept there.
-        seed: What the order of rows and dropout are drawn from; None for the run's.
-        on_step: Called after every optimizer step.
+        **options: `seed` and `on_step`, as `train_round` takes them.
 
     Returns:
         What travels, and what the training did.
@@ -208,8 +206,7 @@ def carry_out(
         start,
         factors=rule.trains,
         round_index=assignment.round_index,
-        seed=seed,
-        on_step=on_step,
+        **options,
     )
     adapter = fold(trained)
     if rule.absorbs:

@@ -5,9 +5,9 @@ what it will need again in Flower's `Context.state`: the frozen factors, and wha
 lost. All of it is arrays.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedfora.federated.aggregation import RULES, Rule
 from fedfora.federated.aggregation.update import AdapterState, absorb, part, rank_of, truncate
@@ -16,10 +16,8 @@ from fedfora.federated.wire.transport import (
     FLOAT32,
     Layout,
     digest_of,
-    from_record,
     pack,
     payload_bytes,
-    to_record,
     unpack,
 )
 
@@ -53,10 +51,6 @@ class Origin:
     base_fingerprint: str
     layout_digest: str
 
-    def to_record(self) -> ConfigRecord:
-        """Return it as it travels."""
-        return ConfigRecord(vars(self))
-
 
 @dataclass(frozen=True)
 class Report:
@@ -83,17 +77,8 @@ class Report:
     validation_loss: float = 0.0
     validation_tokens: int = 0
 
-    def to_record(self) -> MetricRecord:
-        """Return it as it travels."""
-        return MetricRecord(vars(self))
 
-    @classmethod
-    def from_record(cls, record: MetricRecord) -> "Report":
-        """Return the inverse of `to_record`."""
-        return cls(**{name: record[name] for name in METRIC_NAMES})
-
-
-METRIC_NAMES = set(Report.__dataclass_fields__)
+METRIC_NAMES = {item.name for item in fields(Report)}
 VALIDATION_NAMES = {"validation_loss", "validation_tokens"}
 
 
@@ -233,10 +218,8 @@ def _frozen(content: RecordDict, state: RecordDict, layout: Layout, digest: str)
     if not digest:
         return {}
     if FROZEN in content:
-        frozen = unpack(content[FROZEN], layout)
-        state["frozen"] = to_record(frozen)
-        return frozen
-    frozen = from_record(state["frozen"]) if "frozen" in state else {}
-    if not frozen or digest_of(frozen, Layout.of(frozen)) != digest:
+        state["frozen"] = content[FROZEN]
+    frozen = unpack(state["frozen"], layout) if "frozen" in state else {}
+    if not frozen or digest_of(frozen, layout) != digest:
         raise FrozenFactorsMissingError(f"this site does not have the frozen factors {digest}")
     return frozen

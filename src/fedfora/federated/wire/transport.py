@@ -137,16 +137,6 @@ def unflatten(row: Row, layout: Layout) -> AdapterState:
     }
 
 
-def to_record(update: AdapterState) -> ArrayRecord:
-    """Return an adapter as a record that tells its own names and shapes; it does not travel."""
-    return ArrayRecord({name: Array(value.numpy()) for name, value in update.items()})
-
-
-def from_record(record: ArrayRecord) -> AdapterState:
-    """Return the adapter that `to_record` wrote down."""
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
-
-
 def payload_bytes(record: ArrayRecord) -> int:
     """Return the bytes of a record's arrays as they travel."""
     return sum(len(array.data) for array in record.values())
