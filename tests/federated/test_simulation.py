@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from fedfora.federated import site_runtime
-from fedfora.federated.preflight import site_names
+from fedfora.federated.preflight import site_rows
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site_runtime import load_runtime, open_site
 from fedfora.reporting.history import Follower
@@ -162,4 +162,4 @@ def test_canaries_go_to_one_site_and_none_is_kept_back(settings):
         assert after.encoded[: len(before.encoded)] == before.encoded
         assert len(after.encoded) == len(before.encoded) + more
     with pytest.raises(ValueError, match="--canary_site 9"):
-        site_names(settings(canaries=1, canary_site=9))
+        site_rows(settings(canaries=1, canary_site=9))

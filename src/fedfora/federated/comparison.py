@@ -21,7 +21,7 @@ from fedfora.data.encoding import Encoded
 from fedfora.data.loading import Example, load_examples
 from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.coordinator.judging import own_kind_of_rows
-from fedfora.federated.preflight import site_names
+from fedfora.federated.preflight import site_rows
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.simulation import simulate
 from fedfora.federated.site_runtime import SiteRuntime, load_runtime, open_site
@@ -134,7 +134,7 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     examples = load_examples(settings.data.test_file, settings.data)
     examples = examples[: settings.evaluation.max_eval_samples]
     runtime = load_runtime(settings.run_config())
-    sites = [open_site(runtime, i) for i in range(len(site_names(settings)))]
+    sites = [open_site(runtime, i) for i in range(len(site_rows(settings)))]
     rounds: list[dict[str, Any]] = []
     arms, directory = settings.federation.compare, Path(settings.run.output_dir)
     names = [site.name for site in sites]

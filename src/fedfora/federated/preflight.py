@@ -81,7 +81,7 @@ def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
 def work_of(settings: FederationSettings, num_sites: int = 0) -> float:
     """Return the work of a simulation and its comparison, in optimizer steps: the view's total."""
     federation, arms = settings.federation, settings.federation.compare
-    rows, num_sites = 0, num_sites or len(site_names(settings))
+    rows, num_sites = 0, num_sites or len(site_rows(settings))
     if settings.data.test_file is not None:
         examples = load_examples(settings.data.test_file, settings.data)
         rows = len(examples[: settings.evaluation.max_eval_samples])
@@ -161,24 +161,15 @@ def site_rows(settings: FederationSettings) -> dict[str, int]:
     """Return the sites that the partition makes: their names, and how many rows each has.
 
     Raises:
-        ValueError: If the rows cannot be read or shared out so, or more sites are to be drawn for a
-            round than there are.
+        ValueError: If the rows cannot be read or shared out so, or there is no site for canaries.
     """
     _, parts = partition_sites(settings)
-    drawn = settings.federation.clients_per_round
-    if drawn is not None and drawn > len(parts):
-        raise ValueError(f"--clients_per_round {drawn}: there are only {len(parts)} sites")
     if settings.data.canaries and settings.data.canary_site >= len(parts):
         raise ValueError(
             f"--canary_site {settings.data.canary_site}: there are only {len(parts)} sites, "
             "counted from 0"
         )
     return {name: len(rows) for name, rows in parts.items()}
-
-
-def site_names(settings: FederationSettings) -> list[str]:
-    """Return the names of the sites that the partition makes."""
-    return list(site_rows(settings))
 
 
 def partition_sites(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:

@@ -157,14 +157,9 @@ class FederationSettings:
     @property
     def most_tokens(self) -> float:
         """The most answer tokens that a site's steps of a round can train on."""
-        if self._samples_a_share:
-            return math.inf
+        if self.privacy.privacy_unit == "record" and not self.train.names_batch:
+            return math.inf  # a step's rows are a share of a site's, and no number of them
         return self.federation.local_steps * self.train.rows_per_step * self.data.max_target_length
-
-    @property
-    def _samples_a_share(self) -> bool:
-        """Whether a step's rows are a share of a site's, and no number of them."""
-        return self.privacy.privacy_unit == "record" and not self.train.names_batch
 
     def run_config(self) -> dict[str, Scalar]:
         """Return the settings as Flower's run config; `from_run_config` is the inverse."""

@@ -92,6 +92,7 @@ def _grouped(releases: Sequence[Release]) -> tuple[Release, ...]:
     return tuple(replace(release, count=count) for release, count in counts.items())
 
 
+@lru_cache(maxsize=256)  # the sites of a federation often have equally many rows
 def noise_multiplier_for(
     *, target_epsilon: float, delta: float, sampling_rate: float, count: int
 ) -> float:
@@ -102,11 +103,7 @@ def noise_multiplier_for(
     """
     if not target_epsilon > 0:
         raise ValueError(f"--target_epsilon must be positive, got {target_epsilon}")
-    return _calibrated(target_epsilon, delta, sampling_rate, count)
 
-
-@lru_cache(maxsize=256)  # the sites of a federation often have equally many rows
-def _calibrated(target_epsilon: float, delta: float, sampling_rate: float, count: int) -> float:
     def spent(noise_multiplier: float) -> float:
         return _epsilon((Release(sampling_rate, noise_multiplier, count),), delta, SEARCH_GRID)
 

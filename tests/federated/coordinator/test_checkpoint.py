@@ -8,7 +8,6 @@ from fedfora.evaluation.scores import kind_of, score
 from fedfora.federated.coordinator.checkpoint import (
     Selection,
     forget_halves,
-    judging_score,
     next_steps,
     remove,
     resume_hint,
@@ -57,9 +56,9 @@ def test_a_round_is_judged_by_the_score_that_the_report_shows(answers, name):
     scores = score(
         answers, kind_of([a.reference for a in answers], with_options=bool(answers[0].options))
     )
-    assert judging_score(scores.summary) == scores.summary[name] > 0
     assert headlines(scores.summary)[0] == name
-    assert judging_score({}) is None
+    assert scores.summary[name] > 0
+    assert headlines({}) == []
 
 
 def test_sites_judge_each_round_and_the_best_is_kept(settings, tmp_path):

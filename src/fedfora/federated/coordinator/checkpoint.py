@@ -24,11 +24,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedfora.federated.preflight import SITES_DIR
 from fedfora.files import sync
-from fedfora.metrics import headlines
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors
 from fedfora.reporting.record import is_ours
@@ -80,12 +79,6 @@ class Selection:
     def is_over(self, patience: int | None) -> bool:
         """Return whether as many rounds in a row as `patience` brought nothing."""
         return patience is not None and self.waited >= patience
-
-
-def judging_score(scores: dict[str, Any]) -> float | None:
-    """Return the score that judges a round on test rows; None where nothing was scored."""
-    names = headlines(scores)
-    return float(scores[names[0]]) if names else None
 
 
 @dataclass(frozen=True)

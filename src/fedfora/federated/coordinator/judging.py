@@ -6,7 +6,7 @@ from fedfora.data.loading import Example, load_examples
 from fedfora.data.partition import JOINED
 from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.aggregation.update import AdapterState
-from fedfora.federated.coordinator.checkpoint import Selection, judging_score
+from fedfora.federated.coordinator.checkpoint import Selection
 from fedfora.federated.coordinator.exchange import Folded, SiteExchange
 from fedfora.federated.site_runtime import load_runtime
 from fedfora.metrics import headlines
@@ -41,7 +41,8 @@ def judge(
         if last and (loss := exchange.validate(number, folded.adapter)) is not None:
             line["validation_loss"] = loss
             selection = selection.judged(number, loss, lower_is_better=True)
-    elif (score := judging_score(line["scores"])) is not None:
+    elif names := headlines(line["scores"]):
+        score = float(line["scores"][names[0]])
         selection = selection.judged(number, score, lower_is_better=False)
     return selection, line
 
