@@ -5,12 +5,12 @@ parser that reads the command line.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import get_type_hints
 
-from fedfora.config import ConfigParser, Options, Scalar, flag, refuse, to_mapping
+from fedfora.config import ConfigError, ConfigParser, Options, Scalar, flag, to_mapping
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import RULES, Rule, rule_of_round, rules_of
@@ -121,15 +121,11 @@ class FederationSettings:
         """Refuse flags that exclude each other, naming both."""
         fill_in(self.train, self.privacy, passes=False)
         check_record_privacy(self.privacy, self.train)
-        refuse(
-            *_of_the_rule(self),
-            *_of_secure_aggregation(self),
-            *_of_privacy(self),
-            (
-                bool(self.federation.compare) and self.data.test_file is None,
-                "--compare scores held-out rows: it needs --test_file",
-            ),
-        )
+        for excluded in (_of_the_rule, _of_secure_aggregation, _of_privacy):
+            for message in excluded(self):
+                raise ConfigError(message)
+        if self.federation.compare and self.data.test_file is None:
+            raise ConfigError("--compare scores held-out rows: it needs --test_file")
 
     def rule_of_round(self, round_index: int) -> Rule:
         """Return the aggregation rule of a round, counted from 0."""
@@ -188,139 +184,113 @@ def weight_of(settings: FederationSettings, answer_tokens: int, rows: int) -> in
     return {"tokens": answer_tokens, "rows": rows, "equal": 1}[settings.aggregation.weighting]
 
 
-# What excludes what, as `(broken, message)`. A new exclusion is one entry in one of these tables.
+# What excludes what: each function yields the message of every rule that is broken. A new exclusion
+# is one `if` in one of them.
 
 
-def _of_the_rule(s: FederationSettings) -> list[tuple[bool, str]]:
+def _of_the_rule(s: FederationSettings) -> Iterator[str]:
     """What an aggregation rule cannot honor."""
     chosen, rules = s.aggregation, rules_of(s.aggregation.aggregation)
-    name, ranks = f"--aggregation {chosen.aggregation}", chosen.site_ranks
-    plain = chosen.server_optimizer == "sgd" and chosen.server_learning_rate == 1
-    return [
-        (
-            max(ranks, default=0) > s.adapter.lora_rank,
-            f"--site_ranks {max(ranks, default=0)} is above --lora_rank {s.adapter.lora_rank}",
-        ),
-        (
-            bool(ranks) and any(rule.mean_of == "factors" for rule in rules),
-            f"{name} cannot mix --site_ranks; refactor can",
-        ),
-        (
-            not plain and any(rule.mean_of == "products" for rule in rules),
-            f"{name} makes new factors each round and takes only --server_optimizer sgd at rate 1",
-        ),
-        (
-            s.train.loraplus_lr_ratio != 1 and any("D" in rule.frozen for rule in rules),
-            f"{name} freezes the factor that --loraplus_lr_ratio speeds",
-        ),
-    ]
+    name, highest = f"--aggregation {chosen.aggregation}", max(chosen.site_ranks, default=0)
+    if highest > s.adapter.lora_rank:
+        yield f"--site_ranks {highest} is above --lora_rank {s.adapter.lora_rank}"
+    if chosen.site_ranks and any(rule.mean_of == "factors" for rule in rules):
+        yield f"{name} cannot mix --site_ranks; refactor can"
+    if not _is_plain(chosen) and any(rule.mean_of == "products" for rule in rules):
+        yield f"{name} makes new factors each round and takes only --server_optimizer sgd at rate 1"
+    if s.train.loraplus_lr_ratio != 1 and any("D" in rule.frozen for rule in rules):
+        yield f"{name} freezes the factor that --loraplus_lr_ratio speeds"
 
 
-def _of_secure_aggregation(s: FederationSettings) -> list[tuple[bool, str]]:
+def _of_secure_aggregation(s: FederationSettings) -> Iterator[str]:
     """What only single updates, or numbers in clear, can give."""
     if not s.secure.secure_aggregation:
-        return []
+        return
     chosen, rounds, with_it = s.aggregation, s.rounds, "with --secure_aggregation"
     own = f"needs every site's own update; {with_it} there is only their sum"
-    single = f"compares single updates: not {with_it}"
     rule, means = _means(chosen)
-    default_ratio = RoundArguments.max_norm_ratio
-    return [
-        (not rule, f"--aggregation {chosen.aggregation} {own}: use one of {means}"),
-        (chosen.robust != "none", f"--robust {chosen.robust} {own}"),
-        (chosen.update_dtype != "float32", f"--update_dtype {chosen.update_dtype} {own}"),
-        (bool(chosen.site_ranks), f"--site_ranks {chosen.site_ranks} {own}"),
-        (
-            rounds.validation_fraction > 0,
-            f"--validation_fraction lets every site send a loss in clear: not {with_it}",
-        ),
-        (
-            rounds.max_norm_ratio not in (0, default_ratio),
-            f"--max_norm_ratio {single}; --max_update_norm lets each site shorten its own",
-        ),
-        (
-            chosen.weighting == "rows" and rounds.max_weight is None,
-            f"--weighting rows {with_it} needs --max_weight: the most rows of a site",
-        ),
-        (
-            chosen.weighting == "tokens" and s.most_tokens == math.inf and not rounds.max_weight,
+    if not rule:
+        yield f"--aggregation {chosen.aggregation} {own}: use one of {means}"
+    if chosen.robust != "none":
+        yield f"--robust {chosen.robust} {own}"
+    if chosen.update_dtype != "float32":
+        yield f"--update_dtype {chosen.update_dtype} {own}"
+    if chosen.site_ranks:
+        yield f"--site_ranks {chosen.site_ranks} {own}"
+    if rounds.validation_fraction > 0:
+        yield f"--validation_fraction lets every site send a loss in clear: not {with_it}"
+    if rounds.max_norm_ratio not in (0, RoundArguments.max_norm_ratio):
+        yield (
+            f"--max_norm_ratio compares single updates: not {with_it}; --max_update_norm lets each "
+            "site shorten its own"
+        )
+    if chosen.weighting == "rows" and rounds.max_weight is None:
+        yield f"--weighting rows {with_it} needs --max_weight: the most rows of a site"
+    if chosen.weighting == "tokens" and s.most_tokens == math.inf and not rounds.max_weight:
+        yield (
             f"--weighting tokens {with_it} and samples that are a share of a site's rows needs "
-            "--max_weight, or --weighting equal",
-        ),
-    ]
+            "--max_weight, or --weighting equal"
+        )
 
 
-def _of_privacy(s: FederationSettings) -> list[tuple[bool, str]]:
+def _of_privacy(s: FederationSettings) -> Iterator[str]:
     """What would tell more than the noise hides: one site may move the mean by its length only."""
+    yield from _of_shared_record_noise(s)
     chosen, rounds, unit = s.aggregation, s.rounds, s.privacy.privacy_unit
-    with_it = "with --privacy_unit site"
-    with_both = f"{with_it} and --secure_aggregation"
-    rule, means = _means(chosen)
-    site, shared = unit == "site", unit == "site" and s.secure.secure_aggregation
-    return [
-        *_of_shared_record_noise(s),
-        (
-            unit != "none" and rounds.validation_fraction > 0,
+    if unit != "none" and rounds.validation_fraction > 0:
+        yield (
             "--validation_fraction lets every site send a loss without noise: not with "
-            f"--privacy_unit {unit}",
-        ),
-        (
-            site and not rule,
-            f"--aggregation {chosen.aggregation} is no mean of clipped changes: {with_it} use one "
-            f"of {means}",
-        ),
-        (site and chosen.robust != "none", f"--robust {chosen.robust}: {with_it} only the mean"),
-        (
-            site and bool(chosen.site_ranks),
-            f"--site_ranks {chosen.site_ranks}: {with_it} only the mean",
-        ),
-        (
-            shared and chosen.weighting != "equal",
-            f"--weighting {chosen.weighting} tells how much a site has trained on: {with_both} use "
-            "equal",
-        ),
-        (
-            shared and bool(rounds.max_update_norm),
-            f"--max_update_norm {rounds.max_update_norm}: {with_both} it is --clipping_norm that "
-            "shortens updates",
-        ),
-    ]
+            f"--privacy_unit {unit}"
+        )
+    if unit != "site":
+        return
+    with_it, (rule, means) = "with --privacy_unit site", _means(chosen)
+    if not rule:
+        name = f"--aggregation {chosen.aggregation}"
+        yield f"{name} is no mean of clipped changes: {with_it} use one of {means}"
+    if chosen.robust != "none":
+        yield f"--robust {chosen.robust}: {with_it} only the mean"
+    if chosen.site_ranks:
+        yield f"--site_ranks {chosen.site_ranks}: {with_it} only the mean"
+    if not s.secure.secure_aggregation:
+        return
+    with_both = f"{with_it} and --secure_aggregation"
+    if chosen.weighting != "equal":
+        told = "tells how much a site has trained on"
+        yield f"--weighting {chosen.weighting} {told}: {with_both} use equal"
+    if norm := rounds.max_update_norm:
+        clip = "it is --clipping_norm that shortens updates"
+        yield f"--max_update_norm {norm}: {with_both} {clip}"
 
 
-def _of_shared_record_noise(s: FederationSettings) -> list[tuple[bool, str]]:
+def _of_shared_record_noise(s: FederationSettings) -> Iterator[str]:
     """What a round of one step, whose gradient is a sum over all sites, cannot honor."""
     if not s.privacy.shared_noise:
-        return []
+        return
     chosen, train, with_it = s.aggregation, s.train, "with --shared_noise"
-    plain = chosen.server_optimizer == "sgd" and chosen.server_learning_rate == 1
-    return [
-        (
-            not s.secure.secure_aggregation,
-            f"--secure_aggregation is missing: {with_it} a site's own part of the noise hides "
-            "nothing",
-        ),
-        (
-            s.federation.local_steps != 1,
-            f"--local_steps {s.federation.local_steps}: {with_it} a round is one step: "
-            "--local_steps 1",
-        ),
-        (
-            train.names_batch,
-            f"{with_it} all sites sample one share of their rows: --sampling_rate, no batch",
-        ),
-        (chosen.aggregation != "fedavg", f"--aggregation {chosen.aggregation}: {with_it} fedavg"),
-        (chosen.weighting != "equal", f"--weighting {chosen.weighting}: {with_it} equal"),
-        (
-            not plain or train.optim != "adamw_torch" or train.weight_decay != 0,
-            f"{with_it} the coordinator takes Adam's steps at --learning_rate and no other "
-            "optimizer does",
-        ),
-        (
-            bool(chosen.proximal_mu),
-            f"--proximal_mu {chosen.proximal_mu}: {with_it} sites take no steps",
-        ),
-        (bool(s.rounds.max_update_norm), f"--max_update_norm: {with_it} each record is clipped"),
-    ]
+    if not s.secure.secure_aggregation:
+        hides = "a site's own part of the noise hides nothing"
+        yield f"--secure_aggregation is missing: {with_it} {hides}"
+    if (steps := s.federation.local_steps) != 1:
+        yield f"--local_steps {steps}: {with_it} a round is one step: --local_steps 1"
+    if train.names_batch:
+        yield f"{with_it} all sites sample one share of their rows: --sampling_rate, no batch"
+    if chosen.aggregation != "fedavg":
+        yield f"--aggregation {chosen.aggregation}: {with_it} fedavg"
+    if chosen.weighting != "equal":
+        yield f"--weighting {chosen.weighting}: {with_it} equal"
+    if not _is_plain(chosen) or train.optim != "adamw_torch" or train.weight_decay != 0:
+        adam = "takes Adam's steps at --learning_rate and no other optimizer does"
+        yield f"{with_it} the coordinator {adam}"
+    if chosen.proximal_mu:
+        yield f"--proximal_mu {chosen.proximal_mu}: {with_it} sites take no steps"
+    if s.rounds.max_update_norm:
+        yield f"--max_update_norm: {with_it} each record is clipped"
+
+
+def _is_plain(chosen: AggregationArguments) -> bool:
+    """Whether the aggregate itself takes the global adapter's place."""
+    return chosen.server_optimizer == "sgd" and chosen.server_learning_rate == 1
 
 
 def _means(chosen: AggregationArguments) -> tuple[bool, str]:
