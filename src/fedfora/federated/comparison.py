@@ -18,10 +18,10 @@ from typing import Any
 
 from fedfora.adapter.state import fold
 from fedfora.data.encoding import Encoded
-from fedfora.data.loading import Example, load_examples
+from fedfora.data.loading import Example
 from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.coordinator.judging import own_kind_of_rows
-from fedfora.federated.preflight import site_rows
+from fedfora.federated.preflight import scored_rows, site_rows
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.simulation import simulate
 from fedfora.federated.site_runtime import SiteRuntime, load_runtime, open_site
@@ -128,11 +128,9 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     Raises:
         ValueError: If there are no test rows, or the settings do not work.
     """
-    if settings.data.test_file is None:
+    if not (examples := scored_rows(settings)):
         raise ValueError("--test_file is missing: a comparison needs held-out rows")
     started = time.monotonic()
-    examples = load_examples(settings.data.test_file, settings.data)
-    examples = examples[: settings.evaluation.max_eval_samples]
     runtime = load_runtime(settings.run_config())
     sites = [open_site(runtime, i) for i in range(len(site_rows(settings)))]
     rounds: list[dict[str, Any]] = []

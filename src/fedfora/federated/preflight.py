@@ -48,8 +48,7 @@ def preflight(
     for count in rows.values():
         check_delta(settings.privacy, count)
     _check_rounds(settings, len(rows))
-    if settings.data.test_file is not None:
-        load_examples(settings.data.test_file, settings.data)
+    scored_rows(settings)
     return rows
 
 
@@ -81,10 +80,7 @@ def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
 def work_of(settings: FederationSettings, num_sites: int = 0) -> float:
     """Return the work of a simulation and its comparison, in optimizer steps: the view's total."""
     federation, arms = settings.federation, settings.federation.compare
-    rows, num_sites = 0, num_sites or len(site_rows(settings))
-    if settings.data.test_file is not None:
-        examples = load_examples(settings.data.test_file, settings.data)
-        rows = len(examples[: settings.evaluation.max_eval_samples])
+    rows, num_sites = len(scored_rows(settings)), num_sites or len(site_rows(settings))
     sampled = federation.clients_per_round or num_sites
     steps = federation.total_steps * sampled
     evaluations = -(-federation.num_rounds // federation.eval_rounds)
@@ -170,6 +166,18 @@ def site_rows(settings: FederationSettings) -> dict[str, int]:
             "counted from 0"
         )
     return {name: len(rows) for name, rows in parts.items()}
+
+
+def scored_rows(settings: FederationSettings) -> list[Example]:
+    """Return the common test rows; none where no file was named.
+
+    Raises:
+        ValueError: If they cannot be read.
+    """
+    if settings.data.test_file is None:
+        return []
+    examples = load_examples(settings.data.test_file, settings.data)
+    return examples[: settings.evaluation.max_eval_samples]
 
 
 def partition_sites(settings: FederationSettings) -> tuple[list[Example], dict[str, list[int]]]:

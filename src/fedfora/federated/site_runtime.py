@@ -24,11 +24,11 @@ from fedfora.data.encoding import (
     encode_prompts,
     prompt_format_of,
 )
-from fedfora.data.loading import Example, load_chosen, load_examples, shared_instruction
+from fedfora.data.loading import Example, load_chosen, shared_instruction
 from fedfora.data.partition import site_name
 from fedfora.evaluation.evaluate import Evaluation, evaluate
 from fedfora.federated.aggregation.update import part, rank_of
-from fedfora.federated.preflight import partition_sites
+from fedfora.federated.preflight import partition_sites, scored_rows
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.wire.transport import Layout, digest_of
 from fedfora.models.adapter_base import add_adapter
@@ -224,14 +224,11 @@ def check_rows(runtime: SiteRuntime) -> None:
     """
     if runtime.own_site is None:
         _sites(runtime)
-    settings, config = runtime.settings, runtime.base.model.config
-    data, evaluation = settings.data, settings.evaluation
-    if data.test_file is not None:
-        answer = evaluation.max_new_tokens or data.max_target_length
-        examples = load_examples(data.test_file, data)[: evaluation.max_eval_samples]
-        prompts = encode_prompts(examples, runtime.base.tokenizer, runtime.prompts)
-        lengths = [len(prompt) + answer for prompt in prompts]
-        check_context(context_length(config), lengths, data.test_file)
+    data, evaluation = runtime.settings.data, runtime.settings.evaluation
+    answer = evaluation.max_new_tokens or data.max_target_length
+    prompts = encode_prompts(scored_rows(runtime.settings), runtime.base.tokenizer, runtime.prompts)
+    lengths = [len(prompt) + answer for prompt in prompts]
+    check_context(context_length(runtime.base.model.config), lengths, str(data.test_file))
 
 
 def open_site(runtime: SiteRuntime, index: int) -> SiteData:
@@ -272,13 +269,15 @@ def _site(
     ledger: str,
     instruction: str | None,
 ) -> SiteData:
-    ranks = runtime.settings.aggregation.site_ranks or [runtime.settings.adapter.lora_rank]
-    held_back = _rows_kept_back(runtime.settings, index, len(rows))
+    settings = runtime.settings
+    ranks = settings.aggregation.site_ranks or [settings.adapter.lora_rank]
+    held_back = _rows_kept_back(settings, index, len(rows))
+    secrets = planted(settings.data, site=index, seed=settings.train.seed)
+    canaries = encode_examples(secrets, runtime.base.tokenizer, runtime.prompts)
     return SiteData(
         index,
         name,
-        encoded=[row for i, row in enumerate(rows) if i not in held_back]
-        + _canaries(runtime, index),
+        encoded=[row for i, row in enumerate(rows) if i not in held_back] + canaries,
         validation=[rows[i] for i in sorted(held_back)],
         rank=ranks[index % len(ranks)],
         instruction=instruction,
@@ -317,13 +316,6 @@ def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> 
     count = min(max(1, round(share * num_rows)), num_rows - 1)
     rng = random.Random(derive_seed(settings.train.seed, "validation", index))
     return set(rng.sample(range(num_rows), count))
-
-
-def _canaries(runtime: SiteRuntime, index: int) -> Encoded:
-    """Return the planted rows of a site; none is kept back, so all of them are trained on."""
-    settings = runtime.settings
-    rows = planted(settings.data, site=index, seed=settings.train.seed)
-    return encode_examples(rows, runtime.base.tokenizer, runtime.prompts)
 
 
 @lru_cache(maxsize=1)

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fedfora.data.loading import Example, load_examples
+from fedfora.data.loading import Example
 from fedfora.data.partition import JOINED
 from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.aggregation.update import AdapterState
 from fedfora.federated.coordinator.checkpoint import Selection
 from fedfora.federated.coordinator.exchange import Folded, SiteExchange
+from fedfora.federated.preflight import scored_rows
 from fedfora.federated.site_runtime import load_runtime
 from fedfora.metrics import headlines
 
@@ -53,10 +54,8 @@ def _scored(adapter: AdapterState, exchange: SiteExchange) -> dict[str, Any]:
     The answers are written beside the record. Without such rows there is nothing to return.
     """
     settings, record = exchange.settings, exchange.record
-    if settings.data.test_file is None:
+    if not (examples := scored_rows(settings)):
         return {}
-    examples = load_examples(settings.data.test_file, settings.data)
-    examples = examples[: settings.evaluation.max_eval_samples]
     runtime = load_runtime(settings.run_config())
     runtime.load(adapter)
     result = runtime.evaluate(examples, lambda rows: record.announce("evaluated", rows=rows))
