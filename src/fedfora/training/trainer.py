@@ -216,7 +216,10 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                write_progress(directory, self._progress_now(), self.run.identity)
+                seconds = self.progress.seconds + time.perf_counter() - self.started
+                bytes_now = self.run.metrics_bytes()
+                now = replace(self.progress, seconds=seconds, metrics_bytes=bytes_now)
+                write_progress(directory, now, self.run.identity)
         except ValueError:
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -233,12 +236,6 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
-
-    def _progress_now(self) -> Progress:
-        """Return the progress with the time and the record until now."""
-        assert self.run is not None
-        seconds = self.progress.seconds + time.perf_counter() - self.started
-        return replace(self.progress, seconds=seconds, metrics_bytes=self.run.metrics_bytes())
 
     # On a machine with an encryption key, the optimizer's moments are never plain on a disk: they
     # are sums of gradients and tell of the rows what gradients tell.

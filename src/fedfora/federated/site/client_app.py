@@ -95,7 +95,7 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context, on_step: SiteReport) -> Message:
     """Judge the received adapter on the rows kept back, then train it for one round."""
     runtime, site = _open(context)
-    secure = _is_secure(runtime)
+    secure = runtime.settings.secure.secure_aggregation
     if not secure:
         secure_answers.check_in_clear(context)
     assignment = read_assignment(message.content, context.state, runtime.layout)
@@ -143,13 +143,14 @@ def _open(context: Context) -> tuple[SiteRuntime, SiteData]:
 
 
 def _description(runtime: SiteRuntime, site: SiteData) -> ConfigRecord:
+    settings = runtime.settings
     return ConfigRecord(
         {
             "index": site.index,
             "name": site.name,
-            "rows": 0 if _is_secure(runtime) else len(site.encoded),
+            "rows": 0 if settings.secure.secure_aggregation else len(site.encoded),
             "rank": site.rank,
-            "data-digest": public_digest(runtime.settings, site),
+            "data-digest": public_digest(settings, site),
             "base-fingerprint": runtime.base_fingerprint,
             "layout-digest": runtime.layout.digest,
             "size": runtime.layout.size,
@@ -167,10 +168,6 @@ def public_digest(settings: FederationSettings, site: SiteData) -> str:
     unit = settings.privacy.privacy_unit
     hidden = unit == "record" or (unit == "site" and settings.secure.secure_aggregation)
     return "" if hidden else site.digest
-
-
-def _is_secure(runtime: SiteRuntime) -> bool:
-    return runtime.settings.secure.secure_aggregation
 
 
 # What a site does with an assignment: train, and pack what travels.
