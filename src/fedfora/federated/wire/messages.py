@@ -12,14 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from fedfora.federated.aggregation import RULES, Rule
 from fedfora.federated.aggregation.update import AdapterState, absorb, part, rank_of, truncate
 from fedfora.federated.wire.formats import Format
-from fedfora.federated.wire.transport import (
-    FLOAT32,
-    Layout,
-    digest_of,
-    pack,
-    payload_bytes,
-    unpack,
-)
+from fedfora.federated.wire.transport import FLOAT32, Layout, digest_of, pack, payload_bytes, unpack
 
 FROZEN, CONFIG = "frozen", "config"
 
