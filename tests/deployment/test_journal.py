@@ -153,6 +153,15 @@ def test_an_answer_in_a_sites_name_that_it_did_not_send_shows_in_the_comparison(
     ]
 
 
+def test_only_the_error_of_a_full_disk_may_be_missing_at_the_site():
+    own = [{"number": 1, "event": "started", "site": "north"}]
+    received = {"number": 7, "event": RECEIVED, "site": "north", "id": "q"}
+    assert disagreements([{**received, "error": "site-error DISK 1a2b3c"}], own) == []
+    for facts in ({"error": "site-error TRAIN 1a2b3c"}, {"digest": "x"}):
+        found = disagreements([{**received, **facts}], own)
+        assert found == ["line 7: north has not sent the answer to q"]
+
+
 def test_an_alarm_starts_the_kits_own_program_with_the_line(state):
     hook = state.parent / HOOK
     hook.write_text('#!/bin/sh\ncd "$(dirname "$0")"\ncat > "$1.json"\necho > state/done\n')

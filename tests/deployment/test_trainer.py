@@ -125,7 +125,7 @@ def test_a_policy_holds_for_settings_message_and_past_and_is_read_at_every_messa
 
 
 def test_no_answer_leaves_that_the_journal_does_not_hold(site, monkeypatch):
-    """Neither where the disk is full: then a code is all that leaves."""
+    """Neither where the disk is full: then a code is all that leaves, and always the same one."""
     message = Message(RecordDict(QUESTION), dst_node_id=1, message_type="query")
     message.metadata.__dict__["_message_id"] = "q1"
     context = Context(1, 1, {client_app.TRAINER: str(site.state)}, RecordDict(), SETTINGS)
@@ -138,9 +138,10 @@ def test_no_answer_leaves_that_the_journal_does_not_hold(site, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(journal, "append", full)
-    reply = client_app.forward("describe", message, context)
-    assert not reply.has_content()
-    assert re.fullmatch(r"site-error DISK [0-9a-f]{6}", reply.error.reason)
+    for operation in ("describe", "nothing that the trainer knows"):
+        reply = client_app.forward(operation, message, context)
+        assert not reply.has_content()
+        assert re.fullmatch(r"site-error DISK [0-9a-f]{6}", reply.error.reason)
 
 
 @pytest.mark.parametrize("operation", ["quit", "exec", "", None, "__class__", "query"])

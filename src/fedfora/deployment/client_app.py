@@ -68,18 +68,12 @@ def forward(operation: str, message: Message, context: Context) -> Message:
     directory = Path(str(context.node_config[TRAINER]))
     settings = dict(context.run_config)
     facts = {"id": message.metadata.message_id, "operation": operation}
-    facts |= {
-        "run": str(settings.get(journal.RUN_NAME, context.run_id)),
-        "round": _round(message.content),
-    }
+    facts["run"] = str(settings.get(journal.RUN_NAME, context.run_id))
+    facts["round"] = _round(message.content)
+    wait_s = message.metadata.ttl
     try:
-        head = {
-            "operation": operation,
-            "run": context.run_id,
-            "settings": settings,
-            ANSWER_S: message.metadata.ttl,
-        }
-        head, content = ask(directory, head, message.content, answer_s=message.metadata.ttl)
+        head = {"operation": operation, "run": context.run_id, "settings": settings}
+        head, content = ask(directory, {**head, ANSWER_S: wait_s}, message.content, answer_s=wait_s)
         if CODE not in head:
             facts |= {"settings": _written_down(directory, settings), "epsilon": head.get(EPSILON)}
             facts |= measured(content)
@@ -91,12 +85,14 @@ def forward(operation: str, message: Message, context: Context) -> Message:
         reason = new_code("TRAINER")
     except OSError:
         logger.exception("the journal cannot be written, so the answer stays here")
-        reason = new_code("DISK")
+        reason = new_code(journal.UNWRITTEN)
     except Exception:
         logger.exception("the message could not be passed on")
         reason = new_code("MESSAGE")
-    with contextlib.suppress(OSError):
+    try:
         journal.append(directory, journal.SENT, **facts, error=reason)
+    except OSError:
+        reason = new_code(journal.UNWRITTEN)
     return Message(Error(RAISED, reason), reply_to=message)
 
 

@@ -29,6 +29,7 @@ from fedfora.files import write_atomically
 JOURNAL, HEAD, HOOK = "journal.jsonl", "journal.head", "alarm"
 SENT, RECEIVED = "sent", "received"  # a site's answer, there and at the coordinator
 RUN_NAME = "fedfora-run"  # in the run config: by what name sites know the run again
+UNWRITTEN = "DISK"  # the only error of a site that may leave without a line in its journal
 FIRST = "0" * 64
 STATE = "FEDFORA_STATE"  # variable of a site's processes: where its journal lies
 
@@ -133,7 +134,8 @@ def last_digest(state: Path) -> str:
 def disagreements(coordinators: list[Line], sites: list[Line]) -> list[str]:
     """Return what the coordinator's journal says of a site's answers that the site's own does not.
 
-    An answer that came too late is in the site's alone, which is no disagreement.
+    An answer that came too late is in the site's alone, and the error of a full disk in the
+    coordinator's: neither is a disagreement.
 
     Raises:
         ValueError: If the site's journal has no line that names the site.
@@ -147,9 +149,9 @@ def disagreements(coordinators: list[Line], sites: list[Line]) -> list[str]:
         if line["event"] != RECEIVED or line.get("site") != site:
             continue
         own = sent.get(line["id"])
-        if own is None:
+        if own is None and UNWRITTEN not in line.get("error", ""):
             found.append(f"line {line['number']}: {site} has not sent the answer to {line['id']}")
-        elif own.get("digest") != line.get("digest"):
+        elif own is not None and own.get("digest") != line.get("digest"):
             found.append(f"line {line['number']}: {site} sent another answer to {line['id']}")
     return found
 
@@ -165,6 +167,8 @@ def shown(line: Line) -> str:
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    if path.parent.stat().st_mode & 0o020:  # another account has the rows, and counts the rounds
+        path.chmod(0o640)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
