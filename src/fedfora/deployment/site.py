@@ -1,13 +1,15 @@
 """A site's daemon: the resident trainer and Flower's SuperNode, supervised.
 
-It runs for months beside them, so it loads neither Flower nor any library of models.
+It runs for months beside them, so it loads neither Flower nor any library of models. Of the two it
+starts those whose key its account may read, so one account can have the rows, another the network.
 """
 
 import getpass
 import json
+import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -25,6 +27,7 @@ from fedfora.deployment.supervisor import (
 )
 
 CHECK_S = 0.5
+SUPERNODE, LOGS = "SuperNode", "logs"
 TRAINER_PROCESS = "fedfora.deployment.trainer_process"  # a module: named here, loaded only there
 
 
@@ -38,14 +41,22 @@ def run_site(
         say: Told in one line what happens.
         serve: Does the trainer's work in this process, for ever; None for a process of its own. It
             is not started again where it hangs.
+
+    Raises:
+        ValueError: If this account may read no key, or a process works for the kit already.
     """
-    with stoppable(), only_one(kit.state, "site.lock"):
-        with suppress(OSError):  # on a full disk it says so to the coordinator, by its code
-            journal.append(kit.state, "started", site=kit.name, account=getpass.getuser())
-        trainer, supernode = children(kit)
+    started = [each for each in children(kit) if serve is None or each.name == SUPERNODE]
+    if not started:
+        raise ValueError(f"--kit {kit.directory}: {getpass.getuser()} may read none of its keys")
+    with stoppable(), ExitStack() as locks:
+        for child in started:
+            locks.enter_context(only_one(kit.state, f"{child.name}.daemon.lock"))
+        if started[-1].name == SUPERNODE:  # the journal is its account's
+            with suppress(OSError):  # on a full disk it says so to the coordinator, by its code
+                journal.append(kit.state, "started", site=kit.name, account=getpass.getuser())
         if serve is not None:
-            log_into(trainer.log)
-        supervisor, over = Supervisor([supernode] if serve else [trainer, supernode], say), Event()
+            log_into(kit.state / LOGS / "trainer.log")
+        supervisor, over = Supervisor(started, say), Event()
         with supervisor.running():
             if serve is None:
                 _keep_running(supervisor, kit.state, over)
@@ -60,34 +71,34 @@ def run_site(
 
 
 def _keep_running(supervisor: Supervisor, state: Path, over: Event) -> None:
-    supernode, told = supervisor.children[-1], False
+    last, told = supervisor.children[-1], False
     while not over.wait(CHECK_S):
         supervisor.check()
-        in_vain = supernode.pause_s >= LONGEST_PAUSE_S  # it has not lasted, again and again
-        if in_vain and not told:
+        in_vain = last.pause_s >= LONGEST_PAUSE_S  # it has not lasted, again and again
+        if in_vain and not told and last.name == SUPERNODE:
             supervisor.say("ALARM not_let_in: see `fedfora check site`, and the SuperNode's log")
-            journal.alarm(state, "not_let_in", log=str(supernode.log))
+            journal.alarm(state, "not_let_in", log=str(last.log))
         told = in_vain
 
 
 def children(kit: SiteKit) -> list[Child]:
-    """Return the processes of a site."""
-    logs = kit.state / "logs"
+    """Return the processes of a site that this account has the key for."""
+    logs = kit.state / LOGS
     watch = HeartbeatMonitor(kit.state / HEARTBEAT)
     flower = {**environment(kit.state / "flower"), journal.STATE: str(kit.state)}
     if kit.client_certificate.is_file():
         flower |= {CLIENT_CERTIFICATE: str(kit.client_certificate), CLIENT_KEY: str(kit.client_key)}
-    return [
-        Child(
-            "trainer",
-            lambda: [sys.executable, "-m", TRAINER_PROCESS, str(kit.directory)],
-            logs / "trainer.log",
-            {"TORCHINDUCTOR_CACHE_DIR": str(kit.state / "torchinductor")},
-            after_start=watch.begin,
-            trouble=watch.problem,
-        ),
-        Child("SuperNode", lambda: supernode_command(kit), logs / "supernode.log", flower),
-    ]
+    trainer = Child(
+        "trainer",
+        lambda: [sys.executable, "-m", TRAINER_PROCESS, str(kit.directory)],
+        logs / "trainer.log",
+        {"TORCHINDUCTOR_CACHE_DIR": str(kit.state / "torchinductor")},
+        after_start=watch.begin,
+        trouble=watch.problem,
+    )
+    supernode = Child(SUPERNODE, lambda: supernode_command(kit), logs / "supernode.log", flower)
+    keys = {kit.signing_key: trainer, kit.node_key: supernode}
+    return [child for key, child in keys.items() if os.access(key, os.R_OK)]
 
 
 def supernode_command(kit: SiteKit) -> list[str]:

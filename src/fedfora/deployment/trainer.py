@@ -259,12 +259,16 @@ def _converse(connection: socket.socket, trainer: Trainer, max_bytes: int) -> No
 
 
 def _listening(directory: Path) -> socket.socket:
-    """Return a socket that only this user may open, whatever the length of the directory's path."""
+    """Return a socket that only this account may open, and those it shares the directory with.
+
+    The directory's path may have any length.
+    """
     (directory / SOCKET).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before, descriptor = os.umask(0o177), os.open(directory, os.O_RDONLY)
     try:
         listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET}")
+        (directory / SOCKET).chmod(0o600 | directory.stat().st_mode & 0o020)
     finally:
         os.close(descriptor)
         os.umask(before)
