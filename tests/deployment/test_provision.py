@@ -223,6 +223,19 @@ def test_the_certificate_can_be_renewed_and_the_authority_stays(provisioned):
     assert changed == {"server.key"}
 
 
+def test_a_coordinator_moves_to_another_name_with_its_authority_and_the_sites_keys(provisioned):
+    before = keys(provisioned().place)
+    moved = {"host": "b.org", "port": 18444}
+    done = provisioned(renew=True, coordinator=moved)
+    assert (done.kit.host, done.kit.port) == ("b.org", 18444)
+    assert "for b.org, until" in check_certificate(done.kit)
+    assert "listen 18444 ssl" in done.kit.gate.read_text()
+    assert read_kit(done.kit.directory, CoordinatorKit) == done.kit
+    changed = {path.name for path, data in keys(done.place).items() if before[path] != data}
+    assert changed == {"server.key"}
+    assert "coordinator: {host: b.org, port: 18444} in kit.yaml" in " ".join(done.notes)
+
+
 def test_what_does_not_fit_the_kits_is_refused_and_nothing_changes(provisioned, tmp_path):
     place = provisioned().place
     before = contents(place)

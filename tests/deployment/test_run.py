@@ -1,17 +1,24 @@
 """Which run is started, how it goes on, and what the files of a kit's state say of it."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tomllib
 from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fedfora.deployment import run, run_state
-from fedfora.deployment.kit import CoordinatorKit
+from fedfora.deployment.certificates import make_server
+from fedfora.deployment.coordinator import Coordinator
+from fedfora.deployment.kit import CoordinatorKit, SiteKit, read_kit
 from fedfora.deployment.run import plan_run, tell, write_app
 from fedfora.deployment.run_state import (
     FAILED,
@@ -21,6 +28,7 @@ from fedfora.deployment.run_state import (
     PlannedRun,
     settings_for,
 )
+from fedfora.deployment.site import children, run_site
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import common_part
 from fedfora.reporting.history import Follower
@@ -64,8 +72,73 @@ def test_a_run_that_has_not_come_to_its_end_goes_on_unless_a_new_one_is_asked_fo
     run_state.write_run(kit.state, RUN)
     if status is not None:
         run_state.write_outcome(kit.state, Outcome(RUN.name, RUN.attempt, status, "no quorum"))
-    assert plan(kit) == RUN
+    place = str(kit.state / "runs" / Path(RUN.run_config["output_dir"]).name)
+    assert plan(kit) == replace(RUN, run_config={**RUN.run_config, "output_dir": place})
     assert plan(kit, new=True).name == "clinics/002"
+
+
+def test_a_kit_that_was_moved_goes_on_in_its_own_directory(kit, tmp_path):
+    """Another machine may have another base directory; nothing is written to the old one."""
+    began = replace(RUN, run_config=plan(kit).run_config)
+    run_state.write_run(kit.state, began)
+    moved = replace(kit, directory=tmp_path / "elsewhere")
+    (moved.state / "runs" / "001" / "round-001").mkdir(parents=True)
+    (moved.state / "runs" / "001" / "round-001" / "state.json").write_text("{}")
+    shutil.copy(kit.state / "run.json", moved.state)
+    config = run._next_attempt(plan(moved), moved.state / "runs" / "001").run_config
+    place = str(moved.state / "runs" / "001")
+    assert config == {**began.run_config, "output_dir": place, "resume": place}
+
+
+def test_what_rounds_have_spent_lies_in_the_coordinators_kit(kit, monkeypatch):
+    """So that a kit on another machine has it, too; a variable names another place."""
+    monkeypatch.delenv("FEDFORA_PRIVACY_DIR")
+    superlink, _ = Coordinator(kit, print)._children()
+    assert superlink.environment["FEDFORA_PRIVACY_DIR"] == str(kit.state / "privacy")
+    monkeypatch.setenv("FEDFORA_PRIVACY_DIR", "/srv/ledgers")
+    superlink, _ = Coordinator(kit, print)._children()
+    assert superlink.environment["FEDFORA_PRIVACY_DIR"] == "/srv/ledgers"
+
+
+def test_a_running_coordinator_takes_up_a_renewed_certificate_and_says_when_one_ends(
+    provisioned, monkeypatch
+):
+    kit, said, got = provisioned().kit, [], []
+    coordinator = Coordinator(kit, said.append)
+    superlink, gate = coordinator._supervisor.children
+    monkeypatch.setattr(superlink, "signal", lambda number: got.append(("SuperLink", number)))
+    gate.process = SimpleNamespace(send_signal=lambda number: got.append(("gate", number)))
+    coordinator._certificate = kit.server_certificate.read_bytes()
+    coordinator._watch_certificate()
+    assert (said, got) == ([], [])
+    authority = kit.authority_key.read_bytes(), kit.authority.read_bytes()
+
+    def renewed(**times):
+        key, certificate = make_server(authority, kit.host, valid_days=7, **times)
+        kit.server_key.write_bytes(key)
+        kit.server_certificate.write_bytes(certificate)
+        coordinator._watch_certificate()
+
+    renewed()
+    assert got == [("gate", signal.SIGHUP), ("SuperLink", signal.SIGKILL)]
+    assert "renew it soon" in said[0]
+    renewed(now=datetime.now(UTC) - timedelta(days=9))
+    assert said[-1].startswith("no site gets in: server.crt holds from")
+    assert len(got) == 2
+
+
+def test_an_account_starts_what_it_has_the_key_for(provisioned, monkeypatch):
+    """And what PyTorch compiles lies in the kit, not under a name that others may take first."""
+    place = provisioned().place / "sites" / "cardiology"
+    kit = read_kit(place, SiteKit)
+    trainer, supernode = children(kit)
+    assert trainer.environment["TORCHINDUCTOR_CACHE_DIR"].startswith(str(kit.state))
+    for key, expected in ((kit.signing_key, trainer), (kit.node_key, supernode)):
+        monkeypatch.setattr(os, "access", lambda path, mode, key=key: path == key)
+        assert [child.name for child in children(kit)] == [expected.name]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="may read none of its keys"):
+        run_site(kit, print)
 
 
 def test_after_a_finished_run_comes_another(kit):

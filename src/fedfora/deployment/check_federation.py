@@ -42,11 +42,8 @@ def check_federation(kit: CoordinatorKit) -> Iterator[CheckResult]:
     if proxy := proxy_to(kit.host):
         said = f"no connection of this machine to itself goes through {shown(proxy)}"
         yield CheckResult("proxy", True, said)
-    for what, host, port in (
-        ("port", "", kit.port),
-        ("superlink", "127.0.0.1", kit.superlink_port),
-    ):
-        yield _port(kit, what, host, port)
+    yield _port(kit, "port", "", kit.port)
+    yield _port(kit, "superlink", "127.0.0.1", kit.superlink_port)
     yield check_disk(kit.state, RUN_BYTES)
 
 
@@ -120,10 +117,8 @@ def _gate(kit: CoordinatorKit) -> CheckResult:
     kit.state.mkdir(mode=DIRECTORY, exist_ok=True)
     process = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60)
     if process.returncode != 0:
-        message = " ".join(process.stderr.split())
-        return CheckResult(
-            "gate", False, message, "fedfora provision SITES.yaml writes nginx.conf anew"
-        )
+        remedy = "fedfora provision SITES.yaml writes nginx.conf anew"
+        return CheckResult("gate", False, " ".join(process.stderr.split()), remedy)
     return CheckResult("gate", True, "nginx takes nginx.conf")
 
 

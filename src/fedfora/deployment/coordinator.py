@@ -7,6 +7,7 @@ and the run that was on is started again, from its newest checkpoint.
 
 import getpass
 import hashlib
+import os
 import shlex
 import signal
 import socket
@@ -23,6 +24,7 @@ from fedfora.deployment.flower_processes import FlowerCommand, FlowerCommandErro
 from fedfora.deployment.gate import GATE_LOG, GateWatch, gate_command
 from fedfora.deployment.kit import CoordinatorKit
 from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
+from fedfora.privacy.settings import PRIVACY_DIR
 
 CHECK_S = 0.5
 LOOK_S = 3600.0  # the certificate's dates are looked at so often
@@ -172,7 +174,8 @@ class Coordinator:
             self.flower.unregister(self.nodes[name])
             why = "it was revoked" if name not in keys else "its key is another one"
             self.note("let_out", site=name, node=self.nodes[name], why=why)
-            self._forget(name)
+            del self.nodes[name], self._keys[name]
+            run_state.write_nodes(self.kit.state, self.nodes)
             self.say(f"site {name} is no longer let in")
         for name in keys:
             if name not in self._keys:
@@ -187,10 +190,6 @@ class Coordinator:
         directory = self.kit.node("any").parent
         return {path.stem: path.read_bytes() for path in sorted(directory.glob("*.pub"))}
 
-    def _forget(self, name: str) -> None:
-        del self.nodes[name], self._keys[name]
-        run_state.write_nodes(self.kit.state, self.nodes)
-
     def _superlink_started(self) -> None:
         """A new SuperLink knows nobody."""
         self.starts += 1
@@ -199,12 +198,13 @@ class Coordinator:
 
     def _children(self) -> list[Child]:
         kit, logs = self.kit, self.kit.state / "logs"
-        variables = {**environment(kit.state / "flower"), run_state.KIT: str(kit.directory)}
+        ledgers = os.environ.get(PRIVACY_DIR, str(kit.state / "privacy"))
+        variables = {run_state.KIT: str(kit.directory), PRIVACY_DIR: ledgers}
         superlink = Child(
             "SuperLink",
             lambda: superlink_command(kit),
             logs / "superlink.log",
-            variables,
+            environment(kit.state / "flower") | variables,
             self._superlink_started,
         )
         return [superlink, Child("gate", lambda: gate_command(kit), logs / "gate.log")]

@@ -93,7 +93,7 @@ def provision(
     if unknown := sorted(requests.keys() - plan.sites.keys()):
         raise ValueError(f"{plan.path}: sites.{unknown[0]} is missing, but has a request")
     if (directory / COORDINATOR).exists():
-        provisioned = Provisioned(directory, _fitting(plan, directory, revoke))
+        provisioned = Provisioned(directory, _fitting(plan, directory, revoke, renew))
         _check_way(provisioned, plan, revoke=revoke, renew=renew)
         _check_replaced(provisioned, requests)
         if revoke is not None:
@@ -133,7 +133,7 @@ def _first(plan: SitesFile, directory: Path, valid_days: int) -> CoordinatorKit:
     return kit
 
 
-def _fitting(plan: SitesFile, directory: Path, revoke: str | None) -> CoordinatorKit:
+def _fitting(plan: SitesFile, directory: Path, revoke: str | None, renew: bool) -> CoordinatorKit:
     """Return the coordinator's kit that is there.
 
     Raises:
@@ -142,11 +142,10 @@ def _fitting(plan: SitesFile, directory: Path, revoke: str | None) -> Coordinato
     kit = read_kit(directory / COORDINATOR, CoordinatorKit)
     for name in ("federation", "host", "port"):
         there, wanted = getattr(kit, name), getattr(plan, name)
-        if there != wanted:
+        if there != wanted and not (renew and name in ("host", "port")):
             raise ValueError(
                 f"{plan.path}: {name} is {wanted!r}, but the kits in {directory} say {there!r}; "
-                "sites "
-                "hold it in their kits: provision anew into another --output_dir"
+                "the coordinator's address changes with --renew, the federation's name never"
             )
     if revoke is not None and revoke not in {**kit.sites, **kit.revoked}:
         known = ", ".join(kit.sites)
@@ -342,7 +341,8 @@ def _renew(provisioned: Provisioned, valid_days: int) -> None:
     write_file(kit.server_key, key, PRIVATE)
     write_file(kit.server_certificate, certificate, PUBLIC)
     provisioned.notes.append(
-        "the server certificate is new: a coordinator that runs takes it up; sites need nothing"
+        "the server certificate is new: a running coordinator takes it up; sites need nothing but "
+        f"coordinator: {{host: {kit.host}, port: {kit.port}}} in {DESCRIPTION}, if it is another"
     )
 
 

@@ -106,9 +106,7 @@ def rehearse(
     state = provisioned.kit.state
     run = run_state.read_run(state)
     rounds = int(provisioned.kit.settings["num_rounds"])
-    directory = (
-        Path(str(run.run_config["output_dir"])) if run is not None else state / run_state.RUNS
-    )
+    directory = Path(str(run.run_config["output_dir"])) if run else state / run_state.RUNS
     verdicts = [verdict_of(provisioned, name, directory, rounds) for name in plan.sites]
     return Rehearsal(verdicts, status, directory)
 

@@ -70,9 +70,7 @@ def plan_run(kit: CoordinatorKit, say: Say, *, new: bool) -> PlannedRun:
     if last is not None and not new:
         outcome = run_state.read_outcome(kit.state, last)
         if outcome is None or outcome.status != FINISHED:
-            say(
-                f"run {last.name} goes on, with the settings that it began with (--new for another)"
-            )
+            say(f"run {last.name} resumes with the settings that it began with (--new for another)")
             return last
     number = 1 + max([0, *(int(p.name) for p in (kit.state / RUNS).glob("[0-9]*"))])
     name = f"{number:03d}"
@@ -101,20 +99,15 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
             raise ValueError(outcome.reason)
         reason = "was cut off" if outcome is None else f"failed ({outcome.reason})"
         reached = max(find_checkpoints(directory), default=0) if directory.is_dir() else 0
-        failed_starts, furthest = (
-            (0, reached) if reached > furthest else (failed_starts + 1, furthest)
-        )
+        failed_starts = 0 if reached > furthest else failed_starts + 1
+        furthest = max(furthest, reached)
         if failed_starts == MAX_FAILED_STARTS:
             raise ValueError(
                 f"{reason}, {failed_starts} times after round {reached}; see {state}/logs"
             )
-        pause_s = (
-            min(FIRST_PAUSE_S * 2 ** (failed_starts - 1), LONGEST_PAUSE_S) if failed_starts else 0.0
-        )
-        say(
-            f"run {run.name} {reason}; it is started again"
-            + (f" in {pause_s:g} s" * bool(failed_starts))
-        )
+        pause_s = failed_starts and min(FIRST_PAUSE_S * 2 ** (failed_starts - 1), LONGEST_PAUSE_S)
+        when = f" in {pause_s:g} s" * bool(pause_s)
+        say(f"run {run.name} {reason}; it is started again{when}")
         again = time.monotonic() + pause_s
         while time.monotonic() < again:
             _pause(coordinator)
@@ -166,7 +159,8 @@ def _next_attempt(run: PlannedRun, directory: Path) -> PlannedRun:
         again = {"resume": str(directory)}
     else:
         again = {"overwrite_output_dir": True} if directory.exists() else {}
-    config = {k: v for k, v in run.run_config.items() if k != "overwrite_output_dir"}
+    before = ("overwrite_output_dir", "resume")
+    config = {k: v for k, v in run.run_config.items() if k not in before}
     return PlannedRun(run.name, run.attempt + 1, {**config, **again})
 
 
@@ -204,12 +198,10 @@ def _pause(coordinator: Coordinator) -> None:
 
 def tell(shown: Follower, say: Say) -> bool:
     """Tell what a run has recorded since, and whether there was anything."""
-    told = False
-    for event in shown.new():
-        if text := describe(event):
-            say(text)
-            told = True
-    return told
+    texts = [text for event in shown.new() if (text := describe(event))]
+    for text in texts:
+        say(text)
+    return bool(texts)
 
 
 # The Flower app that a deployed run consists of: three small files, and the run's settings.

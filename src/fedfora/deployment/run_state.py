@@ -59,16 +59,21 @@ def write_run(state: Path, run: PlannedRun) -> None:
 
 
 def read_run(state: Path) -> PlannedRun | None:
-    """Return the run that is on; None where there never was one."""
-    known = _read(state / RUN)
-    return PlannedRun(**known) if known else None
+    """Return the run that is on; None where there never was one.
+
+    It lies under `state`, wherever its kit was when the run began.
+    """
+    if not (known := _read(state / RUN)):
+        return None
+    place = state / RUNS / Path(known["run_config"]["output_dir"]).name
+    known["run_config"]["output_dir"] = str(place)
+    return PlannedRun(**known)
 
 
 def write_begun(state: Path, run: PlannedRun) -> None:
     """Say that this process runs the run."""
-    write_text(
-        state / SERVER, json.dumps({"name": run.name, "attempt": run.attempt, "pid": os.getpid()})
-    )
+    begun = {"name": run.name, "attempt": run.attempt, "pid": os.getpid()}
+    write_text(state / SERVER, json.dumps(begun))
 
 
 def has_begun(state: Path, run: PlannedRun) -> bool:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from fedfora.config import Options, flag
 
+PRIVACY_DIR = "FEDFORA_PRIVACY_DIR"  # in the environment: where ledgers lie
+
 
 @dataclass
 class PrivacyArguments(Options):

@@ -15,14 +15,12 @@ from fedfora.models.settings import AdapterArguments
 from fedfora.privacy.accounting import Release
 from fedfora.privacy.ledger import Ledger, record_statement
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
-from fedfora.privacy.settings import PrivacyArguments, check_delta
+from fedfora.privacy.settings import PRIVACY_DIR, PrivacyArguments, check_delta
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult
 from fedfora.training.settings import TrainArguments, check_record_privacy
 
 RATE_TIMES_WIDTH = 3.2
-
-PRIVACY_DIR = "FEDFORA_PRIVACY_DIR"  # in the environment: where ledgers lie
 
 
 @dataclass(frozen=True)
