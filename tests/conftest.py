@@ -30,6 +30,7 @@ MAY_BE_SKIPPED = (
     "needs pip install wandb",
     "needs ray",
     "needs root",
+    "needs slurmctld",
     "needs squid",
     "nginx is not installed",  # .ci/run installs it where it can, and Chromium
     "no Chromium here",

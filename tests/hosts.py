@@ -4,17 +4,23 @@
     the last site -- proxy -- bridge              no other way out: HTTP CONNECT through squid
     a site -- `slow_line.py` -- bridge            where the kernel has no netem
 
-Needs root. Hosts share a file system, so accounts and directories are not kept apart here.
+Needs root. Hosts share a file system; what is kept apart by accounts is tried in `SplitSite`.
 """
 
+import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.supervisor import Child
 from real_federation import RealFederation
 
@@ -96,7 +102,7 @@ class Network:
     def knows(self, name, address):
         """Let a host know the coordinator's name."""
         place = Path("/etc/netns") / self.full(name)
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         (place / "hosts").write_text(f"127.0.0.1 localhost\n{address} {NAME}\n")
 
     def cut(self, name, yes):
@@ -130,6 +136,160 @@ class Network:
             shutil.rmtree(Path("/etc/netns") / self.full(name), ignore_errors=True)
 
 
+# In a namespace of its own a process may write below one directory and in /var/tmp alone; a Python
+# that lies where only its owner may look is shown to it.
+ALONE = """
+mkdir -p "$2"; mount --bind "$1" "$1"; mount -t tmpfs -o mode=1777 tmpfs /var/tmp
+if [ -n "$4" ]; then
+    mount --bind "$3" "$2"; mount -t tmpfs -o mode=755 tmpfs "$4"
+    mkdir "$3"; mount --bind "$2" "$3"; mount -o remount,bind,ro "$4"
+fi
+mount -o remount,bind,ro /
+shift 4; exec "$@"
+"""
+
+
+def as_account(account, place, *words, network=True):
+    """The words that run others as an account with its groups and no other rights.
+
+    All but `place` is read only. Without `network` there is none, not even loopback.
+    """
+    python = Path(sys.executable).resolve()
+    hidden = [each for each in python.parents if not each.stat().st_mode & 0o001][-1:]
+    seen = [each / python.relative_to(each).parts[0] for each in hidden]
+    shown = place / f"python-of-{account}-{len(list(place.iterdir()))}"
+    paths = [str(path) for path in (place, shown, *(seen + hidden or ["", ""]))]
+    change = ["setpriv", "--reuid", account, "--regid", account, "--init-groups"]
+    change += ["--no-new-privs", "--bounding-set=-all", *words]
+    alone = ["unshare", "--mount", *([] if network else ["--net"])]
+    return [*alone, "sh", "-ec", ALONE, "sh", *paths, *change]
+
+
+class SplitSite(RealFederation):
+    """A federation of one site whose rows and whose network are two accounts'; a third is strange.
+
+    Args:
+        place: An empty directory that every account may enter.
+        settings: Flags of the federation.
+        rows: File with the site's rows.
+        base: Directory with its base.
+    """
+
+    def __init__(self, place, settings, rows, base):
+        self.rows, model = place / "rows.jsonl", place / "base"
+        shutil.copy(rows, self.rows)
+        shutil.copytree(base, model)
+        run("chmod", "-R", "a+rX", str(model))
+        sites = {"north": {"train_file": str(self.rows), "model_name_or_path": str(model)}}
+        super().__init__(place, settings, sites)
+        self.accounts = [f"fed{part}{os.getpid()}" for part in ("rows", "net", "guest")]
+        for account in self.accounts:
+            run("useradd", "--system", "--user-group", "--shell", "/usr/sbin/nologin", account)
+        self.group = f"fedboth{os.getpid()}"
+        with_rows, with_network, _ = self.accounts
+        run("groupadd", "--system", "--users", f"{with_rows},{with_network}", self.group)
+        kit = self.site_kit("north")
+        (place / "kits").chmod(0o711)
+        for path in (kit / "state", kit / "state" / "logs"):
+            path.mkdir()
+            shutil.chown(path, group=self.group)
+            path.chmod(0o3770)
+        shutil.chown(kit, group=self.group)
+        kit.chmod(0o750)
+        shutil.chown(self.rows, with_rows)
+        self.rows.chmod(0o600)
+        for key, account in (("site", with_rows), ("node", with_network), ("client", with_network)):
+            shutil.chown(kit / f"{key}.key", account)
+
+    def join(self):
+        """Start `fedfora site` as both accounts; that with the rows has no network at all."""
+        words = [sys.executable, "-m", "fedfora", "site", "--kit", str(self.site_kit("north"))]
+        for account in self.accounts[:2]:
+            network = account != self.accounts[0]
+            command = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
+            command += as_account(account, self.place, *words, network=network)
+            log = self.place / "logs" / f"{account}.log"
+            child = Child(account, partial(list, command), log, {"HOME": "/nonexistent"})
+            child.start()
+            self.children[account] = child
+
+    def asked(self, account, *words):
+        """What a Python program prints that an account runs."""
+        command = as_account(account, self.place, sys.executable, *words)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def stop(self):
+        super().stop()
+        for account in self.accounts:
+            run("userdel", account, check=False)
+        run("groupdel", self.group, check=False)
+
+
+SLURM = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={place}/munge/socket
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+StateSaveLocation={place}/state
+SlurmdSpoolDir={place}/spool
+SlurmctldPidFile={place}/slurmctld.pid
+SlurmdPidFile={place}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+ReturnToService=2
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm:
+    """A cluster of one machine: this one.
+
+    Args:
+        place: An empty directory that belongs to root, as all above it.
+    """
+
+    def __init__(self, place):
+        for name in ("munge", "state", "spool"):
+            (place / name).mkdir(mode=0o711)
+        munge, host = place / "munge", socket.gethostname().partition(".")[0]
+        (munge / "key").write_bytes(os.urandom(128))
+        (munge / "key").chmod(0o400)
+        text = SLURM.format(place=place, host=host, ports=[free_port(), free_port()])
+        (place / "slurm.conf").write_text(text)
+        self.env = {**os.environ, "SLURM_CONF": str(place / "slurm.conf")}
+        files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "seed-file": "seed"}
+        keys = [f"--{option}={munge / name}" for option, name in files.items()]
+        words = {"munged": ["-F", *keys], "slurmctld": ["-D"], "slurmd": ["-D"]}
+        self.daemons = []
+        for name, options in words.items():
+            with (place / f"{name}.log").open("wb") as log:
+                self.daemons += [subprocess.Popen([name, *options], env=self.env, stderr=log)]
+
+    def run(self, *words):
+        """Run one of Slurm's commands and return what it printed."""
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    def stop(self):
+        """End its jobs and its daemons."""
+        for words in (["--full", "--signal=KILL"], []):
+            self.run("scancel", *words, "--user=root")
+        give_up = time.monotonic() + 120
+        while self.run("squeue", "--noheader") and time.monotonic() < give_up:
+            time.sleep(1)
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+            daemon.wait(60)
+
+
 class HostsFederation(RealFederation):
     """Every process in its host's namespace; the last site has no way out but a proxy."""
 
@@ -148,8 +308,28 @@ class HostsFederation(RealFederation):
         self.network.host("proxy", 9)
         self.network.host(last, 2, on="proxy", net="10.78.0")
         self.network.inside("proxy", "ip", "addr", "add", "10.78.0.1/24", "dev", f"to-{last}"[:15])
-        for host in ("proxy", "outsider", *(h for h in self.hosts.values() if h != last)):
-            self.network.knows(host, "127.0.0.1" if host == "c" else "10.77.0.1")
+        self.tell("c", "10.77.0.1")
+
+    def tell(self, coordinator, address):
+        """Let all hosts but the last site's know where the coordinator is; its proxy knows."""
+        sites = [self.hosts[name] for name in self.names[:-1]]
+        self.network.knows(coordinator, "127.0.0.1")
+        for host in ("proxy", "outsider", *sites):
+            self.network.knows(host, address)
+
+    def lose_coordinator(self):
+        """The coordinator's machine is lost without a word; another has its kit's files."""
+        self.network.cut(self.hosts["coordinator"], True)
+        self.end("coordinator", signal.SIGKILL)
+        self.until(lambda: not self.pids(str(self.kit.directory)))
+        elsewhere = self.place / "another" / "disk" / "kit"
+        shutil.copytree(self.kit.directory, elsewhere)
+        self.kit.directory.rename(self.place / "lost")
+        self.done.kit = replace(self.kit, directory=elsewhere)
+        self.hosts["coordinator"] = "d"
+        self.network.host("d", 77)
+        self.tell("d", "10.77.0.77")
+        self.squid.send_signal(signal.SIGHUP)  # it reads the names of hosts when it is told to
 
     def start_proxy(self):
         """Start squid, which insists on an account of its own."""
@@ -157,7 +337,8 @@ class HostsFederation(RealFederation):
         shutil.chown(place, "proxy")
         (place / "squid.conf").write_text(SQUID.format(place=place))
         words = ["squid", "-N", "-n", self.network.prefix, "-f", str(place / "squid.conf")]
-        self.helpers.append(subprocess.Popen(self.network.command("proxy", *words)))
+        self.squid = subprocess.Popen(self.network.command("proxy", *words))
+        self.helpers.append(self.squid)
         self.proxy_log = place / "squid-access.log"
 
     def start(self, name, *words):

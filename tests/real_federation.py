@@ -29,6 +29,7 @@ needs_nginx = pytest.mark.skipif(
     reason="needs nginx, the gate: apt install nginx-light",
 )
 
+PATIENCE_S = 1200  # until a test gives up: no claim, so that a busy machine fails none
 FLAGS = {
     "quantization": "none",
     "lora_rank": 2,
@@ -36,8 +37,8 @@ FLAGS = {
     "gradient_accumulation_steps": 1,
     "num_rounds": 2,
     "local_steps": 1,
-    "start_deadline": 120.0,
-    "round_deadline": 120.0,
+    "start_deadline": 600.0,
+    "round_deadline": 600.0,
 }
 
 
@@ -126,14 +127,14 @@ class RealFederation:
                 child.signal(signal.SIGKILL)
                 child.process.wait()
 
-    def wait(self, seconds=300):
+    def wait(self, seconds=PATIENCE_S):
         """Wait for the coordinator's end, and return its exit status."""
         try:
             return self.children["coordinator"].process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             pytest.fail(f"no end after {seconds} s\n{self.logs()}")
 
-    def until(self, condition, seconds=180):
+    def until(self, condition, seconds=PATIENCE_S):
         """Wait until something is so."""
         give_up = time.monotonic() + seconds
         while not condition():
@@ -186,6 +187,17 @@ class RealFederation:
         """The ends of all logs, for a failure's message."""
         paths = [*self.place.glob("logs/*.log"), *self.place.glob("kits/**/logs/*.log")]
         return "\n".join(f"== {path}\n{path.read_text()[-1500:]}" for path in paths)
+
+
+def listening(pid):
+    """Ports on which a process listens."""
+    sockets = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(path))
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    mine = [row for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    return [int(row[1].rpartition(":")[2], 16) for row in mine]
 
 
 def assert_close(directory, adapter, *, atol):

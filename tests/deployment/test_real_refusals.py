@@ -16,7 +16,7 @@ from fedfora.deployment.certificates import make_node_key, make_server
 from fedfora.deployment.journal import disagreements, read_journal
 from fedfora.deployment.run import write_app
 from fedfora.federated.coordinator.checkpoint import find_checkpoints
-from real_federation import FLAGS, assert_same, needs_nginx
+from real_federation import FLAGS, assert_same, listening, needs_nginx
 
 BAD_COORDINATOR = Path(__file__).parents[1] / "bad_coordinator.py"
 
@@ -24,8 +24,12 @@ pytestmark = [needs_nginx, pytest.mark.deploy]
 
 
 def test_a_site_comes_late_and_another_is_revoked_while_the_run_is_on(federation, rows):
-    real = federation(2, num_rounds=12, round_deadline=30.0)
+    real = federation(2, num_rounds=1000, round_deadline=60.0)
     stays, revoked = real.names
+
+    def taken_part():
+        return [[site["site"] for site in event["sites"]] for event in real.events("round")]
+
     late = sorted(rows)[2]
     real.coordinate()
     real.join(stays, revoked)
@@ -36,13 +40,12 @@ def test_a_site_comes_late_and_another_is_revoked_while_the_run_is_on(federation
     real.join(late)
     real.until(lambda: any(event["site"] == late for event in real.events("joined")))
     real.provision(revoke=revoked)
-    assert real.wait(600) == 0, real.logs()
-    first, *_, last = ([site["site"] for site in e["sites"]] for e in real.events("round"))
-    assert (first, last) == ([stays, revoked], [stays, late])
+    real.until(lambda: taken_part()[-1] == [stays, late])
+    assert taken_part()[0] == [stays, revoked]
 
 
 def test_a_site_with_a_strange_key_is_refused_and_the_rest_goes_on(federation):
-    real = federation(2, num_rounds=1, start_deadline=30.0)
+    real = federation(2, num_rounds=1, start_deadline=90.0)
     known, stranger = real.names
     private, public = make_node_key()
     (real.site_kit(stranger) / "node.key").write_bytes(private)
@@ -155,7 +158,7 @@ def test_an_agentapp_that_comes_with_a_run_is_not_run_at_a_site(federation):
     home = {"FLWR_HOME": str(real.kit.state / "flower"), "FLWR_DISABLE_UPDATE_CHECK": "1"}
     flwr = Path(sys.executable).with_name("flwr")
     subprocess.run([flwr, "run", app, "fedfora"], env={**os.environ, **home}, check=True)
-    real.until((real.kit.state / "outcome.json").is_file, 240)
+    real.until((real.kit.state / "outcome.json").is_file)
     assert '"finished"' in (real.kit.state / "outcome.json").read_text(), real.logs()
 
 
@@ -195,24 +198,13 @@ def test_nobody_else_on_a_sites_machine_takes_its_tasks(federation):
         commands.update(commands_with("clientapp", f"127.0.0.1:{port}"))
         return real.children["coordinator"].process.poll() is not None
 
-    real.until(tried, 300)
+    real.until(tried)
     api.close()
     assert not stolen
     assert any("401" in text for text in answers), answers
     assert commands, "no client was seen"
     assert not [line for line in commands if re.search("[0-9a-f]{32}", line)]
     assert [len(event["sites"]) for event in real.events("round")] == [1, 1], real.logs()
-
-
-def listening(pid):
-    """Ports on which a process listens."""
-    sockets = set()
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(OSError):
-            sockets.add(os.readlink(path))
-    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
-    mine = [row for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
-    return [int(row[1].rpartition(":")[2], 16) for row in mine]
 
 
 def commands_with(*parts):
@@ -246,7 +238,7 @@ def test_a_coordinator_whose_certificate_is_over_says_so_and_goes_on_with_a_new_
     real.kit.server_certificate.write_bytes(certificate)
     real.join(*real.names)
     real.coordinate()
-    assert real.wait(60) == 2
+    assert real.wait() == 2
     said = (real.place / "logs" / "coordinator.log").read_text()
     assert "server.crt holds from" in said
     assert "--renew" in said
@@ -296,7 +288,7 @@ def test_a_full_disk_stops_the_run_with_a_reason_and_nothing_is_lost(
     real.coordinate()
     real.until(lambda: real.round_reached(1) and find_checkpoints(real.run_directory))
     fill(real.kit.state)
-    assert real.wait(240) == 2, real.logs()
+    assert real.wait() == 2, real.logs()
     said = (real.place / "logs" / "coordinator.log").read_text()
     assert "No space left" in said
     for name in ("filler", "crumbs"):
