@@ -45,7 +45,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     from fedfora.cli.site import RequestArguments
     from fedfora.cli.verify import VerifyArguments
     from fedfora.cli.watch import WatchArguments
-    from fedfora.deployment.settings import KitArguments, ProvisionArguments
+    from fedfora.deployment.settings import KitArguments, OwnTrainerArguments, ProvisionArguments
     from fedfora.evaluation.settings import SECTIONS as PREDICT
     from fedfora.evaluation.settings import AuditArguments
     from fedfora.exporting.settings import SECTIONS as EXPORT
@@ -70,7 +70,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
         "watch": [WatchArguments],
         "provision": [ProvisionArguments],
         "check privacy": CHECK_PRIVACY,
-        "check site": [KitArguments],
+        "check site": [KitArguments, OwnTrainerArguments],
         "check federation": [KitArguments],
         "coordinator": [KitArguments],
         "coordinator run": [KitArguments, RunChoice],

@@ -121,7 +121,8 @@ def read_yaml(path: Path, flag: str = "") -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{flag}{path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{flag}{path} cannot be read: {reason}") from error
     except Exception as error:  # PyYAML lets through whatever its constructors raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{flag}{path} is not valid YAML: {reason}") from error

@@ -57,9 +57,13 @@ class Registry(Generic[F]):
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the message for a name that does not exist: the nearest one and all known ones."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})"
+    return f"unknown {kind} {name!r}{nearest(name, names)} (known: {', '.join(names)})"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message that asks whether the nearest known name was meant."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def need(module: str, extra: str = "privacy") -> Any:

@@ -1,7 +1,10 @@
 """`fedfora check data`: what is in a file, with line numbers, and what a training would take."""
 
 import json
+import re
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -9,7 +12,6 @@ from transformers import LlamaConfig
 from fedfora.cli.main import main
 from fedfora.data.encoding import IGNORED
 from fedfora.models.adapter_base import add_adapter
-from fedfora.models.baichuan.modeling import alibi_mask_bytes
 from fedfora.models.loading import load_base
 from fedfora.models.losses import token_losses
 from fedfora.models.memory_estimate import estimate_memory
@@ -46,7 +48,9 @@ def test_everything_wrong_is_counted_and_placed(rows_file, capsys):
     assert "broken rows: 2" in out
 
 
-def test_with_a_model_lengths_a_row_and_memory_are_shown(rows_file, tiny_dir, capsys):
+def test_with_a_model_lengths_a_row_memory_and_time_are_shown(
+    rows_file, tiny_dir, capsys, monkeypatch
+):
     path = rows_file([ROW, {**ROW, "output": "a_b_c\n" * 20}])
     limits = ("--max_target_length", "32", "--quantization", "none", "--device", "cpu")
     status, out, _ = check(capsys, path, "--model", tiny_dir, *limits)
@@ -55,6 +59,12 @@ def test_with_a_model_lengths_a_row_and_memory_are_shown(rows_file, tiny_dir, ca
     assert "loss on" in out
     assert "Extract:one\na_b_c</s>" in out
     assert "in all" in out
+    # Two rows are a step, and three epochs the default.
+    assert re.search(r"time of a training: 3 steps of [\d.e-]+ s, \d+:\d\d in all\n", out)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    status, out, _ = check(capsys, path, "--model", tiny_dir, *limits)
+    assert status == 0
+    assert "time of a training: not measured, only 0.0 GiB are free" in out
 
 
 def test_an_unknown_check_names_the_known_ones(capsys):
@@ -138,7 +148,7 @@ def test_alibis_mask_is_part_of_the_estimate(tmp_path):
         (directory / "config.json").write_text(json.dumps(config))
         short, long = (estimated(directory, tokens=n).activations for n in (256, 512))
         square[kind] = long - 2 * short
-    short, long = (alibi_mask_bytes(4, n, dtype=torch.bfloat16) for n in (256, 512))
+    short, long = (4 * n**2 * 2 for n in (256, 512))  # four heads, in bfloat16
     assert square["alibi"] - square["rope"] == long - 2 * short
 
 

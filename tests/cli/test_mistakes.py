@@ -69,6 +69,18 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
             "--target_modules query: no layer of clinic-base is called that; there are down_proj, ",
         ),
         ("help simulat", "did you mean 'simulate'"),
+        (TRAIN + "--train_file {d}/goood.json", "goood.json; did you mean 'good.json'?"),
+        ("check {d}/goood.json", "goood.json; did you mean 'good.json'?"),
+        (SIMULATE + "--train_file clinic --partition specialty", "mean by-column:specialty?"),
+        (
+            SIMULATE + "--train_file clinic --partition speciality",
+            "'speciality' is not one of iid, by-column:COLUMN, dirichlet:COLUMN:ALPHA\n",
+        ),
+        ("export --model_dir {d}/nowhere", "--model_dir {d}/nowhere: not a directory"),
+        ("coordinator start --kit {d}", "unknown word 'start' (known: run, journal)"),
+        ("site jurnal --kit {d}", "unknown word 'jurnal'; did you mean 'journal'?"),
+        ("provision {d}/no.yaml", "no.yaml cannot be read: No such file or directory\n"),
+        ("check federation --kit {d} --own_trainer", "unknown option --own_trainer; fedfora che"),
         (
             "train --train_file clinic --output_dir {d}/out --model_name_or_path {d}/no_model",
             "holds no config.json",
@@ -141,7 +153,7 @@ def test_a_mistake_is_named_and_nothing_is_written(words, message, files, capsys
     before = sorted(files.iterdir())
     assert main(words.format(d=files).split()) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert message.format(d=files) in error
     assert len(error.strip().split("\n")) == 1
     assert sorted(files.iterdir()) == before
 

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import httpx
+import psutil
 import pytest
 
 from fedfora.cli.main import main
@@ -295,12 +296,19 @@ def test_rows_that_are_not_there(kits, train_file, text):
     assert "kit.yaml" in finding.remedy
 
 
+def test_the_rows_and_the_base_of_an_own_trainer_are_left_to_its_script(kits, monkeypatch):
+    monkeypatch.setattr(site, "check_gate", lambda kit: [])
+    kit = replace(kits[1], settings={})
+    checks = [finding.what for finding in site.check_site(kit, own_trainer=True)]
+    assert checks == ["versions", "files", "keys", "policy"]
+
+
 @pytest.mark.filterwarnings("ignore:The PEFT config's:UserWarning")  # quiet() leaves it out
 def test_memory_is_compared_with_what_is_left(kits, monkeypatch):
     settings = site.settings_of({**kits[1].planned, **kits[1].settings})
     for available, good in ((2**20, False), (2**35, True)):
         left = SimpleNamespace(available=available)
-        monkeypatch.setattr(site.psutil, "virtual_memory", lambda left=left: left)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda left=left: left)
         estimate, finding = site._memory(settings, None)
         assert finding.ok is good
         assert estimate.total + site.LIBRARIES_BYTES > 2**20

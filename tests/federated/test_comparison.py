@@ -47,6 +47,8 @@ def test_every_arm_is_scored_on_all_rows_and_on_each_sites_own_kind(settings, tm
     recorded = [json.loads(line) for line in lines if '"row"' in line]
     assert [row["kind"] for row in recorded] == ["base", "federated", *["alone"] * 4, "central"]
     assert all(set(row["groups"]) == set(sites) for row in recorded)
+    events = [json.loads(line)["event"] for line in lines]
+    assert events.index("row") < events.index("round")  # whoever watches sees the base's at once
     (played,) = [json.loads(line) for line in lines if '"event": "round"' in line]
     federated = recorded[1]["groups"]
     assert played["groups"] == {site: {"f1": federated[site]["f1"]} for site in sites}
@@ -70,7 +72,7 @@ def test_only_the_arms_asked_for_are_trained(settings):
 
 
 def test_an_unknown_arm_and_missing_test_rows_are_refused(settings):
-    with pytest.raises(ValueError, match="--compare alon: choose from base, alone, central"):
+    with pytest.raises(ValueError, match="--compare: unknown arm 'alon'; did you mean 'alone'"):
         few_steps(settings, compare="alon")
     with pytest.raises(ValueError, match="it needs --test_file"):
         settings(compare="alone")

@@ -64,6 +64,12 @@ def test_the_rows_are_those_of_the_comparison_or_the_last_evaluation(write_run):
     assert alone == [{"name": "federated", "kind": "federated", "scores": round_line(3)["scores"]}]
     compared = card_of(read_run(write_run("compared", events=[round_line(1), ROW])))["rows"]
     assert compared == [{key: value for key, value in ROW.items() if key != "event"}]
+    base = {**ROW, "name": "base", "kind": "base"}
+    going = card_of(read_run(write_run("going", events=[base, round_line(1)])))["rows"]
+    assert [(row["kind"], row["scores"]) for row in going] == [
+        ("base", base["scores"]),
+        ("federated", round_line(1)["scores"]),
+    ]
 
 
 def test_privacy_is_what_the_last_round_says_and_none_is_called_none():

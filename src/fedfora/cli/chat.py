@@ -15,7 +15,7 @@ from fedfora.models.settings import ModelArguments
 
 @dataclass
 class ChatArguments(Options):
-    """Who answers, and how."""
+    """Adapter, instruction and length of answers."""
 
     model_dir: str | None = flag(
         None, "directory of the adapter; without it the base answers", "--adapter"

@@ -3,21 +3,23 @@
 `fedfora check site --kit DIR` and `fedfora check federation --kit DIR` look at a kit;
 `fedfora check privacy --rows N --target_epsilon 8` says what a budget leaves to learn.
 
-With --test_file also the rows that both files hold; with --model also token lengths, a rendered row
-and the memory of a training, from the model's configuration alone.
+With --test_file also the rows that both files hold; with --model also token lengths, a rendered
+row, the memory of a training, and its time, from two steps that are thrown away.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedfora.cli.console import silence_libraries
+from fedfora.cli.console import runs_part, silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.outlook import OutlookArguments, expectation, noise_to_signal
 from fedfora.privacy.settings import PrivacyArguments, check_delta
-from fedfora.registry import unknown
 from fedfora.training.settings import TrainArguments, check_record_privacy, private_steps
 
 if TYPE_CHECKING:
@@ -25,31 +27,27 @@ if TYPE_CHECKING:
     from fedfora.data.encoding import Encoded
 
 
-KITS = ("site", "federation")
-KINDS = ("data", *KITS, "privacy")
 SHOWN = 10  # findings of a kind that are listed; all are counted
 SECTIONS = (DataArguments, ModelArguments, AdapterArguments, TrainArguments)
 
 
 def run(argv: Sequence[str]) -> None:
+    """Run the check that the first word names; a file of rows needs none."""
+    kits = {kind: partial(run_kit, kind) for kind in ("site", "federation")}
+    parts = {"data": run_data, **kits, "privacy": run_privacy}
+    if Path(*argv[:1]).suffix or not runs_part(argv, parts):
+        run_data(argv)
+
+
+def run_data(words: Sequence[str]) -> None:
     """Parse, look, and print what was found.
 
     Raises:
         ValueError: If rows are broken, so that the exit status says so.
     """
-    words = list(argv)
-    if words and words[0] in KITS:
-        return run_kit(words[0], words[1:])
-    if words and words[0] == "privacy":
-        return run_privacy(words[1:])
-    if words and words[0] in KINDS:
-        words = words[1:]
-    elif words and not words[0].startswith("-"):
-        raise ValueError(unknown("check", words[0], KINDS))
-    parser = ConfigParser(
+    data, model, adapter, train = ConfigParser(
         SECTIONS, prog="fedfora check data FILE", description=__doc__, first="train_file"
-    )
-    data, model, adapter, train = parser.parse(words)
+    ).parse(words)
     silence_libraries()
     from fedfora.data.checks import read_rows, rows_in_common
     from fedfora.data.sources import chosen_source
@@ -62,7 +60,7 @@ def run(argv: Sequence[str]) -> None:
         common = [f"{one} is {other}" for one, other in rows_in_common(report, test)]
         _print_findings(f"prompts that are in {test.source} too", common)
     if model.model_name_or_path is not None and report.examples:
-        _print_memory(model, adapter, train, _print_lengths(report, data, model))
+        _print_cost(model, adapter, train, _print_lengths(report, data, model))
     if report.broken and not data.skip_bad_rows:
         raise ValueError(f"{source}: {len(report.broken)} broken rows (--skip_bad_rows skips them)")
 
@@ -112,7 +110,7 @@ def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArgume
 
 
 def _print_row(row: dict[str, list[int]], tokenizer: Any, where: str, template: str) -> None:
-    """Print a row as the model reads it: what has a loss in green, the rest dim."""
+    """Print a row as the model reads it: on a terminal what has a loss in green, the rest dim."""
     from rich.console import Console
     from rich.text import Text
 
@@ -123,14 +121,21 @@ def _print_row(row: dict[str, list[int]], tokenizer: Any, where: str, template: 
     text.append(tokenizer.decode(row["input_ids"][:size]), style="dim")
     text.append(tokenizer.decode(row["input_ids"][size:]), style="bold green")
     answer = len(row["labels"]) - size
-    print(f"{where} ({template} template): no loss on {size} tokens, loss on {answer} (green)")
+    print(f"{where} ({template} template): no loss on {size} tokens, loss on the last {answer}")
     Console(soft_wrap=True, highlight=False).print(text)
 
 
-def _print_memory(
+def _print_cost(
     model: ModelArguments, adapter: AdapterArguments, train: TrainArguments, encoded: "Encoded"
 ) -> None:
+    """Print the memory of a training, and its time at the pace of the second of two steps."""
+    from fedfora.models.adapter_base import add_adapter
+    from fedfora.models.loading import load_base
+    from fedfora.models.memory_estimate import free_memory
+    from fedfora.reporting.view import clock
+    from fedfora.training.local import train_locally, training_rows
     from fedfora.training.packing import estimate_step
+    from fedfora.training.schedule import StepWindow, num_steps
 
     estimate, what = estimate_step(model, adapter, train, encoded)
     print(
@@ -141,7 +146,26 @@ def _print_memory(
     del parts["adapter_parameters"]
     for name, size in {**parts, "in all": estimate.total}.items():
         print(f"  {name:12s}{size / 2**30:9.3f} GiB")
-    print("  plus the libraries' own memory, about 0.6 GiB")
+    print("  plus the libraries' own memory, about 0.6 GiB", flush=True)
+    if estimate.total > (free := free_memory(model.device)):
+        print(f"time of a training: not measured, only {free / 2**30:.1f} GiB are free")
+        return
+    ends: list[float] = []
+    steps = num_steps(train, PrivacyArguments(), len(training_rows(encoded, train)))
+    base = load_base(model)
+    window = StepWindow(first_step=0, num_steps=2, total_steps=max(2, steps))
+    trained = add_adapter(base, adapter, seed=train.seed)
+    train_locally(
+        trained,
+        base.tokenizer,
+        encoded,
+        train,
+        stretch=window,
+        seed=train.seed,
+        on_step=lambda _: ends.append(time.perf_counter()),
+    )
+    pace = ends[1] - ends[0]
+    print(f"time of a training: {steps:,} steps of {pace:.2g} s, {clock(steps * pace)} in all")
 
 
 CHECK_KIT_HELP = """\
@@ -157,10 +181,12 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
     Raises:
         ValueError: If there is no kit, it is broken, or something would keep it from running.
     """
-    from fedfora.deployment.settings import KitArguments
+    from fedfora.deployment.settings import KitArguments, OwnTrainerArguments
 
-    parser = ConfigParser([KitArguments], prog=f"fedfora check {kind}", description=CHECK_KIT_HELP)
-    (arguments,) = parser.parse(words)
+    sections = [KitArguments, *([OwnTrainerArguments] if kind == "site" else [])]
+    arguments, *own = ConfigParser(
+        sections, prog=f"fedfora check {kind}", description=CHECK_KIT_HELP
+    ).parse(words)
     silence_libraries()
     from fedfora.deployment.kit import CoordinatorKit, SiteKit, read_kit
 
@@ -169,7 +195,7 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
         print(f"site {kit.name} of {kit.federation}", flush=True)
         from fedfora.deployment.check_site import check_site
 
-        findings = check_site(kit)
+        findings = check_site(kit, own_trainer=own[0].own_trainer)
     else:
         coordinator = read_kit(arguments.kit, CoordinatorKit)
         print(f"coordinator of {coordinator.federation}", flush=True)

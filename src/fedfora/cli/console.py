@@ -4,10 +4,13 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from wrapt import register_post_import_hook
+
+from fedfora.registry import unknown
 
 NOISY = ("flwr", "bitsandbytes", "bitsandbytes.backends.utils")
 
@@ -49,6 +52,20 @@ def silence_libraries() -> None:
 def _quiet_transformers(transformers: Any) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def runs_part(argv: Sequence[str], parts: Mapping[str, Callable[[Sequence[str]], None]]) -> bool:
+    """Run the part of a command that its first word names, and say whether there was one.
+
+    Raises:
+        ValueError: If the first word is no flag, and no part is called that.
+    """
+    if not argv or argv[0].startswith("-"):
+        return False
+    if argv[0] not in parts:
+        raise ValueError(unknown("word", argv[0], parts))
+    parts[argv[0]](argv[1:])
+    return True
 
 
 def announce(text: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfora.cli.console import silence_libraries, timestamped
+from fedfora.cli.console import runs_part, silence_libraries, timestamped
 from fedfora.cli.site import show_journal
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.journal import disagreements, read_journal
@@ -42,10 +42,8 @@ class JournalChoice:
 
 def run(argv: Sequence[str]) -> None:
     """Run the coordinator's processes, for ever or for one run, or show its journal."""
-    if argv[:1] == ["journal"]:
-        return _journal(argv[1:])
-    if argv[:1] == ["run"]:
-        return _run(argv[1:])
+    if runs_part(argv, {"run": _run, "journal": _journal}):
+        return
     parser = ConfigParser([KitArguments], prog="fedfora coordinator", description=__doc__)
     (arguments,) = parser.parse(argv)
     silence_libraries()
@@ -58,10 +56,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _run(argv: Sequence[str]) -> None:
-    parser = ConfigParser(
+    arguments, choice = ConfigParser(
         [KitArguments, RunChoice], prog="fedfora coordinator run", description=__doc__
-    )
-    arguments, choice = parser.parse(argv)
+    ).parse(argv)
     silence_libraries()
     kit = read_kit(arguments.kit, CoordinatorKit)
     with stoppable():
@@ -73,17 +70,12 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _journal(argv: Sequence[str]) -> None:
-    """Show the journal, and compare it with a site's.
-
-    Raises:
-        ValueError: If one was tampered with, or they disagree.
-    """
-    parser = ConfigParser(
+    """Show the journal, and compare it with a site's."""
+    arguments, choice = ConfigParser(
         [KitArguments, JournalChoice],
         prog="fedfora coordinator journal",
         description=__doc__,
-    )
-    arguments, choice = parser.parse(argv)
+    ).parse(argv)
     lines = show_journal(read_kit(arguments.kit, CoordinatorKit).state)
     if choice.site_journal is not None:
         if found := disagreements(lines, read_journal(Path(choice.site_journal))):

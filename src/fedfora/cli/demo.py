@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass
 class DemoArguments:
-    """Where the results go."""
+    """Output directory and seed."""
 
     output_dir: str = flag("out/demo", "run directory: adapter, metrics, summary.json")
     overwrite_output_dir: bool = flag(False, "write over an earlier run in output_dir")

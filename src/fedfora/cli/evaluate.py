@@ -10,7 +10,7 @@ from fedfora.reporting.wording import score_lines
 
 @dataclass
 class EvaluateArguments:
-    """What to score, and as what."""
+    """Predictions to score, and their columns."""
 
     predictions_file: str = flag("out/predictions.jsonl", "rows with prediction and reference")
     metrics: MetricsChoice = flag("auto", METRICS_HELP)

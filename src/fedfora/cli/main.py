@@ -20,10 +20,10 @@ COMMANDS = {
     "audit": "attack a run's adapter and say what that learned",
     "report": "one HTML page from run directories",
     "watch": "follow a run from another terminal",
-    "check": "says what a file of rows holds and what would go wrong",
+    "check": "what a file of rows or a kit holds, and what would go wrong",
     "provision": "keys and kits for the coordinator and the sites of a real federation",
     "site": "what one site of a real federation runs",
-    "coordinator": "what its coordinator runs; `coordinator run`: one run, to its end",
+    "coordinator": "what its coordinator runs; `coordinator run`: one run to its end",
     "rehearse": "a real federation with all its processes, on this machine",
     "fate": "a party of a FATE federation",
     "info": "versions and hardware",
@@ -104,6 +104,6 @@ def overview() -> str:
         "Fine-tunes language models where the data is, alone or as a federation.",
         "",
         "commands:",
-        *(f"  {name:10s} {text}" for name, text in COMMANDS.items()),
+        *(f"  {name:12s} {text}" for name, text in COMMANDS.items()),
     ]
     return "\n".join(lines)

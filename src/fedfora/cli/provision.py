@@ -21,13 +21,12 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: If no file is named, or something in it or in the kits is wrong.
     """
-    parser = ConfigParser(
+    (arguments,) = ConfigParser(
         [ProvisionArguments],
         prog="fedfora provision SITES.yaml",
         description=__doc__,
         first="sites_file",
-    )
-    (arguments,) = parser.parse(argv)
+    ).parse(argv)
     from fedfora.deployment.provision import provision
     from fedfora.deployment.site_keys import read_requests
     from fedfora.deployment.sites_file import read_sites_file
@@ -59,7 +58,7 @@ def _print(provisioned: "Provisioned") -> None:
     if provisioned.need_keys:
         names = ", ".join(provisioned.need_keys)
         print(f"new list of keys: {kit.site_keys}")
-        print(f"  put it into the kit of each older site, and start the site anew: {names}")
+        print(f"  put it into the kit of each older site, and restart the site: {names}")
     for note in provisioned.notes:
         print(note)
     if kit.authority_key.exists():

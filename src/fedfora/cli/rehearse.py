@@ -14,7 +14,7 @@ from fedfora.deployment.supervisor import stoppable
 
 @dataclass
 class RehearsalArguments(Options):
-    """What is rehearsed, and for how long."""
+    """Sites file, rounds and time limit."""
 
     sites_file: str | None = flag(None, "the federation and its sites; or the first word")
     rehearsal_rounds: int = flag(2, "rounds at most", least=1)
@@ -28,13 +28,12 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: If a site failed.
     """
-    parser = ConfigParser(
+    (arguments,) = ConfigParser(
         [RehearsalArguments],
         prog="fedfora rehearse SITES.yaml",
         description=__doc__,
         first="sites_file",
-    )
-    (arguments,) = parser.parse(argv)
+    ).parse(argv)
     if arguments.sites_file is None:
         raise ValueError("which federation? fedfora rehearse SITES.yaml")
     silence_libraries()

@@ -23,10 +23,9 @@ class ReportArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, write the page, and say where it is."""
-    parser = ConfigParser(
+    (arguments,) = ConfigParser(
         [ReportArguments], prog="fedfora report RUN...", description=__doc__, first="runs"
-    )
-    (arguments,) = parser.parse(argv)
+    ).parse(argv)
     runs = arguments.runs
     if not runs:
         raise ConfigError("which run? fedfora report RUN..., e.g. fedfora report out/demo")

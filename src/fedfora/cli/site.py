@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from fedfora.cli.console import log_line, silence_libraries
+from fedfora.cli.console import log_line, runs_part, silence_libraries
 from fedfora.config import ConfigParser, flag
 from fedfora.deployment.journal import Line, last_digest, read_journal, shown
 from fedfora.deployment.kit import SiteKit, read_kit
@@ -27,13 +27,8 @@ class RequestArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Run the site's processes until told to stop, or show its journal."""
-    if argv[:1] == ["journal"]:
-        parser = ConfigParser([KitArguments], prog="fedfora site journal", description=__doc__)
-        (arguments,) = parser.parse(argv[1:])
-        show_journal(read_kit(arguments.kit, SiteKit).state)
+    if runs_part(argv, {"journal": _journal, "request": _request}):
         return
-    if argv[:1] == ["request"]:
-        return _request(argv[1:])
     parser = ConfigParser([KitArguments], prog="fedfora site", description=__doc__)
     (arguments,) = parser.parse(argv)
     silence_libraries()
@@ -45,6 +40,12 @@ def run(argv: Sequence[str]) -> None:
 
     run_site(kit, log_line)
     log_line("stopped")
+
+
+def _journal(argv: Sequence[str]) -> None:
+    parser = ConfigParser([KitArguments], prog="fedfora site journal", description=__doc__)
+    (arguments,) = parser.parse(argv)
+    show_journal(read_kit(arguments.kit, SiteKit).state)
 
 
 def _request(argv: Sequence[str]) -> None:

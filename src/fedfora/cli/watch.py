@@ -13,7 +13,7 @@ from fedfora.config import ConfigError, ConfigParser, Options, flag
 
 @dataclass
 class WatchArguments(Options):
-    """Which run, how often to look, and where to show it."""
+    """Run, interval, and where to show it."""
 
     run: str | None = flag(None, "the run directory; or the first word")
     interval_s: float = flag(1.0, "seconds between two looks at the record", within="[0.05, 3600]")
@@ -34,10 +34,9 @@ class WatchArguments(Options):
 
 def run(argv: Sequence[str]) -> None:
     """Parse, and follow the run until it is finished."""
-    parser = ConfigParser(
+    (arguments,) = ConfigParser(
         [WatchArguments], prog="fedfora watch RUN", description=__doc__, first="run"
-    )
-    (arguments,) = parser.parse(argv)
+    ).parse(argv)
     if arguments.run is None:
         raise ConfigError("which run? fedfora watch RUN, e.g. fedfora watch out/demo")
     path, host, port = Path(arguments.run), arguments.host, arguments.port

@@ -273,11 +273,7 @@ def _ids(tokenizer: Any, text: str, **options: Any) -> list[int]:
 
 
 def _text_ids(tokenizer: Any, text: str, prefix: str = "") -> list[int]:
-    """The ids of a row's text behind a prefix of the user's; only the prefix gives control tokens.
-
-    Raises:
-        ValueError: If the tokenizer takes the text for a control token whatever it is told.
-    """
+    """The ids of a row's text behind the user's prefix; only the prefix gives control tokens."""
     ids, control = _ids(tokenizer, prefix + text), _control_ids(tokenizer, len(tokenizer))
     if control.isdisjoint(ids):
         return ids
@@ -331,11 +327,7 @@ def _chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """A conversation as the model's template writes it, up to where the answer begins.
-
-    Raises:
-        ValueError: If the template fails, whatever it raises.
-    """
+    """A conversation as the model's template writes it, up to where the answer begins."""
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates are programs, and raise what they like

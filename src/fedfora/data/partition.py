@@ -47,7 +47,9 @@ def _parts(
     if kind == "by-column" and len(rest) == 1:
         return _by_column(examples, rest[0], num_clients)
     if kind not in ("iid", "dirichlet") or len(rest) != {"iid": 0, "dirichlet": 2}[kind]:
-        raise DataError(f"--partition: {how!r} is not one of {FORMS}")
+        columns = examples[0].columns if examples else ()
+        hint = f"; did you mean by-column:{how}?" if how in columns else ""
+        raise DataError(f"--partition: {how!r} is not one of {FORMS}{hint}")
     if num_clients is None:
         raise DataError(f"--partition {how} needs --num_clients")
     _check_enough(examples, num_clients)

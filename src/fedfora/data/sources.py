@@ -12,7 +12,7 @@ from typing import Any
 
 from fedfora.data.clinic import clinic_rows
 from fedfora.data.settings import DataArguments
-from fedfora.registry import unknown
+from fedfora.registry import nearest, unknown
 
 BUNDLED = {"clinic": "train", "clinic:train": "train", "clinic:test": "test"}
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
@@ -46,7 +46,8 @@ def rows_of(source: str) -> Iterator[tuple[str, Any]]:
     elif (path.suffix not in FORMATS and _HUB_ID.fullmatch(source)) or path.is_dir():
         yield from _hub_rows(source)
     else:
-        raise DataError(f"no such file: {source} (bundled data sets: {', '.join(BUNDLED)})")
+        hint = nearest(path.name, (other.name for other in path.parent.glob("*.*")))
+        raise DataError(f"no such file: {source}{hint} (bundled data sets: {', '.join(BUNDLED)})")
 
 
 # Rows that a Python program holds: they have a name like a file's and are written nowhere.

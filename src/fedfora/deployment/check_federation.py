@@ -84,11 +84,7 @@ def check_certificate(kit: CoordinatorKit) -> str:
 
 
 def _sites(kit: CoordinatorKit) -> str:
-    """Return how many sites have keys.
-
-    Raises:
-        ValueError: If one lacks a key, or a key belongs to nobody.
-    """
+    """Return how many sites have keys."""
     pinned = read_site_keys(kit.site_keys)
     if strange := sorted(set(pinned) ^ set(kit.sites.values())):
         raise ValueError(f"sites.json and kit.yaml do not agree on the sites {strange}")

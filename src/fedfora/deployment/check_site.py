@@ -16,7 +16,6 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException
 from urllib.parse import urlsplit
 
-import psutil
 import torch
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
@@ -41,7 +40,7 @@ from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site.identity import read_site_keys
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base, load_tokenizer
-from fedfora.models.memory_estimate import MemoryEstimate
+from fedfora.models.memory_estimate import MemoryEstimate, free_memory
 from fedfora.protection.keys import read_signing_key
 from fedfora.training.packing import estimate_step
 
@@ -54,11 +53,11 @@ MOST_AHEAD_S, MOST_BEHIND_S = 4.0, 290.0
 FORBIDDEN = "/v1/control/list-runs"  # what a gate must refuse, and harms nobody where it does not
 
 
-def check_site(kit: SiteKit) -> Iterator[CheckResult]:
+def check_site(kit: SiteKit, *, own_trainer: bool = False) -> Iterator[CheckResult]:
     """Yield what is found, one at a time, as it is found.
 
     What the kit does not know, such as the batch size, is as the coordinator planned it when the
-    kit was made.
+    kit was made. With an own Trainer, rows, memory and base are those of its script.
     """
     yield check_versions(kit.made_with)
     yield check_modes(kit.directory, kit.private_files)
@@ -72,6 +71,8 @@ def check_site(kit: SiteKit) -> Iterator[CheckResult]:
     yield run_check(
         "policy", lambda: _policy(kit, settings), f"change {POLICY}, or do not take part"
     )
+    if own_trainer:
+        return
     rows, data = _data(settings)
     yield data
     estimate, memory = _memory(settings, rows)
@@ -113,7 +114,8 @@ def _data(settings: FederationSettings) -> tuple[RowsReport | None, CheckResult]
         source, data = chosen_source(settings.data.train_file, settings.data, flag="train_file")
         report = read_rows(source, data)
     except (ValueError, OSError) as error:
-        remedy = f"train_file (or dataset) under settings in {DESCRIPTION}"
+        remedy = f"train_file (or dataset) under settings in {DESCRIPTION}; --own_trainer leaves "
+        remedy += "rows and base to your script, where it calls fedfora.federate"
         return None, CheckResult("data", False, str(error), remedy)
     rows, broken, empty = len(report.examples), len(report.broken), len(report.empty_answers())
     message = (
@@ -143,9 +145,8 @@ def _memory(
         remedy = f"model_name_or_path under settings in {DESCRIPTION}: the directory of the base"
         return None, CheckResult("memory", False, str(error), remedy)
     needed = estimate.total + (0 if on_gpu else LIBRARIES_BYTES)
-    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
-    where = "GiB free on the GPU" if on_gpu else "GiB available"
-    message = f"{needed / 2**30:.1f} GiB for {what}, {free / 2**30:.1f} {where}"
+    free, where = free_memory(device), "free on the GPU" if on_gpu else "available"
+    message = f"{needed / 2**30:.1f} GiB for {what}, {free / 2**30:.1f} GiB {where}"
     remedy = "free some, gradient_checkpointing: true, or ask for smaller batches or nf4"
     return estimate, CheckResult("memory", free >= needed, message, remedy)
 

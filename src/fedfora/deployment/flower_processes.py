@@ -292,11 +292,7 @@ def _refused(refusal: type[Exception], reason: str) -> Exception:
 
 
 def _check_parts(module: Any, *names: str) -> None:
-    """Raise unless Flower's module has what is replaced in it.
-
-    Raises:
-        RuntimeError: Naming what is missing.
-    """
+    """Raise unless Flower's module has what is replaced in it."""
     if missing := [name for name in names if not hasattr(module, name)]:
         raise RuntimeError(
             f"flwr {version('flwr')} has no {', '.join(missing)} in {module.__name__}; "

@@ -134,11 +134,7 @@ def _first(plan: SitesFile, directory: Path, valid_days: int) -> CoordinatorKit:
 
 
 def _fitting(plan: SitesFile, directory: Path, revoke: str | None, renew: bool) -> CoordinatorKit:
-    """Return the coordinator's kit that is there.
-
-    Raises:
-        ValueError: If it is another federation's, or the sites file leaves out one of its sites.
-    """
+    """Return the coordinator's kit that is there."""
     kit = read_kit(directory / COORDINATOR, CoordinatorKit)
     for name in ("federation", "host", "port"):
         there, wanted = getattr(kit, name), getattr(plan, name)

@@ -51,7 +51,7 @@ SITE_FLAGS = (LOCAL_ONLY | SITE_MAY_OVERRIDE | PROTECTION) - NOT_OF_FEDERATION.k
 
 @dataclass
 class ProvisionArguments(Options):
-    """Where the kits go, how long certificates last, who is thrown out."""
+    """Output directory, certificates, revoked sites."""
 
     sites_file: str | None = flag(None, "the federation and its sites; or the first word")
     output_dir: str = flag("kits", "directory of the kits; given again, sites are added")
@@ -74,6 +74,13 @@ class KitArguments:
     """Which kit."""
 
     kit: str = flag(".", "directory of the kit, as `fedfora provision` made it")
+
+
+@dataclass
+class OwnTrainerArguments:
+    """A site whose own script trains."""
+
+    own_trainer: bool = flag(False, "a script with fedfora.federate has its own rows and base")
 
 
 def settings_of(mapping: Mapping[str, Any]) -> FederationSettings:

@@ -128,7 +128,7 @@ NO_EFFECT = {  # options of training rows
 
 @dataclass
 class AuditArguments(Options):
-    """Which run to attack, with which rows, and how hard."""
+    """Attacks on a run: its rows, held-out rows, effort."""
 
     run: str | None = flag(None, "run directory of train, simulate or demo")
     held_out_file: str | None = flag(

@@ -88,11 +88,7 @@ def _add_settings(writer: Any, config: Any) -> None:
 
 
 def _rope_factors(config: Any) -> Any:
-    """Return what Llama 3 divides its rotary frequencies by; None where they are plain.
-
-    Raises:
-        ValueError: If the positions are scaled in another way.
-    """
+    """Return what Llama 3 divides its rotary frequencies by; None where they are plain."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = config.rope_parameters
@@ -107,11 +103,7 @@ def _rope_factors(config: Any) -> Any:
 
 
 def _add_tokenizer(gguf: Any, writer: Any, model_dir: Path, vocab_size: int) -> None:
-    """Write tokens, merges, special tokens and chat template.
-
-    Raises:
-        ValueError: If llama.cpp would cut text in another way than this tokenizer.
-    """
+    """Write tokens, merges, special tokens and chat template."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder

@@ -50,7 +50,7 @@ FORMATS = {
 
 @dataclass
 class ExportArguments:
-    """Which adapter, in which form, and where to."""
+    """Adapter, format and output directory."""
 
     model_dir: str | None = flag(
         None, "directory of the adapter; for llama also of a whole model", often=True

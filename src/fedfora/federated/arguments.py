@@ -32,7 +32,7 @@ class RoundArguments(Options):
     )
     min_clients: int = flag(1, "a round with fewer usable updates does not count", least=1)
     min_client_fraction: float = flag(
-        0.0, "the same as a share of the sites drawn for the round", within="[0, 1]"
+        0.0, "the same as a share of the sites sampled for the round", within="[0, 1]"
     )
     quorum_wait: float | None = flag(
         None,

@@ -28,7 +28,14 @@ from fedfora.federated.site_runtime import SiteRuntime, load_runtime, open_site
 from fedfora.metrics import headlines
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.history import read_lines
-from fedfora.reporting.record import append_event, peak_memory_bytes, reset_peak_memory, write_text
+from fedfora.reporting.record import (
+    METRICS,
+    Event,
+    append_event,
+    peak_memory_bytes,
+    reset_peak_memory,
+    write_text,
+)
 from fedfora.reporting.report import write_results
 from fedfora.reporting.view import EVALUATED_ROW, View, clock
 from fedfora.reporting.wording import label, number
@@ -142,16 +149,22 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     def measure(kind: str, prepare: Callable[[], object], name: str | None = None) -> None:
         row = _measured(name or kind, kind, prepare, runtime, examples, groups, view)
         measured.append(row)
-        # The federation begins the record; what was measured before it waits for that.
-        for new in [] if kind == "base" else measured if kind == "federated" else [row]:
-            _record(directory, new)
+        if kind != "base":
+            _record(directory, row)
+
+    def begun(_: Event) -> None:
+        """The federation begins the record, or resumes one; the base's row waits for that."""
+        if waiting and not any(line["event"] == "row" for line in read_lines(directory / METRICS)):
+            _record(directory, waiting[0])
+        waiting.clear()
 
     def federate() -> None:
-        rounds.extend(simulate(settings, view))
+        rounds.extend(simulate(settings, view, listeners=[begun]))
         runtime.load(fold(read_adapter(settings.run.output_dir)))
 
     if "base" in arms:
         measure("base", lambda: runtime.load(runtime.fresh))
+    waiting = measured.copy()
     measure("federated", federate)
     for site in sites if "alone" in arms else []:
         measure("alone", partial(_train, runtime, site.encoded, site.name, view), site.name)

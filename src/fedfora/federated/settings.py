@@ -18,6 +18,7 @@ from fedfora.federated.arguments import AggregationArguments, RoundArguments
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
+from fedfora.registry import unknown
 from fedfora.reporting.record import RunArguments
 from fedfora.training.settings import TrainArguments, check_record_privacy, fill_in
 
@@ -26,7 +27,7 @@ ARMS = ("base", "alone", "central")  # what a federation is compared with
 
 @dataclass
 class FederationArguments(Options):
-    """Who takes part, and for how many rounds."""
+    """Sites, rounds, and what the federation is compared with."""
 
     partition: str = flag(
         "iid", "who gets which rows: iid, by-column:COLUMN, dirichlet:COLUMN:ALPHA", often=True
@@ -44,16 +45,15 @@ class FederationArguments(Options):
         often=True,
     )
     num_rounds: int = flag(3, "rounds of training and aggregation", often=True, least=1)
-    clients_per_round: int | None = flag(None, "sites drawn for each round; default all", least=1)
+    clients_per_round: int | None = flag(None, "sites sampled for each round; default all", least=1)
     local_steps: int = flag(10, "optimizer steps of a site in a round", often=True, least=1)
-    eval_rounds: int = flag(1, "rounds from one evaluation to the next, the last always", least=1)
+    eval_rounds: int = flag(1, "evaluate every N rounds, and after the last", least=1)
 
     def __post_init__(self) -> None:
         """Refuse an arm that does not exist."""
         super().__post_init__()
-        for name in self.compare:
-            if name not in ARMS:
-                raise ValueError(f"--compare {name}: choose from {', '.join(ARMS)}")
+        for name in set(self.compare) - set(ARMS):
+            raise ValueError(f"--compare: {unknown('arm', name, ARMS)}")
 
     @property
     def total_steps(self) -> int:
@@ -66,7 +66,7 @@ class FederationArguments(Options):
 
 @dataclass
 class SecureAggregationArguments(Options):
-    """Whether the coordinator sees single updates, and what the sum of them can hold."""
+    """Secure aggregation: its use, and the range of the summed numbers."""
 
     secure_aggregation: bool = flag(
         False, "the coordinator learns the sum of the updates and no single one", often=True

@@ -26,7 +26,7 @@ from fedfora.privacy.accounting import Release
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
 from fedfora.registry import Registry
 from fedfora.reporting.history import read_lines
-from fedfora.reporting.record import METRICS, PASSING, append_event
+from fedfora.reporting.record import METRICS, PASSING, Listener, append_event
 from fedfora.reporting.view import View
 from fedfora.training.privacy_plan import PrivateTraining, ledger_of, open_ledger
 from fedfora.training.trainer import StepReport
@@ -35,7 +35,11 @@ STEP_SHOWN_S = 0.5  # a watcher from outside learns of a site's steps at most so
 
 
 def simulate(
-    settings: FederationSettings, view: View, own_rows: dict[str, int] | None = None
+    settings: FederationSettings,
+    view: View,
+    own_rows: dict[str, int] | None = None,
+    *,
+    listeners: Iterable[Listener] = (),
 ) -> list[dict[str, Any]]:
     """Run a federation in this process and return its rounds as the run directory records them.
 
@@ -45,6 +49,7 @@ def simulate(
         settings: What to run.
         view: Where to show it.
         own_rows: As `preflight` takes them.
+        listeners: Called with every event, besides the view.
 
     Raises:
         ValueError: If rows, model or settings do not work; the message names the flag.
@@ -61,7 +66,7 @@ def simulate(
         gc.collect()
         gc.freeze()  # what is loaded stays; looking through it again after every site is slow
     ENGINES[settings.rounds.engine](
-        make_server_app([view.take]), client_app, len(names), run_config
+        make_server_app([view.take, *listeners]), client_app, len(names), run_config
     )
     return read_rounds(settings.run.output_dir)
 
@@ -71,9 +76,6 @@ def _check_budget(settings: FederationSettings, names: Iterable[str]) -> Private
 
     Returns:
         How the site with the fewest rows hides its records; None where sites hide none.
-
-    Raises:
-        BudgetSpent: Saying what is left.
     """
     plans = []
     if settings.privacy.privacy_unit == "record":

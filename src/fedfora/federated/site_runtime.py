@@ -337,11 +337,7 @@ def _sites(runtime: SiteRuntime) -> tuple[list[tuple[str, Encoded, str]], str | 
 
 
 def _encoded(runtime: SiteRuntime, examples: list[Example]) -> Encoded:
-    """Encode a site's rows.
-
-    Raises:
-        ValueError: If one is longer than the model's context, or the model cannot be trained so.
-    """
+    """Encode a site's rows."""
     data, base = runtime.settings.data, runtime.base
     encoded = encode_examples(examples, base.tokenizer, runtime.prompts)
     lengths = [len(row["input_ids"]) for row in encoded]

@@ -8,6 +8,7 @@ kernels keep it: queries, keys, values, output, and the mask where there is one.
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +46,13 @@ class MemoryEstimate:
     def total(self) -> int:
         """Return the sum; the allocator's waste and the libraries' own memory come on top."""
         return self.base + self.adapter + self.activations
+
+
+def free_memory(device: str) -> int:
+    """Return the bytes that are free now on "cpu", "cuda", or what "auto" means here."""
+    if device != "cpu" and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
 
 
 def estimate_memory(

@@ -180,12 +180,12 @@ def check_adapter_dir(adapter_dir: str | Path) -> None:
     Raises:
         ValueError: Naming the directory and the flag.
     """
-    if not (Path(adapter_dir) / "adapter_config.json").is_file():
-        base = (Path(adapter_dir) / "config.json").is_file()
+    path = Path(adapter_dir)
+    if not (path / "adapter_config.json").is_file():
+        base = (path / "config.json").is_file()
+        what = "the directory holds no adapter_config.json" if path.is_dir() else "not a directory"
         remedy = "; a base model: --model_name_or_path" if base else ""
-        raise ValueError(
-            f"--model_dir {adapter_dir}: the directory holds no adapter_config.json{remedy}"
-        )
+        raise ValueError(f"--model_dir {adapter_dir}: {what}{remedy}")
 
 
 # Families whose modules are called as their weights in the file, by `model_type`.

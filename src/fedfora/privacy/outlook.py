@@ -22,7 +22,7 @@ WORDS = ("close to a training without privacy", "about half of it", "next to not
 
 @dataclass
 class OutlookArguments(Options):
-    """Whose records are to be hidden."""
+    """Rows, sites and size of the adapter."""
 
     rows: int | None = flag(None, "rows of a site", least=1)
     sites: int = flag(1, "sites that train together, with as many rows each", least=1)

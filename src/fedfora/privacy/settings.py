@@ -10,7 +10,7 @@ PRIVACY_DIR = "FEDFORA_PRIVACY_DIR"  # in the environment: where ledgers lie
 
 @dataclass
 class PrivacyArguments(Options):
-    """Whether, and how strongly, single records or single sites are hidden."""
+    """Differential privacy, of single records or of single sites."""
 
     privacy_unit: Literal["none", "record", "site"] = flag(
         "none",

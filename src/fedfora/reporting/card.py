@@ -100,12 +100,11 @@ def _rows(run: Run) -> list[dict[str, Any]]:
     A comparison records them. A federation alone has one, its last evaluation; a prediction run has
     its scores.
     """
-    if compared := run.of("row"):
-        return [{k: v for k, v in line.items() if k not in ("event", "time")} for line in compared]
+    rows = [{k: v for k, v in r.items() if k not in ("event", "time")} for r in run.of("row")]
     scored = [line for line in run.of("round") if line.get("scores")]
-    if scored:
-        return [_row("federated", scored[-1]["scores"], run)]
-    return [_row("scored", run.scores, run)] if run.scores else []
+    if scored and not any(row["kind"] == "federated" for row in rows):
+        rows.append(_row("federated", scored[-1]["scores"], run))
+    return rows or ([_row("scored", run.scores, run)] if run.scores else [])
 
 
 def _row(name: str, scores: dict[str, Any], run: Run) -> dict[str, Any]:

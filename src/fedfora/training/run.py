@@ -257,11 +257,7 @@ class Training:
 
 
 def _place_of(settings: TrainSettings) -> tuple[Path | None, bool, bool]:
-    """Return the checkpoint to resume from, if it is in this run, and if a run here is replaced.
-
-    Raises:
-        ValueError: If there is no such checkpoint, or the directory holds another run.
-    """
+    """Return the checkpoint to resume from, if it is in this run, and if a run here is replaced."""
     run, resume = settings.run, settings.checkpoint.resume_from_checkpoint
     checkpoints = _checkpoints_of(settings)
     resume_from = checkpoint_to_resume(str(checkpoints), resume)

@@ -260,7 +260,7 @@ def resume_hint(output_dir: str | Path) -> str:
     rounds = find_checkpoints(directory) if directory.is_dir() else {}
     if not rounds:
         return ""
-    return f"after round {max(rounds)}; fedfora simulate --resume {directory} resumes there"
+    return f"after round {max(rounds)}; fedfora simulate --resume {directory} resumes it"
 
 
 def _best_round(directory: Path) -> int:

@@ -204,11 +204,7 @@ class SiteExchange:
         num_sampled: int,
         reports: list[Report],
     ) -> Iterator[Weighted]:
-        """Yield updates and weights of the replies that pass, and put down what the sites did.
-
-        Raises:
-            NoQuorum: At the end, if they are too few.
-        """
+        """Yield updates and weights of the replies that pass, and put down what the sites did."""
         origin = self._origin()
         named = ((self.sites[reply.metadata.src_node_id], reply) for reply in replies)
         for accepted in screen(

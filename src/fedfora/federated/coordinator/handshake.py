@@ -228,11 +228,7 @@ class Handshake:
     def _form(
         self, senders: dict[int, ConfigRecord]
     ) -> tuple[Layout, AdapterState, dict[str, Any]]:
-        """Ask one site after the other, until one sends the adapter that they agreed on.
-
-        Raises:
-            ValueError: If none does.
-        """
+        """Ask one site after the other, until one sends the adapter that they agreed on."""
         for node_id, site in senders.items():
             question = _question(node_id, self.deadline_s, adapter=True)
             (reply,) = receive(self.grid, [question], deadline_s=self.deadline_s)
@@ -245,11 +241,7 @@ class Handshake:
 
 
 def _senders(described: dict[int, ConfigRecord], same_bits: bool) -> dict[int, ConfigRecord]:
-    """Return those sites that made the fresh adapter, and then the prompts, that most made.
-
-    Raises:
-        ValueError: If no more than half made the same adapter, where they should have.
-    """
+    """Return those sites that made the fresh adapter, and then the prompts, that most made."""
     for what in ("fresh-digest", "prompts-digest"):
         ((most, count),) = Counter(str(s[what]) for s in described.values()).most_common(1)
         if what == "fresh-digest" and same_bits and 2 * count <= len(described):
@@ -262,11 +254,7 @@ def _senders(described: dict[int, ConfigRecord], same_bits: bool) -> dict[int, C
 
 
 def _description(reply: Message) -> ConfigRecord:
-    """Return what a site says of itself.
-
-    Raises:
-        ValueError: Naming what is missing or wrong.
-    """
+    """Return what a site says of itself."""
     if reply.has_error():
         raise ValueError(reply.error.reason)
     site = reply.content.get("site")
@@ -293,11 +281,7 @@ def _question(node_id: int, ttl: float | None, *, adapter: bool = False) -> Mess
 
 
 def _read_form(reply: Message, site: ConfigRecord) -> tuple[Layout, AdapterState, dict[str, Any]]:
-    """Return layout, first numbers and record of a site's answer, if they have its digests.
-
-    Raises:
-        ValueError: If they have not.
-    """
+    """Return layout, first numbers and record of a site's answer, if they have its digests."""
     if reply.has_error():
         raise ValueError(reply.error.reason)
     form, fresh = reply.content["form"], reply.content["fresh"]
@@ -322,11 +306,7 @@ def _read_form(reply: Message, site: ConfigRecord) -> tuple[Layout, AdapterState
 
 
 def _info(node_id: int, site: ConfigRecord) -> SiteInfo:
-    """Return a site as it describes itself, with the id of the key that it signed with, if any.
-
-    Raises:
-        ValueError: If the signature is not that key's.
-    """
+    """Return a site as it describes itself, with the id of the key that it signed with, if any."""
     index, key_id = int(site["index"]), ""
     if "public-key" in site:
         public, signature = bytes(site["public-key"]), bytes(site["signature"])

@@ -15,7 +15,7 @@ Party = tuple[str, str]  # role and id, as FATE names a party
 
 @dataclass
 class FateArguments(Options):
-    """Which party this is, who the others are, and what they agreed on."""
+    """This party, the others, and the settings that all share."""
 
     role: str = flag(
         "",
@@ -48,7 +48,7 @@ class FateArguments(Options):
         choices=("core", "all"),
     )
     warmup_rounds: int = flag(
-        0, "with --trainable core: so many first rounds train all factors, to find A and D", least=0
+        0, "with --trainable core: the first N rounds train all factors, to find A and D", least=0
     )
     aggregator: str = flag(
         "secure_aggregate",

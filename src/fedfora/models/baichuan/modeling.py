@@ -295,18 +295,6 @@ def alibi_mask(open_BQK: Tensor, *, num_heads: int, num_cached: int, dtype: torc
     return bias_HQK.where(open_BQK | (distance_QK == 0), torch.finfo(dtype).min)
 
 
-def alibi_mask_bytes(num_heads: int, num_tokens: int, *, dtype: torch.dtype, rows: int = 1) -> int:
-    """Return the memory of the mask, which every layer reads and which lives through the backward.
-
-    Args:
-        num_heads: Number of heads: 40 in the 13B models.
-        num_tokens: Length of the padded rows.
-        dtype: Number format of the activations.
-        rows: Rows of a batch; 1 where the model gets no attention mask.
-    """
-    return rows * num_heads * num_tokens**2 * dtype.itemsize
-
-
 @torch.no_grad()
 def normalize_rows(head: nn.Module) -> None:
     """Divide each row of the layer's weight by its length, in place and in the weight's own dtype.
