@@ -49,7 +49,7 @@ def _print(provisioned: "Provisioned") -> None:
     kit, sites = provisioned.kit, provisioned.place / "sites"
     print(f"coordinator: {kit.directory} (sites reach it at {kit.host}:{kit.port})")
     for name in provisioned.added:
-        print(f"site {name}: {sites / name} (hand it over by a safe way, then delete it here)")
+        print(f"site {name}: {sites / name} (send it over a private channel, then delete it here)")
     if provisioned.revoked is not None:
         print(f"revoked: {provisioned.revoked}; its keys are in no list any more")
     if provisioned.revoked is not None or (provisioned.added and provisioned.need_keys):
