@@ -34,7 +34,7 @@ SECTIONS = (DataArguments, ModelArguments, AdapterArguments, TrainArguments)
 def run(argv: Sequence[str]) -> None:
     """Run the check that the first word names; a file of rows needs none."""
     kits = {kind: partial(run_kit, kind) for kind in ("site", "federation")}
-    parts = {"data": run_data, **kits, "privacy": run_privacy}
+    parts: dict[str, Any] = {"data": run_data, **kits, "privacy": run_privacy}
     if Path(*argv[:1]).suffix or not runs_part(argv, parts):
         run_data(argv)
 
