@@ -78,7 +78,7 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
         ),
         ("export --model_dir {d}/nowhere", "--model_dir {d}/nowhere: not a directory"),
         ("coordinator start --kit {d}", "unknown word 'start' (known: run, journal)"),
-        ("site jurnal --kit {d}", "unknown word 'jurnal'; did you mean 'journal'?"),
+        ("site jour --kit {d}", "unknown word 'jour'; did you mean 'journal'?"),
         ("provision {d}/no.yaml", "no.yaml cannot be read: No such file or directory\n"),
         ("check federation --kit {d} --own_trainer", "unknown option --own_trainer; fedfora che"),
         (
