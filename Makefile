@@ -13,7 +13,7 @@ help:
 	@echo "make test    all tests that need no GPU"
 	@echo "make test-all   also what CI skips: deploy, FATE, DeepSpeed, ray, torchao, HQQ, llama.cpp: hours"
 	@echo "make test-deploy   real federations on this machine, and what may go wrong: half an hour"
-	@echo "make test-hosts  a federation over network namespaces, as root: ten minutes"
+	@echo "make test-hosts  a federation over network namespaces and accounts, as root: twenty minutes"
 	@echo "make test-fate   FATE beside fedfora, in .venv-fate, and three parties of a federation"
 	@echo "make test-lowest, make test-newest   the tests with the oldest versions, and the newest"
 	@echo "make lock    requirements.lock anew, from the newest versions within the ranges"
@@ -48,7 +48,7 @@ test: setup
 test-deploy: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy
 
-# Needs root, iproute2, nginx and squid; without them it says what it lacks.
+# Needs root, iproute2, nginx and squid, one test slurmctld, slurmd and munge; it says what it lacks.
 test-hosts: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hosts tests/deployment/test_hosts.py
 
