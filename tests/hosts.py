@@ -9,6 +9,7 @@ Needs root. Hosts share a file system; what is kept apart by accounts is tried i
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -166,7 +167,7 @@ def as_account(account, place, *words, network=True):
 
 
 class SplitSite(RealFederation):
-    """A federation of one site whose rows and whose network are two accounts'; a third is strange.
+    """A federation of one site that was split as docs/site.md says; a third account is strange.
 
     Args:
         place: An empty directory that every account may enter.
@@ -182,24 +183,19 @@ class SplitSite(RealFederation):
         run("chmod", "-R", "a+rX", str(model))
         sites = {"north": {"train_file": str(self.rows), "model_name_or_path": str(model)}}
         super().__init__(place, settings, sites)
-        self.accounts = [f"fed{part}{os.getpid()}" for part in ("rows", "net", "guest")]
-        for account in self.accounts:
-            run("useradd", "--system", "--user-group", "--shell", "/usr/sbin/nologin", account)
-        self.group = f"fedboth{os.getpid()}"
-        with_rows, with_network, _ = self.accounts
-        run("groupadd", "--system", "--users", f"{with_rows},{with_network}", self.group)
+        parts = ("rows", "net", "both", "guest")
+        with_rows, with_network, group, guest = (f"fed{part}{os.getpid()}" for part in parts)
+        self.accounts = [with_rows, with_network, guest]
+        run("useradd", "--system", guest)
         kit = self.site_kit("north")
-        (place / "kits").chmod(0o711)
-        for path in (kit / "state", kit / "state" / "logs"):
-            path.mkdir()
-            shutil.chown(path, group=self.group)
-            path.chmod(0o3770)
-        shutil.chown(kit, group=self.group)
-        kit.chmod(0o750)
-        shutil.chown(self.rows, with_rows)
-        self.rows.chmod(0o600)
-        for key, account in (("site", with_rows), ("node", with_network), ("client", with_network)):
-            shutil.chown(kit / f"{key}.key", account)
+        names = {"rows": with_rows, "net": with_network, "site": group}
+        names |= {"ROWS": str(self.rows), "kit": str(kit)}
+        words = "|".join(names)
+        page = (Path(__file__).parents[1] / "docs" / "site.md").read_text()
+        script = "useradd" + page.split("```shell\nuseradd")[1].partition("```")[0]
+        script = re.sub(rf"\b({words})\b(?!\.)", lambda match: names[match[1]], script)
+        run("sh", "-c", script, check=False)
+        kit.parents[1].chmod(0o711)
 
     def join(self):
         """Start `fedfora site` as both accounts; that with the rows has no network at all."""
@@ -224,7 +220,7 @@ class SplitSite(RealFederation):
         super().stop()
         for account in self.accounts:
             run("userdel", account, check=False)
-        run("groupdel", self.group, check=False)
+        run("groupdel", f"fedboth{os.getpid()}", check=False)
 
 
 SLURM = """
