@@ -63,9 +63,7 @@ class RoundArguments(Options):
         2, "newest checkpoints to keep; the best round's stays too", "--checkpoints_kept", least=1
     )
     resume: str | None = flag(
-        None,
-        "resume the run in this directory, with the settings of its config.yaml",
-        often=True,
+        None, "resume the run in this directory, with the settings of its config.yaml", often=True
     )
 
     def __post_init__(self) -> None:

@@ -24,7 +24,6 @@ from fedfora.federated.site.training import plan_round
 from fedfora.federated.site_runtime import SiteRuntime, check_rows, load_runtime
 from fedfora.privacy.accounting import Release
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
-from fedfora.registry import Registry
 from fedfora.reporting.history import read_lines
 from fedfora.reporting.record import METRICS, PASSING, Listener, append_event
 from fedfora.reporting.view import View
@@ -156,8 +155,7 @@ def _site_steps(settings: FederationSettings, view: View) -> Callable[[str, Step
 # (tests/federated/engines/test_engines.py).
 
 
-Engine = Callable[[ServerApp, ClientApp, int, Mapping[str, Scalar]], None]
-
-ENGINES: Registry[Engine] = Registry("engine")
-ENGINES.add("embedded", run_embedded)
-ENGINES.add("ray", run_ray)
+ENGINES: dict[str, Callable[[ServerApp, ClientApp, int, Mapping[str, Scalar]], None]] = {
+    "embedded": run_embedded,
+    "ray": run_ray,
+}

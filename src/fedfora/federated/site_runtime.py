@@ -262,12 +262,7 @@ def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData
 
 
 def _site(
-    runtime: SiteRuntime,
-    index: int,
-    name: str,
-    rows: Encoded,
-    ledger: str,
-    instruction: str | None,
+    runtime: SiteRuntime, index: int, name: str, rows: Encoded, ledger: str, instruction: str | None
 ) -> SiteData:
     settings = runtime.settings
     ranks = settings.aggregation.site_ranks or [settings.adapter.lora_rank]

@@ -14,10 +14,7 @@ from fedfora.metrics import headlines
 
 
 def judge(
-    exchange: SiteExchange,
-    selection: Selection,
-    number: int,
-    folded: Folded,
+    exchange: SiteExchange, selection: Selection, number: int, folded: Folded
 ) -> tuple[Selection, dict[str, Any]]:
     """Judge the rounds that can be judged now; return the selection, and what to record.
 

@@ -215,8 +215,7 @@ class _Rounds:
             round=number,
             rule=self.settings.rule_of_round(number - 1).name,
             **public(
-                self.settings,
-                {"loss": folded.loss, **({} if reading is None else vars(reading))},
+                self.settings, {"loss": folded.loss, **({} if reading is None else vars(reading))}
             ),
             sites=exchange.used,
             rejected=exchange.rejected,

@@ -104,10 +104,7 @@ class EmbeddedGrid:
 
 
 def run_embedded(
-    server_app: ServerApp,
-    client_app: ClientApp,
-    num_sites: int,
-    run_config: Mapping[str, Scalar],
+    server_app: ServerApp, client_app: ClientApp, num_sites: int, run_config: Mapping[str, Scalar]
 ) -> None:
     """Run a federation to its end in this process."""
     node_configs: list[dict[str, Scalar]] = [

@@ -26,10 +26,7 @@ START_S = 600.0  # longest wait for Flower to register all sites
 
 
 def run_ray(
-    server_app: ServerApp,
-    client_app: ClientApp,
-    num_sites: int,
-    run_config: Mapping[str, Scalar],
+    server_app: ServerApp, client_app: ClientApp, num_sites: int, run_config: Mapping[str, Scalar]
 ) -> None:
     """Run a federation to its end in Flower's simulation.
 

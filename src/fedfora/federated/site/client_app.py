@@ -84,10 +84,7 @@ def describe(message: Message, context: Context) -> Message:
             record["base"]["name"] = Path(record["base"]["name"]).name
         content["fresh"] = pack(runtime.fresh, runtime.layout)
         content["form"] = ConfigRecord(
-            {
-                "layout": runtime.layout.to_json(),
-                "record": json.dumps(record),
-            }
+            {"layout": runtime.layout.to_json(), "record": json.dumps(record)}
         )
     return Message(content, reply_to=message)
 
@@ -174,11 +171,7 @@ def public_digest(settings: FederationSettings, site: SiteData) -> str:
 
 
 def carry_out(
-    runtime: SiteRuntime,
-    site: SiteData,
-    assignment: Assignment,
-    state: RecordDict,
-    **options: Any,
+    runtime: SiteRuntime, site: SiteData, assignment: Assignment, state: RecordDict, **options: Any
 ) -> tuple[ArrayRecord, LocalResult]:
     """Train for one round.
 
@@ -198,12 +191,7 @@ def carry_out(
         layout = Layout.of(part(start, rule.travels))
         return pack(step, layout), result
     trained, result = train_round(
-        runtime,
-        site,
-        start,
-        factors=rule.trains,
-        round_index=assignment.round_index,
-        **options,
+        runtime, site, start, factors=rule.trains, round_index=assignment.round_index, **options
     )
     adapter = fold(trained)
     if rule.absorbs:
@@ -212,11 +200,7 @@ def carry_out(
 
 
 def _packed(
-    runtime: SiteRuntime,
-    rule: Rule,
-    adapter: AdapterState,
-    start: AdapterState,
-    state: RecordDict,
+    runtime: SiteRuntime, rule: Rule, adapter: AdapterState, start: AdapterState, state: RecordDict
 ) -> ArrayRecord:
     """Return what travels; what its format loses is kept where the next round can make use of it.
 
