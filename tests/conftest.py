@@ -7,11 +7,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from fedfora.models.resolve import model_path
 
 torch.set_num_threads(1)
+# No law depends on how busy the machine is.
+hypothesis_settings.register_profile(
+    "any load", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("any load")
 
 pytest_plugins = ["baichuan_tokenizer"]
 
