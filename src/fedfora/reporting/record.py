@@ -60,20 +60,36 @@ class RunRecord:
     """Writes one run directory."""
 
     def __init__(
-        self, output_dir: str | Path, *, overwrite: bool, listeners: Iterable[Listener] = ()
+        self,
+        output_dir: str | Path,
+        *,
+        overwrite: bool,
+        listeners: Iterable[Listener] = (),
+        kept_bytes: int | None = None,
     ) -> None:
-        """Make the directory.
+        """Make the directory, or open that of a run that is resumed.
 
         Args:
             output_dir: The directory.
             overwrite: Whether it may take the place of another run's.
             listeners: Called with every event.
+            kept_bytes: Of a run that is resumed, how much of metrics.jsonl is kept; what came later
+                will come again.
 
         Raises:
             ValueError: If it holds another run and `overwrite` is false, or cannot be written.
         """
+        self.directory, self.listeners = Path(output_dir), list(listeners)
+        self._started = time.time()
+        if kept_bytes is not None:
+            with (self.directory / METRICS).open("ab") as file:
+                file.truncate(kept_bytes)
+            lines = (self.directory / METRICS).read_text(encoding="utf-8").splitlines()
+            self._started -= max(
+                (json.loads(line).get("seconds", 0.0) for line in lines), default=0
+            )
+            return
         check_output_dir(output_dir, overwrite=overwrite)
-        self.directory = Path(output_dir)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             for name in ("config.yaml", *RESULTS):  # an earlier run ends here
@@ -82,27 +98,6 @@ class RunRecord:
             (self.directory / METRICS).write_text("")
         except OSError as error:
             raise ValueError(f"--output_dir {output_dir} cannot be written: {error}") from error
-        self._started, self.listeners = time.time(), list(listeners)
-
-    @classmethod
-    def reopened(
-        cls, output_dir: str | Path, metrics_bytes: int, listeners: Iterable[Listener] = ()
-    ) -> "RunRecord":
-        """Return the record of a run that is resumed.
-
-        Args:
-            output_dir: Its directory.
-            metrics_bytes: How much of metrics.jsonl is kept; what came later will come again.
-            listeners: Called with every event.
-        """
-        record = cls.__new__(cls)
-        record.directory, record.listeners = Path(output_dir), list(listeners)
-        with (record.directory / METRICS).open("ab") as file:
-            file.truncate(metrics_bytes)
-        lines = (record.directory / METRICS).read_text(encoding="utf-8").splitlines()
-        seconds = max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
-        record._started = time.time() - seconds
-        return record
 
     def metrics_bytes(self) -> int:
         """Return the length of metrics.jsonl."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fedfora.registry import unknown
@@ -16,9 +17,9 @@ from fedfora.reporting.record import Event, Listener
 from fedfora.reporting.series import curves_of
 
 PROJECT = "fedfora"
-# Takes the values of a step; closes on None.
-Writer = Callable[[dict[str, float] | None, int], None]
-Make = Callable[[Path, Mapping[str, Any]], Writer]
+Make = Callable[
+    [Path, Mapping[str, Any]], Any
+]  # returns what has `log(values, step)` and `finish()`
 
 
 def trackers(names: list[str], directory: Path, config: Mapping[str, Any]) -> list[Listener]:
@@ -51,65 +52,58 @@ def check_trackers(names: list[str]) -> None:
             raise ValueError(f"--report_to {name} needs: pip install {name}")
 
 
-def _listener(write: Writer) -> Listener:
-    """Return a listener that writes a round's numbers; loss.sites/NAME is a site's own."""
+def _listener(tracker: Any) -> Listener:
+    """Return a listener that logs a round's numbers; loss.sites/NAME is a site's own."""
 
     def hear(event: Event) -> None:
         if event["event"] == "finished":
-            write(None, 0)
+            tracker.finish()
         elif event["event"] == "round":
             values = {
                 f"{name}.sites/{site}" if site else name: points[0][1]
                 for name, measured in curves_of([event]).of.items()
                 for site, points in measured.items()
             }
-            write(values, event["round"])
+            tracker.log(values, step=event["round"])
 
     return hear
 
 
-def _tensorboard(directory: Path, config: Mapping[str, Any]) -> Writer:
-    """Return the writer of files in the run directory; those of an earlier start stay apart."""
+def _tensorboard(directory: Path, config: Mapping[str, Any]) -> Any:
+    """Return a tracker that writes into the run directory; files of an earlier start stay apart."""
     from torch.utils.tensorboard import SummaryWriter
 
     start = time.strftime("%Y%m%d-%H%M%S")
     writer = SummaryWriter(str(directory / "tensorboard" / start))
 
-    def write(values: dict[str, float] | None, step: int) -> None:
-        for name, value in (values or {}).items():
+    def log(values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
             writer.add_scalar(name, value, step)
-        writer.flush() if values else writer.close()
+        writer.flush()
 
-    return write
+    return SimpleNamespace(log=log, finish=writer.close)
 
 
-def _mlflow(directory: Path, config: Mapping[str, Any]) -> Writer:
-    """Return the writer of a run on the server that MLFLOW_TRACKING_URI names."""
+def _mlflow(directory: Path, config: Mapping[str, Any]) -> Any:
+    """Return a tracker of a run on the server that MLFLOW_TRACKING_URI names."""
     mlflow = import_module("mlflow")
     mlflow.set_experiment(PROJECT)
     mlflow.start_run(run_name=directory.resolve().name)
     mlflow.log_params({name: str(value)[:500] for name, value in config.items()})
 
-    def write(values: dict[str, float] | None, step: int) -> None:
-        if values is None:
-            mlflow.end_run()
-        else:
-            mlflow.log_metrics({_plain(name): value for name, value in values.items()}, step=step)
+    def log(values: dict[str, float], step: int) -> None:
+        mlflow.log_metrics({_plain(name): value for name, value in values.items()}, step=step)
 
-    return write
+    return SimpleNamespace(log=log, finish=mlflow.end_run)
 
 
 def _wandb_like(package: str) -> Make:
     """Return the maker for wandb, or for trackio, which has the same interface."""
 
-    def make(directory: Path, config: Mapping[str, Any]) -> Writer:
+    def make(directory: Path, config: Mapping[str, Any]) -> Any:
         tracker = import_module(package)
         tracker.init(project=PROJECT, name=directory.resolve().name, config=dict(config))
-
-        def write(values: dict[str, float] | None, step: int) -> None:
-            tracker.finish() if values is None else tracker.log(values, step=step)
-
-        return write
+        return tracker
 
     return make
 

@@ -164,11 +164,10 @@ class Training:
 
     def open_record(self, view: View, *, overwrite: bool, kept_bytes: int | None) -> RunRecord:
         """Open the run directory; `kept_bytes` of the metrics stay where a run is resumed in it."""
-        output_dir = self.settings.run.output_dir
-        if kept_bytes is not None:
-            self.record = RunRecord.reopened(output_dir, kept_bytes, [view.take])
-        else:
-            self.record = RunRecord(output_dir, overwrite=overwrite, listeners=[view.take])
+        output_dir, heard = self.settings.run.output_dir, [view.take]
+        self.record = RunRecord(
+            output_dir, overwrite=overwrite, listeners=heard, kept_bytes=kept_bytes
+        )
         if self.private is not None:
             (self.record.directory / LOCAL).mkdir(exist_ok=True)
         return self.record

@@ -79,12 +79,10 @@ def run_rounds(
     resuming = settings.rounds.resume is not None
     progress = load_checkpoint(directory) if resuming else None
     listeners = [*listeners, *trackers(settings.rounds.report_to, directory, run_config)]
-    if resuming:
-        kept = progress.metrics_bytes if progress else 0
-        record = RunRecord.reopened(directory, kept, listeners)
-    else:
-        overwrite = settings.run.overwrite_output_dir
-        record = RunRecord(directory, overwrite=overwrite, listeners=listeners)
+    kept = (progress.metrics_bytes if progress else 0) if resuming else None
+    overwrite = settings.run.overwrite_output_dir
+    record = RunRecord(directory, overwrite=overwrite, listeners=listeners, kept_bytes=kept)
+    if not resuming:
         forget_earlier_run(directory)
         record.write_config(asdict(settings), NO_EFFECT)
     members = members or Membership()
