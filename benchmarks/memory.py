@@ -123,7 +123,7 @@ def measured(
     lines: list[dict[str, Any]] = []
     ended, status, usage, opened, started = 0, 0, None, None, time.monotonic()
     while not ended:
-        time.sleep(0.02)
+        time.sleep(0.05)
         now = _memory(process.pid)
         text = metrics.read_text() if metrics.exists() else ""
         if metrics.exists() and opened is None:

@@ -161,18 +161,23 @@ def main() -> None:
         for arm, done in runs.items():
             done.append(one_run(arm, options, rows))
             print(arm, json.dumps(done[-1]), flush=True)
-    others = {arm: done for arm, done in runs.items() if arm != "now"}
+        write(f"training-batch-{options.batch}", figures_of(runs, rows))
+
+
+def figures_of(runs: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the ratios of the pairs, and all runs; the clock counts what ran beside, too."""
     keys = ("tokens_per_processor_s", "tokens_per_s", "private_gb", "resident_gb")
     ratios = {
         f"now_to_{arm}": {
             key: ratio_of_pairs([run[key] for run in runs["now"]], [run[key] for run in done])
             for key in keys
         }
-        for arm, done in others.items()
+        for arm, done in runs.items()
+        if arm != "now"
     }
     lengths = [len(row["input_ids"]) for row in rows]
     figures = {"rows": len(rows), "longest_row": max(lengths), "tokens": sum(lengths)}
-    write(f"training-batch-{options.batch}", {**figures, **ratios, "runs": runs})
+    return {**figures, **ratios, "runs": runs}
 
 
 if __name__ == "__main__":
