@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -133,15 +134,22 @@ def test_mistakes_are_named(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_no_time_is_left_where_nothing_has_been_done(monkeypatch):
+def test_the_time_left_follows_the_pace_of_steps_and_not_the_time_of_loading(monkeypatch):
+    now = [0.0]
     monkeypatch.setattr("fedfora.reporting.view.PLAIN_INTERVAL_S", -1.0)
+    monkeypatch.setattr("fedfora.reporting.view.time", SimpleNamespace(monotonic=lambda: now[0]))
     out = StringIO()
     with View(10, Console(file=out, width=100)) as view:
         view.advance(0, "starting")
+        now[0] = 100.0  # libraries, base and rows have been loaded, and a step was taken
         view.advance(1, "step 1/10", loss=1.5)
-    first, second = out.getvalue().splitlines()
-    assert first == "starting"
-    assert second == "step 1/10  loss 1.500  0:00 left"
+        now[0] = 102.0
+        view.advance(1, "step 2/10", loss=1.25)
+    assert out.getvalue().splitlines() == [
+        "starting",
+        "step 1/10  loss 1.500",
+        "step 2/10  loss 1.250  0:16 left",
+    ]
 
 
 def test_a_view_on_a_terminal_draws_the_board_and_elsewhere_prints_lines():

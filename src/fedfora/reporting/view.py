@@ -71,7 +71,7 @@ class View(Screen):
         self._warm: tuple[float, float] | None = None  # when the first step was done, and where
         self._announced = False
         self._pace = (time.monotonic(), 0)  # when the tokens were counted last from, and how many
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
         self._bar = progress_bar()
         self._task = self._bar.add_task("starting", total=total_steps, numbers="")
 
@@ -128,19 +128,22 @@ class View(Screen):
         self._bar.update(
             self._task, advance=steps, total=self.total, description=what, numbers=numbers
         )
-        self._announce()
-        if self.live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
-            self._last_line = time.monotonic()
-            remaining = [f"{clock(self._seconds_left())} left"] if self.done else []
-            self.line("  ".join([what, *filter(None, [numbers]), *remaining]))
-
-    def _announce(self) -> None:
-        """Say once, from the second and third step, how long all of it will take here."""
         if self._warm is None:
             self._warm = (time.monotonic(), self.done) if self.done else None
-        elif not self._announced and self.done - self._warm[1] >= 2:
+        since, before = self._warm or (0.0, self.done)
+        pace = (time.monotonic() - since) / (self.done - before) if self.done > before else None
+        if pace is not None and self.done - before >= 2:
+            self._announce(pace)
+        if self.live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
+            self._last_line = time.monotonic()
+            left = max(0.0, self.total - self.done)
+            remaining = [] if pace is None else [f"{clock(pace * left)} left"]
+            self.line("  ".join([what, *filter(None, [numbers]), *remaining]))
+
+    def _announce(self, pace: float) -> None:
+        """Say once, from the second and third step, how long all of it will take here."""
+        if not self._announced:
             self._announced = True
-            pace = (time.monotonic() - self._warm[0]) / (self.done - self._warm[1])
             left = max(0.0, self.total - self.done)
             if pace * left >= LONG_S:
                 fewer = "--num_rounds, --local_steps" if self._round else "--max_steps"
@@ -152,10 +155,6 @@ class View(Screen):
     def render(self) -> RenderableType:
         """Return the board and the bar."""
         return Group(render(self.board), self._bar)
-
-    def _seconds_left(self) -> float:
-        elapsed = time.monotonic() - self._started
-        return elapsed * max(0.0, self.total / self.done - 1)
 
 
 def progress_bar() -> Progress:
