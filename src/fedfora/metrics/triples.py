@@ -82,27 +82,19 @@ def lenient_counts(answer: Answer) -> tuple[int, int, int]:
     return _matched(*_both(answer), _overlapping)
 
 
-@metric(
-    "macro_precision", "triples", total=mean, row="precision", label="precision, mean over rows"
-)
-def macro_precision(answer: Answer) -> tuple[float, int]:
-    """Return the row's precision; 1 where nothing was expected and nothing predicted."""
-    counts = triple_counts(answer)
-    return precision(counts) if any(counts) else 1.0, 1
+def _of_a_row(total: Callable[[Sequence[float]], float]) -> Callable[[Answer], tuple[float, int]]:
+    """Return what scores a row by itself; 1 where nothing was expected and nothing predicted."""
+
+    def scored(answer: Answer) -> tuple[float, int]:
+        counts = triple_counts(answer)
+        return total(counts) if any(counts) else 1.0, 1
+
+    return scored
 
 
-@metric("macro_recall", "triples", total=mean, row="recall", label="recall, mean over rows")
-def macro_recall(answer: Answer) -> tuple[float, int]:
-    """Return the row's recall; 1 where nothing was expected and nothing predicted."""
-    counts = triple_counts(answer)
-    return recall(counts) if any(counts) else 1.0, 1
-
-
-@metric("macro_f1", "triples", total=mean, row="f1", label="F1, mean over rows")
-def macro_f1(answer: Answer) -> tuple[float, int]:
-    """Return the row's F1; 1 where nothing was expected and nothing predicted."""
-    counts = triple_counts(answer)
-    return f1(counts) if any(counts) else 1.0, 1
+for _name, _total in (("precision", precision), ("recall", recall), ("f1", f1)):
+    _label = f"{_name.replace('f1', 'F1')}, mean over rows"
+    metric(f"macro_{_name}", "triples", total=mean, row=_name, label=_label)(_of_a_row(_total))
 
 
 @metric("parse_rate", "triples", total=mean, row="parsed", tabled=True)
