@@ -68,8 +68,7 @@ def check_output(settings: PredictSettings, examples: list[Example], identity: s
     if existing and not settings.predict.overwrite_output_dir and _held(directory) != identity:
         raise ValueError(
             f"--output_dir {directory} holds another run ({existing[0]}); name another directory, "
-            "or "
-            "--overwrite_output_dir"
+            "or --overwrite_output_dir"
         )
 
 

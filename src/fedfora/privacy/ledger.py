@@ -269,10 +269,10 @@ def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> 
     return (
         f"Each of the {num_rows} training records has {_level(ledger, 'one record')} against "
         f"anyone who sees every gradient step on them: {steps} steps{_in_runs(ledger)} of DP-SGD "
-        "with Poisson "
-        f"sampling, gradients clipped to {clipping_norm:g} and noise multiplier {noise}, "
-        f"{ACCOUNTED}; assumed: one person's data are one record, the number of records is "
-        f"public, noise and samples stay secret, {FLOATS}, and the files under `local` stay there."
+        f"with Poisson sampling, gradients clipped to {clipping_norm:g} and noise multiplier "
+        f"{noise}, {ACCOUNTED}; assumed: one person's data are one record, the number of records "
+        f"is public, noise and samples stay secret, {FLOATS}, and the files under `local` stay "
+        "there."
     )
 
 
@@ -298,8 +298,7 @@ def site_statement(
         whom += " or the sums under secure aggregation, the coordinator and any one other site too"
         who = (
             f"sites share the noise honestly, so that {min_noise_shares - 1} shares beside that "
-            "one site's "
-            "make it whole, no two sites collude, who takes part is public"
+            "one site's make it whole, no two sites collude, who takes part is public"
         )
         floats = "; the noise is an exact discrete normal, so nothing is assumed of floats"
     return (

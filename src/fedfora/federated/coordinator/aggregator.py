@@ -70,8 +70,13 @@ class Aggregator:
         hidden = self.site_privacy
         if hidden is not None:
             updates = hidden.clipped(exchange.current, updates)
-        seen = self._seen(exchange, updates, meter)
-        aggregate = rule.aggregate(exchange.current, seen, combine)
+
+        def seen() -> Iterator[Weighted]:
+            for update, weight in updates:
+                meter.add(exchange.whole(update), weight)
+                yield update, weight
+
+        aggregate = rule.aggregate(exchange.current, seen(), combine)
         if hidden is not None:
             aggregate = hidden.noisy(exchange.current, aggregate)
         reading = meter.read(exchange.whole(aggregate), exchange.adapter)
@@ -101,14 +106,6 @@ class Aggregator:
             warmup_ratio=train.warmup_ratio,
         )
         return unbiased * peak * share
-
-    def _seen(
-        self, exchange: RoundMessages, updates: Iterable[Weighted], meter: ErrorMeter
-    ) -> Iterator[Weighted]:
-        """Show every update to the meter on its way to the rule."""
-        for update, weight in updates:
-            meter.add(exchange.whole(update), weight)
-            yield update, weight
 
     def _say(self, reading: Reading) -> None:
         """Say once which rule would have lost less."""
