@@ -15,39 +15,19 @@ from fedfora.federated.settings import SECTIONS
 
 LOCAL_ONLY = frozenset(
     {
-        "model_name_or_path",
-        "hub",
-        "cache_dir",
-        "device",
-        "train_file",
-        "test_file",
-        "dataset",
-        "dataset_dir",
-        "skip_bad_rows",
-        "output_dir",
-        "overwrite_output_dir",
-        "resume",
-        "engine",
-        "partition",
-        "num_clients",
-        "privacy_dir",
-        "start_adapter",
+        *("model_name_or_path", "start_adapter", "hub", "cache_dir", "device"),
+        *("train_file", "test_file", "dataset", "dataset_dir", "skip_bad_rows"),
+        *("output_dir", "overwrite_output_dir", "resume", "privacy_dir"),
+        *("engine", "partition", "num_clients"),
     }
 )
 
 # Travel as defaults; a site that sets another value takes part all the same.
 SITE_MAY_OVERRIDE = frozenset(
     {
-        "task",
-        "source_prefix",
-        "instruction_column",
-        "prompt_column",
-        "response_column",
-        "history_column",
-        "bnb_4bit_use_double_quant",
-        "gradient_checkpointing",
-        "per_device_eval_batch_size",
-        "secagg_min_sites",
+        *("task", "source_prefix", "instruction_column", "prompt_column", "response_column"),
+        *("history_column", "bnb_4bit_use_double_quant", "gradient_checkpointing"),
+        *("per_device_eval_batch_size", "secagg_min_sites"),
     }
 )
 
