@@ -8,7 +8,7 @@ adapter and base has the same identity and resumes its own work; any other is re
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -105,15 +105,7 @@ def write_predictions(
         row_scores: The scores of those rows that have some.
         kind: The kind of task, which says what the parsed form is; None for no parsed form.
     """
-    write_text(path, "".join(_lines(examples, answers, row_scores, kind)))
-
-
-def _lines(
-    examples: Sequence[Example],
-    answers: Sequence[dict[str, Any]],
-    row_scores: dict[int, dict[str, float]],
-    kind: str | None,
-) -> Iterable[str]:
+    lines = []
     for number, (example, answer) in enumerate(zip(examples, answers, strict=True)):
         row: dict[str, Any] = {
             "instruction": example.instruction,
@@ -125,7 +117,8 @@ def _lines(
             row["parsed"] = parsed(answer["prediction"], answer.get("options", ()), kind)
         if number in row_scores:
             row["scores"] = row_scores[number]
-        yield json.dumps(row, ensure_ascii=False) + "\n"
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
 
 
 def parsed(prediction: str, options: Sequence[str], kind: str) -> Any:
