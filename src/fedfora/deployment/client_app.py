@@ -39,6 +39,30 @@ OPERATIONS = {  # of the trainer, and the type of Flower's message for each
     "reveal": "query.reveal",
 }
 RAISED = 2  # Flower's error code for an exception in a ClientApp
+CODE = "code"  # in an answer's head: what failed, as `new_code` says it
+CODES = {
+    "MESSAGE": "the message was not one, or too large",
+    "TRAINER": "the site's trainer does not answer, or ended while it worked",
+    "SETTINGS": "the run's settings cannot be used at the site",
+    "BASE": "the base model cannot be opened",
+    "DATA": "the rows cannot be read",
+    "FACTORS": "the site lacks frozen factors that the coordinator takes it to have",
+    "BUDGET": "the site's privacy budget is spent",
+    **{
+        f"POLICY_{key}": f"the site's policy ({key.lower()}) does not allow what was asked for"
+        for key in ("BASE", "ROUNDS", "RANK", "STEPS", "HOURS", "UNTIL", "RULES", "FILE")
+    },
+    "MEMORY": "there is not enough memory",
+    "DISK": "there is no room on the disk",
+    "DESCRIBE": "the site could not start",
+    "TRAIN": "the training failed",
+    "EVALUATE": "the evaluation failed",
+    "INTRODUCE": "secure aggregation: no key",
+    "SHARE": "secure aggregation: no shares",
+    "CONFIRM": "secure aggregation: the list of survivors is not confirmed",
+    "REVEAL": "secure aggregation: nothing revealed",
+}
+_FORM = re.compile(r"site-error ([A-Z_]+) [0-9a-f]{6}")
 
 logger = logging.getLogger(__name__)
 
@@ -168,40 +192,10 @@ def _connect(connection: socket.socket, directory: Path) -> None:
         os.close(descriptor)
 
 
-# What a site says of a failure: one word of a closed list, and a number to find it in its own log.
-#
-# The number is drawn at random, so it tells nothing but which entry is meant.
-
-
-CODE = "code"
-CODES = {
-    "MESSAGE": "the message was not one, or too large",
-    "TRAINER": "the site's trainer does not answer, or ended while it worked",
-    "SETTINGS": "the run's settings cannot be used at the site",
-    "BASE": "the base model cannot be opened",
-    "DATA": "the rows cannot be read",
-    "FACTORS": "the site lacks frozen factors that the coordinator takes it to have",
-    "BUDGET": "the site's privacy budget is spent",
-    **{
-        f"POLICY_{key}": f"the site's policy ({key.lower()}) does not allow what was asked for"
-        for key in ("BASE", "ROUNDS", "RANK", "STEPS", "HOURS", "UNTIL", "RULES", "FILE")
-    },
-    "MEMORY": "there is not enough memory",
-    "DISK": "there is no room on the disk",
-    "DESCRIBE": "the site could not start",
-    "TRAIN": "the training failed",
-    "EVALUATE": "the evaluation failed",
-    "INTRODUCE": "secure aggregation: no key",
-    "SHARE": "secure aggregation: no shares",
-    "CONFIRM": "secure aggregation: the list of survivors is not confirmed",
-    "REVEAL": "secure aggregation: nothing revealed",
-}
-
-_FORM = re.compile(r"site-error ([A-Z_]+) [0-9a-f]{6}")
-
-
 def new_code(word: str) -> str:
-    """Return a code with a fresh number.
+    """Return what a site says of a failure: a word of a closed list, and a number.
+
+    The number finds the entry in the site's own log; it is random, and says nothing else.
 
     Args:
         word: One of `CODES`.
@@ -211,7 +205,7 @@ def new_code(word: str) -> str:
 
 
 def validated_code(code: str) -> str:
-    """Return a code as it is, or one that says nothing where it is none."""
+    """Return a code as it is; of anything else, a code that says nothing."""
     match = _FORM.fullmatch(code)
     return code if match and match[1] in CODES else new_code("MESSAGE")
 

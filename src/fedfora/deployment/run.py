@@ -28,6 +28,44 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0  # between them; each is twice the o
 SILENCE_S = 60.0  # without a word, then one is told where the logs lie
 BEGIN_S = 300.0  # Flower starts a run's process within so long, or its SuperLink is started anew
 
+PACKAGE = "fedfora_app"
+
+_PROJECT = """\
+[project]
+name = "fedfora-app"
+version = "1.0.0"
+description = "A federation that learns one FoRA adapter"
+license = "Apache-2.0"
+dependencies = []
+
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "fedfora"
+
+[tool.flwr.app.components]
+serverapp = "fedfora_app.server:app"
+clientapp = "fedfora_app.client:app"
+
+[tool.flwr.app.config]
+"""
+_FILES = {
+    "__init__.py": '"""All that travels of a run. Each side runs what it installed."""\n',
+    "server.py": (
+        '"""The coordinator\'s side."""\n\nfrom fedfora.deployment.server_app import app\n\n'
+        '__all__ = ["app"]\n'
+    ),
+    "client.py": (
+        '"""A site\'s side."""\n\nfrom fedfora.deployment.client_app import app\n\n'
+        '__all__ = ["app"]\n'
+    ),
+}
+
 Say = Callable[[str], None]
 
 
@@ -204,50 +242,8 @@ def tell(shown: Follower, say: Say) -> bool:
     return bool(texts)
 
 
-# The Flower app that a deployed run consists of: three small files, and the run's settings.
-
-
-PACKAGE = "fedfora_app"
-
-_PROJECT = """\
-[project]
-name = "fedfora-app"
-version = "1.0.0"
-description = "A federation that learns one FoRA adapter"
-license = "Apache-2.0"
-dependencies = []
-
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[tool.hatch.build.targets.wheel]
-packages = ["."]
-
-[tool.flwr.app]
-publisher = "fedfora"
-
-[tool.flwr.app.components]
-serverapp = "fedfora_app.server:app"
-clientapp = "fedfora_app.client:app"
-
-[tool.flwr.app.config]
-"""
-_FILES = {
-    "__init__.py": '"""All that travels of a run. Each side runs what it installed."""\n',
-    "server.py": (
-        '"""The coordinator\'s side."""\n\nfrom fedfora.deployment.server_app import app\n\n'
-        '__all__ = ["app"]\n'
-    ),
-    "client.py": (
-        '"""A site\'s side."""\n\nfrom fedfora.deployment.client_app import app\n\n'
-        '__all__ = ["app"]\n'
-    ),
-}
-
-
 def write_app(directory: Path, run_config: Mapping[str, Scalar]) -> None:
-    """Write the app.
+    """Write the Flower app that a deployed run consists of: three small files, and its settings.
 
     Args:
         directory: Where; what stands there is overwritten.

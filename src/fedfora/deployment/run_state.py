@@ -25,6 +25,7 @@ from fedfora.reporting.record import write_text
 KIT = "FEDFORA_COORDINATOR_KIT"  # variable of the SuperLink's processes: the kit's directory
 RUN, SERVER, OUTCOME, NODES = "run.json", "server.json", "outcome.json", "nodes.json"
 RUNS = "runs"  # directory of the runs
+ROUND_DEADLINE_S, START_DEADLINE_S, QUORUM_WAIT_S = 3600.0, 600.0, 86_400.0  # where none are set
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
@@ -124,17 +125,10 @@ def _pid(state: Path, run: PlannedRun) -> int | None:
     return int(begun["pid"]) if mine else None
 
 
-# The settings of a run of a real federation, from its kit: nothing waits without an end.
-
-
-# Where the settings say nothing.
-ROUND_DEADLINE_S, START_DEADLINE_S, QUORUM_WAIT_S = 3600.0, 600.0, 86_400.0
-
-
 def settings_for(
     kit: CoordinatorKit, output_dir: Path, shared: Mapping[str, Scalar] | None = None
 ) -> FederationSettings:
-    """Return the settings of a run.
+    """Return the settings of a run of a real federation, in which nothing waits without an end.
 
     Args:
         kit: The coordinator's.
