@@ -201,7 +201,9 @@ def _bring_up_to_date(
         )
     for name in added:
         _add(provisioned, plan, name, requests.get(name))
-    provisioned.kit = replace(provisioned.kit, **plan.part(Plan), made_with=_versions())
+    provisioned.kit = replace(
+        provisioned.kit, **plan.part(Plan), made_with=environment()["packages"]
+    )
     provisioned.added = added
     if added or replaced or provisioned.revoked:
         provisioned.need_keys = older
@@ -225,7 +227,7 @@ def _add(provisioned: Provisioned, plan: SitesFile, name: str, request: Request 
         name=name,
         index=provisioned.kit.next_index,
         planned={name: value for name, value in plan.settings.items() if name not in SITE_FLAGS},
-        made_with=_versions(),
+        made_with=environment()["packages"],
         **{**plan.part(Federation), "settings": settings},
     )
     with _appearing(kit.directory) as staging:
@@ -360,10 +362,6 @@ def _note_changes(provisioned: Provisioned, plan: SitesFile, older: list[str]) -
 def _write_keys(path: Path, keys: Pinned) -> None:
     text = {str(index): base64.b64encode(keys[index]).decode() for index in sorted(keys)}
     write_file(path, (json.dumps(text, indent=2) + "\n").encode(), PUBLIC)
-
-
-def _versions() -> dict[str, str]:
-    return dict(environment()["packages"])
 
 
 @contextmanager

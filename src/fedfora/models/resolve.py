@@ -11,6 +11,10 @@ from fedfora.registry import need
 
 BUNDLED = {"clinic-base": "clinic_base"}
 NOT_NEEDED = ["*.py", "*.pdf"]  # what a checkpoint may bring; code is never downloaded
+# Families whose modules are called as their weights in the file, by `model_type`.
+_NAMED_ALIKE = re.compile(
+    r"llama|mistral|smollm3|qwen[23]|gemma[23]?(_text)?|phi3?|opt|gpt_neox|bloom"
+)
 
 
 def checked_model_name(settings: ModelArguments) -> str:
@@ -186,12 +190,6 @@ def check_adapter_dir(adapter_dir: str | Path) -> None:
         what = "the directory holds no adapter_config.json" if path.is_dir() else "not a directory"
         remedy = "; a base model: --model_name_or_path" if base else ""
         raise ValueError(f"--model_dir {adapter_dir}: {what}{remedy}")
-
-
-# Families whose modules are called as their weights in the file, by `model_type`.
-_NAMED_ALIKE = re.compile(
-    r"llama|mistral|smollm3|qwen[23]|gemma[23]?(_text)?|phi3?|opt|gpt_neox|bloom"
-)
 
 
 def check_targets(settings: ModelArguments, targets: list[str]) -> None:
