@@ -47,7 +47,6 @@ def test_by_column_makes_one_client_for_each_value():
         ("dirichlet:kind:x", 2, "ALPHA must be a number above 0, got 'x'"),
         ("iid", None, "needs --num_clients"),
         ("iid", 8, "--num_clients 8: there are only 7 rows"),
-        ("iid", 0, "at least 1"),
         ("by-column:kind", 4, "makes 3 clients, --num_clients says 4"),
         ("by-column:type", None, 'row 1 has no column "type"; it has: kind, n'),
     ],

@@ -52,7 +52,10 @@ def _parts(
         raise DataError(f"--partition: {how!r} is not one of {FORMS}{hint}")
     if num_clients is None:
         raise DataError(f"--partition {how} needs --num_clients")
-    _check_enough(examples, num_clients)
+    if num_clients > len(examples):
+        raise DataError(
+            f"--num_clients {num_clients}: there are only {len(examples)} rows to share out"
+        )
     if kind == "iid":
         return _iid(len(examples), num_clients, seed)
     return _dirichlet(examples, rest[0], _alpha(rest[1]), num_clients, seed)
@@ -120,15 +123,6 @@ def _alpha(text: str) -> float:
     if not alpha > 0:
         raise DataError(f"--partition: ALPHA must be a number above 0, got {text!r}")
     return alpha
-
-
-def _check_enough(examples: list[Example], num_clients: int) -> None:
-    if num_clients < 1:
-        raise DataError(f"--num_clients must be at least 1, got {num_clients}")
-    if num_clients > len(examples):
-        raise DataError(
-            f"--num_clients {num_clients}: there are only {len(examples)} rows to share out"
-        )
 
 
 def site_name(index: int, num_clients: int) -> str:

@@ -13,6 +13,7 @@ from fedfora.federated.aggregation import RULES, Rule
 from fedfora.federated.aggregation.update import AdapterState, absorb, part, rank_of, truncate
 from fedfora.federated.wire.formats import Format
 from fedfora.federated.wire.transport import FLOAT32, Layout, digest_of, pack, payload_bytes, unpack
+from fedfora.training.local import LocalResult
 
 FROZEN, CONFIG = "frozen", "config"
 
@@ -46,27 +47,17 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The numbers of a site's round.
+class Report(LocalResult):
+    """The numbers of a site's round: those of its training, and of its rows.
 
     Args:
-        loss: Mean training loss per answer token.
-        answer_tokens: Tokens with a loss that were trained on.
-        tokens: All tokens trained on, padding left out.
         rows: Training rows of the site.
-        steps: Optimizer steps taken.
-        seconds: Wall time of the training.
         validation_loss: Loss per answer token of the received adapter, before training, on the
             rows that the site keeps back; 0 where it keeps none.
         validation_tokens: Answer tokens of those rows.
     """
 
-    loss: float
-    answer_tokens: int
-    tokens: int
     rows: int
-    steps: int
-    seconds: float
     validation_loss: float = 0.0
     validation_tokens: int = 0
 
