@@ -42,17 +42,17 @@ class LocalResult:
     """What a participant's training did.
 
     Args:
-        steps: Optimizer steps taken.
         loss: Mean training loss over the steps, per answer token.
         answer_tokens: Tokens with a loss, the participant's weight in an average.
         tokens: All tokens read, padding left out.
+        steps: Optimizer steps taken.
         seconds: Wall time.
     """
 
-    steps: int
     loss: float
     answer_tokens: int
     tokens: int
+    steps: int
     seconds: float
 
 
