@@ -2,10 +2,9 @@
 
 All arms train the same rows once, at rank 8 on all linear layers, each in a process of its own and
 with its own default for the number format: `before` and `now` by `fedfora train --quantization
-none`; `trl` as SFTTrainer is fastest on a CPU (bfloat16, no padding, logits only for answers);
-`peft` with transformers' Trainer and padded batches in bfloat16. Tokens are those of the rows,
-without padding. Times run from the start of the training to the end of its last step, without
-loading.
+none`; `trl` with SFTTrainer in bfloat16 (padded: its padding-free batches need FlashAttention);
+`peft` with transformers' Trainer in bfloat16. Tokens are those of the rows, without padding. Times
+run from the start of the training to the end of its last step, without loading.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py --before ../older/src \
         --model_name_or_path SMOLLM2 --train_file ade_train.json --batch 8
@@ -95,7 +94,7 @@ def peer(options: argparse.Namespace) -> None:
         ]  # fmt: skip
         trainer: Any = SFTTrainer(
             model=model,
-            args=SFTConfig(**common, max_length=None, padding_free=True),
+            args=SFTConfig(**common, max_length=None),
             train_dataset=Dataset.from_list(columns),
             processing_class=tokenizer,
             peft_config=lora,
