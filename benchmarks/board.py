@@ -292,7 +292,7 @@ def run(data: str, options: argparse.Namespace) -> None:
         name: value
         for name, value in vars(options).items()
         if name not in ("data", "arms", "seeds", "results_dir", "summary", "reference", "data_dir")
-    }
+    } | {"model_name_or_path": Path(options.model_name_or_path).name}
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     done = [line for line in map(json.loads, lines) if line["setup"] == setup]
     if options.summary:
