@@ -1,9 +1,9 @@
-"""The memory that a training, a federation and a prediction really take, beside the estimate.
+"""The memory that a training and a federation really take, beside the estimate.
 
 `shape`: a Llama of Baichuan2's sizes with random weights in bfloat16, written shard by shard, and
 one step on one row of 512 + 512 tokens: FoRA rank 2 on all linear layers, nf4, checkpointing.
-`settings`: a model of yours on rows of yours, in several formats and batch sizes, by `train`,
-`simulate` (five sites) and `predict`.
+`settings`: a model of yours on rows of yours, in several formats and batch sizes, by `train` and
+`simulate` (five sites).
 
 What counts is private memory (RssAnon of the command, sampled) and what of the weights is used from
 the mapped checkpoint. Resident memory also counts pages of the checkpoint that the system can take
@@ -11,7 +11,7 @@ back. `loading` is the peak before the first step.
 
     OMP_NUM_THREADS=1 python benchmarks/memory.py shape 7b --scratch DIR
     OMP_NUM_THREADS=1 python benchmarks/memory.py settings --model_name_or_path DIR \
-        --train_file ade_train.json --test_file ade_test.json
+        --train_file ade_train.json
 """
 
 import argparse
@@ -226,7 +226,7 @@ def shape(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure `train`, `simulate` and `predict` of one model in several formats and batch sizes."""
+    """Measure `train` and `simulate` of one model in several formats and batch sizes."""
     cells = []
     base = f"--model_name_or_path {options.model_name_or_path}"
     for form, flags in FORMATS.items():
