@@ -210,8 +210,8 @@ def test_libraries_talk_as_before_afterwards(training, rows, tmp_path):
         ("train", {"train_file": ["x"]}, "row 1: expected an object with columns, got str"),
         ("simulate", {"train_file": [{}], "engine": "ray"}, "engine"),
         ("simulate", {"test_file": [{"input": "x"}], "num_clients": 1}, "test_file in memory"),
-        ("predict", {"model_dir": "no-such"}, "no adapter_config.json"),
-        ("export", {"model_dir": "no-such"}, "no adapter_config.json"),
+        ("predict", {"model_dir": "no-such"}, "no-such: not a directory"),
+        ("export", {"model_dir": "no-such"}, "no-such: not a directory"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(

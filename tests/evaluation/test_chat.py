@@ -54,7 +54,7 @@ def test_the_command_answers_the_lines_it_is_given(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("chat --adapter nowhere", "nowhere: the directory holds no adapter_config.json"),
+        ("chat --adapter nowhere", "nowhere: not a directory"),
         ("chat", "--model_name_or_path is missing"),
         ("chat --max_new_tokens 0", "--max_new_tokens must be at least 1"),
     ],
