@@ -8,7 +8,8 @@ the same training with neither noise nor clipping. Each line is written as soon 
 comes what a private row costs beside a plain one, in pairs of short trainings.
 
 With `--sites 4` each row is a federation whose sites share the noise under secure aggregation: from
-scratch the four clinics, from a public start four sites of 600 new notes of that fourth clinic.
+scratch the four clinics, from a public start four sites of 600 new notes of that fourth clinic. An
+infinite budget then means no noise, with gradients clipped as ever.
 
     python benchmarks/privacy.py --epsilons 8 3 --starts scratch public --write
     python benchmarks/privacy.py --epsilons 3 --starts public --sites 4 --pairs 0 --write
@@ -239,7 +240,8 @@ def federation(
             local_steps=1,
             eval_rounds=1000,
             privacy_unit="record",
-            target_epsilon=epsilon,
+            target_epsilon=None if epsilon == INFINITE else epsilon,
+            noise_multiplier=0.0 if epsilon == INFINITE else None,
             sampling_rate=arguments.sampling_rate,
             learning_rate=arguments.learning_rate,
             shared_noise=True,
@@ -250,7 +252,7 @@ def federation(
         )
         return {
             "start": kind,
-            "epsilon": epsilon,
+            "epsilon": None if epsilon == INFINITE else epsilon,
             "seed": seed,
             "sites": arguments.sites,
             "train_rows": len(rows),

@@ -1,6 +1,7 @@
 """`fedfora check data`: what is in a file, with line numbers, and what a training would take."""
 
 import json
+import math
 import re
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from fedfora.models.loading import load_base
 from fedfora.models.losses import token_losses
 from fedfora.models.memory_estimate import estimate_memory
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.training.packing import estimate_step, passes_of
+from fedfora.training.settings import TrainArguments
 
 ROW = {"instruction": "Extract:", "input": "one", "output": "a_b_c"}
 
@@ -152,15 +155,53 @@ def test_alibis_mask_is_part_of_the_estimate(tmp_path):
     assert square["alibi"] - square["rope"] == long - 2 * short
 
 
-def test_a_pass_is_bounded_by_its_tokens_and_logits_by_the_answers(tmp_path):
-    """Llama-2-7B's shape, batch 20 of 474 tokens: what a pass may hold, not the whole batch."""
+def test_logits_are_estimated_where_there_are_answers(tmp_path):
+    """Llama-2-7B's shape, a row of 474 tokens with an answer of 16."""
     LlamaConfig().save_pretrained(tmp_path)
-    step = {"rows": 20, "tokens": 474, "answer_tokens": 16}
-    bounded = estimated(tmp_path, **step, max_tokens=2048)
-    assert bounded == estimated(tmp_path, **{**step, "rows": 4})
-    assert bounded.activations < estimated(tmp_path, **step).activations / 4.5
-    one_row = estimated(tmp_path, **step, max_tokens=1)  # rows stay whole
-    assert one_row == estimated(tmp_path, **{**step, "rows": 1})
-    every_token = estimated(tmp_path, rows=1, tokens=474)
+    answers, every = (estimated(tmp_path, tokens=474, answer_tokens=n) for n in (16, 474))
     logits = 458 * 32000 * 4  # of the tokens without a loss: one copy at least
-    assert every_token.activations - one_row.activations > logits
+    assert every.activations - answers.activations > logits
+
+
+LENGTHS = [198, *[151, 130, 123, 96, 81, 77, 72, 68, 61, 60, 55, 52, 47, 41, 38, 33, 31, 29, 25]]
+
+
+def step_of(directory, lengths=LENGTHS, **settings):
+    """The estimate of a step on rows of these lengths, the last ten tokens of each its answer."""
+    rows = [
+        {"input_ids": [1] * n, "labels": [IGNORED] * (n - 10) + [1] * 10, "prompt_size": n - 10}
+        for n in lengths
+    ]
+    train = TrainArguments(gradient_accumulation_steps=1, **settings)
+    model = ModelArguments(str(directory), quantization="none", device="cpu")
+    return estimate_step(model, AdapterArguments(lora_rank=2), train, rows)
+
+
+def test_the_estimate_of_a_step_is_that_of_the_pass_that_costs_most(tiny_dir):
+    """Against the cut that training makes, for a model whose calls cost nothing."""
+    whole = {"per_device_train_batch_size": len(LENGTHS)}
+    batch = {"attention_mask": torch.tensor([[1] * n + [0] * (198 - n) for n in LENGTHS])}
+    for limit in (None, 300, 1):
+        passes = passes_of(batch, limit, device="cpu", num_parameters=10**12)
+        rows, tokens = max((each["attention_mask"].shape for each in passes), key=math.prod)
+        estimate, words = step_of(tiny_dir, max_tokens_per_pass=limit, **whole)
+        assert words.endswith(f"up to {rows * tokens:,} tokens at once")
+        model = ModelArguments(tiny_dir, quantization="none", device="cpu")
+        assert estimate == estimate_memory(
+            model, AdapterArguments(lora_rank=2), rows=rows, tokens=tokens, answer_tokens=10
+        )
+
+
+def test_a_drawn_step_is_at_least_the_longest_row_and_at_most_the_whole_batch(tiny_dir):
+    at_once = {}
+    for size in (1, 4, len(LENGTHS)):
+        _, words = step_of(tiny_dir, per_device_train_batch_size=size)
+        at_once[size] = int(words.split()[-4])
+    assert at_once[1] == 198
+    assert 198 < at_once[4] <= at_once[len(LENGTHS)] < 4 * 198
+
+
+def test_a_packed_step_is_one_sequence_of_its_rows(tiny_dir):
+    packed = {"packing": True, "packing_length": 200}
+    _, words = step_of(tiny_dir, per_device_train_batch_size=2, **packed)
+    assert 398 <= int(words.split()[-4]) <= 400  # two sequences, both all but full

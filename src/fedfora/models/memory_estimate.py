@@ -62,21 +62,18 @@ def estimate_memory(
     rows: int,
     tokens: int,
     answer_tokens: int | None = None,
-    max_tokens: int | None = None,
     optim: str = "adamw_torch",
     gradient_checkpointing: bool = False,
     on_gpu: bool = False,
 ) -> MemoryEstimate:
-    """Return the memory for optimizer steps of `rows` rows of `tokens` tokens each.
+    """Return the memory for passes of `rows` rows of `tokens` tokens each.
 
     Args:
         model_settings: Base model, quantization and number format.
         adapter_settings: Rank and layers.
-        rows: Rows of an optimizer step.
-        tokens: Length of the longest row.
-        answer_tokens: Tokens of a row that have a loss, and so logits; None for all.
-        max_tokens: Tokens of a forward pass at most, where that is more than one row; None for all
-            rows at once.
+        rows: Rows of a pass.
+        tokens: Length of its longest row.
+        answer_tokens: Tokens of a row that have a loss, and so logits, on average; None for all.
         optim: Optimizer, as in the training settings.
         gradient_checkpointing: Whether only the borders between blocks are kept.
         on_gpu: Whether "auto" number formats and double quantization are those of a GPU.
@@ -100,7 +97,6 @@ def estimate_memory(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for parameter in model.parameters():  # autocast multiplies in the base's format
         parameter.data = parameter.data.to(base.model.dtype)
-    rows = rows if max_tokens is None else min(rows, max(1, max_tokens // tokens))
     answer_tokens = min(tokens, answer_tokens or tokens)
     activations = _kept_bytes(model, rows, tokens, answer_tokens)
     if gradient_checkpointing:

@@ -7,6 +7,8 @@ another. Each row's positions start at 0; from that transformers' masks see wher
 `check_no_leak` makes sure that the model at hand does so, before anything is trained.
 """
 
+import math
+import random
 from typing import Any
 
 import torch
@@ -25,12 +27,13 @@ Batch = dict[str, torch.Tensor]
 TOKENS_PER_PASS = 16
 CALLS_PER_PASS = {"cpu": 2.5e8, "cuda": 2.5e12}
 MAX_TOKENS = {"cpu": 2048, "cuda": 16384}  # beyond these a larger pass is no faster
+DRAWN_STEPS = 200  # of which the costliest is the estimate
 
 
 def estimate_step(
     model: ModelArguments, adapter: AdapterArguments, train: TrainArguments, encoded: Encoded
 ) -> tuple[MemoryEstimate, str]:
-    """Return the memory that a training on these rows takes at most, and for what, in words.
+    """Return the memory of the costliest pass of many drawn steps on these rows, and its size.
 
     Raises:
         ValueError: If there is no such model.
@@ -38,20 +41,42 @@ def estimate_step(
     on_gpu = model.device == "cuda" or (model.device == "auto" and torch.cuda.is_available())
     limit = train.max_tokens_per_pass or MAX_TOKENS["cuda" if on_gpu else "cpu"]
     rows = train.rows_per_step
-    tokens = max(len(row["input_ids"]) for row in encoded)
+    if train.packing:
+        together = sorted(pack(encoded, train.packing_length), key=_length)[-rows:]
+        largest = [_joined(together)]
+    else:
+        largest = _largest_pass(encoded, rows, limit, train.seed)
+    tokens = _length(max(largest, key=_length))
+    answers = sum(label != IGNORED for row in largest for label in row["labels"])
     estimate = estimate_memory(
         model,
         adapter,
-        rows=rows,
+        rows=len(largest),
         tokens=tokens,
-        answer_tokens=max(sum(label != IGNORED for label in row["labels"]) for row in encoded),
-        max_tokens=limit,
+        answer_tokens=math.ceil(answers / len(largest)),
         optim=train.optim,
         gradient_checkpointing=train.gradient_checkpointing,
         on_gpu=on_gpu,
     )
-    at_once = max(min(limit, rows * tokens), tokens)
-    return estimate, f"{rows} rows a step, at most {at_once:,} tokens at once"
+    return estimate, f"{rows} rows a step, up to {len(largest) * tokens:,} tokens at once"
+
+
+def _largest_pass(encoded: Encoded, rows: int, limit: int, seed: int) -> Encoded:
+    """Return the pass with the most padded tokens of steps of `rows` drawn rows.
+
+    How many parameters the model has is not known yet, so a pass costs what it costs a large one.
+    """
+    draw, rows = random.Random(seed), min(rows, len(encoded))
+    largest: Encoded = [max(encoded, key=_length)]  # it has its turn in every epoch
+    for _ in range(max(1, min(DRAWN_STEPS, 10**6 // rows**2))):  # cutting takes rows^2
+        step = sorted(draw.sample(encoded, rows), key=_length, reverse=True)
+        passes = (step[part] for part in _cut([*map(_length, step)], limit, TOKENS_PER_PASS))
+        largest = max(largest, *passes, key=lambda each: len(each) * _length(each[0]))
+    return largest
+
+
+def _length(row: dict[str, list[int]]) -> int:
+    return len(row["input_ids"])
 
 
 def passes_of(
@@ -77,6 +102,14 @@ def passes_of(
     length_B = batch["attention_mask"].sum(dim=1)
     order = length_B.argsort(descending=True, stable=True)
     lengths = length_B[order].tolist()
+    return [
+        {name: tensor[order[part], : lengths[part.start]] for name, tensor in batch.items()}
+        for part in _cut(lengths, limit, fixed)
+    ]
+
+
+def _cut(lengths: list[int], limit: int, fixed: float) -> list[slice]:
+    """Return the parts of descending lengths with the least work, `fixed` for each included."""
     least, cuts = [0.0], [0]  # for the first n rows: the least work, and where its last pass begins
     for end in range(1, len(lengths) + 1):
         work = {
@@ -86,14 +119,11 @@ def passes_of(
         }
         cuts.append(min(work, key=work.__getitem__))
         least.append(work[cuts[-1]])
-    passes, end = [], len(lengths)
+    parts, end = [], len(lengths)
     while end:
-        start = cuts[end]
-        passes.append(
-            {name: tensor[order[start:end], : lengths[start]] for name, tensor in batch.items()}
-        )
-        end = start
-    return passes[::-1]
+        parts.append(slice(cuts[end], end))
+        end = cuts[end]
+    return parts[::-1]
 
 
 def pack(encoded: Encoded, length: int) -> list[PackedRow]:
