@@ -131,7 +131,7 @@ def _print_cost(
     """Print the memory of a training, and its time at the pace of the second of two steps."""
     from fedfora.models.adapter_base import add_adapter
     from fedfora.models.loading import load_base
-    from fedfora.models.memory_estimate import free_memory
+    from fedfora.models.memory_estimate import LIBRARIES_BYTES, free_memory
     from fedfora.reporting.view import clock
     from fedfora.training.local import train_locally, training_rows
     from fedfora.training.packing import estimate_step
@@ -146,7 +146,7 @@ def _print_cost(
     del parts["adapter_parameters"]
     for name, size in {**parts, "in all": estimate.total}.items():
         print(f"  {name:12s}{size / 2**30:9.3f} GiB")
-    print("  plus the libraries' own memory, about 0.6 GiB", flush=True)
+    print(f"  and on a CPU about {LIBRARIES_BYTES / 2**30:.1f} GiB for the libraries", flush=True)
     if estimate.total > (free := free_memory(model.device)):
         print(f"time of a training: not measured, only {free / 2**30:.1f} GiB are free")
         return

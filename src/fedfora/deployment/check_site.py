@@ -40,13 +40,12 @@ from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site.identity import read_site_keys
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base, load_tokenizer
-from fedfora.models.memory_estimate import MemoryEstimate, free_memory
+from fedfora.models.memory_estimate import LIBRARIES_BYTES, MemoryEstimate, free_memory
 from fedfora.protection.keys import read_signing_key
 from fedfora.training.packing import estimate_step
 
 LOGS_BYTES = 256 * 2**20
 ADAPTERS_KEPT = 8  # messages on their way, error feedback, copies while writing
-LIBRARIES_BYTES = 2**30  # PyTorch and the rest, before any model is loaded
 TIMEOUT_S = 10.0
 # Flower takes a signature from 5 s in its future to 305 s in its past; the rest is for the way.
 MOST_AHEAD_S, MOST_BEHIND_S = 4.0, 290.0

@@ -23,6 +23,7 @@ from fedfora.models.settings import AdapterArguments, ModelArguments
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit format
 SCALES = 256  # scales that share a scale of their own in double quantization
 QUANTIZABLE = (nn.Linear, Conv1D)  # by bitsandbytes; subclasses, such as Falcon's, are not
+LIBRARIES_BYTES = 7 * 2**30 // 10  # on a CPU: PyTorch and the rest, and what the heap wastes
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "sgd": 0.0}
 
 
