@@ -11,7 +11,7 @@ help:
 	@echo "make setup   a virtual environment in .venv with everything"
 	@echo "make demo    a federation of four clinics: about four minutes on two cores"
 	@echo "make test    all tests that need no GPU"
-	@echo "make test-all   also what CI skips: deploy, FATE, DeepSpeed, ray, torchao, HQQ, llama.cpp: hours"
+	@echo "make test-all   also what CI skips: deploy, FATE, DeepSpeed, torchao, HQQ, llama.cpp: hours"
 	@echo "make test-deploy   real federations on this machine, and what may go wrong: half an hour"
 	@echo "make test-hosts  a federation over network namespaces and accounts, as root: twenty minutes"
 	@echo "make test-fate   FATE beside fedfora, in .venv-fate, and three parties of a federation"
@@ -55,7 +55,7 @@ test-hosts: setup
 # What CI skips, in .venv-all; its last run, with date and versions, stands in docs/log.md.
 test-all: test test-deploy test-fate .venv-all/ready
 	OMP_NUM_THREADS=1 .venv-all/bin/python -m pytest tests/adapter/test_quantized.py tests/export/test_gguf.py \
-		tests/federated/engines tests/reporting/test_trackers.py tests/training/test_launchers.py
+		tests/reporting/test_trackers.py tests/training/test_launchers.py
 
 .venv-all/ready: setup
 	$(PYTHON) -m venv .venv-all
@@ -63,7 +63,7 @@ test-all: test test-deploy test-fate .venv-all/ready
 	.venv-all/bin/python -m pip install --quiet -c constraints.txt torch
 	.venv-all/bin/python -m pip install --quiet --no-deps -e .
 	DS_BUILD_OPS=0 .venv-all/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation \
-		"ray>=2.55,<3" "deepspeed>=0.19,<0.20" torchao hqq llama-cpp-python mlflow-skinny
+		"deepspeed>=0.19,<0.20" torchao hqq llama-cpp-python mlflow-skinny
 	touch .venv-all/ready
 
 # FATE's pins exclude today's libraries, so it gets an environment of its own, Python 3.11.

@@ -35,7 +35,6 @@ MAY_BE_SKIPPED = (
     "needs llama.cpp",
     "needs pip install trackio",
     "needs pip install wandb",
-    "needs ray",
     "needs root",
     "needs slurmctld",
     "needs squid",

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fedfora.cli.console import NOISY
 from fedfora.cli.main import missing_extra
 from fedfora.config import ConfigError, ConfigParser, to_mapping
-from fedfora.data.sources import held_rows, is_in_memory
+from fedfora.data.sources import held_rows
 from fedfora.models.settings import ModelArguments
 from fedfora.reporting.history import Run, read_run
 from fedfora.reporting.record import Event
@@ -277,9 +277,6 @@ def simulate(
             own_rows = rows_of(sites)
             held.enter_context(taking_part(sites))
         preflight(settings, own_rows)
-        files = (settings.data.train_file, settings.data.test_file)
-        if settings.rounds.engine == "ray" and any(map(is_in_memory, files)):
-            raise ConfigError("--engine ray: its processes read files, and no rows from memory")
         with _view(progress, work_of(settings, len(own_rows or ()))) as view:
             from fedfora.federated.comparison import compare
             from fedfora.federated.simulation import simulate

@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from fedfora.deployment import flower_processes, journal
 from fedfora.deployment.flower_processes import KNOWN_TO_WORK, environment
 from fedfora.deployment.run import write_app
-from fedfora.federated.engines.embedded import introduce_this_process
+from fedfora.federated.embedded import introduce_this_process
 
 HERE = f"flwr {version('flwr')} (the real processes were tried with {KNOWN_TO_WORK})"
 

@@ -289,7 +289,6 @@ def test_trainers_may_share_a_model_and_are_left_as_they_were(own, tiny_dir, enc
         ({"train_file": "clinic"}, "--train_file: with trainer_factory"),
         ({"model": "clinic-base"}, "--model_name_or_path: with trainer_factory"),
         ({"num_clients": None}, "--num_clients is missing"),
-        ({"engine": "ray"}, "--engine ray"),
         ({"test_file": "clinic:test", "compare": ["alone"]}, "--compare: not with"),
         ({"clients_per_round": 4}, "there are only 3 sites"),
         ({"adapter": LORA, "aggregation": "core"}, "core alone, and LoRA has none"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedfora.federated import embedded
 from fedfora.federated.aggregation import NAMES, rules_of
-from fedfora.federated.engines import embedded
 from fedfora.federated.secure_aggregation.client import SecureSite
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate

@@ -32,7 +32,7 @@ from fedfora.deployment.kit import SiteKit
 from fedfora.deployment.policy import Policy, PolicyError, read_policy
 from fedfora.deployment.settings import check_sent
 from fedfora.deployment.supervisor import only_one
-from fedfora.federated.engines.embedded import introduce_this_process
+from fedfora.federated.embedded import introduce_this_process
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import as_scalar, at_site
 from fedfora.federated.site.client_app import make_client_app

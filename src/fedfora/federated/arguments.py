@@ -1,6 +1,5 @@
 """What the user says about a round: who may be missing, what is refused, what is kept."""
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +13,9 @@ from fedfora.federated.wire.formats import FORMATS
 class RoundArguments(Options):
     """Engine, deadline, quorum, limits of what a site may send, validation, checkpoints."""
 
-    engine: Literal["embedded", "ray", "deploy"] = flag(
+    engine: Literal["embedded", "deploy"] = flag(
         "embedded",
-        "embedded: one process, one base; ray: Flower's simulation, several processes; deploy: "
-        "real sites, which other commands run",
+        "embedded: one process, one base; deploy: real sites, which other commands run",
     )
     report_to: list[str] = flag(
         ["none"], "tensorboard, mlflow, wandb, trackio: the coordinator reports every round there"
@@ -77,16 +75,6 @@ class RoundArguments(Options):
             )
         if self.max_norm_ratio != 0 and not self.max_norm_ratio >= 1:
             raise ValueError(f"--max_norm_ratio must be 0 or at least 1, got {self.max_norm_ratio}")
-
-
-def check_ray() -> None:
-    """Raise if ray is not installed.
-
-    Raises:
-        ValueError: With the command that installs it.
-    """
-    if importlib.util.find_spec("ray") is None:
-        raise ValueError('--engine ray needs: pip install "fedfora[simulation]"')
 
 
 # What the user says about how updates travel and become one.

@@ -256,10 +256,9 @@ def open_sites(
         raise ValueError(f"--{said[0]}: with trainer_factory, the Trainers decide that themselves")
     typed = resolve_settings(values, parser)
     check_settings(typed)
-    count, rounds = typed.federation.num_clients, typed.rounds
+    count = typed.federation.num_clients
     refuse(
         (count is None, "--num_clients is missing: how many sites trainer_factory makes"),
-        (rounds.engine != "embedded", f"--engine {rounds.engine}: Trainers work in this process"),
         (bool(typed.federation.compare), "--compare: not with trainer_factory"),
     )
     sites = []

@@ -11,7 +11,6 @@ from typing import Any
 from fedfora.config import ConfigError, ConfigParser, read_yaml
 from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.data.partition import partition
-from fedfora.federated.arguments import check_ray
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.federated.settings import NO_EFFECT, SECTIONS, FederationSettings
 from fedfora.models.resolve import check_targets, checked_model_name
@@ -39,8 +38,6 @@ def preflight(
             to_resume=f"--resume {run.output_dir}",
         )
     check_trackers(settings.rounds.report_to)
-    if settings.rounds.engine == "ray":
-        check_ray()
     if own_rows is None:
         checked_model_name(settings.model)
         check_targets(settings.model, settings.adapter.target_modules)

@@ -7,14 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-
-from fedfora.config import Scalar
 from fedfora.federated.coordinator.rounds import make_server_app
 from fedfora.federated.coordinator.site_privacy import sites_ledger
-from fedfora.federated.engines.embedded import run_embedded
-from fedfora.federated.engines.ray import run_ray
+from fedfora.federated.embedded import run_embedded
 from fedfora.federated.preflight import partition_sites, preflight
 from fedfora.federated.secure_aggregation.messages import NUM_CURIOUS_SITES, fewest_survivors
 from fedfora.federated.settings import FederationSettings
@@ -56,17 +51,13 @@ def simulate(
     names = preflight(settings, own_rows)
     private = None if settings.rounds.resume else _check_budget(settings, names)
     run_config = settings.run_config()
-    client_app = make_client_app()
-    if settings.rounds.engine == "embedded":
-        client_app = make_client_app(_site_steps(settings, view))
-        check_rows(runtime := load_runtime(run_config))
-        if settings.privacy.privacy_unit == "record" and not settings.rounds.resume:
-            view.line(_outlook(settings, names, runtime, private))
-        gc.collect()
-        gc.freeze()  # what is loaded stays; looking through it again after every site is slow
-    ENGINES[settings.rounds.engine](
-        make_server_app([view.take, *listeners]), client_app, len(names), run_config
-    )
+    check_rows(runtime := load_runtime(run_config))
+    if settings.privacy.privacy_unit == "record" and not settings.rounds.resume:
+        view.line(_outlook(settings, names, runtime, private))
+    gc.collect()
+    gc.freeze()  # what is loaded stays; looking through it again after every site is slow
+    client_app = make_client_app(_site_steps(settings, view))
+    run_embedded(make_server_app([view.take, *listeners]), client_app, len(names), run_config)
     return read_rounds(settings.run.output_dir)
 
 
@@ -146,16 +137,3 @@ def _site_steps(settings: FederationSettings, view: View) -> Callable[[str, Step
             append_event(directory, "site_step", file=PASSING, **values)
 
     return site_step
-
-
-# Engines by name: what carries messages between the coordinator and the simulated sites.
-#
-# The apps do not know which one runs them, and replies are folded in the order of the sites, so the
-# same seed is to give the same adapter to the bit in every engine
-# (tests/federated/engines/test_engines.py).
-
-
-ENGINES: dict[str, Callable[[ServerApp, ClientApp, int, Mapping[str, Scalar]], None]] = {
-    "embedded": run_embedded,
-    "ray": run_ray,
-}

@@ -14,7 +14,7 @@ from fedfora.federated.coordinator.handshake import (
     Handshake,
     Membership,
 )
-from fedfora.federated.engines.embedded import FIRST_NODE_ID, EmbeddedGrid
+from fedfora.federated.embedded import FIRST_NODE_ID, EmbeddedGrid
 from fedfora.federated.secure_aggregation.crypto import prompts_digest
 from fedfora.federated.wire.transport import Layout, digest_of, pack
 

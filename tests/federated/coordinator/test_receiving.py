@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
 
 from fedfora.federated.coordinator.receiving import receive
-from fedfora.federated.engines.embedded import EmbeddedGrid
+from fedfora.federated.embedded import EmbeddedGrid
 
 
 def grid_of(app, sites=4):

@@ -23,7 +23,7 @@ from fedfora.federated.coordinator.screening import (
     distance,
     screen,
 )
-from fedfora.federated.engines.embedded import EmbeddedGrid
+from fedfora.federated.embedded import EmbeddedGrid
 from fedfora.federated.wire.messages import ARRAYS, METRICS, ORIGIN, ExpectedReply, Origin, Report
 from fedfora.federated.wire.transport import Layout, pack
 

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedfora.federated.coordinator.rounds import run_rounds
-from fedfora.federated.engines.embedded import EmbeddedGrid
+from fedfora.federated.embedded import EmbeddedGrid
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.messages import RoundKeys, Terms, digest_of

@@ -8,7 +8,7 @@ import torch
 
 from fedfora.adapter.state import fold
 from fedfora.federated.coordinator.rounds import run_rounds
-from fedfora.federated.engines.embedded import EmbeddedGrid
+from fedfora.federated.embedded import EmbeddedGrid
 from fedfora.federated.secure_aggregation import client
 from fedfora.federated.secure_aggregation.crypto import verify_participation
 from fedfora.federated.settings import from_run_config

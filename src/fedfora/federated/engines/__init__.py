@@ -1,1 +1,0 @@
-"""What carries messages between the coordinator and the simulated sites."""
