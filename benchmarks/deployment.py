@@ -36,7 +36,7 @@ from record import write
 RANK = 268  # 4.8 million numbers, 19 MB, on the bundled model
 SITES = ("cardiology", "dermatology")
 PROCESSES = {  # name to a part of its command line
-    "trainer": "fedfora.deployment.trainer_process",
+    "trainer": "fedfora.deployment.site",
     "SuperNode": "flower_processes supernode",
     "SuperExec": "flower-superexec",
     "client process, of one message": "flower_processes clientapp",

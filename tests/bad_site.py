@@ -99,8 +99,8 @@ def site(kit, faults):
     """Run the site with another trainer."""
     from fedfora.cli.console import log_line
     from fedfora.deployment import site
-    from fedfora.deployment.heartbeat import HEARTBEAT, HeartbeatMonitor
     from fedfora.deployment.kit import SiteKit, read_kit
+    from fedfora.deployment.supervisor import HEARTBEAT, HeartbeatMonitor
 
     honest_children = site.children
 
@@ -117,11 +117,11 @@ def site(kit, faults):
 
 def trainer(kit, faults):
     """Run the trainer."""
-    from fedfora.deployment import trainer, trainer_process
+    from fedfora.deployment import site, trainer
 
     make = trainer.make_client_app
     trainer.make_client_app = lambda: bad(make(), json.loads(faults))
-    trainer_process.main(kit)
+    site.main(kit)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ import psutil
 import pytest
 
 from fedfora.cli.main import main
-from fedfora.deployment import check_federation as federation
-from fedfora.deployment import check_result, coordinator
 from fedfora.deployment import check_site as site
+from fedfora.deployment import checks, coordinator
 from fedfora.deployment.certificates import make_authority, make_server
-from fedfora.deployment.check_result import check_disk, check_modes, check_versions
-from fedfora.deployment.check_site import FORBIDDEN, check_gate
+from fedfora.deployment.check_site import FORBIDDEN, Work, check_keys
+from fedfora.deployment.checks import Fault, check_disk, check_modes, check_versions, run_check
 from fedfora.deployment.kit import CoordinatorKit, SiteKit, read_kit, write_description
 from fedfora.deployment.site import children
 
@@ -79,6 +78,10 @@ def authority_of(kit):
 
 def own_certificate(kit):
     return kit.server_key.read_bytes(), kit.server_certificate.read_bytes()
+
+
+def check_gate(kit):
+    return list(site.check_gate(kit))
 
 
 def found(findings):
@@ -264,20 +267,21 @@ def test_nothing_of_a_row_is_shown(kits, rows_file, capsys):
 def test_keys_that_do_not_belong_together(kits):
     kit = kits[1]
     other = kit.directory.parent / "b"
-    assert site._keys(kit).ok
+    assert check_keys(kit) == "site 0 of 2"
     shutil.copy(other / "site.key", kit.signing_key)
-    assert "not that of site.key" in site._keys(kit).message
+    with pytest.raises(ValueError, match=r"not that of site\.key"):
+        check_keys(kit)
     shutil.copy(other / "node.pub", kit.node_public_key)
-    assert "node.key and node.pub" in site._keys(kit).message
+    with pytest.raises(ValueError, match=r"node\.key and node\.pub"):
+        check_keys(kit)
 
 
 def test_a_site_that_is_in_no_list(kits):
     kit = kits[1]
     keys = json.loads(kit.site_keys.read_text())
     kit.site_keys.write_text(json.dumps({"1": keys["1"]}))
-    finding = site._keys(kit)
-    assert not finding.ok
-    assert "revoked?" in finding.message
+    with pytest.raises(ValueError, match="revoked"):
+        check_keys(kit)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +293,9 @@ def test_rows_that_are_not_there(kits, train_file, text):
         "model_name_or_path": "clinic-base",
         **({"train_file": train_file} if train_file else {}),
     }
-    rows, finding = site._data(site.settings_of(settings))
-    assert rows is None
+    work = Work(site.settings_of(settings))
+    finding = run_check("data", work.check_data, site.THE_ROWS)
+    assert work.rows is None
     assert not finding.ok
     assert text in finding.message
     assert "kit.yaml" in finding.remedy
@@ -309,16 +314,19 @@ def test_memory_is_compared_with_what_is_left(kits, monkeypatch):
     for available, good in ((2**20, False), (2**35, True)):
         left = SimpleNamespace(available=available)
         monkeypatch.setattr(psutil, "virtual_memory", lambda left=left: left)
-        estimate, finding = site._memory(settings, None)
+        work = Work(settings)
+        finding = run_check("memory", work.check_memory)
         assert finding.ok is good
-        assert estimate.total + site.LIBRARIES_BYTES > 2**20
+        assert good or "gradient_checkpointing" in finding.remedy
+        assert work.adapter_parameters > 0
 
 
 def test_a_model_that_is_not_there(kits):
     settings = site.settings_of({"model_name_or_path": "/no/model", "train_file": "clinic"})
-    estimate, finding = site._memory(settings, None)
-    assert estimate is None
-    assert "/no/model" in finding.message
+    work = Work(settings)
+    with pytest.raises(ValueError, match="/no/model"):
+        work.check_memory()
+    assert work.adapter_parameters is None
 
 
 def test_a_kit_names_the_versions_that_a_bases_fingerprint_depends_on(kits):
@@ -326,7 +334,7 @@ def test_a_kit_names_the_versions_that_a_bases_fingerprint_depends_on(kits):
         assert {"fedfora", "flwr", "torch", "transformers", "peft", "bitsandbytes"} <= set(
             kit.made_with
         )
-        assert "differs" not in check_versions(kit.made_with).message
+        assert "differs" not in check_versions(kit.made_with)
 
 
 @pytest.mark.parametrize(
@@ -341,25 +349,24 @@ def test_a_kit_names_the_versions_that_a_bases_fingerprint_depends_on(kits):
     ],
 )
 def test_other_versions_are_named_and_keep_no_site_away(monkeypatch, name, here, there, said):
-    monkeypatch.setattr(
-        check_result, "installed_version", lambda package: {name: here}.get(package, "1")
-    )
-    result = check_versions({name: there})
-    assert result.ok
-    assert result.message.partition("; the federation has ")[2] == said
+    monkeypatch.setattr(checks, "installed_version", lambda package: {name: here}.get(package, "1"))
+    assert check_versions({name: there}).partition("; the federation has ")[2] == said
 
 
 def test_modes_and_disk(kits, tmp_path):
     kit = kits[1]
-    assert check_modes(kit.directory, kit.private_files).ok
+    assert "you alone" in check_modes(kit.directory, kit.private_files)
     kit.directory.chmod(0o750)
-    assert f"chmod 700 {kit.directory}" in check_modes(kit.directory, []).remedy
-    assert check_disk(tmp_path / "not" / "yet", 1).ok
-    assert not check_disk(tmp_path, 2**60).ok
+    with pytest.raises(Fault) as fault:
+        check_modes(kit.directory, [])
+    assert f"chmod 700 {kit.directory}" in fault.value.remedy
+    assert "room for" in check_disk(tmp_path / "not" / "yet", 1)
+    with pytest.raises(Fault):
+        check_disk(tmp_path, 2**60)
 
 
 def ready(kit):
-    return found(federation.check_federation(read_kit(kit.directory, CoordinatorKit)))
+    return found(checks.check_federation(read_kit(kit.directory, CoordinatorKit)))
 
 
 def test_a_coordinator_that_is_ready_passes(kits, capsys):
@@ -391,7 +398,7 @@ def test_what_is_wrong_with_a_coordinator_is_found(kits, tmp_path):
         kit.server_certificate.write_bytes(certified[1])
         finding = ready(kit)["certificate"]
         if text is None:  # loopback is in every certificate
-            finding = found(federation.check_federation(replace(kit, host="c.org")))["certificate"]
+            finding = found(checks.check_federation(replace(kit, host="c.org")))["certificate"]
             text = "not for c.org"
         assert not finding.ok
         assert text in finding.message

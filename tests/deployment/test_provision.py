@@ -11,8 +11,9 @@ import pytest
 from fedfora.cli.main import main
 from fedfora.deployment import certificates
 from fedfora.deployment import provision as module
-from fedfora.deployment.check_federation import check_certificate
-from fedfora.deployment.check_site import _keys
+from fedfora.deployment.certificates import make_request, read_requests
+from fedfora.deployment.check_site import check_keys
+from fedfora.deployment.checks import check_certificate
 from fedfora.deployment.kit import (
     CoordinatorKit,
     SiteKit,
@@ -22,7 +23,6 @@ from fedfora.deployment.kit import (
 )
 from fedfora.deployment.provision import provision
 from fedfora.deployment.settings import PROTECTION, own_flags
-from fedfora.deployment.site_keys import make_request, read_requests
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import at_site
@@ -408,7 +408,7 @@ def test_keys_made_at_a_site_stay_there_and_the_kit_that_comes_back_is_whole(
         shutil.copy(path, at_site / path.name)
     kit = read_kit(at_site, SiteKit)
     assert kit.private_files == [at_site / f"{name}.key" for name in ("node", "site", "client")]
-    assert _keys(kit).ok, _keys(kit)
+    assert check_keys(kit) == f"site {kit.index} of 2"
     private = [path.read_bytes() for path in at_site.glob("*.key")]
     for path in (tmp_path / "kits").rglob("*"):
         assert path.is_dir() or path.read_bytes() not in private
@@ -477,7 +477,7 @@ def test_keys_are_replaced_by_their_holder_alone(sites_file, tmp_path):
     for path in (site / "next").iterdir():
         path.replace(site / path.name)
     kit = read_kit(site, SiteKit)
-    assert _keys(kit).ok, _keys(kit)
+    assert check_keys(kit) == f"site {kit.index} of 2"
     assert done.kit.node("cardiology").read_bytes() == kit.node_public_key.read_bytes()
     assert kit.client_certificate.read_bytes() in done.kit.client_certificates.read_bytes()
     old = before[first.kit.node("cardiology").relative_to(place)]

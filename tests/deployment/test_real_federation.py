@@ -275,8 +275,8 @@ def test_flowers_own_command_starts_a_run_and_code_that_it_sends_is_not_run_at_a
     home = {"FLWR_HOME": str(real.kit.state / "flower"), "FLWR_DISABLE_UPDATE_CHECK": "1"}
     flwr = Path(sys.executable).with_name("flwr")
     subprocess.run([flwr, "run", app, "fedfora"], env={**os.environ, **home}, check=True)
-    outcome = real.kit.state / "outcome.json"
-    real.until(outcome.is_file)
-    assert json.loads(outcome.read_text())["status"] == "finished", real.logs()
+    attempt = real.kit.state / "attempt.json"
+    real.until(lambda: attempt.is_file() and "begun" not in attempt.read_text())
+    assert json.loads(attempt.read_text())["status"] == "finished", real.logs()
     assert len(list((real.kit.state / "runs").glob("flwr-*/adapter_model.safetensors"))) == 1
     assert not marker.exists()

@@ -158,8 +158,9 @@ def test_an_agentapp_that_comes_with_a_run_is_not_run_at_a_site(federation):
     home = {"FLWR_HOME": str(real.kit.state / "flower"), "FLWR_DISABLE_UPDATE_CHECK": "1"}
     flwr = Path(sys.executable).with_name("flwr")
     subprocess.run([flwr, "run", app, "fedfora"], env={**os.environ, **home}, check=True)
-    real.until((real.kit.state / "outcome.json").is_file)
-    assert '"finished"' in (real.kit.state / "outcome.json").read_text(), real.logs()
+    attempt = real.kit.state / "attempt.json"
+    real.until(lambda: attempt.is_file() and "begun" not in attempt.read_text())
+    assert '"finished"' in attempt.read_text(), real.logs()
 
 
 def supernode_log(real, name):

@@ -24,7 +24,6 @@ from fedfora.deployment.run_state import (
     FAILED,
     FINISHED,
     STOPPED,
-    Outcome,
     PlannedRun,
     settings_for,
 )
@@ -71,7 +70,7 @@ def test_a_run_that_has_not_come_to_its_end_goes_on_unless_a_new_one_is_asked_fo
     (kit.state / "runs" / "001").mkdir(parents=True)
     run_state.write_run(kit.state, RUN)
     if status is not None:
-        run_state.write_outcome(kit.state, Outcome(RUN.name, RUN.attempt, status, "no quorum"))
+        run_state.write_attempt(kit.state, RUN, status, "no quorum")
     place = str(kit.state / "runs" / Path(RUN.run_config["output_dir"]).name)
     assert plan(kit) == replace(RUN, run_config={**RUN.run_config, "output_dir": place})
     assert plan(kit, new=True).name == "clinics/002"
@@ -144,13 +143,13 @@ def test_an_account_starts_what_it_has_the_key_for(provisioned, monkeypatch):
 def test_after_a_finished_run_comes_another(kit):
     (kit.state / "runs" / "001").mkdir(parents=True)
     run_state.write_run(kit.state, RUN)
-    run_state.write_outcome(kit.state, Outcome(RUN.name, RUN.attempt, FINISHED, ""))
+    run_state.write_attempt(kit.state, RUN, FINISHED)
     assert plan(kit).name == "clinics/002"
 
 
 def test_an_outcome_of_an_earlier_attempt_is_none_of_this_one(kit):
-    run_state.write_outcome(kit.state, Outcome(RUN.name, RUN.attempt - 1, FINISHED, ""))
-    assert run_state.read_outcome(kit.state, RUN) is None
+    run_state.write_attempt(kit.state, replace(RUN, attempt=RUN.attempt - 1), FINISHED)
+    assert run_state.read_attempt(kit.state, RUN) is None
 
 
 def test_a_run_started_by_somebody_else_has_its_own_settings_and_the_kits_paths(kit):
@@ -161,17 +160,13 @@ def test_a_run_started_by_somebody_else_has_its_own_settings_and_the_kits_paths(
 
 
 def test_a_dead_process_that_nobody_waited_for_does_not_count_as_running(kit):
-    run_state.write_begun(kit.state, RUN)
-    assert run_state.is_running(kit.state, RUN)
+    run_state.write_attempt(kit.state, RUN)
+    assert run_state.read_attempt(kit.state, RUN).is_running
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
-        text = (
-            (kit.state / run_state.SERVER).read_text().replace(str(os.getpid()), str(process.pid))
-        )
-        (kit.state / run_state.SERVER).write_text(text)
-        assert run_state.has_begun(kit.state, RUN)
-        assert not run_state.is_running(kit.state, RUN)
-    assert not run_state.is_running(kit.state, RUN)
+        attempt = replace(run_state.read_attempt(kit.state, RUN), pid=process.pid)
+        assert not attempt.is_running
+    assert not attempt.is_running
 
 
 def test_every_event_of_a_run_is_told_and_a_loss_that_is_hidden_is_left_out(tmp_path):
@@ -194,10 +189,9 @@ def test_every_event_of_a_run_is_told_and_a_loss_that_is_hidden_is_left_out(tmp_
 def test_the_second_run_on_a_kit_has_not_begun_with_the_first_ones_process(kit):
     """Both are in their first attempt."""
     first, second = (PlannedRun(f"clinics/00{i}", 1, RUN.run_config) for i in (1, 2))
-    run_state.write_begun(kit.state, first)
-    assert run_state.has_begun(kit.state, first)
-    assert not run_state.has_begun(kit.state, second)
-    assert not run_state.is_running(kit.state, second)
+    run_state.write_attempt(kit.state, first)
+    assert run_state.read_attempt(kit.state, first).status == run_state.BEGUN
+    assert run_state.read_attempt(kit.state, second) is None
 
 
 class FakeTime:
@@ -231,10 +225,7 @@ class FakeCoordinator:
         planned = run_state.read_run(self.kit.state)
         self.started_at.append(self.clock.now)
         status = next(self.ends)
-        run_state.write_begun(self.kit.state, planned)
-        run_state.write_outcome(
-            self.kit.state, Outcome(planned.name, planned.attempt, status, "no route")
-        )
+        run_state.write_attempt(self.kit.state, planned, status, "no route")
 
 
 def followed(kit, monkeypatch, ends):

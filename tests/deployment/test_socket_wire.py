@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfora.deployment.socket_wire import WireError, decode, encode, receive, send
+from fedfora.deployment.client_app import WireError, decode, encode, receive, send
 
 DTYPES = st.sampled_from(["float32", "float16", "int64", "uint8", "uint16", "uint32", "bool"])
 NAMES = st.text(min_size=1, max_size=8)

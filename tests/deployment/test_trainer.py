@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedfora.data.clinic import clinic_rows
 from fedfora.data.loading import DataError
-from fedfora.deployment import client_app, journal, socket_wire, trainer
+from fedfora.deployment import client_app, journal, trainer
 from fedfora.deployment.client_app import SOCKET, TrainerGoneError, ask
 from fedfora.deployment.journal import RUN_NAME
 from fedfora.deployment.trainer import BaseError, SettingsError, Trainer, serve, word_for
@@ -196,7 +196,7 @@ def test_no_trainer_is_an_error_that_names_the_place(tmp_path):
     ("error", "expected"),
     [
         (OSError(errno.ENOSPC, "Jane Roe"), "DISK"),
-        (socket_wire.WireError("Jane Roe"), "MESSAGE"),
+        (client_app.WireError("Jane Roe"), "MESSAGE"),
         (SettingsError("Jane Roe"), "SETTINGS"),
         (BaseError("Jane Roe"), "BASE"),
         (DataError("Jane Roe"), "DATA"),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fedfora.deployment.trainer_process import hide_packages
+from fedfora.deployment.site import hide_packages
 
 MODELS = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "trl")
 FLOWER = ("flwr", "grpc")
@@ -22,9 +22,9 @@ SUPERNODE = (
     "import flwr.supernode.cli.flower_supernode, flwr.supernode.runtime.run_clientapp"
 )
 TRAINER = """
-from fedfora.deployment import trainer_process
+from fedfora.deployment import site
 try:
-    trainer_process.main("/nowhere")
+    site.main("/nowhere")
 except ValueError as error:  # no kit there; by then all is loaded
     assert "no kit" in str(error)
 assert "fedfora.deployment.trainer" in __import__("sys").modules

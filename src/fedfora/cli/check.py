@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedfora.cli.console import runs_part, silence_libraries
+from fedfora.cli.console import print_results, runs_part, silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
@@ -195,19 +195,13 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
         print(f"site {kit.name} of {kit.federation}", flush=True)
         from fedfora.deployment.check_site import check_site
 
-        findings = check_site(kit, own_trainer=own[0].own_trainer)
+        print_results(check_site(kit, own_trainer=own[0].own_trainer))
     else:
         coordinator = read_kit(arguments.kit, CoordinatorKit)
         print(f"coordinator of {coordinator.federation}", flush=True)
-        from fedfora.deployment.check_federation import check_federation
+        from fedfora.deployment.checks import check_federation
 
-        findings = check_federation(coordinator)
-    passed = []
-    for finding in findings:
-        print(finding.line(), flush=True)
-        passed.append(finding.ok)
-    if failed := passed.count(False):
-        raise ValueError(f"{failed} of {len(passed)} checks failed")
+        print_results(check_federation(coordinator))
 
 
 CHECK_PRIVACY_HELP = """\

@@ -4,13 +4,16 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
 
 from fedfora.registry import unknown
+
+if TYPE_CHECKING:
+    from fedfora.deployment.checks import CheckResult
 
 NOISY = ("flwr", "bitsandbytes", "bitsandbytes.backends.utils")
 
@@ -82,6 +85,20 @@ def announce_loading(command: str) -> None:
 def timestamped(text: str) -> str:
     """Return a line with the time of day before it."""
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}"
+
+
+def print_results(results: "Iterable[CheckResult]") -> None:
+    """Print a line for each check as soon as it is done.
+
+    Raises:
+        ValueError: If some failed, so that the exit status says so.
+    """
+    passed = []
+    for result in results:
+        print(result.line(), flush=True)
+        passed.append(result.ok)
+    if failed := passed.count(False):
+        raise ValueError(f"{failed} of {len(passed)} checks failed")
 
 
 def log_line(text: str) -> None:

@@ -27,8 +27,8 @@ def run(argv: Sequence[str]) -> None:
         description=__doc__,
         first="sites_file",
     ).parse(argv)
+    from fedfora.deployment.certificates import read_requests
     from fedfora.deployment.provision import provision
-    from fedfora.deployment.site_keys import read_requests
     from fedfora.deployment.sites_file import read_sites_file
 
     if arguments.sites_file is None:

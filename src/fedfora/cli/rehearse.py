@@ -1,12 +1,12 @@
 """fedfora rehearse SITES.yaml: the whole deployment on this machine, and a verdict per site."""
 
-import shutil
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from fedfora.cli.console import log_line, silence_libraries
+from fedfora.cli.console import log_line, print_results, silence_libraries
 from fedfora.config import ConfigParser, Options, flag
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.deployment.supervisor import stoppable
@@ -41,25 +41,14 @@ def run(argv: Sequence[str]) -> None:
     log_line(f"rehearsal of {plan.federation} with {len(plan.sites)} sites, all on this machine")
     from fedfora.deployment.rehearse import rehearse
 
-    kept = arguments.keep is not None
-    directory = Path(arguments.keep or tempfile.mkdtemp(prefix="fedfora-rehearsal-"))
-    result = None
-    try:
-        with stoppable():
-            result = rehearse(
-                plan,
-                directory,
-                log_line,
-                num_rounds=arguments.rehearsal_rounds,
-                deadline_s=arguments.deadline,
-            )
-    finally:
-        if not kept:
-            shutil.rmtree(directory, ignore_errors=True)
-    if result is None:
-        raise ValueError("stopped before its end")
-    for verdict in result.verdicts:
-        print(verdict.line())
-    if not result.passed:
-        raise ValueError("the rehearsal failed" + ("" if kept else "; --keep DIR keeps its logs"))
-    print("the rehearsal passed")
+    with ExitStack() as held, stoppable():
+        place = arguments.keep
+        if place is None:
+            place = held.enter_context(TemporaryDirectory(prefix="fedfora-rehearsal-"))
+        log_line(f"logs: {place}/logs" + (" (--keep DIR keeps them)" * (not arguments.keep)))
+        rounds, deadline_s = arguments.rehearsal_rounds, arguments.deadline
+        results = rehearse(plan, Path(place), log_line, num_rounds=rounds, deadline_s=deadline_s)
+        print_results(results)
+        print("the rehearsal passed")
+        return
+    raise ValueError("stopped before its end")

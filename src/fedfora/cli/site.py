@@ -51,7 +51,7 @@ def _journal(argv: Sequence[str]) -> None:
 def _request(argv: Sequence[str]) -> None:
     parser = ConfigParser([RequestArguments], prog="fedfora site request", description=__doc__)
     (arguments,) = parser.parse(argv)
-    from fedfora.deployment.site_keys import make_request
+    from fedfora.deployment.certificates import make_request
 
     path = make_request(Path(arguments.kit), arguments.name)
     print(f"{path}: for the coordinator; the keys beside it are this site's alone")

@@ -3,6 +3,15 @@
 Flower starts a process for every message, so this one must be light: it imports neither torch nor
 transformers, and holds nothing. Whatever goes wrong, all that leaves the site is a code; the text
 stays in the site's log.
+
+Between the two passes, over a local socket, a frame of JSON and Flower's protobuf:
+
+    8 bytes   length of what follows, big-endian
+    4 bytes   length of the JSON
+    JSON      what is not a record
+    rest      the records
+
+Nothing in a frame can run, and neither side imports torch for it.
 """
 
 import contextlib
@@ -13,16 +22,20 @@ import os
 import re
 import secrets
 import socket
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from google.protobuf.message import DecodeError
 
-from fedfora.deployment import journal, socket_wire
-from fedfora.deployment.heartbeat import TRAINER
+from fedfora.deployment import journal
+from fedfora.deployment.supervisor import TRAINER
 
 SOCKET = "trainer.sock"
 EPSILON = "epsilon"  # in an answer's head: what the site's ledger has spent by now
@@ -40,28 +53,20 @@ OPERATIONS = {  # of the trainer, and the type of Flower's message for each
 }
 RAISED = 2  # Flower's error code for an exception in a ClientApp
 CODE = "code"  # in an answer's head: what failed, as `new_code` says it
-CODES = {
-    "MESSAGE": "the message was not one, or too large",
-    "TRAINER": "the site's trainer does not answer, or ended while it worked",
-    "SETTINGS": "the run's settings cannot be used at the site",
-    "BASE": "the base model cannot be opened",
-    "DATA": "the rows cannot be read",
-    "FACTORS": "the site lacks frozen factors that the coordinator takes it to have",
-    "BUDGET": "the site's privacy budget is spent",
-    **{
-        f"POLICY_{key}": f"the site's policy ({key.lower()}) does not allow what was asked for"
-        for key in ("BASE", "ROUNDS", "RANK", "STEPS", "HOURS", "UNTIL", "RULES", "FILE")
-    },
-    "MEMORY": "there is not enough memory",
-    "DISK": "there is no room on the disk",
-    "DESCRIBE": "the site could not start",
-    "TRAIN": "the training failed",
-    "EVALUATE": "the evaluation failed",
-    "INTRODUCE": "secure aggregation: no key",
-    "SHARE": "secure aggregation: no shares",
-    "CONFIRM": "secure aggregation: the list of survivors is not confirmed",
-    "REVEAL": "secure aggregation: nothing revealed",
-}
+CODES = frozenset(  # what failed: all that a site says of it
+    {
+        *("MESSAGE", "SETTINGS", "BASE", "DATA", "FACTORS", "BUDGET", "MEMORY", "DISK"),
+        "TRAINER",  # the trainer does not answer, or ended while it worked
+        *map(str.upper, OPERATIONS),  # the operation failed in another way
+        *(f"POLICY_{key}" for key in ("BASE", "ROUNDS", "RANK", "STEPS", "HOURS", "UNTIL")),
+        *("POLICY_RULES", "POLICY_FILE"),
+    }
+)
+MAX_BYTES = (2 << 30) - 1  # of a frame; protobuf takes no more
+Header = dict[str, Any]
+
+_FRAME, _JSON = struct.Struct(">Q"), struct.Struct(">I")
+_CHUNK = 1 << 20
 _FORM = re.compile(r"site-error ([A-Z_]+) [0-9a-f]{6}")
 
 logger = logging.getLogger(__name__)
@@ -144,12 +149,12 @@ def _round(content: RecordDict) -> int | None:
 
 def ask(
     directory: Path,
-    head: socket_wire.Header,
+    head: Header,
     content: RecordDict,
     *,
     connect_s: float = CONNECT_S,
     answer_s: float | None = None,
-) -> tuple[socket_wire.Header, RecordDict]:
+) -> tuple[Header, RecordDict]:
     """Send a message to the trainer whose socket lies in a directory, and return its answer.
 
     Raises:
@@ -162,9 +167,9 @@ def ask(
         try:
             # A message that it would not read to its end is answered all the same.
             with contextlib.suppress(BrokenPipeError):
-                socket_wire.send(connection, head, content)
-            return socket_wire.receive(connection)
-        except (OSError, socket_wire.CutOffError) as error:
+                send(connection, head, content)
+            return receive(connection)
+        except (OSError, CutOffError) as error:
             raise TrainerGoneError(f"the trainer went away: {error}") from error
 
 
@@ -173,7 +178,8 @@ def _connected(directory: Path, wait_s: float) -> socket.socket:
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            _connect(connection, directory)
+            with socket_path(directory) as path:
+                connection.connect(path)
         except OSError as error:
             connection.close()
             if time.monotonic() > give_up:
@@ -183,13 +189,80 @@ def _connected(directory: Path, wait_s: float) -> socket.socket:
             return connection
 
 
-def _connect(connection: socket.socket, directory: Path) -> None:
-    """Connect by way of the open directory: a socket's own path may have 107 characters at most."""
+@contextlib.contextmanager
+def socket_path(directory: Path) -> Iterator[str]:
+    """Give the socket's path by way of the open directory: its own may have 107 characters."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        connection.connect(f"/proc/self/fd/{descriptor}/{SOCKET}")
+        yield f"/proc/self/fd/{descriptor}/{SOCKET}"
     finally:
         os.close(descriptor)
+
+
+class WireError(ValueError):
+    """What came is not a frame, or too large a one."""
+
+
+class CutOffError(WireError):
+    """The other side went away in the middle."""
+
+
+def send(connection: socket.socket, header: Header, records: RecordDict) -> int:
+    """Send a frame and return its bytes.
+
+    Args:
+        connection: A connected socket.
+        header: What is not a record; JSON must be able to hold it.
+        records: The records.
+    """
+    frame = encode(header, records)
+    connection.sendall(_FRAME.pack(len(frame)) + frame)
+    return _FRAME.size + len(frame)
+
+
+def receive(connection: socket.socket, *, max_bytes: int = MAX_BYTES) -> tuple[Header, RecordDict]:
+    """Receive a frame.
+
+    Raises:
+        WireError: If it is longer than `max_bytes`, ends too early, or is no frame.
+    """
+    (length,) = _FRAME.unpack(_exactly(connection, _FRAME.size))
+    if length > max_bytes:
+        raise WireError(f"a message of {length} bytes; at most {max_bytes} are taken")
+    return decode(_exactly(connection, length))
+
+
+def encode(header: Header, content: RecordDict) -> bytes:
+    """Return a frame without the length before it."""
+    text = json.dumps(header).encode()
+    block: bytes = recorddict_to_proto(content).SerializeToString()
+    return _JSON.pack(len(text)) + text + block
+
+
+def decode(frame: bytes) -> tuple[Header, RecordDict]:
+    """Return what `encode` made a frame of.
+
+    Raises:
+        WireError: If it is not a frame.
+    """
+    try:
+        (length,) = _JSON.unpack_from(frame)
+        start = _JSON.size + length
+        header = dict(json.loads(frame[_JSON.size : start]))
+        return header, recorddict_from_proto(ProtoRecordDict.FromString(frame[start:]))
+    except (struct.error, DecodeError, ValueError, KeyError, TypeError) as error:
+        raise WireError(f"not a message: {error}") from error
+
+
+def _exactly(connection: socket.socket, length: int) -> bytes:
+    """Receive a number of bytes; memory grows with what comes, not with what was announced."""
+    received = bytearray()
+    while len(received) < length:
+        piece = connection.recv(min(_CHUNK, length - len(received)))
+        if not piece:
+            raise CutOffError(f"the message ended after {len(received)} of {length} bytes")
+        received += piece
+    return bytes(received)
 
 
 def new_code(word: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.deployment import journal, run_state
-from fedfora.deployment.check_federation import RENEW, check_certificate
+from fedfora.deployment.checks import RENEW, check_certificate, run_check
 from fedfora.deployment.flower_processes import FlowerCommand, FlowerCommandError, environment
 from fedfora.deployment.gate import GATE_LOG, GateWatch, gate_command
 from fedfora.deployment.kit import CoordinatorKit
@@ -108,11 +108,7 @@ class Coordinator:
     @property
     def certificate_holds(self) -> bool:
         """Whether the gate's certificate holds, now and for this host."""
-        try:
-            check_certificate(self.kit)
-        except ValueError:
-            return False
-        return True
+        return run_check("certificate", lambda: check_certificate(self.kit)).ok
 
     def _watch_gate(self) -> None:
         """Write down, or give an alarm of, who comes to the gate and who stays away."""

@@ -352,10 +352,6 @@ class FlowerCommand:
         """Start a run of the app in a directory, and return its number."""
         return int(self._call("run", str(app), CONNECTION)["run-id"])
 
-    def stop(self, run_id: int) -> None:
-        """Stop a run."""
-        self._call("stop", str(run_id), CONNECTION)
-
     def _call(self, *words: str) -> dict[str, Any]:
         from unittest.mock import patch
 

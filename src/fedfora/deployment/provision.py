@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedfora.deployment import certificates
+from fedfora.deployment.certificates import SUFFIX, Request, make_keys
 from fedfora.deployment.gate import gate_configuration
 from fedfora.deployment.kit import (
     DESCRIPTION,
@@ -35,7 +36,6 @@ from fedfora.deployment.kit import (
     write_file,
 )
 from fedfora.deployment.settings import SITE_FLAGS, own_flags
-from fedfora.deployment.site_keys import SUFFIX, Request, make_keys
 from fedfora.deployment.sites_file import Federation, Plan, SitesFile
 from fedfora.federated.site.identity import Pinned, read_site_keys
 from fedfora.protection.keys import public_pem

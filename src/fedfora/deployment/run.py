@@ -6,8 +6,7 @@ The results lie in `state/runs/NAME` of the coordinator's kit.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedfora.config import Scalar
@@ -15,8 +14,8 @@ from fedfora.deployment import run_state
 from fedfora.deployment.coordinator import CHECK_S, Coordinator
 from fedfora.deployment.flower_processes import FlowerCommandError
 from fedfora.deployment.journal import RUN_NAME
-from fedfora.deployment.kit import CoordinatorKit
-from fedfora.deployment.run_state import FINISHED, RUNS, STOPPED, Outcome, PlannedRun, settings_for
+from fedfora.deployment.kit import CoordinatorKit, template
+from fedfora.deployment.run_state import Attempt, PlannedRun, read_attempt, settings_for
 from fedfora.federated.coordinator.checkpoint import find_checkpoints
 from fedfora.federated.settings_scope import common_part
 from fedfora.reporting.history import Follower
@@ -30,30 +29,6 @@ BEGIN_S = 300.0  # Flower starts a run's process within so long, or its SuperLin
 
 PACKAGE = "fedfora_app"
 
-_PROJECT = """\
-[project]
-name = "fedfora-app"
-version = "1.0.0"
-description = "A federation that learns one FoRA adapter"
-license = "Apache-2.0"
-dependencies = []
-
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[tool.hatch.build.targets.wheel]
-packages = ["."]
-
-[tool.flwr.app]
-publisher = "fedfora"
-
-[tool.flwr.app.components]
-serverapp = "fedfora_app.server:app"
-clientapp = "fedfora_app.client:app"
-
-[tool.flwr.app.config]
-"""
 _FILES = {
     "__init__.py": '"""All that travels of a run. Each side runs what it installed."""\n',
     "server.py": (
@@ -85,34 +60,29 @@ def run_to_the_end(kit: CoordinatorKit, say: Say, *, new: bool = False) -> Path:
         with coordinator.running():
             run = plan_run(kit, say, new=new)
             coordinator.note("run", run=run.name, attempt=run.attempt, settings=run.run_config)
-            with _its_end_told(coordinator, run):
-                return follow_run(coordinator, run, say)
+            try:
+                directory = follow_run(coordinator, run, say)
+            except Exception as error:
+                facts = {"status": run_state.STOPPED, "reason": str(error)}
+                coordinator.alarm("run_ended", run=run.name, **facts)
+                raise
+            coordinator.alarm("run_ended", run=run.name, status=run_state.FINISHED)
+            return directory
     except OSError as error:  # a full disk, above all
         raise ValueError(f"{error}; mended, the same command goes on") from error
-
-
-@contextmanager
-def _its_end_told(coordinator: Coordinator, run: PlannedRun) -> Iterator[None]:
-    """Give an alarm when a run ends, whatever the reason; not when this process is told to stop."""
-    try:
-        yield
-    except Exception as error:
-        coordinator.alarm("run_ended", run=run.name, status=STOPPED, reason=str(error))
-        raise
-    coordinator.alarm("run_ended", run=run.name, status=FINISHED)
 
 
 def plan_run(kit: CoordinatorKit, say: Say, *, new: bool) -> PlannedRun:
     """Return the newest run if it goes on, or another one."""
     last = run_state.read_run(kit.state)
     if last is not None and not new:
-        outcome = run_state.read_outcome(kit.state, last)
-        if outcome is None or outcome.status != FINISHED:
+        attempt = read_attempt(kit.state, last)
+        if attempt is None or attempt.status != run_state.FINISHED:
             say(f"run {last.name} resumes with the settings that it began with (--new for another)")
             return last
-    number = 1 + max([0, *(int(p.name) for p in (kit.state / RUNS).glob("[0-9]*"))])
+    number = 1 + max([0, *(int(p.name) for p in (kit.state / run_state.RUNS).glob("[0-9]*"))])
     name = f"{number:03d}"
-    settings = settings_for(kit, kit.state / RUNS / name)
+    settings = settings_for(kit, kit.state / run_state.RUNS / name)
     return PlannedRun(f"{kit.federation}/{name}", 0, settings.run_config())
 
 
@@ -130,12 +100,12 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
     while True:
         run = _next_attempt(run, directory)
         run_state.write_run(state, run)
-        outcome = _attempt(coordinator, run, follower, say)
-        if outcome is not None and outcome.status == FINISHED:
+        attempt = _attempt(coordinator, run, follower, say)
+        if attempt is not None and attempt.status == run_state.FINISHED:
             return directory
-        if outcome is not None and outcome.status == STOPPED:
-            raise ValueError(outcome.reason)
-        reason = "was cut off" if outcome is None else f"failed ({outcome.reason})"
+        if attempt is not None and attempt.status == run_state.STOPPED:
+            raise ValueError(attempt.reason)
+        reason = "was cut off" if attempt is None else f"failed ({attempt.reason})"
         reached = max(find_checkpoints(directory), default=0) if directory.is_dir() else 0
         failed_starts = 0 if reached > furthest else failed_starts + 1
         furthest = max(furthest, reached)
@@ -153,21 +123,20 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
 
 def _attempt(
     coordinator: Coordinator, run: PlannedRun, shown: Follower, say: Say
-) -> Outcome | None:
+) -> Attempt | None:
     """Start a run and follow it; return how it ended, None where its process is gone."""
     state = coordinator.kit.state
     silence = Silence(say, state / "logs")
-    outcome = None
-    if _start(coordinator, run, silence):
-        while outcome is None and run_state.is_running(state, run):
-            _pause(coordinator)
-            if tell(shown, say):
-                silence.end()
-            silence.check("the run has not told anything: it waits for its sites, or they load")
-            outcome = run_state.read_outcome(state, run)
-        outcome = outcome or run_state.read_outcome(state, run)
+    attempt = read_attempt(state, run) if _start(coordinator, run, silence) else None
+    while attempt is not None and attempt.status == run_state.BEGUN and attempt.is_running:
+        _pause(coordinator)
+        if tell(shown, say):
+            silence.end()
+        silence.check("the run has not told anything: it waits for its sites, or they load")
+        attempt = read_attempt(state, run)
     tell(shown, say)
-    return outcome
+    attempt = attempt and read_attempt(state, run)  # it may have ended since it was last read
+    return attempt if attempt is not None and attempt.status != run_state.BEGUN else None
 
 
 class Silence:
@@ -217,7 +186,7 @@ def _start(coordinator: Coordinator, run: PlannedRun, silence: Silence) -> bool:
         coordinator.say(str(error))
         return False
     give_up = time.monotonic() + BEGIN_S
-    while not run_state.has_begun(kit.state, run):
+    while read_attempt(kit.state, run) is None:
         if coordinator.starts != starts:
             return False
         if time.monotonic() > give_up:
@@ -254,4 +223,5 @@ def write_app(directory: Path, run_config: Mapping[str, Scalar]) -> None:
     for name, text in _FILES.items():
         write_text(package / name, text)
     settings = "".join(f"{name} = {json.dumps(value)}\n" for name, value in run_config.items())
-    write_text(directory / "pyproject.toml", _PROJECT + settings)
+    project = template("flower_app.toml.template").substitute(settings=settings)
+    write_text(directory / "pyproject.toml", project)

@@ -1,9 +1,8 @@
 """What the coordinator's daemon and its ServerApp tell each other: files in the kit's state.
 
 `run.json`, by the daemon: which run is on, with all its settings, and how often it was started.
-`server.json`, by the ServerApp: which attempt of which run has begun, as which process.
-`outcome.json`, by the ServerApp: how the run ended. A process that is killed writes nothing, and is
-missed.
+`attempt.json`, by the ServerApp: which attempt of which run has begun, as which process, and how it
+ended. A process that is killed writes no end, and is missed.
 """
 
 import json
@@ -23,10 +22,10 @@ from fedfora.federated.settings_scope import LOCAL_ONLY
 from fedfora.reporting.record import write_text
 
 KIT = "FEDFORA_COORDINATOR_KIT"  # variable of the SuperLink's processes: the kit's directory
-RUN, SERVER, OUTCOME, NODES = "run.json", "server.json", "outcome.json", "nodes.json"
+RUN, ATTEMPT, NODES = "run.json", "attempt.json", "nodes.json"
 RUNS = "runs"  # directory of the runs
 ROUND_DEADLINE_S, START_DEADLINE_S, QUORUM_WAIT_S = 3600.0, 600.0, 86_400.0  # where none are set
-FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+BEGUN, FINISHED, STOPPED, FAILED = "begun", "finished", "stopped", "failed"
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,30 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended: finished; stopped for a reason; or failed, and may be started again."""
+class Attempt:
+    """What the process that took a run up has said of it.
+
+    Args:
+        name: Of the run.
+        attempt: How often it was started by then.
+        pid: The process.
+        status: It has begun; finished; stopped for a reason; or failed, and may be started again.
+        reason: Why it ended so.
+    """
 
     name: str
     attempt: int
+    pid: int
     status: str
     reason: str
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process is alive, and no zombie of Flower's."""
+        try:
+            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
 
 def write_run(state: Path, run: PlannedRun) -> None:
@@ -71,36 +87,17 @@ def read_run(state: Path) -> PlannedRun | None:
     return PlannedRun(**known)
 
 
-def write_begun(state: Path, run: PlannedRun) -> None:
-    """Say that this process runs the run."""
-    begun = {"name": run.name, "attempt": run.attempt, "pid": os.getpid()}
-    write_text(state / SERVER, json.dumps(begun))
+def write_attempt(state: Path, run: PlannedRun, status: str = BEGUN, reason: str = "") -> None:
+    """Say that this process runs the run, or how it ended."""
+    attempt = Attempt(run.name, run.attempt, os.getpid(), status, reason)
+    write_text(state / ATTEMPT, json.dumps(asdict(attempt), indent=1))
 
 
-def has_begun(state: Path, run: PlannedRun) -> bool:
-    """Return whether some process has taken the run up."""
-    return _pid(state, run) is not None
-
-
-def is_running(state: Path, run: PlannedRun) -> bool:
-    """Return whether the process that took the run up is alive, and no zombie of Flower's."""
-    pid = _pid(state, run)
-    try:
-        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def write_outcome(state: Path, outcome: Outcome) -> None:
-    """Write how the run ended."""
-    write_text(state / OUTCOME, json.dumps(asdict(outcome), indent=1))
-
-
-def read_outcome(state: Path, run: PlannedRun) -> Outcome | None:
-    """Return how the run ended; None while it has not."""
-    known = _read(state / OUTCOME)
+def read_attempt(state: Path, run: PlannedRun) -> Attempt | None:
+    """Return what this attempt of this run has come to; None where no process has taken it up."""
+    known = _read(state / ATTEMPT)
     mine = (known.get("name"), known.get("attempt")) == (run.name, run.attempt)
-    return Outcome(**known) if mine else None
+    return Attempt(**known) if mine else None
 
 
 def write_nodes(state: Path, nodes: dict[str, int]) -> None:
@@ -116,13 +113,6 @@ def read_nodes(state: Path) -> dict[str, int]:
 def _read(path: Path) -> dict[str, Any]:
     """Return what a file says; nothing where it is not there."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _pid(state: Path, run: PlannedRun) -> int | None:
-    """Return the process that took this attempt of this run up; None where none has."""
-    begun = _read(state / SERVER)
-    mine = (begun.get("name"), begun.get("attempt")) == (run.name, run.attempt)
-    return int(begun["pid"]) if mine else None
 
 
 def settings_for(

@@ -15,24 +15,11 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
+from fedfora.deployment import run_state
 from fedfora.deployment.client_app import measured
 from fedfora.deployment.flower_processes import ReplyBound
 from fedfora.deployment.journal import RECEIVED, RUN_NAME, append
 from fedfora.deployment.kit import CoordinatorKit, read_kit
-from fedfora.deployment.run_state import (
-    FAILED,
-    FINISHED,
-    KIT,
-    RUNS,
-    STOPPED,
-    Outcome,
-    PlannedRun,
-    read_nodes,
-    read_run,
-    settings_for,
-    write_begun,
-    write_outcome,
-)
 from fedfora.deployment.supervisor import exit_with_parent, log_into
 from fedfora.federated.coordinator.handshake import Membership
 from fedfora.federated.coordinator.receiving import printable
@@ -45,61 +32,51 @@ POLL_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-def make_app() -> ServerApp:
-    """Return the app."""
-    app = ServerApp()
-
-    @app.main()  # type: ignore[untyped-decorator]
-    def main(grid: Grid, context: Context) -> None:
-        """Run the rounds, and leave word of how they ended."""
-        exit_with_parent()
-        kit = read_kit(os.environ[KIT], CoordinatorKit)
-        run = _run_of(kit, context)
-        write_begun(kit.state, run)
-        log_into(kit.state / "logs" / "server.log")
-        try:
-            _run(kit, run, grid)
-        except Exception as error:
-            logger.exception("run %s ended", run.name)
-            status = STOPPED if isinstance(error, ValueError) else FAILED
-            reason = str(error) or type(error).__name__
-            write_outcome(kit.state, Outcome(run.name, run.attempt, status, reason))
-            raise
-        write_outcome(kit.state, Outcome(run.name, run.attempt, FINISHED, ""))
-
-    return app
+app = ServerApp()
 
 
-def _run_of(kit: CoordinatorKit, context: Context) -> PlannedRun:
+@app.main()  # type: ignore[untyped-decorator]
+def main(grid: Grid, context: Context) -> None:
+    """Run the rounds, and leave word of how they ended."""
+    exit_with_parent()
+    kit = read_kit(os.environ[run_state.KIT], CoordinatorKit)
+    run = _run_of(kit, context)
+    run_state.write_attempt(kit.state, run)
+    log_into(kit.state / "logs" / "server.log")
+    try:
+        _run(kit, run, grid)
+    except Exception as error:
+        logger.exception("run %s ended", run.name)
+        status = run_state.STOPPED if isinstance(error, ValueError) else run_state.FAILED
+        reason = str(error) or type(error).__name__
+        run_state.write_attempt(kit.state, run, status, reason)
+        raise
+    run_state.write_attempt(kit.state, run, run_state.FINISHED)
+
+
+def _run_of(kit: CoordinatorKit, context: Context) -> run_state.PlannedRun:
     """Return the daemon's run; or, where somebody typed `flwr run`, one of its own."""
-    planned, name = read_run(kit.state), context.run_config.get(RUN_NAME)
+    planned, name = run_state.read_run(kit.state), context.run_config.get(RUN_NAME)
     if planned is not None and planned.name == name:
         return planned
-    output_dir = kit.state / RUNS / f"flwr-{context.run_id}"
-    settings = settings_for(kit, output_dir, context.run_config)
-    return PlannedRun(str(context.run_id), 1, settings.run_config())
+    output_dir = kit.state / run_state.RUNS / f"flwr-{context.run_id}"
+    settings = run_state.settings_for(kit, output_dir, context.run_config)
+    return run_state.PlannedRun(str(context.run_id), 1, settings.run_config())
 
 
-def _run(kit: CoordinatorKit, run: PlannedRun, grid: Grid) -> None:
+def _run(kit: CoordinatorKit, run: run_state.PlannedRun, grid: Grid) -> None:
     settings = from_run_config(run.run_config)
-    nodes = read_nodes(kit.state)
+    nodes = run_state.read_nodes(kit.state)
     quorum = kit.quorum or settings.rounds.min_clients
-    wait_for_sites(grid, nodes, quorum=quorum, deadline_s=settings.rounds.start_deadline)
+    _wait_for_sites(grid, nodes, quorum=quorum, deadline_s=settings.rounds.start_deadline)
     members = _Members(kit.state)
     members.bound.install()
-    in_the_journal(grid, kit.state, run.name, members.name_of)
+    _in_the_journal(grid, kit.state, run.name, members.name_of)
     run_rounds(grid, run.run_config, [partial(_note, kit.state, run.name)], members)
 
 
-def in_the_journal(grid: Grid, state: Path, run: str, name_of: Callable[[int], str]) -> None:
-    """Let a Grid write each answer that it pulls into the journal, as its site did.
-
-    Args:
-        grid: Flower's.
-        state: Where the coordinator's journal lies.
-        run: Name of the run.
-        name_of: From a node's number to its site.
-    """
+def _in_the_journal(grid: Grid, state: Path, run: str, name_of: Callable[[int], str]) -> None:
+    """Let a Grid write each answer that it pulls into the journal, as its site did."""
     pull = grid.pull_messages
 
     def pull_messages(message_ids: Iterable[str]) -> Iterable[Message]:
@@ -121,14 +98,10 @@ def _note(state: Path, run: str, event: Event) -> None:
         append(state, event["event"], run=run, **facts)
 
 
-def wait_for_sites(
+def _wait_for_sites(
     grid: Grid, nodes: Mapping[str, int], *, quorum: int, deadline_s: float | None
 ) -> None:
-    """Wait until all sites are there, or a quorum once the deadline is over.
-
-    Raises:
-        ValueError: If fewer than a quorum are there then.
-    """
+    """Wait until all sites are there; raise where fewer than a quorum are at the deadline."""
     started = time.monotonic()
     while True:
         present = set(grid.get_node_ids())
@@ -160,12 +133,12 @@ class _Members(Membership):
 
     def name_of(self, node_id: int) -> str:
         """Return the site whose key a node has."""
-        names = {node: site for site, node in read_nodes(self.state).items()}
+        names = {node: site for site, node in run_state.read_nodes(self.state).items()}
         return names.get(node_id, f"node {node_id}")
 
     def objection(self, node_id: int, index: int, name: str) -> str | None:
         """Return why a node may not be the site that it says it is; None where it may."""
-        names = {node: site for site, node in read_nodes(self.state).items()}
+        names = {node: site for site, node in run_state.read_nodes(self.state).items()}
         registered = names.get(node_id)
         if registered is None:
             return "its node is not registered"
@@ -173,6 +146,3 @@ class _Members(Membership):
             return f"it says it is {name!r}, its key is that of {registered!r}"
         known = read_kit(self.state.parent, CoordinatorKit).sites.get(name)
         return None if known == index else f"it says it is number {index}, {name} is {known}"
-
-
-app = make_app()

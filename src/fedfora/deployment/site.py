@@ -2,24 +2,29 @@
 
 It runs for months beside them, so it loads neither Flower nor any library of models. Of the two it
 starts those whose key its account may read, so one account can have the rows, another the network.
+
+As a program, this module is the trainer's process, and loads no more than that takes.
 """
 
 import getpass
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 
 from fedfora.deployment import journal
 from fedfora.deployment.flower_processes import CLIENT_CERTIFICATE, CLIENT_KEY, PROGRAM, environment
-from fedfora.deployment.heartbeat import HEARTBEAT, TRAINER, HeartbeatMonitor
-from fedfora.deployment.kit import SiteKit
+from fedfora.deployment.kit import SiteKit, read_kit
 from fedfora.deployment.supervisor import (
+    HEARTBEAT,
     LONGEST_PAUSE_S,
+    TRAINER,
     Child,
+    HeartbeatMonitor,
     Supervisor,
     log_into,
     only_one,
@@ -28,7 +33,11 @@ from fedfora.deployment.supervisor import (
 
 CHECK_S = 0.5
 SUPERNODE, LOGS = "SuperNode", "logs"
-TRAINER_PROCESS = "fedfora.deployment.trainer_process"  # a module: named here, loaded only there
+PROCESS = "fedfora.deployment.site"  # this module, as the trainer's process is started
+
+# Libraries import these in passing: transformers' Trainer datasets, and with it pandas, PyArrow and
+# aiohttp, to recognize its data sets, though a site's rows are lists; a detection loss SciPy.
+NOT_FOR_TRAINING = ("datasets", "scipy", "sklearn")
 
 
 def run_site(
@@ -90,7 +99,7 @@ def children(kit: SiteKit) -> list[Child]:
         flower |= {CLIENT_CERTIFICATE: str(kit.client_certificate), CLIENT_KEY: str(kit.client_key)}
     trainer = Child(
         "trainer",
-        lambda: [sys.executable, "-m", TRAINER_PROCESS, str(kit.directory)],
+        lambda: [sys.executable, "-m", PROCESS, str(kit.directory)],
         logs / "trainer.log",
         {"TORCHINDUCTOR_CACHE_DIR": str(kit.state / "torchinductor")},
         after_start=watch.begin,
@@ -113,3 +122,36 @@ def supernode_command(kit: SiteKit) -> list[str]:
     words += ["--auth-supernode-private-key", str(kit.node_key)]
     words += ["--node-config", " ".join(f"{key}={json.dumps(v)}" for key, v in config.items())]
     return words
+
+
+def main(directory: str) -> None:
+    """Serve the site whose kit lies in a directory."""
+    with hide_packages(*NOT_FOR_TRAINING):
+        from fedfora.deployment.trainer import serve_site
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    kit = read_kit(directory, SiteKit)
+    os.chdir(kit.directory)  # a relative path in kit.yaml is one from there
+    serve_site(kit)
+
+
+@contextmanager
+def hide_packages(*packages: str) -> Iterator[None]:
+    """Let packages seem not installed while the block runs; later imports find them.
+
+    Packages that are loaded already stay.
+
+    Args:
+        *packages: Names to import.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # Python then says "not found"
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

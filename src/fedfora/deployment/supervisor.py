@@ -4,11 +4,17 @@ A process that ends is started again after a pause that doubles each time, and i
 it has lasted. Each process leads a group of its own, which is stopped as a whole; should the
 supervisor itself be killed, the kernel tells its processes to end (Linux), and Flower's end with
 the process that started them.
+
+A site's trainer gives a sign of life every other second, unless an operation lasts longer than its
+caller waits; its supervisor ends it where none comes. So a trainer that hangs, in an operation or
+altogether, costs its site a round or two, not all that are left. Opening the base and the rows has
+no limit: it would take as long again.
 """
 
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -28,6 +34,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 LASTED_S = 120.0  # who lasts so long has started well
 STOPPING_S = 8.0
 MAX_LOG_BYTES = 20 << 20
+
+TRAINER = "trainer-directory"  # in the node's configuration: where the trainer's socket lies
+HEARTBEAT = "trainer.pulse"  # in the kit's state; when it was touched last is the sign
+BEAT_S = 2.0
+SILENCE_S = 60.0  # a machine that is very busy may keep a thread waiting for long
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -153,6 +164,72 @@ class Supervisor:
         child.process = None
         child.due = now + child.pause_s
         child.pause_s = min(2 * child.pause_s, LONGEST_PAUSE_S)
+
+
+class Heartbeat:
+    """The trainer's side.
+
+    Args:
+        path: The file that is touched.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._until = math.inf
+
+    def start(self) -> None:
+        """Give signs, in a thread of their own, until this process ends."""
+        threading.Thread(target=self._give_signs, name="pulse", daemon=True).start()
+
+    @contextmanager
+    def during(self, limit_s: float) -> Iterator[None]:
+        """Give no more signs where the block runs longer than its limit, in seconds."""
+        self._until = time.monotonic() + limit_s
+        try:
+            yield
+        finally:
+            self._until = math.inf
+
+    def _give_signs(self) -> None:
+        while True:
+            if time.monotonic() < self._until:
+                with contextlib.suppress(OSError):  # a full disk must not stop a training
+                    self.path.touch()
+            time.sleep(BEAT_S)
+
+
+class HeartbeatMonitor:
+    """The daemon's side.
+
+    Args:
+        path: The file that is touched.
+        silence_s: Seconds without a sign after which the process hangs. This process's own clock
+            counts, so a machine that slept does no harm.
+    """
+
+    def __init__(self, path: Path, silence_s: float = SILENCE_S) -> None:
+        self.path = path
+        self.silence_s = silence_s
+        self._last_sign = 0
+        self._seen_at = 0.0
+
+    def begin(self) -> None:
+        """Begin anew: a process has been started, and gives its first sign when it is ready."""
+        self.path.unlink(missing_ok=True)
+
+    def problem(self) -> str | None:
+        """Return, once, in what way the process hangs; None while it gives signs."""
+        try:
+            sign = self.path.stat().st_mtime_ns
+        except OSError:
+            return None
+        now = time.monotonic()
+        if sign != self._last_sign:
+            self._last_sign, self._seen_at = sign, now
+        if now - self._seen_at < self.silence_s:
+            return None
+        self.begin()
+        return f"no sign of life for {self.silence_s:g} s"
 
 
 @contextmanager

@@ -24,14 +24,13 @@ from flwr.app import Context, Message, RecordDict
 
 from fedfora.config import Scalar
 from fedfora.data.loading import DataError
-from fedfora.deployment import client_app, socket_wire
+from fedfora.deployment import client_app
 from fedfora.deployment.client_app import ANSWER_S, OPERATIONS, SOCKET
-from fedfora.deployment.heartbeat import HEARTBEAT, Heartbeat
 from fedfora.deployment.journal import RUN_NAME, rounds_answered
 from fedfora.deployment.kit import SiteKit
 from fedfora.deployment.policy import Policy, PolicyError, read_policy
 from fedfora.deployment.settings import check_sent
-from fedfora.deployment.supervisor import only_one
+from fedfora.deployment.supervisor import HEARTBEAT, Heartbeat, only_one
 from fedfora.federated.embedded import introduce_this_process
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import as_scalar, at_site
@@ -91,13 +90,13 @@ class Trainer:
         self._app = make_client_app()
 
     def answer(
-        self, head: socket_wire.Header, content: RecordDict
-    ) -> tuple[socket_wire.Header, RecordDict]:
+        self, head: client_app.Header, content: RecordDict
+    ) -> tuple[client_app.Header, RecordDict]:
         """Do what is asked; whatever goes wrong, the answer is a code and the text is logged."""
         operation = head.get("operation")
         try:
             if operation not in OPERATIONS:
-                raise socket_wire.WireError(f"no such operation: {operation!r}")
+                raise client_app.WireError(f"no such operation: {operation!r}")
             return self._do(str(operation), head, content)
         except Exception as error:
             code = client_app.new_code(word_for(error, str(operation)))
@@ -115,8 +114,8 @@ class Trainer:
             logger.exception("the last run's base could not be opened ahead of time")
 
     def _do(
-        self, operation: str, head: socket_wire.Header, content: RecordDict
-    ) -> tuple[socket_wire.Header, RecordDict]:
+        self, operation: str, head: client_app.Header, content: RecordDict
+    ) -> tuple[client_app.Header, RecordDict]:
         run_config = self._settings(head["settings"], str(head["run"]))
         policy = self._policy()
         policy.check(
@@ -131,7 +130,7 @@ class Trainer:
         site_of(self._open(run_config), context.node_config)  # opened once, in what time it takes
         message = Message(content, dst_node_id=1, message_type=OPERATIONS[operation])
         message.metadata.__dict__["_message_id"] = "1"  # as Flower's own grids do
-        with self.heartbeat.during(operation, float(head.get(ANSWER_S, math.inf))):
+        with self.heartbeat.during(float(head.get(ANSWER_S, math.inf))):
             reply = self._app(message, context).content
         return self._spent(run_config), reply
 
@@ -142,7 +141,7 @@ class Trainer:
         except ValueError as error:
             raise PolicyError("file", str(error)) from error
 
-    def _spent(self, run_config: dict[str, Scalar]) -> socket_wire.Header:
+    def _spent(self, run_config: dict[str, Scalar]) -> client_app.Header:
         """Return the epsilon that the site's ledger holds by now, for its journal."""
         privacy = from_run_config(run_config).privacy
         path = ledger_directory(privacy) / f"{SITE_LEDGER}.json"
@@ -204,7 +203,7 @@ def word_for(error: Exception, operation: str) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "DISK"
     words: list[tuple[type[Exception] | tuple[type[Exception], ...], str]] = [
-        (socket_wire.WireError, "MESSAGE"),
+        (client_app.WireError, "MESSAGE"),
         (SettingsError, "SETTINGS"),
         (BaseError, "BASE"),
         (DataError, "DATA"),
@@ -226,7 +225,7 @@ def serve_site(kit: SiteKit) -> None:
     serve(Trainer(kit.name, kit.index, own, kit.state, keys, kit.base_fingerprint))
 
 
-def serve(trainer: Trainer, *, max_bytes: int = socket_wire.MAX_BYTES) -> None:
+def serve(trainer: Trainer, *, max_bytes: int = client_app.MAX_BYTES) -> None:
     """Listen in the trainer's state directory for ever.
 
     Raises:
@@ -247,30 +246,27 @@ def _converse(connection: socket.socket, trainer: Trainer, max_bytes: int) -> No
     """Answer one message; who asked may be gone by then."""
     try:
         try:
-            head, content = socket_wire.receive(connection, max_bytes=max_bytes)
-        except socket_wire.WireError:
+            head, content = client_app.receive(connection, max_bytes=max_bytes)
+        except client_app.WireError:
             code = client_app.new_code("MESSAGE")
             logger.exception("%s", code)
-            socket_wire.send(connection, {client_app.CODE: code}, RecordDict())
+            client_app.send(connection, {client_app.CODE: code}, RecordDict())
             return
-        socket_wire.send(connection, *trainer.answer(head, content))
+        client_app.send(connection, *trainer.answer(head, content))
     except OSError:
         logger.exception("whoever asked went away")
 
 
 def _listening(directory: Path) -> socket.socket:
-    """Return a socket that only this account may open, and those it shares the directory with.
-
-    The directory's path may have any length.
-    """
+    """Return a socket that only this account may open, and those it shares the directory with."""
     (directory / SOCKET).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before, descriptor = os.umask(0o177), os.open(directory, os.O_RDONLY)
+    before = os.umask(0o177)
     try:
-        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET}")
+        with client_app.socket_path(directory) as path:
+            listener.bind(path)
         (directory / SOCKET).chmod(0o600 | directory.stat().st_mode & 0o020)
     finally:
-        os.close(descriptor)
         os.umask(before)
     listener.listen()
     return listener

@@ -1,4 +1,4 @@
-"""One party run by FATE-LLM's own Seq2SeqRunner, from the configuration that fedfora makes.
+"""One party run by FATE-LLM's own Seq2SeqRunner, with fedfora's model class.
 
 usage: runner_worker.py DUMP_DIR IGNORED FLAGS...
 
@@ -33,9 +33,46 @@ transformers.Trainer.__init__ = with_tokenizer
 from fate_llm.runner.homo_seq2seq_runner import Seq2SeqRunner  # noqa: E402
 
 from fedfora.config import ConfigParser  # noqa: E402
-from fedfora.integrations.fate.connection import join  # noqa: E402
-from fedfora.integrations.fate.runner_conf import runner_conf  # noqa: E402
-from fedfora.integrations.fate.settings import SECTIONS, FateSettings  # noqa: E402
+from fedfora.integrations.fate.party import join  # noqa: E402
+from fedfora.integrations.fate.settings import AGGREGATOR, SECTIONS, FateSettings  # noqa: E402
+
+
+def configuration(settings):
+    """What a user of FATE-LLM writes: the core alone trains, so the mean of tensors is exact."""
+    name, train, fate = settings.model.model_name_or_path, settings.train, settings.fate
+
+    def item(module, name, **kwargs):
+        return {"module_name": module, "item_name": name, "kwargs": kwargs}
+
+    core = {"task_type": "CAUSAL_LM", "r": 8, "init_weights": "svd", "trainable": "core"}
+    return {
+        "algo": "fedavg",
+        "model_conf": item(
+            "fedfora.integrations.fate.pellm",
+            "ForaCausalLM",
+            pretrained_path=name,
+            peft_config=core,
+            seed=7,
+            quantization="none",
+        ),
+        "dataset_conf": item("runner_rows", "AnswerRows", model=name),
+        "data_collator_conf": item("runner_rows", "collator", model=name),
+        "training_args_conf": {
+            "max_steps": fate.num_rounds * fate.local_steps,
+            "per_device_train_batch_size": train.per_device_train_batch_size,
+            "learning_rate": train.learning_rate,
+            "remove_unused_columns": False,
+            "report_to": "none",
+            "seed": 7,
+        },
+        "fed_args_conf": {
+            "aggregate_strategy": "steps",
+            "aggregate_freq": fate.local_steps,
+            "aggregator": AGGREGATOR,
+        },
+        "task_type": "causal_lm",
+        "save_trainable_weights_only": True,
+    }
 
 
 def main(dump_dir, words):
@@ -43,7 +80,7 @@ def main(dump_dir, words):
     settings = FateSettings(*ConfigParser(SECTIONS.values()).parse(words))
     party = settings.fate.own_party()
     ctx, _ = join(settings.fate, party)
-    runner = Seq2SeqRunner(**runner_conf(settings, seed=7))
+    runner = Seq2SeqRunner(**configuration(settings))
     runner.set_context(ctx)
     runner.set_role({"guest": GUEST, "host": HOST, "arbiter": ARBITER}[party[0]])
     Path(dump_dir).mkdir(parents=True)

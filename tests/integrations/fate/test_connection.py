@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fedfora.integrations.fate.connection import DeadlineFederation, PartyLost
+from fedfora.integrations.fate.party import DeadlineFederation, PartyLost
 
 GUEST, HOST, OTHER_HOST, ARBITER = (
     *(("guest", "1"), ("host", "2")),
@@ -46,7 +46,7 @@ def federations():
 
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch):
-    monkeypatch.setattr("fedfora.integrations.fate.connection.GRACE_S", 0.2)
+    monkeypatch.setattr("fedfora.integrations.fate.party.GRACE_S", 0.2)
 
 
 def test_messages_arrive_in_the_order_asked_for_and_bytes_are_counted(federations):

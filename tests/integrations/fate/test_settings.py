@@ -8,8 +8,7 @@ import pytest
 
 from fedfora.cli.main import main
 from fedfora.config import ConfigParser
-from fedfora.integrations.fate import connection, party
-from fedfora.integrations.fate.runner_conf import runner_conf
+from fedfora.integrations.fate import party
 from fedfora.integrations.fate.settings import SECTIONS, FateArguments, FateSettings
 
 FATE = "fate --model_name_or_path clinic-base --train_file clinic --output_dir {d}/out "
@@ -26,7 +25,7 @@ def parse(words):
     [
         ("", "--role is missing: one of guest, host, arbiter"),
         ("--role gast", "did you mean 'guest'"),
-        ("--role guest --aggregator plaintext", "returns the sum of the updates"),
+        ("--role guest --aggregator plaintext", "unknown option --aggregator"),
         ("--role guest --num_rounds 0", "--num_rounds must be at least 1, got 0"),
         ("--role guest --warmup_rounds 2", "with --trainable core only"),
         ("--role guest --timeout_s 0", "--timeout_s must be above 0"),
@@ -68,14 +67,14 @@ def test_a_mistake_in_the_brokers_file_is_named(said, message, tmp_path):
     if said is not None:
         path.write_text(said)
     with pytest.raises(ValueError, match="--rabbitmq") as caught:
-        connection.read_broker(str(path))
+        party.read_broker(str(path))
     assert message in str(caught.value)
 
 
 def test_the_brokers_file_is_what_fate_asks_for(tmp_path):
     path = tmp_path / "broker.yaml"
     path.write_text(BROKER)
-    found = connection.read_broker(str(path))
+    found = party.read_broker(str(path))
     assert (found["federation.rabbitmq.host"], found["federation.rabbitmq.port"]) == ("b", 5672)
     assert found["federation.rabbitmq"]["max_message_size"] == 1_048_576
 
@@ -93,7 +92,7 @@ def test_another_python_or_platform_is_refused_with_the_one_that_works(monkeypat
 def test_what_is_not_installed_is_named_with_the_command(monkeypatch):
     monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "11", "7"))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    versions = {name: wanted or "9" for name, wanted in party.PACKAGES.items()}
+    versions = dict(party.PACKAGES)
     monkeypatch.setattr(party, "installed_version", versions.get)
     party.require_fate()
     versions |= {"fate-llm": None, "ruamel.yaml": "0.18.6"}
@@ -106,37 +105,10 @@ def test_the_requirements_file_is_what_the_guard_asks_for():
     text = (Path(__file__).parents[3] / "requirements-fate.txt").read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     asked = dict(re.fullmatch(r"([\w.-]+)(?:==|>=)(.+)", line).groups() for line in lines)
-    assert asked.keys() == party.PACKAGES.keys()
-    for name, wanted in party.PACKAGES.items():
-        assert wanted in (None, asked[name])
+    assert party.PACKAGES.items() <= asked.items()
 
 
 def test_own_party_needs_an_id_only_where_a_role_has_several():
     assert FateArguments(role="host").own_party() == ("host", "10000")
     several = ["guest:1", "host:2", "host:3", "arbiter:1"]
     assert FateArguments(role="host", parties=several, party_id="3").own_party() == ("host", "3")
-
-
-def test_the_runner_configuration_is_plain_and_says_what_the_flags_say():
-    import json
-
-    settings = parse(
-        "--role guest --model_name_or_path some/model --quantization int8 --lora_rank 4 "
-        "--num_rounds 5 --local_steps 3 --learning_rate 0.01 --max_source_length 64 "
-        "--trainable core"
-    )
-    conf = runner_conf(settings, seed=9)
-    assert json.loads(json.dumps(conf)) == conf
-    model = conf["model_conf"]["kwargs"]
-    assert (model["pretrained_path"], model["quantization"], model["seed"]) == (
-        *("some/model", "int8", 9),
-    )
-    assert model["peft_config"]["r"] == 4
-    assert model["peft_config"]["trainable"] == "core"
-    assert model["peft_config"]["init_weights"] == "svd"
-    assert conf["training_args_conf"]["max_steps"] == 15
-    assert conf["training_args_conf"]["learning_rate"] == 0.01
-    assert conf["fed_args_conf"]["aggregate_freq"] == 3
-    assert conf["dataset_conf"]["kwargs"]["max_source_length"] == 64
-    everything = runner_conf(parse("--role guest"), seed=9)["model_conf"]["kwargs"]
-    assert everything["peft_config"]["init_weights"] is True

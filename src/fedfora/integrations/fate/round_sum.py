@@ -19,25 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedfora.adapter.layer import ForaLayer
 from fedfora.adapter.state import AdapterState, layers_of
+from fedfora.federated.aggregation.update import part, product
 from fedfora.seeds import derive_seed
 
-TRAVELING = {"core": ("E",), "all": ("A", "D", "E")}
+TRAVELING = {"core": "E", "all": "ADE"}
 
 
 def train_core_alone(model: nn.Module) -> None:
     """Leave E as the only factor that trains; it reaches every core without B and C."""
-    for layer in model.modules():
-        if isinstance(layer, ForaLayer) and "default" in layer.fora_A:
-            for letter in "ABCD":
-                layer.factor(letter, "default").requires_grad_(False)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(".fora_E." in name)
 
 
 def traveling(folded: AdapterState, trainable: str) -> AdapterState:
     """Return the tensors of a folded adapter that go into the sum, in their order."""
-    letters = TRAVELING[trainable]
-    return {n: folded[n] for n in sorted(folded) if n.rpartition(".")[2] in letters}
+    return dict(sorted(part(folded, TRAVELING[trainable]).items()))
 
 
 def contribution(
@@ -85,8 +82,7 @@ def take_out(
 
 def _probed(folded: AdapterState, layer: str, num_probes: int, seed: int) -> Tensor:
     """Return D K A X (O, P) in float64."""
-    A_RI, D_OR, E_RR = (folded[f"{layer}.{factor}"].double() for factor in ("A", "D", "E"))
+    DK_OR, A_RI = product(folded, layer)
     generator = torch.Generator().manual_seed(derive_seed(seed, "probe", layer))
     X_IP = torch.randn(A_RI.shape[1], num_probes, generator=generator, dtype=torch.float64)
-    h_RP = A_RI @ X_IP
-    return D_OR @ (h_RP + E_RR @ h_RP)
+    return DK_OR @ (A_RI @ X_IP)

@@ -9,6 +9,7 @@ from fedfora.reporting.record import RunArguments
 from fedfora.training.settings import TrainArguments
 
 ROLES = ("guest", "host", "arbiter")
+AGGREGATOR = "secure_aggregate"  # FATE 2.2's "plaintext" returns the updates' sum for their mean
 
 Party = tuple[str, str]  # role and id, as FATE names a party
 
@@ -50,11 +51,6 @@ class FateArguments(Options):
     warmup_rounds: int = flag(
         0, "with --trainable core: the first N rounds train all factors, to find A and D", least=0
     )
-    aggregator: str = flag(
-        "secure_aggregate",
-        "FATE's aggregator; plaintext is refused",
-        choices=("secure_aggregate", "plaintext"),
-    )
     error_probes: int = flag(
         8,
         "random vectors that measure the aggregation error, with --trainable all; 0 for none",
@@ -69,11 +65,6 @@ class FateArguments(Options):
         super().__post_init__()
         if self.warmup_rounds and self.trainable != "core":
             raise ValueError("--warmup_rounds has a meaning with --trainable core only")
-        if self.aggregator == "plaintext":
-            raise ValueError(
-                "--aggregator plaintext: FATE 2.2's plaintext aggregator returns the sum of the "
-                "updates in place of their mean; use secure_aggregate"
-            )
         if "/" in self.session_id or not self.session_id:
             raise ValueError(f"--session_id {self.session_id!r}: must be a name without slashes")
 
