@@ -11,14 +11,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
+from fedfora.cli.main import main
 from fedfora.deployment.certificates import make_node_key, make_server
+from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.journal import disagreements, read_journal
 from fedfora.deployment.run import write_app
 from fedfora.federated.coordinator.checkpoint import find_checkpoints
-from real_federation import FLAGS, assert_same, listening, needs_nginx
+from real_federation import FLAGS, PATIENCE_S, assert_same, listening, needs_nginx
 
 BAD_COORDINATOR = Path(__file__).parents[1] / "bad_coordinator.py"
+
+RESULTS = ("ok  ", "FAIL")  # how the lines of checks begin
 
 pytestmark = [needs_nginx, pytest.mark.deploy]
 
@@ -251,6 +256,48 @@ def test_a_coordinator_whose_certificate_is_over_says_so_and_goes_on_with_a_new_
     assert real.wait() == 0, "a second run on the same kit\n" + real.logs()
     assert real.run_directory.name == "002"
     assert len(real.events("round")) == 1
+
+
+def test_a_coordinator_moves_to_another_address_and_its_run_goes_on(federation, embedded):
+    """Of a site's kit two values change; no key of a site does, nor the authority."""
+    real = federation(2, quorum=2, num_rounds=3)
+    real.coordinate()
+    real.join(*real.names)
+    real.until(lambda: real.round_reached(1))
+    for name in ("coordinator", *real.names):
+        real.end(name)
+    moved = {"host": "127.0.0.2", "port": free_port()}
+    real.plan["coordinator"] = {**moved, "superlink_port": free_port()}
+    real.done = real.provision(renew=True)
+    for name in real.names:
+        path = real.site_kit(name) / "kit.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"coordinator": moved}))
+    real.coordinate()
+    real.join(*real.names)
+    assert real.wait() == 0, real.logs()
+    assert real.events("resumed")
+    assert_same(real.run_directory, embedded(2, num_rounds=3))
+
+
+def test_a_rehearsal_passes_a_site_that_is_ready_and_says_what_is_wrong_with_another(
+    federation, capsys
+):
+    real = federation(2, num_rounds=3)
+    ready, other = real.names
+    real.plan["sites"][other]["train_file"] = "/not/there.json"
+    plan = real.place / "rehearsed.yaml"
+    plan.write_text(yaml.safe_dump(real.plan))
+    words = ["--rehearsal_rounds", "1", "--deadline", str(PATIENCE_S)]
+    assert main(["rehearse", str(plan), *words]) == 2
+    printed = capsys.readouterr()
+    lines = {line.split()[1]: line for line in printed.out.splitlines() if line[:4] in RESULTS}
+    assert lines["coordinator"].startswith("ok")
+    assert lines[ready].startswith("ok")
+    assert "1 of 1 rounds" in lines[ready]
+    assert lines[other].startswith("FAIL")
+    assert "0 of 1 rounds: site-error DATA" in lines[other]
+    assert "no such file: /not/there.json" in lines[other]
+    assert "1 of 3 checks failed" in printed.err
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
         place = arguments.keep
         if place is None:
             place = held.enter_context(TemporaryDirectory(prefix="fedfora-rehearsal-"))
-        log_line(f"logs: {place}/logs" + (" (--keep DIR keeps them)" * (not arguments.keep)))
+        log_line(f"logs: {place}/logs" + ("" if arguments.keep else " (--keep DIR keeps them)"))
         rounds, deadline_s = arguments.rehearsal_rounds, arguments.deadline
         results = rehearse(plan, Path(place), log_line, num_rounds=rounds, deadline_s=deadline_s)
         print_results(results)

@@ -187,7 +187,7 @@ class DeadlineFederation:
         wait(waiting.values(), timeout=self.timeout_s)
         missing = [party for party, future in waiting.items() if not future.done()]
         if missing:
-            names = ", ".join(map(_name, missing))
+            names = ", ".join(map(":".join, missing))
             fact = f"{names} did not answer within {self.timeout_s:g} s (--timeout_s)"
             logger.info("%s; waited for %s", fact, name)
             self._say(fact)  # before listening: the others listen for as long
@@ -198,8 +198,8 @@ class DeadlineFederation:
         pull = self._federation.pull_bytes
         asked = {tuple(p): _in_thread(pull, LAST_WORD, "end", [p]) for p in self._others()}
         wait([asked[party] for party in missing], timeout=GRACE_S)
-        words = {_name(p): f.result()[0].decode() for p, f in asked.items() if f.done()}
-        me = _name(self._federation.local_party)
+        words = {":".join(p): f.result()[0].decode() for p, f in asked.items() if f.done()}
+        me = ":".join(self._federation.local_party)
         return [
             f"{name} ended: {word}"
             for name, word in words.items()
@@ -209,11 +209,6 @@ class DeadlineFederation:
     def _others(self) -> list[Any]:
         me = tuple(self._federation.local_party)
         return [party for party in self._federation.parties if tuple(party) != me]
-
-
-def _name(party: Any) -> str:
-    role, party_id = party
-    return f"{role}:{party_id}"
 
 
 def _in_thread(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
