@@ -160,7 +160,7 @@ def ask(
     Raises:
         TrainerGoneError: If it does not listen within `connect_s` seconds, goes while it works, or
             is silent for `answer_s` seconds.
-        wire.WireError: If what it answers is no message.
+        WireError: If what it answers is no message.
     """
     with _connected(directory, connect_s) as connection:
         connection.settimeout(answer_s)
