@@ -121,7 +121,6 @@ def test_nothing_lost_is_added_to_factors_that_mean_something_else(run, name, ke
         ({"site_ranks": "1 2"}, "--aggregation fedavg cannot mix --site_ranks"),
         ({"site_ranks": "4", "aggregation": "refactor"}, "--site_ranks 4 is above --lora_rank 2"),
         ({"aggregation": "refactor", "server_optimizer": "adam"}, "takes only --server_optimizer"),
-        ({"aggregation": "core", "loraplus_lr_ratio": 4.0}, "--loraplus_lr_ratio"),
         ({"aggregation": "refactor", "server_learning_rate": 0.5}, "at rate 1"),
         ({"beta_1": 1.0}, r"--beta_1 must be in \[0, 1\)"),
         ({"tau": 0.0}, "--tau must be above 0"),

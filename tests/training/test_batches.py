@@ -92,7 +92,8 @@ def test_every_row_is_packed_once_and_whole(setup):
     *_, encoded, _ = setup
     packs = pack(encoded, 200)
     rows = []
-    for one in packs:
+    for sequence in packs:
+        one = {name: values[0].tolist() for name, values in collate_packed([sequence]).items()}
         assert len(one["input_ids"]) <= 200
         starts = [i for i, position in enumerate(one["position_ids"]) if position == 0]
         for start, end in zip(starts, [*starts[1:], len(one["input_ids"])], strict=True):

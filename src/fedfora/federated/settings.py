@@ -198,8 +198,6 @@ def _of_the_rule(s: FederationSettings) -> Iterator[str]:
         yield f"{name} cannot mix --site_ranks; refactor can"
     if not _is_plain(chosen) and any(rule.mean_of == "products" for rule in rules):
         yield f"{name} makes new factors each round and takes only --server_optimizer sgd at rate 1"
-    if s.train.loraplus_lr_ratio != 1 and any("D" in rule.frozen for rule in rules):
-        yield f"{name} freezes the factor that --loraplus_lr_ratio speeds"
 
 
 def _of_secure_aggregation(s: FederationSettings) -> Iterator[str]:
@@ -295,5 +293,5 @@ def _is_plain(chosen: AggregationArguments) -> bool:
 
 def _means(chosen: AggregationArguments) -> tuple[bool, str]:
     """Whether the rule is a plain mean in all rounds, and which rules are."""
-    means = [name for name in RULES if RULES[name].mean_of == "factors"]
+    means = [name for name in sorted(RULES) if RULES[name].mean_of == "factors"]
     return all(rule.name in means for rule in rules_of(chosen.aggregation)), ", ".join(means)

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import LEARNING_RATE, TrainArguments
@@ -73,47 +72,3 @@ def check_device(settings: TrainArguments, device: str) -> None:
         raise ValueError("--fp16 needs a GPU; a CPU can --bf16")
     if settings.optim.endswith("8bit"):
         raise ValueError(f"--optim {settings.optim} needs a GPU; use adamw_torch")
-
-
-def loraplus_optimizer(model: Any, arguments: TrainingArguments, ratio: float) -> Any:
-    """Return the optimizer's class and options with LoRA+'s groups; None for the usual ones."""
-    if ratio == 1:
-        return None
-    optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    rates = {"learning_rate": arguments.learning_rate, "weight_decay": arguments.weight_decay}
-    return optimizer, {**options, "params": loraplus_groups(model, ratio=ratio, **rates)}
-
-
-# LoRA+ for FoRA: the factor nearest the output learns faster than the others.
-
-
-def loraplus_groups(
-    model: nn.Module, *, learning_rate: float, ratio: float, weight_decay: float = 0.0
-) -> list[dict[str, Any]]:
-    """Return optimizer parameter groups: D at `ratio * learning_rate`, all else at `learning_rate`.
-
-    LoRA's B starts at zero and stands at the output; LoRA+ (Hayou et al. 2024,
-    https://arxiv.org/abs/2402.12354) lets it learn faster than A. In FoRA that factor is D. PEFT's
-    own `create_loraplus_optimizer` looks for `lora_B`, finds none and changes nothing.
-
-    Args:
-        model: A model with trainable FoRA factors.
-        learning_rate: Rate of A, B, C, E and whatever else trains, e.g. saved modules.
-        ratio: Factor for D, at least 1; the paper finds about 16 good.
-        weight_decay: For all groups.
-
-    Raises:
-        ValueError: If the ratio is below 1, or no factor D trains.
-    """
-    if ratio < 1:
-        raise ValueError(f"the LoRA+ ratio must be at least 1, got {ratio}")
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    fast = [p for n, p in trained.items() if ".fora_D." in n]
-    slow = [p for n, p in trained.items() if ".fora_D." not in n]
-    if not fast:
-        raise ValueError("LoRA+ speeds up factor D, but none is trained here")
-    groups = [
-        {"params": slow, "lr": learning_rate, "weight_decay": weight_decay},
-        {"params": fast, "lr": learning_rate * ratio, "weight_decay": weight_decay},
-    ]
-    return [group for group in groups if group["params"]]

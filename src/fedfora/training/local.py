@@ -25,7 +25,7 @@ from fedfora.adapter.state import write_state
 from fedfora.data.encoding import IGNORED, Encoded
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.settings import PrivacyArguments
-from fedfora.training.arguments import check_device, loraplus_optimizer, trainer_arguments
+from fedfora.training.arguments import check_device, trainer_arguments
 from fedfora.training.checkpoints import read_progress, step_of
 from fedfora.training.dp_sgd import TRAINER_ARGUMENTS, RecordPrivacy, self_test
 from fedfora.training.packing import check_no_leak, collate_packed, pack
@@ -127,9 +127,6 @@ def train_locally(
             privacy=privacy,
             model=model,
             args=arguments,
-            optimizer_cls_and_kwargs=loraplus_optimizer(
-                model, arguments, settings.loraplus_lr_ratio
-            ),
             train_dataset=training_rows(encoded, settings),
             data_collator=collate_packed if settings.packing else padded,
         )
@@ -185,7 +182,7 @@ def release_model(trainer: Any, model: Any) -> None:
     model.eval()
 
 
-def training_rows(encoded: Encoded, settings: TrainArguments) -> Encoded:
+def training_rows(encoded: Encoded, settings: TrainArguments) -> list[Any]:
     """Return what is drawn for a batch: rows, or sequences of packed rows."""
     return pack(encoded, settings.packing_length) if settings.packing else encoded
 

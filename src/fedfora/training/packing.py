@@ -12,13 +12,13 @@ import random
 from typing import Any
 
 import torch
+from transformers import DataCollatorWithFlattening
 
 from fedfora.data.encoding import IGNORED, Encoded
 from fedfora.models.memory_estimate import MemoryEstimate, estimate_memory
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.training.settings import TrainArguments
 
-PackedRow = dict[str, list[int]]
 Batch = dict[str, torch.Tensor]
 
 # What a forward and backward pass costs whatever its size, as the tokens that cost as much: reading
@@ -126,38 +126,31 @@ def _cut(lengths: list[int], limit: int, fixed: float) -> list[slice]:
     return parts[::-1]
 
 
-def pack(encoded: Encoded, length: int) -> list[PackedRow]:
+def pack(encoded: Encoded, length: int) -> list[Encoded]:
     """Put rows together so that few sequences of at most `length` tokens hold all of them.
 
     Longest first, each into the fullest sequence that still has room (best fit decreasing). Rows
     longer than `length` stay alone.
-
-    Args:
-        encoded: Rows with `input_ids` and `labels`.
-        length: Tokens of a sequence.
-
-    Returns:
-        Rows with `input_ids`, `labels` and `position_ids`; the order of what was packed is lost.
     """
-    bins: list[list[int]] = []
+    sequences: list[Encoded] = []
     room: list[int] = []
-    for index in sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"])):
-        size = len(encoded[index]["input_ids"])
+    for row in sorted(encoded, key=lambda row: -len(row["input_ids"])):
+        size = len(row["input_ids"])
         fitting = [(left, place) for place, left in enumerate(room) if left >= size]
         if fitting:
             _, place = min(fitting)
-            bins[place].append(index)
+            sequences[place].append(row)
             room[place] -= size
         else:
-            bins.append([index])
+            sequences.append([row])
             room.append(length - size)
-    return [_joined([encoded[i] for i in members]) for members in bins]
+    return sequences
 
 
-def collate_packed(rows: list[PackedRow]) -> dict[str, torch.Tensor]:
-    """Return a batch of one sequence: the rows, one after the other."""
-    joined = _joined(rows)
-    return {name: torch.tensor([values]) for name, values in joined.items()}
+def collate_packed(sequences: list[Encoded]) -> Batch:
+    """Return a batch of one sequence: all rows, one after the other, each from position 0."""
+    batch: Batch = DataCollatorWithFlattening()([row for rows in sequences for row in rows])
+    return batch
 
 
 @torch.no_grad()
@@ -170,9 +163,8 @@ def check_no_leak(model: Any, encoded: Encoded) -> None:
     shortest = sorted(encoded, key=lambda row: len(row["input_ids"]))[:2]
     first, second = shortest[0], shortest[-1]
     model.eval()
-    packed = collate_packed([first, second])
-    alone = collate_packed([second])
-    batches = [{k: v.to(model.device) for k, v in b.items()} for b in (packed, alone)]
+    both, alone = collate_packed([[first, second]]), collate_packed([[second]])
+    batches = [{k: v.to(model.device) for k, v in b.items()} for b in (both, alone)]
     together, apart = (
         model(input_ids=b["input_ids"], position_ids=b["position_ids"]).logits.float()
         for b in batches
@@ -183,14 +175,3 @@ def check_no_leak(model: Any, encoded: Encoded) -> None:
             "--packing: this model's attention sees the rows before in a packed sequence; leave "
             "--packing out (--group_by_length wastes little on padding, too)"
         )
-
-
-def _joined(rows: list[PackedRow]) -> PackedRow:
-    joined: PackedRow = {"input_ids": [], "labels": [], "position_ids": []}
-    for row in rows:
-        size = len(row["input_ids"])
-        positions = row.get("position_ids") or list(range(size))
-        joined["input_ids"] += row["input_ids"]
-        joined["labels"] += [IGNORED, *row["labels"][1:]]  # nothing predicts a row's first token
-        joined["position_ids"] += positions
-    return joined

@@ -57,7 +57,6 @@ class TrainArguments(Options):
     optim: Literal["adamw_torch", "sgd", "adamw_8bit", "paged_adamw_8bit"] = flag(
         "adamw_torch", "optimizer; the 8-bit ones need a GPU"
     )
-    loraplus_lr_ratio: float = flag(1.0, "LoRA+: learning rate of factor D, as a multiple", least=1)
     weight_decay: float = flag(0.0, "weight decay of the optimizer", least=0)
     max_grad_norm: float = flag(1.0, "gradient clipping norm; 0 disables clipping", least=0)
     group_by_length: bool = flag(False, "batch rows of similar length to reduce padding")

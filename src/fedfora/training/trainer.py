@@ -158,9 +158,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         if not self.settings.group_by_length:
             return super()._get_train_sampler(train_dataset)
         together = self.args.train_batch_size * self.args.world_size
-        self._grouped = GroupedByLength(
-            [len(row["input_ids"]) for row in self.train_dataset], together, self.args.seed
-        )
+        lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        self._grouped = GroupedByLength(lengths, together, self.args.seed)
         return self._grouped
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
@@ -279,6 +278,25 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         return state
 
 
+class GroupedByLength(Sampler[int]):
+    """Rows at random, but batches of like length; the same order for the same seed and epoch.
+
+    transformers' own sampler draws from the global generator, so that a training resumed in a later
+    pass over the rows would see another order.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+
+
 class AfterStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Reports every optimizer step and every validation."""
 
@@ -331,27 +349,3 @@ def gather_adapter(trainer: Any) -> AdapterState:
     if trainer.is_fsdp_enabled:
         return state_from_dict(trainer.accelerator.get_state_dict(trainer.model_wrapped))
     return read_state(trainer.accelerator.unwrap_model(trainer.model))
-
-
-class GroupedByLength(Sampler[int]):
-    """Rows at random, but batches of like length, so that little is padded.
-
-    The order is the same for the same seed and epoch. transformers' own sampler draws from the
-    global generator, so that a training resumed in a later pass over the rows would see another.
-
-    Args:
-        lengths: Tokens of each row.
-        batch_size: Rows that should be of like length.
-        seed: Seed of the order.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        yield from get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
