@@ -130,14 +130,10 @@ class Result:
     @cached_property
     def model(self) -> Any:
         """The base model with the adapter on it, loaded at the first use and kept."""
-        from fedfora.models.adapter_base import load_base_of, settings_of_base
-        from fedfora.models.loading import load_adapter, load_base
+        from fedfora.models.adapter_base import load_with_adapter
 
         with _silence():
-            if self.adapter is None:
-                return load_base(self._base).model
-            settings = settings_of_base(self._base, self.adapter, given=())
-            return load_adapter(load_base_of(settings, self.adapter), self.adapter)
+            return load_with_adapter(self._base, self.adapter)[1]
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -360,7 +356,9 @@ def _command(
     named = dict(options)
     with ExitStack() as held:
         for name, value in options.items():
-            if name in ROWS and _is_rows(value):
+            # Importing `datasets` takes a second, so a Dataset is known by what it can do.
+            is_dataset = hasattr(value, "features") and hasattr(value, "num_rows")
+            if name in ROWS and (is_dataset or isinstance(value, list | tuple)):
                 named[name] = held.enter_context(held_rows(name, value))
             elif value is None or isinstance(value, str | Path | Real):
                 pass
@@ -382,12 +380,6 @@ def _command(
             if (message := missing_extra(command, error)) is None:
                 raise
             raise ImportError(message) from error
-
-
-def _is_rows(value: Any) -> bool:
-    """Importing `datasets` takes a second, so a Dataset is known by what it can do."""
-    is_dataset = hasattr(value, "features") and hasattr(value, "num_rows")
-    return isinstance(value, list | tuple) or is_dataset
 
 
 @contextmanager

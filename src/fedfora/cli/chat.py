@@ -23,52 +23,46 @@ class ChatArguments(Options):
     instruction: str | None = flag(
         None, "goes before every question; default the training rows' own, where they share one"
     )
-    remember: bool = flag(False, "read earlier questions and answers again with every question")
     max_new_tokens: int | None = flag(None, "longest answer in tokens; default as trained", least=1)
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, load the model, and answer until there are no more questions."""
+    """Parse, load the model, and answer each question by itself, as `predict` does."""
     parser = ConfigParser([ChatArguments, ModelArguments], prog="fedfora chat", description=__doc__)
     given = parser.values(argv)
-    chat, model = parser.build(given)
+    chat, settings = parser.build(given)
     silence_libraries()
-    check_named(model, adapter_dir_of(chat.model_dir, None))
+    check_named(settings, adapter_dir_of(chat.model_dir, None))
     announce_loading("chat")
-    from fedfora.data.encoding import PromptFormat, prompt_format_of
+    from transformers import TextStreamer
+
+    from fedfora.data.encoding import PromptFormat, encode_prompts, prompt_format_of
+    from fedfora.data.loading import Example
     from fedfora.data.settings import DataArguments
-    from fedfora.evaluation.chat import Conversation
-    from fedfora.models.adapter_base import load_base_of, settings_of_base
-    from fedfora.models.loading import load_adapter, load_base
+    from fedfora.evaluation.generate import answer_batch
+    from fedfora.models.adapter_base import load_with_adapter
     from fedfora.models.saving import read_record
 
-    record = {}
-    if chat.model_dir is None:
-        base = load_base(model)
-        answering = base.model
-    else:
-        model = settings_of_base(model, chat.model_dir, given)
-        record = read_record(chat.model_dir)
-        base = load_base_of(model, chat.model_dir)
-        answering = load_adapter(base, chat.model_dir)
+    base, model = load_with_adapter(settings, chat.model_dir, given)
+    record = read_record(chat.model_dir) if chat.model_dir else {}
     instruction = chat.instruction
     if instruction is None:
         instruction = str(record.get("instruction", ""))
         if shown := instruction.strip():
             print(f'instruction, as in training: "{shown}" (--instruction)', file=sys.stderr)
-    conversation = Conversation(
-        answering,
-        base.tokenizer,
+    prompts = (
         PromptFormat(**record["prompts"])
         if record
-        else prompt_format_of(DataArguments(), base.tokenizer),
-        instruction=instruction,
-        remember=chat.remember,
-        max_new_tokens=chat.max_new_tokens,
+        else prompt_format_of(DataArguments(), base.tokenizer)
     )
     for question in _questions():
-        conversation.ask(question, lambda text: print(text, end="", flush=True))
-        print()
+        answer_batch(
+            model,
+            base.tokenizer,
+            encode_prompts([Example(instruction, question, None, {})], base.tokenizer, prompts),
+            max_new_tokens=chat.max_new_tokens or prompts.max_target_length,
+            streamer=TextStreamer(base.tokenizer, skip_prompt=True, skip_special_tokens=True),
+        )
 
 
 def _questions() -> Iterator[str]:

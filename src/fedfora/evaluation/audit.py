@@ -17,7 +17,7 @@ fair coin, and the attacker guesses the one whose loss the training lowered more
 
 import math
 import random
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 
 from fedfora.data.canaries import alternatives, canaries
-from fedfora.data.encoding import IGNORED, Encoded, PromptFormat, encode_examples, prompt_format_of
+from fedfora.data.encoding import IGNORED, Encoded, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.evaluation.likelihood import answer_likelihoods
 from fedfora.evaluation.settings import AuditArguments, audited_run
-from fedfora.models.adapter_base import load_base_of, settings_of_base
-from fedfora.models.loading import load_adapter
+from fedfora.models.adapter_base import load_with_adapter
 from fedfora.models.saving import read_prompt_format
 from fedfora.privacy.accounting import epsilon_shown
 from fedfora.reporting.record import write_json
@@ -50,8 +49,8 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
     """
     directory = Path(arguments.run or "")
     config, data, model_settings, held_out = audited_run(arguments)
-    base = load_base_of(settings_of_base(model_settings, directory, ()), directory)
-    model, tokenizer = load_adapter(base, directory), base.tokenizer
+    base, model = load_with_adapter(model_settings, directory)
+    tokenizer = base.tokenizer
     prompts = read_prompt_format(directory) or prompt_format_of(data, tokenizer)
     sampled: list[Encoded] = []
     for file in (str(data.train_file), held_out):
@@ -59,25 +58,23 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
         random.Random(0).shuffle(examples)
         sampled.append(encode_examples(examples[: arguments.max_rows], tokenizer, prompts))
     members, others = sampled
+    losses_of = partial(mean_losses, model, tokenizer, batch_size=arguments.batch_size)
+    seed = config["train"]["seed"]
 
-    def membership() -> dict[str, Any]:
-        inside, outside = (
-            mean_losses(model, tokenizer, rows, batch_size=arguments.batch_size)
-            for rows in (members, others)
-        )
+    def membership() -> dict[str, float]:
+        inside, outside = losses_of(members), losses_of(others)
         means = {"loss_in": float(inside.mean()), "loss_out": float(outside.mean())}
-        return asdict(separation(inside, outside)) | means
+        return separation(inside, outside) | means
 
     def secrets() -> list[Tensor]:
-        return code_losses(
-            model,
-            tokenizer,
-            prompts,
-            count=data.canaries,
-            num_alternatives=arguments.canary_alternatives,
-            seed=config["train"]["seed"],
-            batch_size=arguments.batch_size,
-        )
+        """Return for each canary the losses of its code and of others, the own one first."""
+        values = []
+        for number, canary in enumerate(canaries(data.canaries, seed)):
+            rows = [canary, *alternatives(number, arguments.canary_alternatives, seed)]
+            encoded = encode_examples(rows, tokenizer, prompts)
+            tokens = torch.tensor([sum(t != IGNORED for t in row["labels"]) for row in encoded])
+            values.append(losses_of(encoded) * tokens)  # of the whole code: some have more tokens
+        return values
 
     adapter, after = membership(), secrets()
     with model.disable_adapter():
@@ -108,28 +105,14 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
     return content
 
 
-@dataclass(frozen=True)
-class Separation:
-    """How well a score tells members from others.
-
-    Args:
-        auc: Probability that a random member has a lower loss than a random other row.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        true_positive_rate: Share of members found where 1 % of the others are taken for members.
-    """
-
-    auc: float
-    low: float
-    high: float
-    true_positive_rate: float
-
-
-def separation(members: Tensor, others: Tensor) -> Separation:
+def separation(members: Tensor, others: Tensor) -> dict[str, float]:
     """Return how well low losses tell members, of shape `(M,)`, from others, `(N,)`.
 
-    The interval is that of Hanley and McNeil 1982
-    (https://doi.org/10.1148/radiology.143.1.7063747).
+    Returns:
+        `auc`, the probability that a random member has a lower loss than a random other row; `low`
+        and `high`, its 95 % interval (Hanley and McNeil 1982,
+        https://doi.org/10.1148/radiology.143.1.7063747); `true_positive_rate`, the share of members
+        found where 1 % of the others are taken for members.
 
     Raises:
         ValueError: If one of the two is empty.
@@ -145,44 +128,14 @@ def separation(members: Tensor, others: Tensor) -> Separation:
     margin = 1.96 * math.sqrt(max(0.0, variance) / (len(members) * len(others)))
     threshold = others.sort().values[math.floor(0.01 * len(others))]
     detected = float((members < threshold).double().mean())
-    return Separation(auc, max(0.0, auc - margin), min(1.0, auc + margin), detected)
+    low, high = max(0.0, auc - margin), min(1.0, auc + margin)
+    return {"auc": auc, "low": low, "high": high, "true_positive_rate": detected}
 
 
 def mean_losses(model: Any, tokenizer: Any, encoded: Encoded, *, batch_size: int) -> Tensor:
     """Return the mean loss of each row's answer tokens, of shape `(rows,)`."""
     likelihoods = answer_likelihoods(model, tokenizer, encoded, batch_size=batch_size)
     return torch.tensor([-row.log_probability / max(1, row.num_tokens) for row in likelihoods])
-
-
-def code_losses(
-    model: Any,
-    tokenizer: Any,
-    prompts: PromptFormat,
-    *,
-    count: int,
-    num_alternatives: int,
-    seed: int,
-    batch_size: int,
-) -> list[Tensor]:
-    """Return for each of a run's canaries the losses of its code and of others, the own one first.
-
-    Args:
-        model: With the adapter that is asked.
-        tokenizer: The base's.
-        prompts: How rows become prompts.
-        count: How many canaries were planted.
-        num_alternatives: Other codes that each is ranked among.
-        seed: The run's seed.
-        batch_size: Rows per forward pass.
-    """
-    values = []
-    for number, canary in enumerate(canaries(count, seed)):
-        rows = [canary, *alternatives(number, num_alternatives, seed)]
-        encoded = encode_examples(rows, tokenizer, prompts)
-        tokens = torch.tensor([sum(t != IGNORED for t in row["labels"]) for row in encoded])
-        means = mean_losses(model, tokenizer, encoded, batch_size=batch_size)
-        values.append(means * tokens)  # of the whole code: some have more tokens
-    return values
 
 
 def exposure(losses: Tensor) -> float:

@@ -81,6 +81,20 @@ def load_base_of(
     return base
 
 
+def load_with_adapter(
+    settings: ModelArguments, adapter_dir: str | Path | None, given: Collection[str] = ()
+) -> tuple[Base, Any]:
+    """Load an adapter's base as `settings_of_base` has it, and the model that answers.
+
+    Without an adapter the base itself answers.
+    """
+    if adapter_dir is None:
+        base = load_base(settings)
+        return base, base.model
+    base = load_base_of(settings_of_base(settings, adapter_dir, given), adapter_dir)
+    return base, load_adapter(base, adapter_dir)
+
+
 def add_adapter(
     base: Base,
     settings: AdapterArguments,
