@@ -38,7 +38,6 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     from fedfora.cli.check import SECTIONS as CHECK_DATA
     from fedfora.cli.coordinator import JournalChoice, RunChoice
     from fedfora.cli.demo import DemoArguments
-    from fedfora.cli.evaluate import EvaluateArguments
     from fedfora.cli.keys import KeysArguments
     from fedfora.cli.rehearse import RehearsalArguments
     from fedfora.cli.report import ReportArguments
@@ -47,7 +46,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     from fedfora.cli.watch import WatchArguments
     from fedfora.deployment.settings import KitArguments, OwnTrainerArguments, ProvisionArguments
     from fedfora.evaluation.settings import SECTIONS as PREDICT
-    from fedfora.evaluation.settings import AuditArguments
+    from fedfora.evaluation.settings import AuditArguments, EvaluateArguments
     from fedfora.exporting.settings import SECTIONS as EXPORT
     from fedfora.federated.settings import SECTIONS as SIMULATE
     from fedfora.integrations.fate.settings import SECTIONS as FATE

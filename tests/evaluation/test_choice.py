@@ -4,6 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedfora.data.encoding import PromptFormat
+from fedfora.data.loading import Example
+from fedfora.evaluation.evaluate import evaluate
 from fedfora.evaluation.scores import score
 from fedfora.metrics import Answer
 from fedfora.metrics.choice import parse_choice
@@ -83,3 +86,15 @@ def test_scores_by_hand():
 def test_without_options_the_references_are_the_options():
     scores = score([Answer("positive", "positive"), Answer("so negative", "negative")], "choice")
     assert scores.summary["accuracy"] == 1
+
+
+def test_a_site_is_judged_by_each_rows_own_options(monkeypatch):
+    """A site whose rows all have the same answer must not make every mention of it right."""
+    said = iter(["yes", "no, not yes"])
+    monkeypatch.setattr("fedfora.evaluation.evaluate.encode_prompt", lambda *_: [1])
+    monkeypatch.setattr("fedfora.evaluation.evaluate.generate", lambda *_, **__: list(said))
+    columns = {"options": ["yes", "no"]}
+    examples = [Example("Does it?", "", answer, columns) for answer in ("no", "yes")]
+    prompts = PromptFormat("plain", "", 8, 8)
+    result = evaluate(None, None, examples, prompts, batch_size=2)
+    assert result.scores_of([1])["accuracy"] == 0

@@ -9,7 +9,7 @@ from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import DataError, Example, options_of
 from fedfora.evaluation.generate import generate
 from fedfora.evaluation.output import write_predictions
-from fedfora.evaluation.scores import kind_of, score
+from fedfora.evaluation.scores import kind_of, score, with_options
 from fedfora.evaluation.settings import OPTIONS_COLUMN
 from fedfora.metrics import Answer
 
@@ -23,32 +23,29 @@ class Evaluation:
         scores: The scores of all rows together.
         row_scores: The scores of each row.
         kind: The kind of task that they were scored as; None for unscored ones.
-        options: What each row lets choose from, where it is a choice.
+        answers: The rows as they were scored.
     """
 
     predictions: list[str]
     scores: dict[str, Any] = field(default_factory=dict)
     row_scores: list[dict[str, float]] = field(default_factory=list)
     kind: str | None = None
-    options: list[tuple[str, ...]] = field(default_factory=list)
+    answers: Sequence[Answer] = ()
 
-    def scores_of(self, chosen: Sequence[int], examples: list[Example]) -> dict[str, Any]:
+    def scores_of(self, chosen: Sequence[int]) -> dict[str, Any]:
         """Return the scores of some of the rows, by their numbers; none where nothing is scored."""
         if self.kind is None:
             return {}
-        answers = [
-            Answer(self.predictions[i], examples[i].output or "", prompt=examples[i].prompt)
-            for i in chosen
-        ]
-        return score(answers, self.kind).summary
+        return score([self.answers[i] for i in chosen], self.kind).summary
 
     def write(
         self, path: Path, examples: list[Example], sites: Mapping[str, Sequence[int]]
     ) -> None:
         """Write predictions.jsonl, one object per row, with the site whose kind of row it is."""
-        answers: list[dict[str, Any]] = [{"prediction": said} for said in self.predictions]
-        for answer, options in zip(answers, self.options, strict=self.kind == "choice"):
-            answer["options"] = options
+        answers: list[dict[str, Any]] = [{"prediction": text} for text in self.predictions]
+        if self.kind == "choice":
+            for line, answer in zip(answers, self.answers, strict=True):
+                line["options"] = answer.options
         for site, rows in sites.items():
             for row in rows:
                 answers[row]["site"] = site
@@ -94,9 +91,10 @@ def evaluate(
     if len(answers) < len(examples):
         return Evaluation(predictions)
     kind = kind_of([answer.reference for answer in answers], with_options=all(options))
+    if kind == "choice":
+        answers = with_options(answers)
     scores = score(answers, kind)
-    chosen_from = options if kind == "choice" else []
-    return Evaluation(predictions, scores.summary, scores.rows, kind, chosen_from)
+    return Evaluation(predictions, scores.summary, scores.rows, kind, answers)
 
 
 def _options(example: Example) -> tuple[str, ...]:

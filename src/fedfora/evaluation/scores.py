@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedfora.data.loading import Example, options_of, text_in
 from fedfora.data.sources import json_rows, text_of
+from fedfora.evaluation.settings import EvaluateArguments
 from fedfora.metrics import KINDS, METRICS, Answer, Metric
 from fedfora.metrics.choice import are_letters, letters_of
 from fedfora.metrics.triples import are_triples, relation_scores
@@ -82,7 +83,7 @@ def score(
     metrics = {name: metric for name, metric in asked.items() if _has(metric)}
     if missing := sorted(set(asked) - set(metrics)):
         logger.warning("not scored: %s (%s)", ", ".join(missing), INSTALL)
-    answers = _with_options(answers) if kind == "choice" else answers
+    answers = with_options(answers) if kind == "choice" else answers
     counts = {name: [metric.counts(row) for row in answers] for name, metric in metrics.items()}
     summary: dict[str, Any] = {"rows": len(answers), "metrics": kind}
     summary |= _totals(metrics, counts, derive_seed(seed, "bootstrap"))
@@ -94,14 +95,14 @@ def score(
 def _metrics(kind: str) -> dict[str, Metric]:
     if kind not in KINDS:
         raise ValueError(f"unknown metrics {kind!r} (known: {', '.join(KINDS)})")
-    return {name: METRICS[name] for name in METRICS if kind in METRICS[name].kinds}
+    return {name: METRICS[name] for name in sorted(METRICS) if kind in METRICS[name].kinds}
 
 
 def _has(metric: Metric) -> bool:
     return metric.package is None or find_spec(metric.package) is not None
 
 
-def _with_options(answers: Sequence[Answer]) -> Sequence[Answer]:
+def with_options(answers: Sequence[Answer]) -> list[Answer]:
     """Give rows without options those of the whole file: its different references."""
     options = letters_of([answer.reference for answer in answers])
     return [answer if answer.options else replace(answer, options=options) for answer in answers]
@@ -189,43 +190,27 @@ def interval(
 # A file of predictions to scores: fedfora's own, or any JSON with two columns of text.
 
 
-def score_file(
-    path: str,
-    *,
-    metrics: str = "auto",
-    prediction_column: str = "prediction",
-    reference_column: str = "reference",
-    seed: int = 42,
-    original: bool = False,
-) -> dict[str, Any]:
-    """Return the scores of a file.
-
-    Args:
-        path: JSON lines or a JSON list of rows.
-        metrics: "triples", "text", "choice", or "auto" for what the references look like.
-        prediction_column: Column with what the model wrote.
-        reference_column: Column with what is right.
-        seed: Seed of the confidence intervals.
-        original: Whether to score as the original program did, too.
+def score_file(arguments: EvaluateArguments) -> dict[str, Any]:
+    """Return the scores of a file of rows with predictions and references.
 
     Raises:
         ValueError: If the file is missing or broken, a row has no reference, or a package is
             missing.
     """
-    if metrics != "auto":
-        check_packages(metrics)
+    path, kind = arguments.predictions_file, arguments.metrics
+    if kind != "auto":
+        check_packages(kind)
     if not Path(path).is_file():
         raise ValueError(f"--predictions_file: no such file: {path}")
-    answers = [
-        _answer_in(row, where, prediction_column, reference_column)
-        for where, row in json_rows(path, text_of(path, Path(path)))
-    ]
+    columns = arguments.prediction_column, arguments.reference_column
+    rows = json_rows(path, text_of(path, Path(path)))
+    answers = [_answer_in(row, where, *columns) for where, row in rows]
     if not answers:
         raise ValueError(f"{path}: no rows")
-    if metrics == "auto":
+    if kind == "auto":
         with_options = all(answer.options for answer in answers)
-        metrics = kind_of([answer.reference for answer in answers], with_options=with_options)
-    return score(answers, metrics, seed=seed, original=original).summary
+        kind = kind_of([answer.reference for answer in answers], with_options=with_options)
+    return score(answers, kind, seed=arguments.seed, original=arguments.original_scores).summary
 
 
 def _answer_in(row: Any, where: str, prediction_column: str, reference_column: str) -> Answer:

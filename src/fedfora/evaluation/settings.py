@@ -127,6 +127,19 @@ NO_EFFECT = {  # options of training rows
 
 
 @dataclass
+class EvaluateArguments:
+    """Predictions to score, and their columns."""
+
+    predictions_file: str = flag("out/predictions.jsonl", "rows with prediction and reference")
+    metrics: MetricsChoice = flag("auto", METRICS_HELP)
+    prediction_column: str = flag("prediction", "column with what the model wrote")
+    reference_column: str = flag("reference", "column with what is right")
+    original_scores: bool = flag(False, ORIGINAL_HELP)
+    seed: int = flag(42, "seed of the confidence intervals")
+    scores_file: str | None = flag(None, "write the scores there too, as JSON")
+
+
+@dataclass
 class AuditArguments(Options):
     """Attacks on a run: its rows, held-out rows, effort."""
 

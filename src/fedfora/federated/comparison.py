@@ -226,7 +226,7 @@ def _measured(
     headline = headline_score(result.scores)
     score_text = number(headline, result.scores[headline])
     view.line(f"{what:24s} {label(headline)} {score_text}   {clock(seconds)}")
-    by_group = {group: result.scores_of(rows, examples) for group, rows in groups.items()}
+    by_group = {group: result.scores_of(rows) for group, rows in groups.items()}
     return Row(
         name, kind, result.scores, result.predictions, peak_memory_bytes(), seconds, by_group
     )

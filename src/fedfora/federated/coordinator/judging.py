@@ -59,7 +59,7 @@ def _scored(adapter: AdapterState, exchange: SiteExchange) -> dict[str, Any]:
     sites = [site.name for site in exchange.sites.values()]
     groups = own_kind_of_rows(settings.federation.partition, examples, sites)
     result.write(record.directory / PREDICTIONS, examples, groups)
-    scores = {site: result.scores_of(rows, examples) for site, rows in groups.items()}
+    scores = {site: result.scores_of(rows) for site, rows in groups.items()}
     own = {site: {name: of[name] for name in headlines(of)} for site, of in scores.items()}
     return {"scores": result.scores, **({"groups": own} if own else {})}
 
