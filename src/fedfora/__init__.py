@@ -31,7 +31,6 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for huge page
 # once where the library is loaded already, otherwise when it is.
 REGISTRATIONS = [
     ("peft", "fedfora.adapter"),
-    ("peft", "fedfora.models.baichuan.targets"),
     ("transformers.models.auto.configuration_auto", "fedfora.models.baichuan.configuration"),
     ("transformers.models.auto.tokenization_auto", "fedfora.models.baichuan.tokenization"),
 ]

@@ -1,24 +1,24 @@
 """Named implementations, the one extension mechanism of the package; packages of extras."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 F = TypeVar("F")
 
 
-class Registry(Generic[F]):
-    """Maps a public name to what implements it.
+class Registry(dict[str, F]):
+    """Maps a public name to what implements it, in the order of registration.
 
     A registry is filled by decorating functions (or by `add`) in the module that owns it, so adding
     an implementation touches that module alone.
     """
 
     def __init__(self, kind: str) -> None:
+        super().__init__()
         self.kind = kind
-        self._entries: dict[str, F] = {}
 
     def add(self, name: str, entry: F) -> F:
         """Register `entry` as `name` and return it.
@@ -26,32 +26,18 @@ class Registry(Generic[F]):
         Raises:
             ValueError: If the name is taken.
         """
-        if name in self._entries:
+        if name in self:
             raise ValueError(f"{self.kind} {name!r} is already registered")
-        self._entries[name] = entry
+        self[name] = entry
         return entry
 
     def register(self, name: str) -> Callable[[F], F]:
         """Return a decorator that registers what it decorates."""
         return lambda entry: self.add(name, entry)
 
-    def __getitem__(self, name: str) -> F:
-        """Return the entry.
-
-        Raises:
-            ValueError: If there is none, naming the nearest and the known ones.
-        """
-        if name not in self._entries:
-            raise ValueError(unknown(self.kind, name, self))
-        return self._entries[name]
-
-    def names(self) -> list[str]:
-        """Return the names in the order in which they were added."""
-        return list(self._entries)
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names in alphabetical order."""
-        return iter(sorted(self._entries))
+    def __missing__(self, name: str) -> F:
+        """Refuse a name that nobody registered, naming the nearest and the known ones."""
+        raise ValueError(unknown(self.kind, name, sorted(self)))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

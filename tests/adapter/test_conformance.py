@@ -395,21 +395,3 @@ def test_an_unsupported_layer_is_refused_before_anything_is_replaced():
     with pytest.raises(ValueError, match=r"embed_tokens \(Embedding\) is not supported"):
         get_peft_model(base, ForaConfig(target_modules=["q_proj", "embed_tokens"]))
     assert not any("fora" in name for name, _ in base.named_modules())
-
-
-def test_scaling_follows_peft(case):
-    base, config = case
-    model = adapt(base, config)
-    before = logits(model)
-    layers = [m for m in model.modules() if hasattr(m, "scale_layer")]
-    for layer in layers:
-        layer.scale_layer(0.5)
-    assert not torch.allclose(logits(model), before)
-    for layer in layers:
-        layer.unscale_layer()
-    assert torch.equal(logits(model), before)
-    for layer in layers:
-        layer.set_scale("default", 2.0)
-    for layer in layers:
-        layer.set_scale("default", 1.0)
-    assert torch.equal(logits(model), before)

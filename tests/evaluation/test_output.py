@@ -40,9 +40,7 @@ def test_cut_at_any_byte_whole_batches_remain_and_work_goes_on(journal):
 
 
 def test_no_file_is_no_answers(tmp_path):
-    journal = Journal(tmp_path / "none.jsonl")
-    assert journal.read() == {}
-    journal.remove()
+    assert Journal(tmp_path / "none.jsonl").read() == {}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

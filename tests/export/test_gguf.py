@@ -18,8 +18,7 @@ from fedfora import ForaConfig
 from fedfora.cli.main import main
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
-from fedfora.exporting.gguf import llama_cpp_logits, to_gguf
-from fedfora.exporting.gguf_model import model_to_gguf
+from fedfora.exporting.gguf import llama_cpp_logits, model_to_gguf, to_gguf
 from fedfora.models.adapter_base import deviation, logits, probe
 from fedfora.models.resolve import model_path
 from fedfora.models.saving import adapter_record

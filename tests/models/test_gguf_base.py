@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedfora.cli.main import main
-from fedfora.exporting.gguf_model import model_to_gguf
+from fedfora.exporting.gguf import model_to_gguf
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base
 from fedfora.models.resolve import check_model_name

@@ -67,7 +67,7 @@ def test_of_a_record_that_was_cut_and_goes_on_only_what_is_new_comes(tmp_path_fa
 
 def test_the_board_says_sites_losses_bytes_error_and_epsilon():
     board = Board()
-    board.draw(["north", "south", "west"])
+    board.take({"event": "round_started", "round": 1, "sites": ["north", "south", "west"]})
     board.take({"event": "rejected", "site": "west", "reason": "not finite"})
     board.take(round_line(2, aggregation_error=0.25, epsilon=1.5))
     text = shown(render(board))
@@ -79,8 +79,8 @@ def test_the_board_says_sites_losses_bytes_error_and_epsilon():
 
 def test_of_many_sites_the_busy_ones_are_shown():
     board = Board()
-    board.draw([f"site {i}" for i in range(100)])
-    board.site("site 77").state = "step 3/5"
+    board.take({"event": "round_started", "round": 1, "sites": [f"site {i}" for i in range(100)]})
+    board.sites["site 77"].state = "step 3/5"
     text = shown(render(board))
     assert "site 77" in text
     assert f"and {100 - SITES_SHOWN} more" in text
@@ -157,7 +157,7 @@ def test_a_view_on_a_terminal_draws_the_board_and_elsewhere_prints_lines():
         out = StringIO()
         console = Console(file=out, width=100, force_terminal=terminal, color_system=None)
         with View(10, console) as view:
-            view.board.site("north").state = "step 1/5"
+            view.board.sites["north"].state = "step 1/5"
             view.line("a line that stays")
             view.advance(1, "round 1/2 north", loss=1.5)
             time.sleep(0.4)
@@ -226,7 +226,7 @@ def test_sites_are_seen_training_from_outside(write_run):
     append_event(run, "site_step", file=PASSING, **step)
     standing.update()
     assert states(standing) == {"north": "step 3/5", "south": "waits"}
-    assert standing.board.site("north").loss == 1.5
+    assert standing.board.sites["north"].loss == 1.5
     assert standing.position == 0  # the round is not over
 
 

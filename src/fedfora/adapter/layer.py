@@ -29,7 +29,7 @@ class ForaLayer(BaseTunerLayer):
     # The factors are Linear modules, used only by calling them: FSDP's and ZeRO-3's hooks hang on
     # calls, and TRL copies a reference adapter by names that only submodules have.
     adapter_layer_names = ("fora_A", "fora_B", "fora_C", "fora_D", "fora_E")
-    other_param_names = ("r", "lora_alpha", "scaling", "rslora", "trainable", "fora_dropout")
+    other_param_names = ("r", "lora_alpha", "scaling", "trainable", "fora_dropout")
 
     # Inherited; PEFT ships no types.
     get_base_layer: Any
@@ -46,7 +46,6 @@ class ForaLayer(BaseTunerLayer):
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
-        self.rslora: dict[str, bool] = {}
         self.trainable: dict[str, str] = {}
         self.fora_dropout = nn.ModuleDict()
         self.fora_A, self.fora_B, self.fora_C = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
@@ -71,8 +70,7 @@ class ForaLayer(BaseTunerLayer):
             raise ValueError(f"r must be at least 1, got {r}")
         inner_dim = config.inner_dim or default_inner_dim(self.in_features)
         self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
-        self.rslora[adapter_name] = config.use_rslora
-        self.scaling[adapter_name] = self._unscaled(adapter_name)
+        self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         self.trainable[adapter_name] = config.trainable
         self.fora_dropout[adapter_name] = (
             nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
@@ -142,32 +140,9 @@ class ForaLayer(BaseTunerLayer):
         """Return the module that holds factor A, B, C, D or E."""
         return cast(nn.Linear, getattr(self, f"fora_{letter}")[adapter_name])
 
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """Set the scaling of `adapter` to `scale` times its configured value."""
-        if adapter in self.scaling:
-            self.scaling[adapter] = scale * self._unscaled(adapter)
-
-    def scale_layer(self, scale: float) -> None:
-        """Multiply the scaling of every active adapter by `scale`."""
-        for name in self.active_adapters:
-            if name in self.scaling:
-                self.scaling[name] *= scale
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the scaling of every active adapter by `scale`, or reset it when None."""
-        for name in self.active_adapters:
-            if name in self.scaling:
-                self.scaling[name] = (
-                    self._unscaled(name) if scale is None else self.scaling[name] / scale
-                )
-
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Tell PEFT that `s D K A` is what a LoRA adapter can hold."""
         return True
-
-    def _unscaled(self, name: str) -> float:
-        divisor = math.sqrt(self.r[name]) if self.rslora[name] else self.r[name]
-        return self.lora_alpha[name] / divisor
 
     def _freeze_non_trainable_peft_weights(self, adapter_names: list[str] | None = None) -> None:
         """Keep A and D frozen in core mode (a hook that PEFT calls when it sets adapters)."""
@@ -250,7 +225,10 @@ class ForaLinear(nn.Module, ForaLayer):
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
         if adapter_names is not None:
-            return self._add_row_by_row(result, x, adapter_names)
+            for name in sorted(set(adapter_names) & set(self.fora_A)):
+                rows = [i for i, row_name in enumerate(adapter_names) if row_name == name]
+                result[rows] += self._update(x[rows], name).to(result.dtype)
+            return result
         dtype = result.dtype
         for name in self.active_adapters:
             if name in self.fora_A:
@@ -275,12 +253,6 @@ class ForaLinear(nn.Module, ForaLayer):
             u_R = h_R.to(A.weight.dtype) @ (self.scaling[name] * self.core(name))
         update_O: Tensor = D(u_R)
         return update_O
-
-    def _add_row_by_row(self, result: Tensor, x: Tensor, adapter_names: list[str]) -> Tensor:
-        for name in sorted(set(adapter_names) & set(self.fora_A)):
-            rows = [i for i, row_name in enumerate(adapter_names) if row_name == name]
-            result[rows] += self._update(x[rows], name).to(result.dtype)
-        return result
 
     def _check_adapter_names(self, x: Tensor, adapter_names: list[str]) -> None:
         if len(x) != len(adapter_names):

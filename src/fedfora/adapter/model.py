@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -19,6 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from fedfora.adapter.config import ForaConfig
 from fedfora.adapter.layer import ForaLayer, ForaLinear
+
+# LoRA and FoRA read this mapping for target_modules=None; PEFT has no entry for Baichuan.
+TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("baichuan", ["W_pack", "o_proj"])
 
 
 class ForaModel(BaseTuner):
@@ -124,16 +126,11 @@ def _check_supported(target: nn.Module, key: str, quantization: dict[str, Any]) 
 
 
 def _hook_adapter_names(module: nn.Module, adapter_names: list[str]) -> list[Any]:
+    def hand_on(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "adapter_names": adapter_names}
+
     return [
-        layer.register_forward_pre_hook(
-            partial(_pass_adapter_names, adapter_names=adapter_names), with_kwargs=True
-        )
+        layer.register_forward_pre_hook(hand_on, with_kwargs=True)
         for layer in module.modules()
         if isinstance(layer, ForaLayer | AuxiliaryTrainingWrapper)
     ]
-
-
-def _pass_adapter_names(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, adapter_names: list[str]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, "adapter_names": adapter_names}

@@ -92,6 +92,9 @@ def show(comparison: "Comparison", output_dir: str) -> None:
     """Print the tables, three notes with their triples, and what to type next."""
     from rich.console import Console
 
+    from fedfora.evaluation.output import PREDICTIONS
+    from fedfora.reporting.history import read_lines
+    from fedfora.reporting.sections import compared
     from fedfora.reporting.view import clock
 
     print_comparison(comparison, "Triples found in held-out notes of all four specialties")
@@ -101,25 +104,14 @@ def show(comparison: "Comparison", output_dir: str) -> None:
         "stay, adapters are averaged. central: all notes in one place, as many steps.\n"
         "parse rate: share of answers that have the form of triples, right or wrong."
     )
-    _show_examples(console, comparison)
+    console.print("\nThree notes, as the federation reads them:")
+    for row in map(compared, read_lines(Path(output_dir) / PREDICTIONS)[:3]):
+        console.print(f"\n  {row['input']}", highlight=False)
+        surplus = [line for line in row["predicted"] if line[0] == "wrong"]
+        for mark, triple in [*row["expected"], *surplus]:
+            console.print(f"    {mark:6s}  {triple}", highlight=False)
     console.print(f"\nRun directory: {output_dir}   whole demo: {clock(comparison.seconds)}")
     console.print(f"Report: {output_dir}/report.html")
     console.print("Next:")
     console.print(f"  fedfora predict --model_dir {output_dir} --test_file clinic:test")
     console.print("  fedfora simulate --help")
-
-
-def _show_examples(console: Any, comparison: "Comparison") -> None:
-    """Print the first test note of three specialties, as the federation reads it."""
-    console.print("\nThree notes, as the federation reads them:")
-    for index in (0, 1, 2):
-        example = comparison.examples[index]
-        predicted = comparison.federated.predictions[index].strip().split("\n")
-        expected = (example.output or "").split("\n")
-        console.print(f"\n  {example.input}", highlight=False)
-        for triple in expected:
-            mark = "found " if triple in predicted else "missed"
-            console.print(f"    {mark}  {triple}", highlight=False)
-        for triple in predicted:
-            if triple not in expected:
-                console.print(f"    wrong   {triple}", highlight=False)

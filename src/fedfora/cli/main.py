@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return 0
-    command, *rest = _command_first(words)
+    if words[0].startswith(("--local_rank=", "--local-rank=")) and len(words) > 1:
+        words[:2] = reversed(words[:2])  # `deepspeed --module` puts it before the command
+    command, *rest = words
     if command not in COMMANDS:
         from fedfora.registry import unknown
 
@@ -86,13 +88,6 @@ def missing_extra(command: str, error: ModuleNotFoundError) -> str | None:
         return None
     extra = "federated" if command in FEDERATIONS else EXTRAS[package]
     return f'{package} is not installed: pip install "fedfora[{extra}]"'
-
-
-def _command_first(words: list[str]) -> list[str]:
-    """`deepspeed --module fedfora train` puts its `--local_rank=N` before the command."""
-    if words[0].startswith(("--local_rank=", "--local-rank=")) and len(words) > 1:
-        return [words[1], words[0], *words[2:]]
-    return words
 
 
 def overview() -> str:

@@ -245,7 +245,10 @@ def _prompt(
             for said in turn
             for token in (*_text_ids(tokenizer, said), *line_end)
         ]
-        return [*_bos(tokenizer), *history_ids, *text_ids, *line_end], is_cut
+        # Some tokenizers put a begin-of-sequence token before every text.
+        bos = [tokenizer.bos_token_id]
+        start = bos if tokenizer("")["input_ids"][:1] == bos else []
+        return [*start, *history_ids, *text_ids, *line_end], is_cut
     messages = [
         {"role": role, "content": said}
         for turn in turns
@@ -302,12 +305,6 @@ def _control_ids(tokenizer: Any, _size: int) -> frozenset[int]:
     """The ids of all control tokens."""
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(added | set(tokenizer.all_special_ids))
-
-
-def _bos(tokenizer: Any) -> list[int]:
-    """The begin-of-sequence token, for tokenizers that put one before every text."""
-    starts_with_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return [tokenizer.bos_token_id] if starts_with_bos else []
 
 
 def _chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:

@@ -57,8 +57,14 @@ def _parts(
             f"--num_clients {num_clients}: there are only {len(examples)} rows to share out"
         )
     if kind == "iid":
-        return _iid(len(examples), num_clients, seed)
-    return _dirichlet(examples, rest[0], _alpha(rest[1]), num_clients, seed)
+        import numpy as np
+
+        order = np.random.default_rng(seed).permutation(len(examples))
+        shares = np.array_split(order, num_clients)
+        return {
+            site_name(i, num_clients): sorted(map(int, share)) for i, share in enumerate(shares)
+        }
+    return _dirichlet(examples, *rest, num_clients, seed)
 
 
 def _by_column(
@@ -75,17 +81,15 @@ def _by_column(
     return parts
 
 
-def _iid(num_rows: int, num_clients: int, seed: int) -> dict[str, list[int]]:
-    import numpy as np
-
-    order = np.random.default_rng(seed).permutation(num_rows)
-    shares = np.array_split(order, num_clients)
-    return {site_name(i, num_clients): sorted(map(int, share)) for i, share in enumerate(shares)}
-
-
 def _dirichlet(
-    examples: list[Example], column: str, alpha: float, num_clients: int, seed: int
+    examples: list[Example], column: str, text: str, num_clients: int, seed: int
 ) -> dict[str, list[int]]:
+    try:
+        alpha = float(text)
+    except ValueError:
+        alpha = -1.0
+    if not alpha > 0:
+        raise DataError(f"--partition: ALPHA must be a number above 0, got {text!r}")
     values = _values(examples, column)  # its mistakes show before seconds of imports
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner
@@ -113,16 +117,6 @@ def _values(examples: list[Example], column: str) -> list[str]:
             raise DataError(f'--partition: row {number} has no column "{column}"; it has: {names}')
         values.append(str(value))
     return values
-
-
-def _alpha(text: str) -> float:
-    try:
-        alpha = float(text)
-    except ValueError:
-        alpha = -1.0
-    if not alpha > 0:
-        raise DataError(f"--partition: ALPHA must be a number above 0, got {text!r}")
-    return alpha
 
 
 def site_name(index: int, num_clients: int) -> str:

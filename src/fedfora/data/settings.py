@@ -64,7 +64,7 @@ class DataArguments(Options):
     dataset: str | None = flag(None, "a data set of dataset_info.json, instead of a file")
     dataset_dir: str = flag("data", "directory of dataset_info.json")
     task: str = flag(
-        "instruction", "kind of task: column names and a default instruction", choices=list(TASKS)
+        "instruction", "kind of task: column names and a default instruction", choices=sorted(TASKS)
     )
     instruction_column: str = flag("instruction", "column with the instruction; may be absent")
     prompt_column: str | None = flag(

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,21 +33,31 @@ def rows_of(source: str) -> Iterator[tuple[str, Any]]:
     Raises:
         DataError: If there is no such source, or it cannot be read at all.
     """
-    if is_in_memory(source):
-        yield from _held_rows(source)
-        return
-    if source in BUNDLED:
-        for number, row in enumerate(clinic_rows(BUNDLED[source]), start=1):
-            yield f"{source}, row {number}", row
-        return
     path = Path(source)
-    if path.is_file():
-        yield from _file_rows(source, path)
+    if is_in_memory(source):
+        rows = _held_rows(source)
+    elif source in BUNDLED:
+        rows = clinic_rows(BUNDLED[source])
+    elif path.suffix == ".parquet" and path.is_file():
+        rows = _parquet_rows(source)
+    elif path.is_file():
+        if path.suffix not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise DataError(f"{source}: unknown format {path.suffix!r} (known: {known})")
+        text = text_of(source, path)
+        yield from _csv_rows(source, text) if path.suffix == ".csv" else json_rows(source, text)
+        return
     elif (path.suffix not in FORMATS and _HUB_ID.fullmatch(source)) or path.is_dir():
-        yield from _hub_rows(source)
+        rows = _hub_rows(source)
     else:
         hint = nearest(path.name, (other.name for other in path.parent.glob("*.*")))
         raise DataError(f"no such file: {source}{hint} (bundled data sets: {', '.join(BUNDLED)})")
+    yield from _numbered(source, rows)
+
+
+def _numbered(source: str, rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for number, row in enumerate(rows, start=1):
+        yield f"{source}, row {number}", row
 
 
 # Rows that a Python program holds: they have a name like a file's and are written nowhere.
@@ -82,24 +92,13 @@ def is_in_memory(source: str | None) -> bool:
     return source is not None and _IN_MEMORY.fullmatch(source) is not None
 
 
-def _held_rows(source: str) -> Iterator[tuple[str, Any]]:
+def _held_rows(source: str) -> Iterable[Any]:
     if source not in _held:
         option = source.split()[0]
         raise DataError(
             f"{source}: a Python program held these rows; give them again there ({option}=ROWS)"
         )
-    for number, row in enumerate(_held[source], start=1):
-        yield f"{source}, row {number}", row
-
-
-def _file_rows(source: str, path: Path) -> Iterator[tuple[str, Any]]:
-    if path.suffix not in FORMATS:
-        raise DataError(f"{source}: unknown format {path.suffix!r} (known: {', '.join(FORMATS)})")
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(source)
-        return
-    text = text_of(source, path)
-    yield from _csv_rows(source, text) if path.suffix == ".csv" else json_rows(source, text)
+    return _held[source]
 
 
 def text_of(source: str, path: Path) -> str:
@@ -112,30 +111,26 @@ def text_of(source: str, path: Path) -> str:
         raise DataError(f"{source}: cannot be read: {error.strerror}") from error
 
 
-def _hub_rows(source: str) -> Iterator[tuple[str, Any]]:
+def _hub_rows(source: str) -> Iterable[Any]:
     from datasets import load_dataset
 
     name, _, split = source.partition(":")
     try:
-        rows = load_dataset(name, split=split or "train")
+        return load_dataset(name, split=split or "train")  # type: ignore[no-any-return]
     except Exception as error:  # whatever the hub, the network or a file format brings up
         raise DataError(
             f"{source}: no such file, and no data set could be loaded by that name: {error}"
         ) from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{source}, row {number}", row
 
 
-def _parquet_rows(source: str) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(source: str) -> Iterable[Any]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(source).to_pylist()
+        return pyarrow.parquet.read_table(source).to_pylist()  # type: ignore[no-any-return]
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{source}: no Parquet file that can be read: {error}") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{source}, row {number}", row
 
 
 def _csv_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
@@ -177,8 +172,7 @@ def json_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
         DataError: If a list cannot be read.
     """
     if text.lstrip().startswith("["):
-        for number, row in enumerate(_json_list(source, text), start=1):
-            yield f"{source}, row {number}", row
+        yield from _numbered(source, _json_list(source, text))
         return
     # Not splitlines(): a JSON string may hold U+2028 and its like unescaped.
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):

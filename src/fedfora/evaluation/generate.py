@@ -80,7 +80,10 @@ def answer_batch(
     """
     model.eval()
     batch = _left_padded(prompts, tokenizer.pad_token_id, model.device)
-    ends = _ends(model, tokenizer)  # before the model's own configuration is set aside
+    # What ends an answer: the training's end, and those the model's authors name, read before the
+    # model's own configuration is set aside.
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     options: dict[str, Any] = {
         "do_sample": decoding.do_sample,
         "num_beams": decoding.num_beams,
@@ -103,7 +106,7 @@ def answer_batch(
                 **options,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=ends,
+                eos_token_id=sorted(ends),
                 streamer=streamer,
             )
         except torch.OutOfMemoryError as error:
@@ -114,13 +117,6 @@ def answer_batch(
     new_tokens = output[:, batch["input_ids"].shape[1] :]
     texts: list[str] = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
     return texts
-
-
-def _ends(model: Any, tokenizer: Any) -> list[int]:
-    """Return the tokens that end an answer: the training's, and those the model's authors name."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
-    return sorted(end for end in ends if end is not None)
 
 
 @contextmanager

@@ -176,7 +176,3 @@ class Journal:
             if written != len(line.encode()):
                 raise OSError(28, "no space left on device", str(self.path))
             os.fsync(file.fileno())
-
-    def remove(self) -> None:
-        """Delete the file, if there is one."""
-        self.path.unlink(missing_ok=True)

@@ -181,7 +181,7 @@ def _generate(
     seconds = time.monotonic() - started
     record.log("predicted", rows=len(pending), rows_per_s=len(pending) / seconds, scores=scores)
     finish_run(record)
-    journal.remove()
+    journal.path.unlink(missing_ok=True)
     return scores
 
 

@@ -74,7 +74,18 @@ def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
             after writing fails.
     """
     source, target = Path(model_dir), Path(output_dir)
-    config = _config_of(source)
+    if not (source / "config.json").is_file():
+        raise ValueError(f"{source}: the directory holds no config.json")
+    config = AutoConfig.from_pretrained(source)
+    if not isinstance(config, BaichuanConfig):
+        raise ValueError(f"{source} is a {config.model_type} model, not a Baichuan")
+    if config.position_embedding != "rope":
+        raise ValueError(
+            f"{source} has ALiBi positions (a 13B model), which Llama has no place for; only the "
+            "7B models, with rotary positions, can be written as Llama"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"{source} is quantized; export the model it was quantized from")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty directory")
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
@@ -94,22 +105,6 @@ def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
             f"of {source}; do not use it"
         )
     return deviation
-
-
-def _config_of(source: Path) -> BaichuanConfig:
-    if not (source / "config.json").is_file():
-        raise ValueError(f"{source}: the directory holds no config.json")
-    config = AutoConfig.from_pretrained(source)
-    if not isinstance(config, BaichuanConfig):
-        raise ValueError(f"{source} is a {config.model_type} model, not a Baichuan")
-    if config.position_embedding != "rope":
-        raise ValueError(
-            f"{source} has ALiBi positions (a 13B model), which Llama has no place for; only the "
-            "7B models, with rotary positions, can be written as Llama"
-        )
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(f"{source} is quantized; export the model it was quantized from")
-    return config
 
 
 def _as_llama(model: Any) -> LlamaForCausalLM:

@@ -12,8 +12,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer
 
-from fedfora.exporting.gguf import LLAMA_CPP, architecture_of, llama_cpp_logits, modelfile, to_gguf
-from fedfora.exporting.gguf_model import model_to_gguf
+from fedfora.exporting.gguf import (
+    LLAMA_CPP,
+    architecture_of,
+    llama_cpp_logits,
+    model_to_gguf,
+    modelfile,
+    to_gguf,
+)
 from fedfora.exporting.llama import export_llama
 from fedfora.exporting.lora import to_lora
 from fedfora.exporting.settings import FORMATS, MARK, ExportSettings, check_place, files_of

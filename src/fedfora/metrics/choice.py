@@ -46,7 +46,9 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
     folded = [option.casefold() for option in options]
     if folded.count(whole := stripped.rstrip(".!。").casefold()) == 1:
         return folded.index(whole)
-    letters = {letter: index for index, letter in enumerate(_letters(options))}
+    lettered = all(len(option) == 1 and option in LETTERS for option in options)
+    signs = options if lettered else LETTERS[: len(options)]
+    letters = {letter: index for index, letter in enumerate(signs)}
     if (leading := _LEADING.match(stripped)) and leading[1] in letters:
         return letters[leading[1]]
     for announced in _ANNOUNCED.findall(text):
@@ -60,13 +62,6 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
         if len(option) > 1 and re.search(_AS_WORD.format(re.escape(option)), text.casefold())
     ]
     return contained[0] if len(contained) == 1 else None
-
-
-def _letters(options: Sequence[str]) -> Sequence[str]:
-    """Return the letter of each option: itself where the options are letters, else its place."""
-    if all(len(option) == 1 and option in LETTERS for option in options):
-        return options
-    return LETTERS[: len(options)]
 
 
 @metric(

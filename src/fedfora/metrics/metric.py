@@ -7,7 +7,7 @@ corpus and a bootstrap sample are scored by the same code. Metrics know nothing 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fedfora.registry import Registry
 
@@ -46,22 +46,22 @@ class Metric:
         kinds: The kinds of task it belongs to, of `KINDS`.
         counts: A row to numbers; always as many, added up over rows.
         total: The sums to the score; NaN where no row could be scored.
+        label: What a person calls it.
+        tabled: The kinds of task whose short tables show it.
         row: The name of the score of a single row; None where a single row has no such score.
         package: The module that it needs beyond fedfora's own, if any.
-        label: What a person calls it.
         headline: Its rank among the scores that sum up an evaluation: those of the lowest rank that
             is there do, and the first of them judges. None for none.
-        tabled: The kinds of task whose short tables show it.
     """
 
     kinds: tuple[str, ...]
     counts: Counts
     total: Total
-    row: str | None
-    package: str | None
     label: str
-    headline: int | None
     tabled: tuple[str, ...]
+    row: str | None = None
+    package: str | None = None
+    headline: int | None = None
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -71,29 +71,25 @@ def metric(
     name: str,
     *kinds: str,
     total: Total,
-    row: str | None = None,
-    package: str | None = None,
     label: str | None = None,
-    headline: int | None = None,
     tabled: bool | str = False,
+    **facts: Any,
 ) -> Callable[[C], C]:
     """Return a decorator that registers a function of a row as a metric and leaves it as it is.
 
     Args:
         name: Of the score.
-        *kinds: As in `Metric`, as all others.
+        *kinds: As in `Metric`, like all that follows.
         total: Sums to score.
-        row: Name of a row's score.
-        package: Module that it needs.
         label: Default: the name with spaces.
-        headline: Rank among the headlines.
         tabled: Whether short tables show it; a kind of task for those of that kind alone.
+        **facts: `row`, `package` and `headline`.
     """
     shown = (tabled,) if isinstance(tabled, str) else kinds if tabled else ()
 
     def register(counts: C) -> C:
         called = label or name.replace("_", " ")
-        METRICS.add(name, Metric(kinds, counts, total, row, package, called, headline, shown))
+        METRICS.add(name, Metric(kinds, counts, total, called, shown, **facts))
         return counts
 
     return register
@@ -104,7 +100,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
     Names that are no metric's follow, as they come.
     """
-    registered = METRICS.names()
+    registered = list(METRICS)
     order = sorted(registered, key=lambda name: (len(METRICS[name].kinds), registered.index(name)))
     given = list(names)
     return [n for n in order if n in given] + [n for n in given if n not in registered]
@@ -115,7 +111,7 @@ def headlines(names: Iterable[str]) -> list[str]:
 
     These are F1 for triples, accuracy for choices, ROUGE-L and chrF for text; none without scores.
     """
-    ranks = {n: METRICS[n].headline for n in in_order(names) if n in METRICS.names()}
+    ranks = {n: METRICS[n].headline for n in in_order(names) if n in METRICS}
     ranked = {name: rank for name, rank in ranks.items() if rank is not None}
     return [name for name, rank in ranked.items() if rank == min(ranked.values())]
 

@@ -76,7 +76,7 @@ def bleu(answer: Answer) -> Sequence[float]:
     The score is the corpus BLEU, 0 to 100, with sacrebleu's tokenizer `zh` for rows whose reference
     has Han characters and `13a` for others.
     """
-    scorer = _bleu("zh" if has_han(answer.reference) else "13a")
+    scorer = _bleu("zh" if _HAN_OR_KANA.search(answer.reference) else "13a")
     return _statistics(scorer, answer)
 
 
@@ -174,8 +174,3 @@ def tokens(text: str) -> list[str]:
     On ASCII text these are the tokens of rouge-score without stemming.
     """
     return _TOKEN.findall(text.lower())
-
-
-def has_han(text: str) -> bool:
-    """Say whether a text has Chinese or Japanese characters."""
-    return bool(_HAN_OR_KANA.search(text))

@@ -89,7 +89,12 @@ def load_base(settings: ModelArguments, *, needs_tokenizer: bool = True) -> Base
     model.name_or_path = name  # PEFT records this; the directory a hub or package gave is no name
     model.requires_grad_(False)
     if settings.quantization == "nf4":
-        _keep_training_kernels(model)
+        # On CPUs with AVX512-BF16 bitsandbytes 0.50.2 repacks 4-bit weights at the first evaluation
+        # and never undoes it: no gradient flows through them, and training goes wrong without an
+        # error. Without the repacking, evaluation sees exactly what training saw.
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     model.eval()
     base = Base(model, tokenizer, name, settings.quantization)
     if not sharded:
@@ -313,18 +318,6 @@ def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
     if result.unexpected_keys:
         raise ValueError(f"{directory}: {result.unexpected_keys[0]} is no weight of the adapter")
     return model.eval()
-
-
-def _keep_training_kernels(model: Any) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU.
-
-    It does so on CPUs with AVX512-BF16, for faster inference in bfloat16, and never undoes it: from
-    then on no gradient flows through the layer and training goes wrong without an error (seen in
-    bitsandbytes 0.50.2). Without the repacking, evaluation sees exactly what training saw.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _config_at(path: str, settings: ModelArguments) -> Any:

@@ -97,7 +97,15 @@ def check_model_name(name: str) -> None:
         return
     path = Path(name)
     if gguf_files := _gguf_files(name):
-        _check_gguf(name, gguf_files)
+        if len(gguf_files) > 1:
+            found = ", ".join(file.name for file in gguf_files)
+            raise ValueError(f"--model_name_or_path {name}: more than one GGUF; name one: {found}")
+        with gguf_files[0].open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ValueError(
+                    f"--model_name_or_path {gguf_files[0]}: no GGUF file: not its first bytes"
+                )
+        need("gguf", "gguf")
         return
     if path.is_file():
         raise ValueError(
@@ -121,16 +129,6 @@ def check_model_name(name: str) -> None:
     is_no_id = name.startswith(("/", ".", "~")) or name.count("/") > 1  # an id is `owner/name`
     if not path.is_dir() and is_no_id:
         raise ValueError(f"--model_name_or_path {name}: no model there: no such directory")
-
-
-def _check_gguf(name: str, paths: list[Path]) -> None:
-    if len(paths) > 1:
-        found = ", ".join(path.name for path in paths)
-        raise ValueError(f"--model_name_or_path {name}: more than one GGUF; name one: {found}")
-    with paths[0].open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ValueError(f"--model_name_or_path {paths[0]}: no GGUF file: not its first bytes")
-    need("gguf", "gguf")
 
 
 def adapter_dir_of(model_dir: str | None, checkpoint_dir: str | None) -> Path | None:

@@ -6,9 +6,8 @@ It is made from the run's record alone, so a card can be made again from any run
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fedfora.reporting.history import Run
+from fedfora.reporting.history import Run, sites_of
 from fedfora.reporting.record import Event
-from fedfora.reporting.series import sites_of
 
 FORMAT_VERSION = 1
 FILE = "card.json"
@@ -79,14 +78,12 @@ def privacy_of(events: Iterable[Event]) -> dict[str, Any]:
                 "delta": values.get("delta", spent["delta"]),
                 "statement": statement or spent["statement"],
             }
-    return {**spent, "statement": spent["statement"] or _statement(**spent)}
-
-
-def _statement(*, epsilon: float | None, delta: float | None, statement: None) -> str:
-    if epsilon is None:
-        return "No differential privacy."
-    with_delta = "" if delta is None else f", delta = {delta:g}"
-    return f"Differentially private with epsilon = {epsilon:.3g}{with_delta}."
+    if not spent["statement"]:
+        spent["statement"] = "No differential privacy."
+        if (epsilon := spent["epsilon"]) is not None:
+            with_delta = "" if spent["delta"] is None else f", delta = {spent['delta']:g}"
+            spent["statement"] = f"Differentially private with epsilon = {epsilon:.3g}{with_delta}."
+    return spent
 
 
 def _settings(run: Run, section: str, names: Iterable[str]) -> dict[str, Any]:

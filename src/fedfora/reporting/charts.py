@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from fedfora.reporting.series import Points
+from fedfora.reporting.history import Points
 from fedfora.reporting.wording import number
 
 WIDTH, HEIGHT = 460, 240

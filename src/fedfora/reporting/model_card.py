@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 from fedfora.reporting.card import Card
-from fedfora.reporting.sections import score_names, score_rows
+from fedfora.reporting.sections import score_table
 from fedfora.reporting.wording import data_size, label
 
 LOADING = """## Loading
@@ -30,20 +30,18 @@ def model_card(adapter_config: dict[str, Any], card: Card | None = None) -> str:
         card: The evaluation card of the run that made it; None while it is in progress.
     """
     base, rank = adapter_config["base_model_name_or_path"], adapter_config["r"]
-    parts = [
-        _front_matter(base, card),
-        f"# FoRA adapter of rank {rank} for {base}\n",
-        *([] if card is None else [_training(card), _results(card), _privacy(card)]),
-        LOADING,
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def _front_matter(base: str, card: Card | None) -> str:
     federated = card is not None and "federation" in card
     tags = ["fora", "federated-learning"] if federated else ["fora"]
     facts = {"base_model": base, "library_name": "peft", "tags": tags}
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False)}---"
+    parts = [
+        f"---\n{yaml.safe_dump(facts, sort_keys=False)}---",
+        f"# FoRA adapter of rank {rank} for {base}\n",
+    ]
+    if card is not None:
+        parts += [_training(card), _results(card)]
+        if federated or card["privacy"]["epsilon"] is not None:
+            parts.append(f"## Privacy\n\n{card['privacy']['statement']}\n")
+    return "\n".join(part for part in [*parts, LOADING] if part)
 
 
 def _training(card: Card) -> str:
@@ -72,18 +70,14 @@ def _results(card: Card) -> str:
     """Return the card's rows as a table, with intervals where there are any."""
     if not card["rows"]:
         return ""
-    names = score_names(card)
+    table = score_table(card)
+    names = table["names"]
     lines = [
         f"## Results on {card['data']['test_file'] or 'the test rows'}\n",
         "| | " + " | ".join(map(label, names)) + " |",
         "|---|" + "---:|" * len(names),
     ]
-    for row in score_rows(card):
+    for row in table["rows"]:
         cells = [f"{value} ({around})" if around else value for value, around in row["scores"]]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
-
-
-def _privacy(card: Card) -> str:
-    is_shown = "federation" in card or card["privacy"]["epsilon"] is not None
-    return f"## Privacy\n\n{card['privacy']['statement']}\n" if is_shown else ""

@@ -228,12 +228,15 @@ def check_disk_space(
 
 def environment() -> dict[str, Any]:
     """Return versions and hardware."""
+    torch = sys.modules.get("torch")  # a report alone need not load it
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "cpus": os.cpu_count(),
         "packages": {name: found for name in PACKAGES if (found := installed_version(name))},
-        "gpus": _gpus(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch
+        else [],
     }
 
 
@@ -261,13 +264,6 @@ def write_json(path: Path, content: Any, *, sort_keys: bool = False) -> None:
     """Write a JSON file so that it appears whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys)
     write_text(path, text + "\n")
-
-
-def _gpus() -> list[str]:
-    torch = sys.modules.get("torch")  # a report alone need not load it
-    if torch is None or not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def peak_memory_bytes() -> int:

@@ -24,17 +24,16 @@ from fedfora.reporting import sections
 from fedfora.reporting.card import FILE as CARD
 from fedfora.reporting.card import Card, card_of
 from fedfora.reporting.charts import ALL_SITES, NUM_COLORS, as_band, color_and_dash, line_chart
-from fedfora.reporting.history import Run, read_run
+from fedfora.reporting.history import Curves, Run, curves_of, is_constant, read_run
 from fedfora.reporting.model_card import model_card
 from fedfora.reporting.record import RunRecord, peak_memory_bytes, write_json, write_text
-from fedfora.reporting.series import Curves, curves_of, is_constant
 from fedfora.reporting.view import Board
 from fedfora.reporting.wording import label, number
 
 FILE = "report.html"
 
 # Drawn first, in this order; what else was measured follows by name, folded.
-_JUDGES = tuple(f"scores.{name}" for name in METRICS.names() if METRICS[name].headline == 0)
+_JUDGES = tuple(f"scores.{name}" for name in METRICS if METRICS[name].headline == 0)
 FIRST = (*_JUDGES, "loss", "validation_loss", "received_validation_loss", "epsilon")
 _OURS = ("federated", "scored")  # the rest is what a federation is compared with
 ANSWERS, LIVE_ANSWERS, LINES = 24, 300, 200  # shown at most: on a page to send, while one watches
@@ -93,7 +92,9 @@ def report(runs: Sequence[Run], live: Live | None = None) -> str:
         runs: The runs; none for a page that lists those that can be watched.
         live: What to show beside them while they are watched.
     """
-    names = _distinct_names(runs)
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.directory) for run in runs]
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -152,11 +153,9 @@ def _page(name: str, run: Run, live: Live | None) -> dict[str, Any]:
         "timeline": sections.timeline(run, live.board if live else None),
         "colors": {site: place % NUM_COLORS for site, place in colors.items()},
         "budget": budget if isinstance(budget, int | float) else None,
-        "score_names": sections.score_names(card),
-        "scores": (scores := sections.score_rows(card)),
-        "has_bounds": any(around for row in scores for _, around in row["scores"]),
-        "has_cost": any(row["memory"] or row["time"] for row in scores),
-        "other_scores": sections.other_scores(card),
+        "scores": (scores := sections.score_table(card)),
+        "has_bounds": any(around for row in scores["rows"] for _, around in row["scores"]),
+        "has_cost": any(row["memory"] or row["time"] for row in scores["rows"]),
         "relations": sections.relations(card),
         "charts": [chart for name, chart in charts if _is_first(name)],
         "more_charts": [chart for name, chart in charts if not _is_first(name)],
@@ -255,14 +254,6 @@ def _rank(name: str) -> tuple[int, str]:
 
 def _is_first(name: str) -> bool:
     return name in FIRST or name.startswith("own_")
-
-
-def _distinct_names(runs: Sequence[Run]) -> list[str]:
-    """Return the directories' names, whole paths where two are called alike."""
-    names = [run.name for run in runs]
-    if len(set(names)) == len(names):
-        return names
-    return [str(run.directory) for run in runs]
 
 
 def finish_run(record: RunRecord) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedfora.metrics import headlines, in_order
+from fedfora.metrics.triples import parse_triples
 from fedfora.reporting.card import Card, card_of
-from fedfora.reporting.history import Run
+from fedfora.reporting.history import Run, sites_of
 from fedfora.reporting.record import Event
-from fedfora.reporting.series import sites_of
 from fedfora.reporting.view import Board
 from fedfora.reporting.wording import (
     data_size,
@@ -29,7 +29,6 @@ HIDDEN = "-"  # what secure aggregation or record privacy keeps from the coordin
 _TOLD = ("loss", "uplink_bytes", "seconds")  # of a site in a round
 _LATE = ("no answer within", "unreachable")
 _STATES = {"left out": "out", "absent": "late"}
-_BETWEEN = re.compile(r"(?<!\\)_")  # the words of a triple
 _INCIDENTS = ("rejected", "absent", "joined", "lost", "waiting", "resumed", "stopped_early")
 
 
@@ -81,53 +80,40 @@ def facts(run: Run, card: Card) -> list[tuple[str, str]]:
     return rows
 
 
-def score_names(card: Card) -> list[str]:
-    """Return the usual scores that any row of the card has; the first few where none is usual."""
-    usual = {name for row in card["rows"] for name in tabled_scores(row["scores"])}
-    names = _all_scores(card)
-    return [name for name in names if name in usual] or names[:MOST_SCORES]
+def score_table(card: Card) -> Table:
+    """Return the card's rows as text: the usual scores with intervals, memory, time; the others.
 
-
-def other_scores(card: Card) -> list[tuple[str, list[str]]]:
-    """Return the scores that the card's table leaves out: each with its value in every row."""
-    shown = score_names(card)
-    return [
-        (label(name), [_cell(name, row["scores"].get(name)) for row in card["rows"]])
-        for name in _all_scores(card)
-        if name not in shown
-    ]
-
-
-def _all_scores(card: Card) -> list[str]:
+    Where no score is usual, the first few are shown.
+    """
     scores = [item for row in card["rows"] for item in row["scores"].items()]
-    return in_order({name: None for name, value in scores if is_score(value) and name != "rows"})
+    known = in_order({name: None for name, value in scores if is_score(value) and name != "rows"})
+    usual = {name for row in card["rows"] for name in tabled_scores(row["scores"])}
+    names = [name for name in known if name in usual] or known[:MOST_SCORES]
 
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        value = row["scores"].get(name)
+        return "" if value is None else number(name, value)
 
-def _cell(name: str, value: float | None) -> str:
-    return "" if value is None else number(name, value)
+    def around(row: Mapping[str, Any], name: str) -> str:
+        interval = row["scores"].get("intervals", {}).get(name)
+        return f"{interval[0]:.3f} to {interval[1]:.3f}" if _finite(interval) else ""
 
-
-def score_rows(card: Card) -> list[Table]:
-    """Return the card's rows as text: name, kind, scores with intervals, memory, time."""
-    rows = []
-    for row in card["rows"]:
-        bounds = row["scores"].get("intervals", {})
-        cells = []
-        for name in score_names(card):
-            value, interval = row["scores"].get(name), bounds.get(name)
-            around = f"{interval[0]:.3f} to {interval[1]:.3f}" if _finite(interval) else ""
-            cells.append((_cell(name, value), around))
-        memory, seconds = row.get("peak_memory_bytes"), row.get("wall_seconds")
-        rows.append(
-            {
-                "name": row["name"],
-                "kind": row["kind"],
-                "scores": cells,
-                "memory": "" if memory is None else data_size(memory),
-                "time": "" if seconds is None else duration(seconds),
-            }
-        )
-    return rows
+    rows = [
+        {
+            "name": row["name"],
+            "kind": row["kind"],
+            "scores": [(cell(row, name), around(row, name)) for name in names],
+            "memory": data_size(size) if (size := row.get("peak_memory_bytes")) else "",
+            "time": duration(seconds) if (seconds := row.get("wall_seconds")) else "",
+        }
+        for row in card["rows"]
+    ]
+    others = [
+        (label(name), [cell(row, name) for row in card["rows"]])
+        for name in known
+        if name not in names
+    ]
+    return {"names": names, "rows": rows, "others": others}
 
 
 def relations(card: Card) -> Table | None:
@@ -214,7 +200,7 @@ def answers(predictions: Sequence[dict[str, Any]], *, most: int) -> Table | None
         predictions: The rows of predictions.jsonl.
         most: How many to return; half of them right ones, where there are as many.
     """
-    answered = [_compared(row) for row in predictions if row.get("prediction") is not None]
+    answered = [compared(row) for row in predictions if row.get("prediction") is not None]
     if not answered:
         return None
     judged = [row for row in answered if row["wrong"] is not None]
@@ -383,7 +369,8 @@ def _headline(card: Card) -> list[tuple[str, str]]:
     ]
 
 
-def _compared(row: dict[str, Any]) -> dict[str, Any]:
+def compared(row: dict[str, Any]) -> dict[str, Any]:
+    """Return an answered row, a row of predictions.jsonl, line by line; see `answers`."""
     scores = row.get("scores", {})
     predicted = _lines(row["prediction"])
     expected = _lines(row["reference"]) if row.get("reference") is not None else []
@@ -395,8 +382,8 @@ def _compared(row: dict[str, Any]) -> dict[str, Any]:
     elif "correct" in scores:
         missed, surplus = set(expected), set(predicted)
     found = "found" if marked else ""
-    parts = [_BETWEEN.split(line) for line in expected] if "options" not in row else []
-    named = expected if row.get("options") else [p[1] for p in parts if len(p) == 3]
+    triples = parse_triples("\n".join(expected))[0] if "options" not in row else []
+    named = expected if row.get("options") else [relation for _, relation, _ in triples]
     return {
         "instruction": row.get("instruction") or "",
         "input": row.get("input") or "",

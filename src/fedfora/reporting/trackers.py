@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from fedfora.registry import unknown
+from fedfora.reporting.history import curves_of
 from fedfora.reporting.record import Event, Listener
-from fedfora.reporting.series import curves_of
 
 PROJECT = "fedfora"
 Make = Callable[

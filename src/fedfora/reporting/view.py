@@ -5,6 +5,7 @@ which knows only what the record says.
 """
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -14,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from fedfora.reporting.history import sites_of
 from fedfora.reporting.record import Event
-from fedfora.reporting.series import sites_of
 from fedfora.reporting.wording import data_size, describe, first_numbers, number_words
 
 PLAIN_INTERVAL_S = 10.0
@@ -197,36 +198,28 @@ class SiteRow:
 class Board:
     """Where a run stands."""
 
-    sites: dict[str, SiteRow] = field(default_factory=dict)
+    sites: dict[str, SiteRow] = field(default_factory=lambda: defaultdict(SiteRow))
     numbers: dict[str, float] = field(default_factory=dict)
     sent_bytes: int = 0
     round_number: int = 0
     drawn_round: int = 0
-
-    def site(self, name: str) -> SiteRow:
-        """Return a site's entry, new if it is not known yet."""
-        return self.sites.setdefault(name, SiteRow())
-
-    def draw(self, names: list[str]) -> None:
-        """Begin a round with these sites."""
-        for site in self.sites.values():
-            site.state, site.note = "rests", ""
-        for name in names:
-            self.site(name).state = "waits"
 
     def take(self, event: Event) -> None:
         """Take in an event."""
         kind = event.get("event")
         if kind == "round_started":
             self.drawn_round = event["round"]
-            self.draw(event["sites"])
+            for site in self.sites.values():
+                site.state, site.note = "rests", ""
+            for name in event["sites"]:
+                self.sites[name].state = "waits"
         elif kind == "site_step":
-            site = self.site(event["site"])
+            site = self.sites[event["site"]]
             site.state, site.loss = f"step {event['step']}/{event['steps']}", event.get("loss")
         elif kind == "site_sent":
-            self.site(event["site"]).state = "sent"
+            self.sites[event["site"]].state = "sent"
         elif kind in ("rejected", "absent") and "site" in event:
-            site = self.site(str(event["site"]))
+            site = self.sites[str(event["site"])]
             site.state = "absent" if kind == "absent" else "left out"
             site.note = str(event.get("reason", ""))
         elif kind in ("round", "step"):
@@ -234,7 +227,7 @@ class Board:
             self.round_number = event.get("round", self.round_number)
             self.numbers |= first_numbers(event)
             for line in sites_of(event):
-                site = self.site(str(line["site"]))
+                site = self.sites[str(line["site"])]
                 site.state, site.note = "in", ""
                 site.loss = line.get("loss", site.loss)
                 # A round that was repeated after a stop is counted once, as the report does.

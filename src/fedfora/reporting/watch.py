@@ -153,24 +153,21 @@ class RunsBoard(Screen):
         return Group() if self._standing is None else self._standing.renderable()
 
     def _look(self) -> None:
-        """Follow the newest run; what cannot be read now, while it is written, is read later."""
+        """Follow the run that was written to last, if that was since this board began.
+
+        What cannot be read now, while it is written, is read later.
+        """
         try:
-            newest = self._newest()
-            if newest is not None and (
-                self._standing is None or self._standing.directory != newest
-            ):
+            records = [
+                (path.stat().st_mtime, path.parent)
+                for path in self._runs.glob("*/metrics.jsonl")
+                if (path.parent / "config.yaml").is_file()
+            ]
+            written, newest = max(records, default=(0.0, None))
+            known = None if self._standing is None else self._standing.directory
+            if newest not in (None, known) and written >= self._began:
                 self._standing = RunStatus(read_run(newest))
             if self._standing is not None:
                 self._standing.update()
         except (OSError, ValueError):
             return
-
-    def _newest(self) -> Path | None:
-        """Return the run that was written to last, if that was since this board began."""
-        records = [
-            (path.stat().st_mtime, path.parent)
-            for path in self._runs.glob("*/metrics.jsonl")
-            if (path.parent / "config.yaml").is_file()
-        ]
-        written, directory = max(records, default=(0.0, None))
-        return directory if written >= self._began else None

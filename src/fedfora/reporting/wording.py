@@ -27,7 +27,7 @@ _LABELS = {
 # What a person asks for first, of all that a round may have measured.
 FIRST = (
     *("loss", "validation_loss", "received_validation_loss"),
-    *(name for name in METRICS.names() if METRICS[name].headline is not None),
+    *(name for name in METRICS if METRICS[name].headline is not None),
     "parse_rate",
     *("aggregation_error", "epsilon"),
 )
@@ -38,7 +38,7 @@ _WIDTH = 34  # of a score's name in a line
 def label(name: str) -> str:
     """Return what a measurement is called: `scores.parse_rate` is "parse rate"."""
     last = name.rsplit(".", 1)[-1]
-    if last in METRICS.names():
+    if last in METRICS:
         return METRICS[last].label
     if last.startswith("own_"):
         return f"{label(last[4:])} on each site's own kind of rows"
@@ -135,7 +135,7 @@ def duration(seconds: float) -> str:
 def tabled_scores(scores: Mapping[str, Any]) -> list[str]:
     """Return the names of the scores that a short table shows, for their kind of task."""
     kind = scores.get("metrics")
-    shown = {name: METRICS[name].tabled for name in in_order(scores) if name in METRICS.names()}
+    shown = {name: METRICS[name].tabled for name in in_order(scores) if name in METRICS}
     return [name for name, kinds in shown.items() if kinds and (kind is None or kind in kinds)]
 
 
@@ -145,7 +145,12 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
         return ["no references, so no scores"]
     lines = [f"{'rows':{_WIDTH}s} {scores['rows']:7d}"]
     names = [name for name in in_order(scores) if name != "rows" and is_score(scores[name])]
-    lines += [_line(name, scores) for name in names]
+    for name in names:
+        line = f"{label(name):{_WIDTH}s} {scores[name]:7.3f}"
+        if name in (intervals := scores.get("intervals", {})):
+            low, high = intervals[name]
+            line += f"  [{low:.3f}, {high:.3f}]"
+        lines.append(line)
     for relation, of in scores.get("relations", {}).items():
         line = f"  {'F1 of ' + relation:{_WIDTH - 2}s} {of['f1']:7.3f}"
         if "lenient_f1" in of:
@@ -157,11 +162,3 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
 def is_score(value: Any) -> bool:
     """Say whether a value among scores is a score, and no breakdown of one."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _line(name: str, scores: dict[str, Any]) -> str:
-    line = f"{label(name):{_WIDTH}s} {scores[name]:7.3f}"
-    if name in (intervals := scores.get("intervals", {})):
-        low, high = intervals[name]
-        line += f"  [{low:.3f}, {high:.3f}]"
-    return line

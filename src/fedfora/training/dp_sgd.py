@@ -159,27 +159,18 @@ def _gradients_or_zero(
         model.zero_grad()
         if num_rows > 1:
             logger.exception("a piece of a private step failed; its rows are tried one by one")
-            return _one_by_one(model, piece, num_rows, context)
+            each = [
+                _gradients_or_zero(model, {k: v[i : i + 1] for k, v in piece.items()}, 1, context)
+                for i in range(num_rows)
+            ]
+            gradients = {name: torch.cat([found[name] for _, found in each]) for name in each[0][1]}
+            return torch.cat([losses for losses, _ in each]), gradients
         logger.exception("a row of a private step failed and counts as nothing")
         return piece["labels"].new_zeros(0, dtype=torch.float32), {
             name: torch.zeros(1, *p.shape, device=p.device)
             for name, p in model.named_parameters()
             if p.requires_grad
         }
-
-
-def _one_by_one(
-    model: nn.Module,
-    piece: Batch,
-    num_rows: int,
-    context: Callable[[], AbstractContextManager[Any]],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    each = [
-        _gradients_or_zero(model, {k: v[i : i + 1] for k, v in piece.items()}, 1, context)
-        for i in range(num_rows)
-    ]
-    gradients = {name: torch.cat([found[name] for _, found in each]) for name in each[0][1]}
-    return torch.cat([losses for losses, _ in each]), gradients
 
 
 _checked: WeakSet[nn.Module] = WeakSet()
@@ -275,7 +266,10 @@ def _pieces(batch: Batch, batch_size: int, max_tokens: int) -> Iterator[tuple[Ba
     is padded to, and with it the rounding of its gradient, does not depend on the others in the
     sample: without one row the others give the same in bfloat16, too.
     """
-    packed, length_N = _to_the_left(batch)
+    mask_NL = batch["attention_mask"]
+    order_NL = (mask_NL == 0).long().argsort(dim=1, stable=True)  # all padding behind the tokens
+    packed = {name: tensor.gather(1, order_NL) for name, tensor in batch.items()}
+    length_N = mask_NL.sum(dim=1).clamp(min=1)
     width_N = (length_N + WIDTH - 1) // WIDTH * WIDTH
     for width in sorted(set(width_N.tolist())):
         of_width = torch.nonzero(width_N == width).flatten()
@@ -289,13 +283,6 @@ def _pieces(batch: Batch, batch_size: int, max_tokens: int) -> Iterator[tuple[Ba
                 piece[name][: rows.shape[0], : rows.shape[1]] = rows
             piece["attention_mask"][len(chosen) :, 0] = 1  # a row of no token at all gives NaN
             yield piece, len(chosen)
-
-
-def _to_the_left(batch: Batch) -> tuple[Batch, Tensor]:
-    """Return the rows with all padding behind their tokens, and their lengths."""
-    mask_NL = batch["attention_mask"]
-    order_NL = (mask_NL == 0).long().argsort(dim=1, stable=True)
-    return {n: t.gather(1, order_NL) for n, t in batch.items()}, mask_NL.sum(dim=1).clamp(min=1)
 
 
 # A Trainer's steps with differential privacy for single records: its samples and gradients.

@@ -112,9 +112,7 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     training = Training(settings, prepared, identity, private, resume_from, report_to)
     if processes.is_first:  # all checks are behind: now an earlier run may go
         kept = earlier.metrics_bytes if resumes_here else None
-        record = training.open_record(view, overwrite=overwrite, kept_bytes=kept)
-        remove_checkpoints(_checkpoints_of(settings), keep_up_to=resume_from)
-        training.describe(record)
+        record = training.begin(view, overwrite=overwrite, kept_bytes=kept)
         view.line(_headline(prepared, processes, first_step))
         if private is not None:
             warm = settings.adapter.start_adapter is not None
@@ -162,18 +160,19 @@ class Training:
     report_to: list[str]
     record: RunRecord | None = None
 
-    def open_record(self, view: View, *, overwrite: bool, kept_bytes: int | None) -> RunRecord:
-        """Open the run directory; `kept_bytes` of the metrics stay where a run is resumed in it."""
+    def begin(self, view: View, *, overwrite: bool, kept_bytes: int | None) -> RunRecord:
+        """Open the run directory, and write settings, versions and fingerprints.
+
+        `kept_bytes` of the metrics stay where a run is resumed in it. Checkpoints that are no part
+        of this training go.
+        """
         output_dir, heard = self.settings.run.output_dir, [view.take]
-        self.record = RunRecord(
+        self.record = record = RunRecord(
             output_dir, overwrite=overwrite, listeners=heard, kept_bytes=kept_bytes
         )
         if self.private is not None:
-            (self.record.directory / LOCAL).mkdir(exist_ok=True)
-        return self.record
-
-    def describe(self, record: RunRecord) -> None:
-        """Write settings, versions and fingerprints."""
+            (record.directory / LOCAL).mkdir(exist_ok=True)
+        remove_checkpoints(_checkpoints_of(self.settings), keep_up_to=self.resume_from)
         record.write_config(asdict(self.settings), NO_EFFECT)
         record.write_environment(
             seed=self.settings.train.seed,
@@ -182,6 +181,7 @@ class Training:
             rows=len(self.prepared.encoded),
             num_processes=self.identity["num_processes"],
         )
+        return record
 
     def on_step(self, report: StepReport) -> None:
         """Show a step; record every `logging_steps`-th, at least ten in all, and the last."""

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfora.reporting.series import curves_of, is_constant
+from fedfora.reporting.history import curves_of, is_constant
 
 NAMES = st.text("abcdefgh_", min_size=1, max_size=12).filter(
     lambda name: name not in ("event", "round", "step", "seconds", "time", "sites", "rows")
