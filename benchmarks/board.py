@@ -193,14 +193,14 @@ class Board:
             Answer(text, example.output or "", example.prompt)
             for text, example in zip(result.predictions, self.test, strict=True)
         ]
-        by_site = {n: result.scores_of(rows, self.test)[headline] for n, rows in groups.items()}
+        by_site = {n: result.scores_of(rows)[headline] for n, rows in groups.items()}
         return {
             "headline": headline,
-            "scores": result.scores_of(seen, self.test),
+            "scores": result.scores_of(seen),
             "by_site": by_site,
             "mean": sum(by_site.values()) / len(by_site),
             "worst": min(by_site.values()),
-            "unseen": result.scores_of(unseen, self.test).get(headline) if unseen else None,
+            "unseen": result.scores_of(unseen).get(headline) if unseen else None,
             "counts": [list(METRICS[headline].counts(answers[index])) for index in seen],
         }
 
