@@ -64,7 +64,7 @@ def _parts(
         return {
             site_name(i, num_clients): sorted(map(int, share)) for i, share in enumerate(shares)
         }
-    return _dirichlet(examples, *rest, num_clients, seed)
+    return _dirichlet(examples, rest[0], rest[1], num_clients, seed)
 
 
 def _by_column(

@@ -197,7 +197,7 @@ def score_file(arguments: EvaluateArguments) -> dict[str, Any]:
         ValueError: If the file is missing or broken, a row has no reference, or a package is
             missing.
     """
-    path, kind = arguments.predictions_file, arguments.metrics
+    path, kind = arguments.predictions_file, str(arguments.metrics)
     if kind != "auto":
         check_packages(kind)
     if not Path(path).is_file():
@@ -208,8 +208,8 @@ def score_file(arguments: EvaluateArguments) -> dict[str, Any]:
     if not answers:
         raise ValueError(f"{path}: no rows")
     if kind == "auto":
-        with_options = all(answer.options for answer in answers)
-        kind = kind_of([answer.reference for answer in answers], with_options=with_options)
+        chosen = all(answer.options for answer in answers)
+        kind = kind_of([answer.reference for answer in answers], with_options=chosen)
     return score(answers, kind, seed=arguments.seed, original=arguments.original_scores).summary
 
 

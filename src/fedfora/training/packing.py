@@ -42,8 +42,9 @@ def estimate_step(
     limit = train.max_tokens_per_pass or MAX_TOKENS["cuda" if on_gpu else "cpu"]
     rows = train.rows_per_step
     if train.packing:
-        together = sorted(pack(encoded, train.packing_length), key=_length)[-rows:]
-        largest = [_joined(together)]
+        packed = pack(encoded, train.packing_length)
+        longest = sorted(packed, key=lambda sequence: sum(map(_length, sequence)))[-rows:]
+        largest = [{n: values[0].tolist() for n, values in collate_packed(longest).items()}]
     else:
         largest = _largest_pass(encoded, rows, limit, train.seed)
     tokens = _length(max(largest, key=_length))
@@ -134,8 +135,8 @@ def pack(encoded: Encoded, length: int) -> list[Encoded]:
     """
     sequences: list[Encoded] = []
     room: list[int] = []
-    for row in sorted(encoded, key=lambda row: -len(row["input_ids"])):
-        size = len(row["input_ids"])
+    for row in sorted(encoded, key=_length, reverse=True):
+        size = _length(row)
         fitting = [(left, place) for place, left in enumerate(room) if left >= size]
         if fitting:
             _, place = min(fitting)
