@@ -237,9 +237,8 @@ def beside(job: Job, rounds: int, seed: int) -> dict[str, Any]:
         figures = {"name": job.name, "seed": seed, **figures_of(read_rounds(out))}
     return {
         "seed": seed,
-        "base": rows.of("base")[0].scores["f1"],
-        "alone": {row.name: row.scores["f1"] for row in rows.of("alone")},
-        "central": rows.of("central")[0].scores["f1"],
+        **{row.kind: row.scores["f1"] for row in rows if row.kind in ("base", "central")},
+        "alone": {row.name: row.scores["f1"] for row in rows if row.kind == "alone"},
         "fedavg": figures,
     }
 

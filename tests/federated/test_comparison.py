@@ -4,11 +4,16 @@ import json
 
 import pytest
 
+from fedfora.cli.simulate import table_of_arms
 from fedfora.data.loading import load_examples
 from fedfora.data.partition import JOINED, DataError, partition
 from fedfora.evaluation.scores import score
 from fedfora.federated.comparison import compare
+from fedfora.federated.preflight import scored_rows
 from fedfora.metrics import Answer
+from fedfora.reporting.card import card_of
+from fedfora.reporting.history import read_run
+from fedfora.reporting.sections import own_kinds
 from fedfora.reporting.view import View
 
 ARMS = "base alone central"
@@ -26,23 +31,31 @@ def few_steps(settings, **more):
 
 
 def test_every_arm_is_scored_on_all_rows_and_on_each_sites_own_kind(settings, tmp_path):
-    comparison = compare(few_steps(settings, compare=ARMS), View(1))
+    chosen = few_steps(settings, compare=ARMS)
+    arms, examples = compare(chosen, View(1)), scored_rows(chosen)
     sites = ["cardiology", "dermatology", "neurology", "gastroenterology"]
-    assert [row.name for row in comparison.of("alone")] == sites
-    assert [name for name, *_ in comparison.arms()] == [
-        *("base", "alone_mean", "alone_worst", "federated", "central"),
-    ]
-    for row in comparison.rows:
+    alone = [row for row in arms if row.kind == "alone"]
+    assert [row.name for row in alone] == sites
+    run = read_run(tmp_path / "out")
+    table = {name: scores for name, scores, *_ in table_of_arms(card_of(run))}
+    assert list(table) == ["base", "alone_mean", "alone_worst", "federated", "central"]
+    assert table["alone_worst"]["f1"] == min(row.scores["f1"] for row in alone)
+    assert table["alone_mean"]["recall"] == sum(row.scores["recall"] for row in alone) / 4
+    for row in arms:
         for site in sites:
             own = [
                 Answer(prediction, example.output, prompt=example.prompt)
-                for prediction, example in zip(row.predictions, comparison.examples, strict=True)
+                for prediction, example in zip(row.predictions, examples, strict=True)
                 if example.columns["specialty"] == site
             ]
             assert row.groups[site] == score(own, "triples").summary
-    table = dict(comparison.own_kind())
-    assert set(table) == set(sites)
-    assert set(table["cardiology"]) == {"base", "alone", "federated", "central"}
+    own = own_kinds(run, card_of(run))
+    assert set(own) == set(sites)
+    assert own["cardiology"] == {
+        row.kind: row.groups["cardiology"]["f1"]
+        for row in arms
+        if row.kind != "alone" or row.name == "cardiology"
+    }
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     recorded = [json.loads(line) for line in lines if '"row"' in line]
     assert [row["kind"] for row in recorded] == ["base", "federated", *["alone"] * 4, "central"]
@@ -54,21 +67,20 @@ def test_every_arm_is_scored_on_all_rows_and_on_each_sites_own_kind(settings, tm
     assert played["groups"] == {site: {"f1": federated[site]["f1"]} for site in sites}
     answers = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
     for index, answer in enumerate(map(json.loads, answers)):
-        assert answer["prediction"] == comparison.federated.predictions[index]
-        assert answer["site"] == comparison.examples[index].columns["specialty"]
+        (federated,) = (row for row in arms if row.kind == "federated")
+        assert answer["prediction"] == federated.predictions[index]
+        assert answer["site"] == examples[index].columns["specialty"]
         names = ("base", answer["site"], "central")
         assert answer["others"] == {
-            row.kind: row.predictions[index] for row in comparison.rows if row.name in names
+            row.kind: row.predictions[index] for row in arms if row.name in names
         }
 
 
-def test_only_the_arms_asked_for_are_trained(settings):
-    comparison = compare(
-        few_steps(settings, compare="central", partition="iid", num_clients=2), View(1)
-    )
-    assert not comparison.of("base") + comparison.of("alone")
-    assert comparison.own_kind() == []  # iid sites have no kind of their own
-    assert [name for name, *_ in comparison.arms()] == ["federated", "central"]
+def test_only_the_arms_asked_for_are_trained(settings, tmp_path):
+    compare(few_steps(settings, compare="central", partition="iid", num_clients=2), View(1))
+    run = read_run(tmp_path / "out")
+    assert own_kinds(run, card_of(run)) == {}  # iid sites have no kind of their own
+    assert [name for name, *_ in table_of_arms(card_of(run))] == ["federated", "central"]
 
 
 def test_an_unknown_arm_and_missing_test_rows_are_refused(settings):

@@ -3,17 +3,17 @@
 Needs nothing but the package: the base model and the notes come with it.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedfora.cli.console import announce, silence_libraries
-from fedfora.cli.simulate import print_comparison
+from fedfora.cli.simulate import print_comparison, table_of_arms
 from fedfora.config import ConfigParser, flag
-
-if TYPE_CHECKING:
-    from fedfora.federated.comparison import Comparison
+from fedfora.reporting.card import card_of
+from fedfora.reporting.history import read_lines, read_run
 
 # What `fedfora simulate` would be told; docs/log.md says how the numbers were found.
 SETTINGS: dict[str, Any] = {
@@ -67,37 +67,37 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.reporting.record import write_json
     from fedfora.reporting.view import View
 
+    started = time.monotonic()
     with View(work_of(settings)) as view:
-        comparison = compare(settings, view)
-    summary = summarize(comparison)
+        compare(settings, view)
+    summary = summarize(arguments.output_dir) | {"seconds": time.monotonic() - started}
     write_json(Path(arguments.output_dir) / "summary.json", summary)
-    show(comparison, arguments.output_dir)
+    show(arguments.output_dir, summary["seconds"])
 
 
-def summarize(comparison: "Comparison") -> dict[str, Any]:
-    """Return what summary.json holds."""
-    names = ("precision", "recall", "f1", "parse_rate")
+def summarize(output_dir: str) -> dict[str, Any]:
+    """Return what summary.json holds beside the seconds."""
+    run = read_run(output_dir)
+    table, names = table_of_arms(card_of(run)), ("precision", "recall", "f1", "parse_rate")
     return {
         "rows": [
             {"name": name, **{key: scores[key] for key in names}, "seconds": seconds}
-            for name, scores, _, seconds in comparison.arms()
+            for name, scores, _, seconds in table
         ],
-        "uplink_bytes_per_round_and_site": comparison.uplink_bytes_per_round_and_site,
-        "peak_memory_bytes": max(memory for _, _, memory, _ in comparison.arms()),
-        "seconds": comparison.seconds,
+        "uplink_bytes_per_round_and_site": run.of("round")[-1]["sites"][0]["uplink_bytes"],
+        "peak_memory_bytes": max(memory for _, _, memory, _ in table),
     }
 
 
-def show(comparison: "Comparison", output_dir: str) -> None:
+def show(output_dir: str, seconds: float) -> None:
     """Print the tables, three notes with their triples, and what to type next."""
     from rich.console import Console
 
     from fedfora.evaluation.output import PREDICTIONS
-    from fedfora.reporting.history import read_lines
     from fedfora.reporting.sections import compared
     from fedfora.reporting.view import clock
 
-    print_comparison(comparison, "Triples found in held-out notes of all four specialties")
+    print_comparison(output_dir, "Triples found in held-out notes of all four specialties")
     console = Console(soft_wrap=True)
     console.print(
         "base: no adapter. alone: one clinic on its own notes. federated: all clinics, the notes\n"
@@ -110,7 +110,7 @@ def show(comparison: "Comparison", output_dir: str) -> None:
         surplus = [line for line in row["predicted"] if line[0] == "wrong"]
         for mark, triple in [*row["expected"], *surplus]:
             console.print(f"    {mark:6s}  {triple}", highlight=False)
-    console.print(f"\nRun directory: {output_dir}   whole demo: {clock(comparison.seconds)}")
+    console.print(f"\nRun directory: {output_dir}   whole demo: {clock(seconds)}")
     console.print(f"Report: {output_dir}/report.html")
     console.print("Next:")
     console.print(f"  fedfora predict --model_dir {output_dir} --test_file clinic:test")

@@ -8,14 +8,13 @@ gains. --resume DIRECTORY resumes a stopped run.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedfora.cli.console import announce, silence_libraries
 from fedfora.federated.preflight import preflight, resolve_settings, work_of
 from fedfora.federated.settings import FederationSettings, settings_parser
-
-if TYPE_CHECKING:
-    from fedfora.federated.comparison import Comparison
+from fedfora.reporting.card import Card, card_of
+from fedfora.reporting.history import read_run
 
 
 def run(argv: Sequence[str]) -> None:
@@ -29,17 +28,16 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View
 
-    comparison = None
     try:
         with View(work_of(settings)) as view:
             if settings.federation.compare:
-                comparison = compare(settings, view)
+                compare(settings, view)
             else:
                 simulate(settings, view)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(resume_hint(settings.run.output_dir)) from stop
-    if comparison is not None:
-        print_comparison(comparison, f"All test rows of {settings.data.test_file}")
+    if settings.federation.compare:
+        print_comparison(settings.run.output_dir, f"All test rows of {settings.data.test_file}")
     for line in next_steps(settings.run.output_dir):
         print(line)
 
@@ -63,27 +61,40 @@ def _plan(settings: FederationSettings, rows: dict[str, int]) -> str:
     return "\n".join(lines)
 
 
-LABELS = {"alone_mean": "alone, mean", "alone_worst": "alone, worst"}
+def table_of_arms(card: Card) -> list[tuple[str, dict[str, float], int, float]]:
+    """Return name, scores, peak memory and seconds of each arm; of sites alone, mean and worst."""
+    from fedfora.reporting.sections import arms
+
+    table = []
+    for arm in arms(card)[1]:
+        mean = "alone_mean" if arm["kind"] == "alone" else arm["kind"]
+        worst = [("alone_worst", arm["worst"])] if arm["kind"] == "alone" else []
+        for name, row in [(mean, arm), *worst]:
+            table.append((name, row["scores"], row["peak_memory_bytes"], row["wall_seconds"]))
+    return table
 
 
-def print_comparison(comparison: "Comparison", title: str) -> None:
+def print_comparison(output_dir: str, title: str) -> None:
     """Print what every arm came to on all test rows, and what each site gains on its own kind."""
     from rich.console import Console
 
+    from fedfora.reporting.sections import arms, own_kinds
     from fedfora.reporting.view import clock
     from fedfora.reporting.wording import label, number, tabled_scores
 
-    headline = comparison.headline
-    names = tabled_scores(comparison.federated.scores)
+    run = read_run(output_dir)
+    card = card_of(run)
+    headline, found = arms(card)
+    uplink = run.of("round")[-1]["sites"][0]["uplink_bytes"]
+    names = tabled_scores(found[-1]["worst"]["scores"])
     table = _table(title)
     sent, memory_title = "uplink per\nround and site", "peak\nmemory"
     headings = [label(name).replace("parse rate", "parse\nrate") for name in names]
     for column in (*headings, sent, memory_title, "time"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, scores, memory, seconds in comparison.arms():
-        uplink = comparison.uplink_bytes_per_round_and_site
+    for name, scores, memory, seconds in table_of_arms(card):
         table.add_row(
-            LABELS.get(name, name),
+            name.replace("_", ", "),
             *(number(key, scores[key]) for key in names),
             f"{uplink / 1024:.0f} KiB" if name == "federated" else "-",
             f"{memory / 2**20:,.0f} MiB",
@@ -93,15 +104,16 @@ def print_comparison(comparison: "Comparison", title: str) -> None:
     console = Console(soft_wrap=True)
     console.print()
     console.print(table)
-    if not (sites := comparison.own_kind()):
+    if not (sites := own_kinds(run, card)):
         return
-    arms = [n for n in ("base", "alone", "federated", "central") if n in sites[0][1]]
+    known = next(iter(sites.values()))
+    own_arms = [arm for arm in ("base", "alone", "federated", "central") if arm in known]
     table = _table(f"{label(headline)} of each site on its own kind of test rows")
-    for column in (*arms, *(["gain over alone"] if "alone" in arms else [])):
+    for column in (*own_arms, *(["gain over alone"] if "alone" in own_arms else [])):
         table.add_column(column, justify="right", no_wrap=True)
-    for site, own in sites:
+    for site, own in sites.items():
         gain = [f"{own['federated'] - own['alone']:+.3f}"] if "alone" in own else []
-        table.add_row(site, *(number(headline, own[arm]) for arm in arms), *gain)
+        table.add_row(site, *(number(headline, own[arm]) for arm in own_arms), *gain)
     console.print(table)
 
 

@@ -67,57 +67,6 @@ class Row:
     groups: dict[str, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All rows, the test rows they answered, and what a site sent in a round."""
-
-    rows: list[Row]
-    examples: list[Example]
-    uplink_bytes_per_round_and_site: int
-    seconds: float
-
-    def of(self, kind: str) -> list[Row]:
-        """Return the rows of a kind; none where it was not asked for."""
-        return [row for row in self.rows if row.kind == kind]
-
-    @property
-    def federated(self) -> Row:
-        """The federation's row."""
-        return self.of("federated")[0]
-
-    @property
-    def headline(self) -> str:
-        """The score that judges: F1 of triples, accuracy of choices, ROUGE-L of text."""
-        return headline_score(self.federated.scores)
-
-    def arms(self) -> list[tuple[str, dict[str, float], int, float]]:
-        """Return name, scores, peak memory and seconds for each line of the table of all rows."""
-        table: list[tuple[str, dict[str, float], int, float]] = []
-        for kind in ("base", "alone", "federated", "central"):
-            rows = self.of(kind)
-            if kind != "alone":
-                table += [_arm(kind, row) for row in rows]
-            elif rows:
-                worst = min(rows, key=lambda row: row.scores[self.headline])
-                mean = {
-                    name: sum(row.scores[name] for row in rows) / len(rows)
-                    for name, value in worst.scores.items()
-                    if isinstance(value, int | float)
-                }
-                memory = max(row.peak_memory_bytes for row in rows)
-                seconds = sum(row.seconds for row in rows) / len(rows)
-                table += [("alone_mean", mean, memory, seconds), _arm("alone_worst", worst)]
-        return table
-
-    def own_kind(self) -> list[tuple[str, dict[str, float]]]:
-        """Return for each site the headline score of each arm on the site's own kind of rows."""
-        table = []
-        for site in self.federated.groups:
-            rows = [row for row in self.rows if row.kind != "alone" or row.name == site]
-            table.append((site, {row.kind: row.groups[site][self.headline] for row in rows}))
-        return table
-
-
 def headline_score(scores: dict[str, Any]) -> str:
     """Return the name of the score by which rows of this kind are judged.
 
@@ -129,7 +78,7 @@ def headline_score(scores: dict[str, Any]) -> str:
     raise ValueError("--compare: the test rows have no answers to score")
 
 
-def compare(settings: FederationSettings, view: View) -> Comparison:
+def compare(settings: FederationSettings, view: View) -> list[Row]:
     """Run the federation and the arms of `--compare`, add them to the record, return their rows.
 
     Raises:
@@ -137,10 +86,8 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
     """
     if not (examples := scored_rows(settings)):
         raise ValueError("--test_file is missing: a comparison needs held-out rows")
-    started = time.monotonic()
     runtime = load_runtime(settings.run_config())
     sites = [open_site(runtime, i) for i in range(len(site_rows(settings)))]
-    rounds: list[dict[str, Any]] = []
     arms, directory = settings.federation.compare, Path(settings.run.output_dir)
     names = [site.name for site in sites]
     groups = own_kind_of_rows(settings.federation.partition, examples, names)
@@ -159,7 +106,7 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
         waiting.clear()
 
     def federate() -> None:
-        rounds.extend(simulate(settings, view, listeners=[begun]))
+        simulate(settings, view, listeners=[begun])
         runtime.load(fold(read_adapter(settings.run.output_dir)))
 
     if "base" in arms:
@@ -173,8 +120,7 @@ def compare(settings: FederationSettings, view: View) -> Comparison:
         measure("central", partial(_train, runtime, pooled, "central", view, batches=len(sites)))
     _record_answers(directory, measured)
     write_results(directory)
-    uplink_bytes = rounds[-1]["sites"][0]["uplink_bytes"]
-    return Comparison(measured, examples, uplink_bytes, time.monotonic() - started)
+    return measured
 
 
 def _record(directory: Path, row: Row) -> None:
@@ -230,10 +176,6 @@ def _measured(
     return Row(
         name, kind, result.scores, result.predictions, peak_memory_bytes(), seconds, by_group
     )
-
-
-def _arm(name: str, row: Row) -> tuple[str, dict[str, float], int, float]:
-    return name, row.scores, row.peak_memory_bytes, row.seconds
 
 
 def _train(

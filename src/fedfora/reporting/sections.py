@@ -267,26 +267,41 @@ def overview(names: Sequence[str], runs: Sequence[Run]) -> tuple[Table, Table]:
 
 
 def arms(card: Card) -> tuple[str, list[dict[str, Any]]]:
-    """Return the score that judges, and for each way of training its value and around it.
+    """Return the score that judges, and for each way of training what it came to.
 
-    Around it lies the 95 % interval; around the mean of the sites alone, their worst and best.
+    Its `value` is in the middle of `around`: the 95 % interval or, for sites alone, whose mean it
+    is, the worst and the best of them. `scores` are means too; `worst` is the row of the worst.
     """
     rows = card["rows"]
     last = [row["scores"] for row in rows if row["kind"] in ("federated", "scored")][-1:]
     name = next((name for scores in last for name in headlines(scores)), "")
     found: list[dict[str, Any]] = []
     for kind in ("base", "alone", "federated", "scored", "central"):
-        scores = [r["scores"] for r in rows if r["kind"] == kind and name in r["scores"]]
-        values = [of[name] for of in scores]
-        if not values:
+        of_kind = [row for row in rows if row["kind"] == kind and name in row["scores"]]
+        if not of_kind:
             continue
-        around = scores[-1].get("intervals", {}).get(name)
-        title = kind
-        if len(values) > 1:
-            around, title = [min(values), max(values)], f"{kind}, mean of {len(values)}"
-        around = around if _finite(around) else None
-        value = sum(values) / len(values)
-        found.append({"kind": kind, "title": title, "value": value, "around": around})
+        worst, title = min(of_kind, key=lambda row: row["scores"][name]), kind
+        around = worst["scores"].get("intervals", {}).get(name)
+        if len(of_kind) > 1:
+            best = max(row["scores"][name] for row in of_kind)
+            around, title = [worst["scores"][name], best], f"{kind}, mean of {len(of_kind)}"
+        scores = {
+            key: sum(row["scores"][key] for row in of_kind) / len(of_kind)
+            for key, value in worst["scores"].items()
+            if is_score(value)
+        }
+        found.append(
+            {
+                "kind": kind,
+                "title": title,
+                "value": scores[name],
+                "around": around if _finite(around) else None,
+                "scores": scores,
+                "worst": worst,
+                "peak_memory_bytes": max(row.get("peak_memory_bytes", 0) for row in of_kind),
+                "wall_seconds": sum(row.get("wall_seconds", 0) for row in of_kind) / len(of_kind),
+            }
+        )
     return name, found
 
 
