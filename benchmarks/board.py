@@ -52,7 +52,6 @@ RULES: dict[str, dict[str, Any]] = {
     "fedavg": {},
     "refactor": {"aggregation": "refactor"},
     "core": {"aggregation": "core"},
-    "warmup-core": {"aggregation": "warmup-core"},
     "fedavg-momentum": {"server_optimizer": "momentum", "server_momentum": 0.5},
 }
 ARMS = ("base", "base-3", "alone", *RULES, "central")

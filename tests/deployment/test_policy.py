@@ -10,8 +10,6 @@ from fedfora.deployment.settings import settings_of
 
 NOON, NIGHT = datetime(2027, 3, 31, 12), datetime(2027, 3, 31, 23, 30)
 
-WARMUP = {"aggregation": "warmup-core", "warmup_rounds": 1, "asked": {"rule": "core"}}
-
 
 def refused(policy, operation="train", asked=None, answered=0, now=NOON, **flags):
     """The key that forbids a message; None where it is allowed."""
@@ -40,11 +38,6 @@ def test_no_policy_limits_nothing(tmp_path):
         (Policy(steps=10), {}, {"local_steps": 11}),
         (Policy(rules=("fedavg",)), {}, {"aggregation": "refactor"}),
         (Policy(rules=("fedavg",)), {"asked": {"rule": "fedavg"}}, {"asked": {"rule": "core"}}),
-        (
-            Policy(rules=("warmup-core",)),
-            {"aggregation": "warmup-core", "asked": {"rule": "core"}},
-            {},
-        ),
         (Policy(until=date(2027, 3, 31)), {}, {"now": datetime(2027, 4, 1)}),
         (Policy(hours=(time(20), time(6))), {"now": NIGHT}, {"now": NOON}),
         (Policy(hours=(time(8), time(18))), {"now": NOON}, {"now": NIGHT}),

@@ -278,16 +278,6 @@ def test_who_waits_for_a_quorum_waits_as_long_as_was_said(settings, misbehave, m
     assert 3600 <= now[0] <= 3600 + rounds.LONGEST_WAIT_S
 
 
-def test_the_quorum_can_be_a_share(settings, misbehave):
-    def fail(honest, message, context):
-        raise RuntimeError("out of memory")
-
-    misbehave(fail)
-    assert len(simulate(settings(min_client_fraction=0.75), View(1))) == 2
-    with pytest.raises(ValueError, match="4 needed"):
-        simulate(settings(min_client_fraction=0.76, overwrite_output_dir=True), View(1))
-
-
 def test_an_absolute_limit_holds_for_a_lone_site_too(settings, misbehave):
     """With one site the median is its own length; --max_update_norm judges it by itself."""
 
@@ -309,7 +299,6 @@ def test_an_absolute_limit_holds_for_a_lone_site_too(settings, misbehave):
         ({"min_clients": 0}, "--min_clients must be at least 1"),
         ({"engine": "deploy"}, "--engine deploy: real sites need kits.*fedfora coordinator run"),
         ({"round_deadline": 0.0}, "--round_deadline must be above 0"),
-        ({"min_client_fraction": 1.5}, "--min_client_fraction must be in"),
         ({"validation_fraction": 1.0}, "--validation_fraction must be in"),
         ({"max_norm_ratio": 0.5}, "--max_norm_ratio must be 0 or at least 1"),
         ({"early_stopping_patience": 2}, "needs --validation_fraction or --test_file"),

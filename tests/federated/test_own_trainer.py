@@ -299,7 +299,6 @@ def test_trainers_may_share_a_model_and_are_left_as_they_were(own, tiny_dir, enc
         ({"adapter": LoraConfig(r=2, bias="lora_only")}, "bias='lora_only'"),
         ({"adapter": LoraConfig(r=2, init_lora_weights="pissa")}, "'pissa'"),
         ({"adapter": LoraConfig(r=2, trainable_token_indices=[1])}, "trainable_token_indices"),
-        ({"adapter": LORA, "aggregation": "warmup-core", "warmup_rounds": 1}, "LoRA has none"),
         ({"adapter": LoraConfig(r=2, target_parameters=["lm_head.weight"])}, "target_parameters"),
         ({"site_ranks": "1 2 2"}, "--site_ranks"),
         ({"num_cliens": 3}, "did you mean .*num_clients"),

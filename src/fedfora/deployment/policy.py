@@ -14,7 +14,7 @@ from typing import Any
 
 from fedfora.deployment.sites_file import FINGERPRINT
 from fedfora.deployment.yaml_source import YamlSource
-from fedfora.federated.aggregation import NAMES, rules_of
+from fedfora.federated.aggregation import RULES
 from fedfora.federated.settings import FederationSettings
 from fedfora.registry import unknown
 
@@ -86,10 +86,7 @@ class Policy:
         _at_most("rank", self.rank, rank)
         _at_most("steps", self.steps, settings.federation.local_steps)
         name = settings.aggregation.aggregation
-        allowed = {rule.name for rule in rules_of(name)}
-        if self.rules and (
-            name not in self.rules or asked.get("rule", min(allowed)) not in allowed
-        ):
+        if self.rules and (name not in self.rules or asked.get("rule", name) != name):
             raise PolicyError("rules", f"{name} is not among {', '.join(self.rules)}")
         if self.hours is not None and operation in WORK:
             begin, end, at = *self.hours, now.time()
@@ -132,8 +129,8 @@ def read_policy(kit: Path) -> Policy:
         if not FINGERPRINT.fullmatch(base):
             raise document.error(("base",), f"expected fingerprints of 16 digits, got {base!r}")
     for rule in rules:
-        if rule not in NAMES:
-            raise document.error(("rules",), unknown("aggregation rule", rule, NAMES))
+        if rule not in RULES:
+            raise document.error(("rules",), unknown("aggregation rule", rule, RULES))
     limits = {key: document.integer((key,), 1, most) for key, most in MOST.items() if key in has}
     return Policy(
         base=bases,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedfora.config import Options, flag
-from fedfora.federated.aggregation import NAMES, ROBUST
+from fedfora.federated.aggregation import ROBUST, RULES
 from fedfora.federated.aggregation.server_optimizer import NAMES as SERVER_OPTIMIZERS
 from fedfora.federated.wire.formats import FORMATS
 
@@ -29,9 +29,6 @@ class RoundArguments(Options):
         within="(0, inf]",
     )
     min_clients: int = flag(1, "a round with fewer usable updates does not count", least=1)
-    min_client_fraction: float = flag(
-        0.0, "the same as a share of the sites sampled for the round", within="[0, 1]"
-    )
     quorum_wait: float | None = flag(
         None,
         "seconds for which a round with too few updates is tried again before the run stops; "
@@ -87,18 +84,12 @@ WEIGHTINGS = ("tokens", "rows", "equal")
 class AggregationArguments(Options):
     """Rule, weights, robustness, server optimizer, travel format."""
 
-    aggregation: str = flag("fedavg", "aggregation rule", choices=NAMES, often=True)
+    aggregation: str = flag("fedavg", "aggregation rule", choices=sorted(RULES), often=True)
     weighting: str = flag(
         "tokens", "a site's weight: tokens trained on, rows it has, or equal", choices=WEIGHTINGS
     )
     robust: str = flag("none", "what to do instead of the mean", choices=["none", *ROBUST])
-    num_malicious_nodes: int = flag(
-        1, "sites that trimmed-mean, krum and multi-krum can stand", least=0
-    )
-    warmup_rounds: int = flag(
-        3, "warmup-core: rounds of refactor before cores alone travel", least=1
-    )
-    refresh_rounds: int = flag(10, "warmup-core: rounds from one refactor to the next", least=2)
+    num_malicious_nodes: int = flag(1, "sites that trimmed-mean and multi-krum can stand", least=0)
     site_ranks: list[int] = flag(
         [],
         "ranks of the sites in their order, repeated as needed; default --lora_rank for all",
@@ -113,9 +104,9 @@ class AggregationArguments(Options):
     server_momentum: float = flag(
         0.9, "momentum: share of the last step that is kept", within="[0, 1)"
     )
-    beta_1: float = flag(0.9, "adam, yogi, adagrad: decay of the first moment", within="[0, 1)")
-    beta_2: float = flag(0.99, "adam, yogi: decay of the second moment", within="[0, 1)")
-    tau: float = flag(1e-3, "adam, yogi, adagrad: the smaller, the more adaptive", above=0)
+    beta_1: float = flag(0.9, "adam: decay of the first moment", within="[0, 1)")
+    beta_2: float = flag(0.99, "adam: decay of the second moment", within="[0, 1)")
+    tau: float = flag(1e-3, "adam: the smaller, the more adaptive", above=0)
     proximal_mu: float = flag(
         0.0, "FedProx: pull towards the received adapter; 0 for none", least=0
     )

@@ -46,14 +46,12 @@ from fedfora.training.trainer import StepReport
 
 @dataclass(frozen=True)
 class Row:
-    """One way of training, and what it came to.
+    """One way of training, and what it came to: scores and answers on the test rows.
 
     Args:
         name: A site's name, or the kind.
         kind: "base", "alone", "federated" or "central".
-        scores: On the test rows.
         groups: The scores on each site's own kind of test rows, by the site's name.
-        predictions: The answers to the test rows.
         peak_memory_bytes: Of the process, while it trained and answered.
         seconds: Wall time of both.
     """

@@ -26,7 +26,6 @@ from fedfora.config import ConfigParser, Scalar, refuse
 from fedfora.data.encoding import IGNORED, Encoded, prompt_format_of
 from fedfora.data.partition import site_name
 from fedfora.data.settings import DataArguments
-from fedfora.federated.aggregation import rules_of
 from fedfora.federated.preflight import resolve_settings
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.site_runtime import SiteData, SiteRuntime, own_runtimes
@@ -173,11 +172,13 @@ class OwnSite:
         for name, value in meant.items():
             if options[name] != value:
                 raise ValueError(f"{self.where}: {name} {options[name]}, the run's is {value}")
-        rule, is_lora = settings.aggregation.aggregation, isinstance(config, LoraConfig)
-        if is_lora and any("D" in each.frozen for each in rules_of(rule)):
-            raise ValueError(f"--aggregation {rule} trains FoRA's core alone, and LoRA has none")
-        if settings.rule_of_round(0).start == "svd" and config.init_weights != "svd":
-            raise ValueError(f'--aggregation {rule} needs ForaConfig(init_weights="svd")')
+        rule = settings.rule
+        if isinstance(config, LoraConfig) and "D" in rule.frozen:
+            raise ValueError(
+                f"--aggregation {rule.name} trains FoRA's core alone, and LoRA has none"
+            )
+        if rule.start == "svd" and config.init_weights != "svd":
+            raise ValueError(f'--aggregation {rule.name} needs ForaConfig(init_weights="svd")')
         for name in SHARED:
             here, asked = options.get(name), getattr(settings.train, name)
             if name in options and asked is not None and here != asked:

@@ -13,7 +13,7 @@ from typing import get_type_hints
 from fedfora.config import ConfigError, ConfigParser, Options, Scalar, flag, to_mapping
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
-from fedfora.federated.aggregation import RULES, Rule, rule_of_round, rules_of
+from fedfora.federated.aggregation import RULES, Rule
 from fedfora.federated.arguments import AggregationArguments, RoundArguments
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.models.settings import AdapterArguments, ModelArguments
@@ -127,15 +127,10 @@ class FederationSettings:
         if self.federation.compare and self.data.test_file is None:
             raise ConfigError("--compare scores held-out rows: it needs --test_file")
 
-    def rule_of_round(self, round_index: int) -> Rule:
-        """Return the aggregation rule of a round, counted from 0."""
-        chosen = self.aggregation
-        return rule_of_round(
-            chosen.aggregation,
-            round_index,
-            warmup_rounds=chosen.warmup_rounds,
-            refresh_rounds=chosen.refresh_rounds,
-        )
+    @property
+    def rule(self) -> Rule:
+        """The aggregation rule."""
+        return RULES[self.aggregation.aggregation]
 
     @property
     def shares_noise(self) -> bool:
@@ -190,13 +185,13 @@ def weight_of(settings: FederationSettings, answer_tokens: int, rows: int) -> in
 
 def _of_the_rule(s: FederationSettings) -> Iterator[str]:
     """What an aggregation rule cannot honor."""
-    chosen, rules = s.aggregation, rules_of(s.aggregation.aggregation)
-    name, highest = f"--aggregation {chosen.aggregation}", max(chosen.site_ranks, default=0)
+    chosen, rule = s.aggregation, s.rule
+    name, highest = f"--aggregation {rule.name}", max(chosen.site_ranks, default=0)
     if highest > s.adapter.lora_rank:
         yield f"--site_ranks {highest} is above --lora_rank {s.adapter.lora_rank}"
-    if chosen.site_ranks and any(rule.mean_of == "factors" for rule in rules):
+    if chosen.site_ranks and rule.mean_of == "factors":
         yield f"{name} cannot mix --site_ranks; refactor can"
-    if not _is_plain(chosen) and any(rule.mean_of == "products" for rule in rules):
+    if not _is_plain(chosen) and rule.mean_of == "products":
         yield f"{name} makes new factors each round and takes only --server_optimizer sgd at rate 1"
 
 
@@ -206,9 +201,8 @@ def _of_secure_aggregation(s: FederationSettings) -> Iterator[str]:
         return
     chosen, rounds, with_it = s.aggregation, s.rounds, "with --secure_aggregation"
     own = f"needs every site's own update; {with_it} there is only their sum"
-    rule, means = _means(chosen)
-    if not rule:
-        yield f"--aggregation {chosen.aggregation} {own}: use one of {means}"
+    if s.rule.mean_of != "factors":
+        yield f"--aggregation {s.rule.name} {own}: use one of {_means()}"
     if chosen.robust != "none":
         yield f"--robust {chosen.robust} {own}"
     if chosen.update_dtype != "float32":
@@ -242,10 +236,10 @@ def _of_privacy(s: FederationSettings) -> Iterator[str]:
         )
     if unit != "site":
         return
-    with_it, (rule, means) = "with --privacy_unit site", _means(chosen)
-    if not rule:
-        name = f"--aggregation {chosen.aggregation}"
-        yield f"{name} is no mean of clipped changes: {with_it} use one of {means}"
+    with_it = "with --privacy_unit site"
+    if s.rule.mean_of != "factors":
+        name = f"--aggregation {s.rule.name}"
+        yield f"{name} is no mean of clipped changes: {with_it} use one of {_means()}"
     if chosen.robust != "none":
         yield f"--robust {chosen.robust}: {with_it} only the mean"
     if chosen.site_ranks:
@@ -291,7 +285,6 @@ def _is_plain(chosen: AggregationArguments) -> bool:
     return chosen.server_optimizer == "sgd" and chosen.server_learning_rate == 1
 
 
-def _means(chosen: AggregationArguments) -> tuple[bool, str]:
-    """Whether the rule is a plain mean in all rounds, and which rules are."""
-    means = [name for name in sorted(RULES) if RULES[name].mean_of == "factors"]
-    return all(rule.name in means for rule in rules_of(chosen.aggregation)), ", ".join(means)
+def _means() -> str:
+    """Return which rules are plain means."""
+    return ", ".join(name for name in sorted(RULES) if RULES[name].mean_of == "factors")

@@ -50,11 +50,7 @@ class SiteRuntime:
     A site with a Trainer of its own (`fedfora.federated.own_trainer`) shares it with nobody.
 
     Args:
-        settings: Of the run.
-        base: The base.
-        base_fingerprint: Its fingerprint.
         model: The base with the adapter.
-        prompts: How rows become prompts.
         fresh: The adapter as it was before any training, folded.
         local: What trains the adapter in place, with the arguments of `train_locally`.
         own_site: A site with a Trainer of its own; None where rows come from the settings.
@@ -98,18 +94,10 @@ class SiteRuntime:
         factors: str = "ABCDE",
         **piece: Any,
     ) -> tuple[AdapterState, LocalResult]:
-        """Train an adapter on some rows.
+        """Train an adapter, folded or not, on some rows; return all five factors and what was done.
 
-        Args:
-            adapter: Folded, or with all five factors.
-            encoded: The rows.
-            train: Batch, optimizer and learning rate.
-            factors: Those that are trained; E stands for the core.
-            **piece: Of a training, as `train_locally` takes it: which steps of which schedule, the
-                seed, and what is asked for besides.
-
-        Returns:
-            All five factors, and what the training did.
+        Of the factors that are trained E stands for the core. What is left is for `train_locally`:
+        which steps of which schedule, the seed, and what is asked for besides.
         """
         name = self.load(adapter)
         set_trainable(self.model, factors, name)
@@ -140,8 +128,7 @@ class SiteRuntime:
     def record(self, instruction: str | None) -> dict[str, Any]:
         """Return what is saved beside an adapter's weights: prompt format and base.
 
-        Args:
-            instruction: What all rows ask for, where that is no secret; for `fedfora chat`.
+        With privacy the instruction that all rows share, which `fedfora chat` uses, is left out.
         """
         protected = self.settings.privacy.privacy_unit != "none"
         return adapter_record(
@@ -242,10 +229,6 @@ def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData
 
     A real site has a name there, and all rows of its files. A simulated one has its share of the
     partition.
-
-    Args:
-        runtime: Base model and settings.
-        node_config: The node's own; `partition-id` is the site's number.
     """
     index = int(node_config["partition-id"])
     # A real site has one ledger, whatever becomes of its rows and whatever number it has.
@@ -285,22 +268,14 @@ def _runtime(items: tuple[tuple[str, Scalar], ...]) -> SiteRuntime:
     settings = from_run_config(dict(items))
     base = load_base(settings.model)
     base_fingerprint = fingerprint(base)
-    rule = settings.rule_of_round(0)
     model = add_adapter(
         base,
         settings.adapter,
         seed=settings.train.seed,
-        init_weights=True if rule.start == "zero" else "svd",
+        init_weights=True if settings.rule.start == "zero" else "svd",
     )
-    state = read_state(model)
-    return SiteRuntime(
-        settings=settings,
-        base=base,
-        base_fingerprint=base_fingerprint,
-        model=model,
-        prompts=prompt_format_of(settings.data, base.tokenizer),
-        fresh=fold(state),
-    )
+    prompts = prompt_format_of(settings.data, base.tokenizer)
+    return SiteRuntime(settings, base, base_fingerprint, model, prompts, fold(read_state(model)))
 
 
 def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> set[int]:

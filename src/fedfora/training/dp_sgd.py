@@ -40,11 +40,9 @@ TOLERANCE = 1e-3  # of the largest gradient: between a row alone and the row in 
 
 @dataclass(frozen=True)
 class RecordPrivacy:
-    """How a site's training hides single records.
+    """How a site's training hides single records, by z and C.
 
     Args:
-        noise_multiplier: z.
-        clipping_norm: C.
         expected_rows: Rows that a step's sample has on average.
         num_rows: Rows of the site.
     """
@@ -65,11 +63,13 @@ class RecordPrivacy:
         return self.expected_rows / self.num_rows
 
 
+@dataclass(frozen=True)
 class PoissonBatches:
     """The indices of each step's sample; a batch sampler for a DataLoader, empty ones too."""
 
-    def __init__(self, privacy: RecordPrivacy, num_steps: int, noise: SecretNoise) -> None:
-        self.privacy, self.num_steps, self.noise = privacy, num_steps, noise
+    privacy: RecordPrivacy
+    num_steps: int
+    noise: SecretNoise
 
     def __len__(self) -> int:
         return self.num_steps
@@ -181,10 +181,6 @@ def self_test(model: nn.Module, num_tokens: int) -> None:
 
     No record and nothing that was received has a part in it: whether it fails tells nothing.
 
-    Args:
-        model: A model with a fresh FoRA adapter.
-        num_tokens: Size of the vocabulary.
-
     Raises:
         ValueError: As `check_gradients` does.
     """
@@ -283,9 +279,6 @@ def _pieces(batch: Batch, batch_size: int, max_tokens: int) -> Iterator[tuple[Ba
                 piece[name][: rows.shape[0], : rows.shape[1]] = rows
             piece["attention_mask"][len(chosen) :, 0] = 1  # a row of no token at all gives NaN
             yield piece, len(chosen)
-
-
-# A Trainer's steps with differential privacy for single records: its samples and gradients.
 
 
 # What the Trainer is told: a step is one batch, and clipping is not its affair.

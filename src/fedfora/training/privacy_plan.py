@@ -28,8 +28,6 @@ class PrivateTraining:
     """A training's noise and clipping, and the ledger that its steps are entered into.
 
     Args:
-        privacy: Noise and clipping of the steps.
-        ledger: What has been spent on the rows, by this and by other runs.
         run: What the ledger calls this run.
         note: What the statement says beside the guarantee.
     """
@@ -94,10 +92,6 @@ class PaySteps(TrainerCallback):  # type: ignore[misc]  # transformers is untype
     """Enters each stretch between two checkpoints as it begins.
 
     A training that was killed resumes at its last checkpoint: what it repeats is paid again.
-
-    Args:
-        training: What is paid.
-        save_steps: Steps between two checkpoints.
     """
 
     def __init__(self, training: PrivateTraining, save_steps: int) -> None:

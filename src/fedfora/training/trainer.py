@@ -7,7 +7,6 @@ back after every save and compared.
 
 from __future__ import annotations
 
-import io
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +24,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from fedfora.adapter.state import AdapterState, read_state, state_from_dict, write_state
 from fedfora.models.losses import token_losses
 from fedfora.models.saving import WEIGHTS, read_adapter
-from fedfora.protection.keys import encryption_key
-from fedfora.protection.sealing import is_sealed, read_bytes, write_bytes
+from fedfora.protection.sealing import is_sealed
 from fedfora.training.checkpoints import Progress, write_progress
 from fedfora.training.dp_sgd import PrivateSteps, RecordPrivacy
 from fedfora.training.packing import passes_of
@@ -35,8 +33,6 @@ from fedfora.training.settings import TrainArguments
 
 if TYPE_CHECKING:
     from fedfora.training.run import Training
-
-OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 
 @dataclass(frozen=True)
@@ -235,26 +231,6 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
-
-    # On a machine with an encryption key, the optimizer's moments are never plain on a disk: they
-    # are sums of gradients and tell of the rows what gradients tell.
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if encryption_key() is None:
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            for name, owner in ((OPTIMIZER, self.optimizer), (SCHEDULER, self.lr_scheduler)):
-                buffer = io.BytesIO()
-                torch.save(owner.state_dict(), buffer)
-                write_bytes(Path(output_dir) / name, buffer.getvalue())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not is_sealed(Path(checkpoint) / OPTIMIZER):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        for name, owner in ((OPTIMIZER, self.optimizer), (SCHEDULER, self.lr_scheduler)):
-            content = io.BytesIO(read_bytes(Path(checkpoint) / name))
-            owner.load_state_dict(torch.load(content, map_location="cpu", weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self._load_sealed(resume_from_checkpoint):

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from fedfora.federated.aggregation import ROBUST, RULES
 from fedfora.federated.aggregation.robust import robust
 
-BOUNDED = ["median", "trimmed-mean", "krum", "multi-krum"]
 SITES = st.integers(0, 2**31 - 1)
 
 
@@ -16,12 +15,11 @@ def honest_rows(seed, num_honest=5, width=6):
     return torch.randn(num_honest, width, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def combine(name, rows, f=1, weights=None):
-    weights = torch.ones(len(rows)).double() if weights is None else weights
-    return robust(name, f)(rows, weights)
+def combine(name, rows, f=1):
+    return robust(name, f)(rows)
 
 
-@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("name", list(ROBUST))
 @settings(deadline=None, max_examples=50)
 @given(seed=SITES, lie=st.floats(-1e12, 1e12))
 def test_one_liar_among_six_cannot_leave_the_range_of_the_honest(name, seed, lie):
@@ -33,21 +31,9 @@ def test_one_liar_among_six_cannot_leave_the_range_of_the_honest(name, seed, lie
     if name == "multi-krum":  # it may take a liar who stays close; how far off is bounded too
         spread = (honest - honest.mean(dim=0)).norm(dim=1).max()
         assert (result - honest.mean(dim=0)).norm() <= 3 * spread
-    elif name == "krum":
-        nearest = (honest - result).norm(dim=1).min()
-        assert nearest <= (honest - honest.mean(dim=0)).norm(dim=1).max()
     else:
         assert (result >= low - 1e-9).all()
         assert (result <= high + 1e-9).all()
-
-
-@settings(deadline=None, max_examples=50)
-@given(seed=SITES, factor=st.floats(1.0, 1e12))
-def test_norm_clipping_leaves_a_liar_no_more_than_the_median_length(seed, factor):
-    honest = honest_rows(seed)
-    liar = factor * 1e3 * honest_rows(seed + 1, num_honest=1)
-    result = combine("norm-clipping", torch.cat([honest, liar]))
-    assert result.norm() <= honest.norm(dim=1).max() + 1e-9
 
 
 def test_the_mean_has_no_such_bound(adapters):
@@ -57,7 +43,7 @@ def test_the_mean_has_no_such_bound(adapters):
     assert mean["q.A"].norm() > 1e4
 
 
-@pytest.mark.parametrize("name", ["median", "trimmed-mean", "krum", "multi-krum"])
+@pytest.mark.parametrize("name", list(ROBUST))
 @pytest.mark.parametrize("rule", ["fedavg", "refactor", "core", "ffa"])
 def test_any_rule_stands_a_liar_with_a_robust_combination(rule, name, adapters):
     """An update a million times too long moves the result by no more than honest ones differ."""
@@ -86,9 +72,8 @@ def test_median_and_trimmed_mean_by_hand():
 
 
 def test_krum_by_hand():
-    """Sites at 0, 1, 2.5 and 50, f = 1: the nearest one decides; 0 and 1 tie, 0 is first."""
+    """Sites at 0, 1, 2.5 and 50, f = 1: the three with the nearest neighbors are averaged."""
     rows = torch.tensor([[0.0], [1.0], [2.5], [50.0]]).double()
-    assert combine("krum", rows).tolist() == [0.0]
     assert combine("multi-krum", rows).tolist() == [3.5 / 3]
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedfora.federated.aggregation import NAMES, ROBUST, RULES, rule_of_round, rules_of
+from fedfora.federated.aggregation import ROBUST, RULES
 from fedfora.federated.aggregation.robust import robust
 from fedfora.federated.aggregation.update import absorb, part, rank_of, truncate
 
@@ -173,17 +173,6 @@ def test_every_factor_has_one_place(name):
     assert set(places) | ({"E"} if rule.absorbs else set()) == set("ADE")
 
 
-def test_warmup_core_refactors_first_and_then_every_so_often():
-    def at(index):
-        return rule_of_round("warmup-core", index, warmup_rounds=2, refresh_rounds=4)
-
-    names = [at(index).name for index in range(11)]
-    assert names[:2] == ["refactor", "refactor"]
-    assert [i for i in range(2, 11) if names[i] == "refactor"] == [6, 10]
-    assert set(names) == {rule.name for rule in rules_of("warmup-core")}
-
-
 def test_an_unknown_rule_suggests_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'fedavg'"):
         RULES["fedavgg"]
-    assert set(RULES) < set(NAMES)

@@ -27,18 +27,11 @@ def test_momentum_by_hand():
         assert x["q.A"].item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "v_1", "v_2"),
-    [
-        # tau^2 = 0.01 to begin with, Delta = 2 and then 1, beta_2 = 0.9
-        ("adam", 0.9 * 0.01 + 0.1 * 4, 0.9 * 0.409 + 0.1 * 1),
-        ("yogi", 0.01 + 0.1 * 4, 0.41 + 0.1 * 1),
-        ("adagrad", 0.01 + 4, 4.01 + 1),
-    ],
-)
-def test_adaptive_steps_by_hand(name, v_1, v_2):
+def test_adams_steps_by_hand():
+    # tau^2 = 0.01 to begin with, Delta = 2 and then 1, beta_2 = 0.9
+    v_1, v_2 = 0.9 * 0.01 + 0.1 * 4, 0.9 * 0.409 + 0.1 * 1
     numbers = {"learning_rate": 0.1, "beta_1": 0.5, "beta_2": 0.9, "tau": 0.1}
-    optimizer, x = ServerOptimizer(name, **numbers), update(0.0)
+    optimizer, x = ServerOptimizer("adam", **numbers), update(0.0)
     x = optimizer.step(x, {"q.A": x["q.A"] + 2})
     first = 0.1 * 1.0 / (v_1**0.5 + 0.1)  # m_1 = 0.5 * 2
     assert x["q.A"].item() == pytest.approx(first)
@@ -64,12 +57,3 @@ def test_moments_taken_up_elsewhere_go_on_to_the_bit(name):
     resumed = ServerOptimizer(name, learning_rate=0.3, moments=moments)
     one, two = whole.step(x, targets[2]), resumed.step(x, targets[2])
     assert torch.equal(one["q.A"], two["q.A"])
-
-
-def test_moments_of_other_factors_are_not_used():
-    optimizer = ServerOptimizer("momentum", momentum=0.9)
-    optimizer.step(update(0.0), update(5.0))
-    core = {"q.E": torch.zeros(1, 1)}
-    stepped = optimizer.step(core, {"q.E": torch.ones(1, 1)})
-    assert stepped["q.E"].item() == 1.0
-    assert set(optimizer.moments) == {"m/q.E"}

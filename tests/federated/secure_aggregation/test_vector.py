@@ -29,10 +29,9 @@ def test_the_sum_gives_the_weighted_means_and_the_weight(sites):
     code = FixedPoint(1.0, len(sites), 5000)
     total = np.zeros(vector_size(3), np.uint32)
     for update, weight, loss in sites:
-        made = contribution(
+        total += contribution(
             np.array(update), weight=weight, loss=loss, code=code, max_norm=float("inf")
         )
-        total += made.words
     summed = read_sum(total, code)
     weights = np.array([weight for _, weight, _ in sites])
     exact = np.array([update for update, _, _ in sites]).T @ weights / weights.sum()
@@ -49,9 +48,9 @@ def test_long_updates_are_shortened_out_of_range_ones_clipped_and_both_counted()
     update = np.array([3.0, 4.0])
     shortened = contribution(update, weight=1, loss=0.0, code=code, max_norm=0.5)
     clipped = contribution(update, weight=1, loss=0.0, code=code, max_norm=np.inf)
-    assert read_sum(shortened.words, code).mean_N == pytest.approx([0.3, 0.4])
-    assert read_sum(clipped.words, code).mean_N == pytest.approx([1.0, 1.0])
-    both = read_sum(shortened.words + clipped.words, code)
+    assert read_sum(shortened, code).mean_N == pytest.approx([0.3, 0.4])
+    assert read_sum(clipped, code).mean_N == pytest.approx([1.0, 1.0])
+    both = read_sum(shortened + clipped, code)
     assert (both.clipped, both.shortened, both.weight) == (2, 1, 2)
 
 
@@ -59,7 +58,7 @@ def test_long_updates_are_shortened_out_of_range_ones_clipped_and_both_counted()
 def test_losses_out_of_bounds_count_as_the_bound(loss, reported):
     code = FixedPoint(1.0, 1, 1)
     made = contribution(np.zeros(1), weight=1, loss=loss, code=code, max_norm=np.inf)
-    assert read_sum(made.words, code).loss == pytest.approx(reported)
+    assert read_sum(made, code).loss == pytest.approx(reported)
 
 
 def test_a_sum_that_cannot_be_the_sites_is_refused():

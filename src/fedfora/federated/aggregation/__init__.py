@@ -7,7 +7,7 @@ models or rounds. Arithmetic is in float64, whatever travels; results are float3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,12 +17,12 @@ from fedfora.registry import Registry
 if TYPE_CHECKING:
     from fedfora.federated.aggregation.update import AdapterState, Weighted
 
-__all__ = ["NAMES", "ROBUST", "RULES", "Combine", "Rule", "rule_of_round", "rules_of"]
+__all__ = ["ROBUST", "RULES", "Combine", "Rule"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One way of federating an adapter, for the length of a round.
+    """One way of federating an adapter.
 
     The global adapter has the factors A, D and E = K - I. Every factor either travels each round,
     or is frozen (the same at all sites, sent to each of them once), or is absorbed.
@@ -82,44 +82,3 @@ for _rule in (
     Rule("core", travels="E", frozen="AD", start="svd"),
 ):
     RULES.add(_rule.name, _rule)
-
-
-def warmup_core(round_index: int, warmup_rounds: int, refresh_rounds: int) -> str:
-    """`refactor` finds the bases A and D; then cores alone travel, until it looks for new ones.
-
-    In the warm-up, and in the first round of each cycle after it, all factors are trained.
-    """
-    since = round_index - warmup_rounds
-    if since < 0 or (since and since % refresh_rounds == 0):
-        return "refactor"
-    return "core"
-
-
-# Names that stand for several rules: which ones, and which of them a round follows.
-SCHEDULES: dict[str, tuple[tuple[str, ...], Callable[[int, int, int], str]]] = {
-    "warmup-core": (("refactor", "core"), warmup_core),
-}
-
-NAMES = sorted([*RULES, *SCHEDULES])
-
-
-def rule_of_round(name: str, round_index: int, *, warmup_rounds: int, refresh_rounds: int) -> Rule:
-    """Return the rule that a round follows.
-
-    Args:
-        name: Of a rule, or of a schedule.
-        round_index: Round, counted from 0.
-        warmup_rounds: Rounds before the first change of rule.
-        refresh_rounds: Length of a cycle after that.
-
-    Raises:
-        ValueError: If the name stands for nothing.
-    """
-    if name in SCHEDULES:
-        return RULES[SCHEDULES[name][1](round_index, warmup_rounds, refresh_rounds)]
-    return RULES[name]
-
-
-def rules_of(name: str) -> list[Rule]:
-    """Return all rules that rounds may follow under a name."""
-    return [RULES[rule] for rule in (SCHEDULES[name][0] if name in SCHEDULES else (name,))]

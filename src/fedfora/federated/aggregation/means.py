@@ -63,8 +63,7 @@ def _combined_factors(
 ) -> AdapterState:
     before_N = _flat(current, current)
     deltas_KN = torch.stack([_flat(update, current) - before_N for update, _ in pairs])
-    weights_K = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
-    after_N = before_N + combine(deltas_KN, weights_K)
+    after_N = before_N + combine(deltas_KN)
     pieces = torch.split(after_N, [value.numel() for value in current.values()])
     return {
         name: piece.reshape(value.shape).float()
@@ -172,7 +171,6 @@ def _combined_products(
     and norms of the S x S coefficients are those of the full matrices, and neither the order of the
     sites nor the factors in which an update came plays a part.
     """
-    weights_K = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
     bases, before, rows = {}, {}, []
     for layer in layers_of(pairs[0][0]):
         P0_OR, Q0_RI = product(current, layer)
@@ -184,7 +182,7 @@ def _combined_products(
         bases[layer] = (U_OS @ left_SS, V_IS @ right_SS)
         before[layer] = left_SS.mT @ M0_SS @ right_SS
         rows.append((left_SS.mT @ changes_KSS @ right_SS).flatten(1))
-    combined_N = combine(torch.cat(rows, dim=1), weights_K)
+    combined_N = combine(torch.cat(rows, dim=1))
     pieces = torch.split(combined_N, [row.shape[1] for row in rows])
     result = {}
     for (layer, (U_OS, V_IS)), piece in zip(bases.items(), pieces, strict=True):

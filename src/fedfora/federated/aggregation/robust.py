@@ -1,8 +1,8 @@
 """What to do instead of the mean, where some sites may send anything: robust combinations.
 
-Each maps the sites' changes, as rows (K, N), and their weights (K,) to one change (N,). It works on
-any rule, as rules hand over rows whose distances are those of what they average. Weights are what a
-site says of itself, so all but norm clipping take every site as equal.
+Each maps the sites' changes, as rows (K, N), to one change (N,). It works on any rule, as rules
+hand over rows whose distances are those of what they average. Every site counts the same: a weight
+is what a site says of itself.
 
 Shape suffixes: K = sites, N = numbers of a change; f = sites that may be malicious.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fedfora.registry import Registry
@@ -18,11 +19,11 @@ from fedfora.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-Combine = Callable[["Tensor", "Tensor"], "Tensor"]  # rows and weights to one row
+Combine = Callable[["Tensor"], "Tensor"]  # rows to one row
 
 logger = logging.getLogger(__name__)
 
-ROBUST: Registry[Callable[[Tensor, Tensor, int], Tensor]] = Registry("robust combination")
+ROBUST: Registry[Callable[[Tensor, int], Tensor]] = Registry("robust combination")
 
 
 def robust(name: str, num_malicious: int) -> Combine | None:
@@ -31,14 +32,11 @@ def robust(name: str, num_malicious: int) -> Combine | None:
     Raises:
         ValueError: If there is none of that name.
     """
-    if name == "none":
-        return None
-    combine = ROBUST[name]
-    return lambda rows_KN, weights_K: combine(rows_KN, weights_K, num_malicious)
+    return None if name == "none" else partial(ROBUST[name], f=num_malicious)
 
 
 @ROBUST.register("median")
-def median(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
+def median(rows_KN: Tensor, f: int) -> Tensor:
     """Median of each coordinate (Yin et al. 2018, https://arxiv.org/abs/1803.01498, Def. 1).
 
     Of an even number of sites the mean of the middle two. Bounded by the honest sites' values as
@@ -50,7 +48,7 @@ def median(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
 
 
 @ROBUST.register("trimmed-mean")
-def trimmed_mean(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
+def trimmed_mean(rows_KN: Tensor, f: int) -> Tensor:
     """Mean of each coordinate without its `f` largest and smallest (Yin et al. 2018, Def. 2).
 
     Bounded by the honest sites' values with up to f < K / 2 malicious ones; with fewer replies than
@@ -63,39 +61,12 @@ def trimmed_mean(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
     return rows_KN.sort(dim=0).values[cut : K - cut].mean(dim=0)
 
 
-@ROBUST.register("krum")
-def krum(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
-    """The change closest to its neighbors (Blanchard et al. 2017, NeurIPS 30, Sec. 4).
-
-    It is that of one site, so what the others learned in the round is lost.
-    """
-    return rows_KN[int(_krum_scores(rows_KN, f).argmin())]
-
-
 @ROBUST.register("multi-krum")
-def multi_krum(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
-    """Mean of the K - f changes closest to their neighbors (Blanchard et al. 2017, Sec. 5)."""
-    scores_K = _krum_scores(rows_KN, f)
-    chosen = scores_K.argsort(stable=True)[: max(1, len(rows_KN) - f)]
-    return rows_KN[chosen.sort().values].mean(dim=0)
+def multi_krum(rows_KN: Tensor, f: int) -> Tensor:
+    """Mean of the K - f changes closest to their neighbors (Blanchard et al. 2017, NeurIPS 30).
 
-
-@ROBUST.register("norm-clipping")
-def norm_clipping(rows_KN: Tensor, weights_K: Tensor, f: int) -> Tensor:
-    """Weighted mean of changes that are scaled down to the median of their norms, if longer.
-
-    A malicious site keeps its direction but not its length (Sun et al. 2019,
-    https://arxiv.org/abs/1911.07963, with the median for their fixed bound).
+    A site's score is the sum of its squared distances to its K - f - 2 nearest.
     """
-    norms_K = rows_KN.norm(dim=1)
-    bound = median(norms_K[:, None], weights_K, f)
-    scales_K: Tensor = (bound / norms_K).where(norms_K > bound, 1.0)
-    shares_K = weights_K / weights_K.sum()
-    return (shares_K * scales_K) @ rows_KN
-
-
-def _krum_scores(rows_KN: Tensor, f: int) -> Tensor:
-    """Return each site's sum of squared distances to its K - f - 2 nearest."""
     K = len(rows_KN)
     if 2 * f + 3 > K:
         logger.warning("%d sites are too few for Krum to stand %d malicious ones", K, f)
@@ -103,4 +74,6 @@ def _krum_scores(rows_KN: Tensor, f: int) -> Tensor:
     squares_K = gram_KK.diagonal()
     distances_KK = (squares_K[:, None] + squares_K[None, :] - 2 * gram_KK).clamp(min=0)
     nearest_KK = distances_KK.sort(dim=1).values
-    return nearest_KK[:, 1 : max(2, K - f - 1)].sum(dim=1)  # without itself
+    scores_K = nearest_KK[:, 1 : max(2, K - f - 1)].sum(dim=1)  # without itself
+    chosen = scores_K.argsort(stable=True)[: max(1, K - f)]
+    return rows_KN[chosen.sort().values].mean(dim=0)

@@ -2,47 +2,22 @@
 
     Delta_t = aggregate - x_t        x_{t+1} = x_t + eta * step(Delta_t)
 
-Reddi et al. 2021 (https://arxiv.org/abs/2003.00295, Alg. 2) for Adam, Yogi and Adagrad, Hsu et al.
-2019 (https://arxiv.org/abs/1909.06335, Sec. 4) for momentum. SGD at learning rate 1 is the
-aggregate itself, to the bit. Moments are held in float64.
+Reddi et al. 2021 (https://arxiv.org/abs/2003.00295, Alg. 2) for Adam, Hsu et al. 2019
+(https://arxiv.org/abs/1909.06335, Sec. 4) for momentum. SGD at learning rate 1 is the aggregate
+itself, to the bit. Moments are held in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from fedfora.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedfora.federated.aggregation.update import AdapterState
 
-
-SECOND_MOMENTS: Registry[Callable[[Tensor, Tensor, float], Tensor]] = Registry("server optimizer")
-
-
-@SECOND_MOMENTS.register("adam")
-def adam(v: Tensor, squared: Tensor, beta_2: float) -> Tensor:
-    """Return beta_2 v + (1 - beta_2) Delta^2."""
-    return beta_2 * v + (1 - beta_2) * squared
-
-
-@SECOND_MOMENTS.register("yogi")
-def yogi(v: Tensor, squared: Tensor, beta_2: float) -> Tensor:
-    """Return v - (1 - beta_2) Delta^2 sign(v - Delta^2)."""
-    return v - (1 - beta_2) * squared * (v - squared).sign()
-
-
-@SECOND_MOMENTS.register("adagrad")
-def adagrad(v: Tensor, squared: Tensor, beta_2: float) -> Tensor:
-    """Return v + Delta^2."""
-    return v + squared
-
-
-NAMES = ["sgd", "momentum", *SECOND_MOMENTS]
+NAMES = ("sgd", "momentum", "adam")
 
 
 @dataclass
@@ -54,11 +29,9 @@ class ServerOptimizer:
         learning_rate: eta, above 0.
         momentum: Share of the last step that is kept, in [0, 1); for `momentum` alone.
         beta_1: Decay of the first moment, in [0, 1).
-        beta_2: Decay of the second moment, in [0, 1); Adagrad has none.
+        beta_2: Decay of the second moment, in [0, 1).
         tau: Degree of adaptivity, above 0; the smaller, the more alike the steps of all numbers.
-        moments: All of its state. They belong to the factors they were made from: where a round
-            moves others, as `warmup-core` does when it changes from one kind of round to the other,
-            they start anew.
+        moments: All of its state.
     """
 
     name: str = "sgd"
@@ -78,8 +51,6 @@ class ServerOptimizer:
         """
         if self.name == "sgd" and self.learning_rate == 1:
             return aggregate
-        if {name.partition("/")[2] for name in self.moments} != set(current):
-            self.moments = {}
         result = {}
         for name, x in current.items():
             delta = aggregate[name].double() - x.double()
@@ -95,6 +66,6 @@ class ServerOptimizer:
             return m
         v = self.moments.get(f"v/{name}", delta.new_full(delta.shape, self.tau**2))
         m = self.beta_1 * m + (1 - self.beta_1) * delta
-        v = SECOND_MOMENTS[self.name](v, delta.square(), self.beta_2)
+        v = self.beta_2 * v + (1 - self.beta_2) * delta.square()
         self.moments[f"m/{name}"], self.moments[f"v/{name}"] = m, v
         return m / (v.sqrt() + self.tau)

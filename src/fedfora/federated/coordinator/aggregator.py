@@ -28,7 +28,6 @@ class Aggregator:
     """Folds the updates of one round after the other into the global adapter.
 
     Args:
-        settings: The federation's.
         site_privacy: Clipping and noise that hide single sites; None for neither.
         optimizer: The server optimizer; its moments are the only state from round to round.
     """
@@ -55,11 +54,7 @@ class Aggregator:
     def aggregate(
         self, exchange: RoundMessages, updates: Iterable[Weighted]
     ) -> tuple[AdapterState, Reading]:
-        """Return the new global adapter, and how far it is from the mean update.
-
-        Args:
-            exchange: The round's.
-            updates: Pairs of what a site sent and its weight; read one by one.
+        """Return the new global adapter, and how far it is from the mean of updates by weight.
 
         Raises:
             ValueError: If there is no update, or a weight is not positive.

@@ -103,13 +103,7 @@ class FederationState:
 def save_checkpoint(
     run_directory: Path, progress: FederationState, save_adapter_to: Callable[[Path], None]
 ) -> Path:
-    """Write the checkpoint of a round, and return its directory.
-
-    Args:
-        run_directory: Where the run leaves its results.
-        progress: What to keep.
-        save_adapter_to: Writes the adapter as PEFT reads it into a directory.
-    """
+    """Write the checkpoint of a round, with the adapter as PEFT reads it; return its directory."""
     directory = run_directory / f"round-{progress.round_number:03d}"
     temporary = directory.with_name(f".{directory.name}.tmp")
     remove(temporary)
@@ -143,14 +137,11 @@ def load_checkpoint(run_directory: Path) -> FederationState | None:
     directory = checkpoints[max(checkpoints)]
     verify_directory(directory)
     state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-    tensors = load_tensors(directory / _TENSORS)
-    return FederationState(
-        round_number=state["round_number"],
-        adapter=_under("adapter.", tensors),
-        server=_under("server.", tensors),
-        selection=Selection(**state["selection"]),
-        metrics_bytes=state["metrics_bytes"],
-    )
+    parts: dict[str, AdapterState] = {"adapter": {}, "server": {}}
+    for name, value in load_tensors(directory / _TENSORS).items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    return FederationState(**{**state, **parts, "selection": Selection(**state["selection"])})
 
 
 def find_checkpoints(run_directory: Path) -> dict[int, Path]:
@@ -207,14 +198,6 @@ def remove(directory: Path) -> None:
             remove(going)
             directory.rename(going)
         shutil.rmtree(going)
-
-
-def _under(prefix: str, tensors: AdapterState) -> AdapterState:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 def _to_disk(directory: Path) -> None:

@@ -25,7 +25,7 @@ from fedfora.federated.coordinator.secure_rounds import SecureRounds
 from fedfora.federated.settings import FederationSettings, weight_of
 from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.wire.formats import FORMATS
-from fedfora.federated.wire.messages import Origin, Report, RoundMessages, content_bytes
+from fedfora.federated.wire.messages import Origin, Report, RoundMessages
 from fedfora.federated.wire.secure_records import digest_of_task
 from fedfora.federated.wire.transport import Layout, payload_bytes, unflatten
 from fedfora.reporting.record import RunRecord
@@ -59,14 +59,7 @@ class Folded:
 
 
 class SiteExchange:
-    """Trains and asks the sites of a run, round after round.
-
-    Args:
-        grid: The engine.
-        aggregator: What makes one adapter of many.
-        agreement: What coordinator and sites agreed on.
-        record: Of the run; told as sites answer.
-    """
+    """Trains and asks the sites of a run, round after round; its record is told as they answer."""
 
     def __init__(
         self, grid: Grid, aggregator: Aggregator, agreement: Agreement, record: RunRecord
@@ -106,11 +99,7 @@ class SiteExchange:
         return sorted(sampled, key=lambda site: site.index)
 
     def train(self, number: int, adapter: AdapterState) -> Folded:
-        """Let the sites of a round train an adapter, and fold what they send.
-
-        Args:
-            number: The round, counted from 1.
-            adapter: The global adapter, all its factors.
+        """Let the sites of a round, counted from 1, train the global adapter; fold what they send.
 
         Raises:
             NoQuorum: If too few sites sent a usable update, naming the others.
@@ -126,7 +115,10 @@ class SiteExchange:
             sites=[site.name for site in sampled],
         )
         contents = self._assignments(round_messages, sampled)
-        self._downlink_bytes = {node: content_bytes(sent) for node, sent in contents.items()}
+        self._downlink_bytes = {
+            node: sum(map(payload_bytes, sent.array_records.values()))
+            for node, sent in contents.items()
+        }
         replies = self._ask(MessageType.TRAIN, contents)
         fold = self._fold if self.secure is None else self._fold_sum
         folded = fold(round_messages, replies, len(sampled))
@@ -153,7 +145,7 @@ class SiteExchange:
 
     def _messages_of(self, number: int, adapter: AdapterState) -> RoundMessages:
         return RoundMessages(
-            self.settings.rule_of_round(number - 1),
+            self.settings.rule,
             adapter,
             FORMATS[self.settings.aggregation.update_dtype],
             round_index=number - 1,
@@ -210,7 +202,7 @@ class SiteExchange:
         for accepted in screen(
             named,
             lambda site: round_messages.expected(site.rank, origin),
-            limits_of(self.settings),
+            _limits(self.settings),
             lambda site, reason: self._reject(site.node_id, reason),
         ):
             site, report = accepted.sender, accepted.report
@@ -237,7 +229,7 @@ class SiteExchange:
                 self._reject(site.node_id, printable(error))
                 continue
             self._frozen_at[site.node_id] = round_messages.digest
-            self._note(site, payload_bytes(masked) + secure.uplink_bytes(site.node_id))
+            self._note(site, payload_bytes(masked) + secure.uplink_bytes[site.node_id])
         summed = secure.close()
         self._check_quorum(num_sampled)
         current = round_messages.current
@@ -269,8 +261,7 @@ class SiteExchange:
 
     def _check_quorum(self, num_sampled: int) -> None:
         """Raise unless enough updates were taken in, naming the sites that are missing, and why."""
-        rounds, used = self.settings.rounds, len(self.used)
-        needed = max(1, rounds.min_clients, math.ceil(rounds.min_client_fraction * num_sampled))
+        used, needed = len(self.used), self.settings.rounds.min_clients
         if used >= needed:
             return
         have = f"only {used} of {num_sampled} sites" if used else "no site"
@@ -278,7 +269,7 @@ class SiteExchange:
         more = f"; and {len(self.rejected) - SHOWN} more" if len(self.rejected) > SHOWN else ""
         raise NoQuorum(
             f"round {self._number}: {have} sent a usable update, {needed} needed "
-            f"(--min_clients, --min_client_fraction): {'; '.join(reasons)}{more}"
+            f"(--min_clients): {'; '.join(reasons)}{more}"
         )
 
 
@@ -294,7 +285,7 @@ def public(settings: FederationSettings, numbers: dict[str, Any]) -> dict[str, A
     return {name: v for name, v in numbers.items() if name != "loss" or unit == "none"}
 
 
-def limits_of(settings: FederationSettings) -> Limits:
+def _limits(settings: FederationSettings) -> Limits:
     """Return what is refused: by default no weight that a site's steps cannot have earned."""
     rounds, infinity = settings.rounds, math.inf
     # Of hidden sites, a median of the others would let one decide whether another one counts.

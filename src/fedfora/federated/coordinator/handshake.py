@@ -8,8 +8,8 @@ what one site then sends must have the digest that they agreed on.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +23,38 @@ from fedfora.federated.wire.transport import Layout, digest_of, unpack
 
 SITE_TABLE = "sites.json"  # in the run directory: who has what
 MUST_MATCH = ("base-fingerprint", "layout-digest")  # of a site's answer: must be everybody's
-TEXTS = (*MUST_MATCH, "name", "data-digest", "fresh-digest", "prompts-digest")
+FACTS = (*MUST_MATCH, "fresh-digest", "prompts-digest")
+TEXTS = ("name", "data-digest", *FACTS)
 NUMBERS = {"index": 99_999, "rows": 10**12, "rank": 100_000, "size": 10**12}  # and the largest
-OnAbsent = Callable[[str, str], None]
+TABLE = ("index", "name", "rows", "rank", "data_digest", "key_id")  # columns of the site table
 
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What the coordinator knows of a site; `key_id` names the key it signs with, if it has one."""
+    """What a site says of itself.
+
+    Args:
+        key_id: Names the key that it signed with; empty where it has none.
+        facts: Digests of its base, adapter and prompts, under the names of `FACTS`.
+        size: How many numbers its adapter has.
+    """
 
     node_id: int
     index: int
     name: str
     rows: int
     rank: int
-    data_digest: str = ""
-    key_id: str = ""
+    data_digest: str
+    key_id: str
+    facts: Mapping[str, str]
+    size: int
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the coordinator and the sites agreed on.
+    """What the coordinator and the sites agreed on: who takes part, on which base and adapter.
 
     Args:
-        sites: Who takes part.
-        base_fingerprint: Of everybody's base model.
-        layout: Of the adapter that travels.
         first: The fresh adapter.
         record: Prompt format and base, as they are saved beside an adapter.
     """
@@ -61,20 +67,14 @@ class Agreement:
 
     def site_table(self) -> list[dict[str, Any]]:
         """Return who has what, for the run's record."""
-        return [
-            {key: value for key, value in asdict(site).items() if key != "node_id"}
-            for site in sorted(self.sites, key=lambda site: site.index)
-        ]
+        sites = sorted(self.sites, key=lambda site: site.index)
+        return [{column: getattr(site, column) for column in TABLE} for site in sites]
 
 
 class Membership:
-    """Decides who may take part; this one admits everybody who is there at the start.
+    """Decides who may take part; this one admits everybody who is there at the start."""
 
-    Args:
-        grows: Whether sites may join while the run is on.
-    """
-
-    grows = False
+    grows = False  # whether sites may join while the run is on
 
     def name_of(self, node_id: int) -> str:
         """Return what a node is called that has not said, or may not say, who it is."""
@@ -97,8 +97,6 @@ class Handshake:
     """Asks sites who they are and what they have, before the first round and between later ones.
 
     Args:
-        grid: The engine.
-        members: Who may take part.
         deadline_s: Longest time to wait for an answer, in seconds; None waits for ever.
         on_absent: Called with a site that takes no part, and the reason.
     """
@@ -106,7 +104,7 @@ class Handshake:
     grid: Grid
     members: Membership
     deadline_s: float | None
-    on_absent: OnAbsent
+    on_absent: Callable[[str, str], None]
     _reasons: list[str] = field(default_factory=list)
     _asked_in: dict[int, int] = field(default_factory=dict)
 
@@ -125,31 +123,21 @@ class Handshake:
         Raises:
             ValueError: If no site can start, or no more than half agree on base and adapter.
         """
-        described = dict(self._answers(sorted(self.grid.get_node_ids()), self.deadline_s))
-        if not described:
+        sites = list(self._answers(sorted(self.grid.get_node_ids()), self.deadline_s))
+        if not sites:
             reasons = "; ".join(dict.fromkeys(self._reasons)) or "no sites"
             raise ValueError(f"no site could start: {reasons}")
-        described = self._of_one_mind(described, base_fingerprint)
-        any_site = next(iter(described.values()))
-        self.members.agreed(int(any_site["size"]))
-        layout, first, record = self._form(_senders(described, same_bits))
-        return Agreement(
-            sites=[_info(node_id, site) for node_id, site in described.items()],
-            base_fingerprint=str(any_site["base-fingerprint"]),
-            layout=layout,
-            first=first,
-            record=record,
-        )
+        sites = self._of_one_mind(sites, base_fingerprint)
+        self.members.agreed(sites[0].size)
+        layout, first, record = self._form(_senders(sites, same_bits))
+        return Agreement(sites, sites[0].facts["base-fingerprint"], layout, first, record)
 
     def late_joiners(
         self, round_number: int, known: Container[int], agreement: Agreement
     ) -> list[SiteInfo]:
         """Return the sites that came, or came back as another node, and join before a round.
 
-        Args:
-            round_number: Which.
-            known: Nodes that take part already.
-            agreement: What a site must agree to.
+        Nodes that are known take part already; the others must hold what was agreed on.
         """
         if not self.members.grows:
             return []
@@ -165,35 +153,29 @@ class Handshake:
             "layout-digest": agreement.layout.digest,
         }
         deadline_s = min(self.deadline_s or LATE_DEADLINE_S, LATE_DEADLINE_S)
-        return [
-            _info(node_id, site)
-            for node_id, site in self._answers(strangers, deadline_s)
-            if self._agrees(site, expected)
-        ]
+        answers = self._answers(strangers, deadline_s)
+        return [site for site in answers if self._agrees(site, expected)]
 
-    def _answers(
-        self, node_ids: list[int], deadline_s: float | None
-    ) -> Iterator[tuple[int, ConfigRecord]]:
-        """Yield node and description of the sites that answer and may take part."""
+    def _answers(self, node_ids: list[int], deadline_s: float | None) -> Iterator[SiteInfo]:
+        """Yield the sites that answer and may take part."""
         questions = [_question(node_id, deadline_s) for node_id in node_ids]
         for reply in receive(self.grid, questions, deadline_s=deadline_s):
             node_id = reply.metadata.src_node_id
             try:
-                site = _description(reply)
-                info = _info(node_id, site)
-                objection = self.members.objection(node_id, info.index, info.name)
+                site = _read_site(reply)
+                objection = self.members.objection(node_id, site.index, site.name)
             except UNREADABLE as error:
                 objection = str(error)
             if objection is None:
-                yield node_id, site
+                yield site
             else:
                 self._absent(self.members.name_of(node_id), printable(objection))
 
-    def _agrees(self, site: ConfigRecord, expected: Mapping[str, str]) -> bool:
+    def _agrees(self, site: SiteInfo, expected: Mapping[str, str]) -> bool:
         """Return whether a site has what is expected of it; if not, it is named."""
         for what, value in expected.items():
-            if site[what] != value:
-                self._absent(str(site["name"]), f"its {what} is {site[what]}, not {value}")
+            if site.facts[what] != value:
+                self._absent(site.name, f"its {what} is {site.facts[what]}, not {value}")
                 return False
         return True
 
@@ -201,9 +183,7 @@ class Handshake:
         self._reasons.append(reason)
         self.on_absent(site, reason)
 
-    def _of_one_mind(
-        self, described: dict[int, ConfigRecord], base_fingerprint: str | None
-    ) -> dict[int, ConfigRecord]:
+    def _of_one_mind(self, sites: list[SiteInfo], base_fingerprint: str | None) -> list[SiteInfo]:
         """Leave out the sites that hold another base, or mean another adapter, than most.
 
         Where a run resumes, its base counts, whatever most sites hold by now.
@@ -211,7 +191,7 @@ class Handshake:
         Raises:
             ValueError: If there is no such majority.
         """
-        facts = [tuple(str(site[what]) for what in MUST_MATCH) for site in described.values()]
+        facts = [tuple(site.facts[what] for what in MUST_MATCH) for site in sites]
         candidates = [each for each in facts if each[0] == base_fingerprint] or facts
         ((most, count),) = Counter(candidates).most_common(1)
         if 2 * count <= len(candidates):
@@ -220,41 +200,39 @@ class Handshake:
             )
             raise ValueError(
                 f"the sites differ in their {what}, and no more than half of them agree: "
-                f"{_by_value(described, what)}"
+                f"{_by_value(sites, what)}"
             )
         expected = dict(zip(MUST_MATCH, most, strict=True))
-        return {node: site for node, site in described.items() if self._agrees(site, expected)}
+        return [site for site in sites if self._agrees(site, expected)]
 
-    def _form(
-        self, senders: dict[int, ConfigRecord]
-    ) -> tuple[Layout, AdapterState, dict[str, Any]]:
+    def _form(self, senders: Iterable[SiteInfo]) -> tuple[Layout, AdapterState, dict[str, Any]]:
         """Ask one site after the other, until one sends the adapter that they agreed on."""
-        for node_id, site in senders.items():
-            question = _question(node_id, self.deadline_s, adapter=True)
+        for site in senders:
+            question = _question(site.node_id, self.deadline_s, adapter=True)
             (reply,) = receive(self.grid, [question], deadline_s=self.deadline_s)
             try:
-                return _read_form(reply, site)
+                return _read_form(reply, site.facts)
             except UNREADABLE as error:
                 reason = printable(f"its fresh adapter is not used: {error}")
-                self._absent(self.members.name_of(node_id), reason)
+                self._absent(self.members.name_of(site.node_id), reason)
         raise ValueError("no site sent the fresh adapter")
 
 
-def _senders(described: dict[int, ConfigRecord], same_bits: bool) -> dict[int, ConfigRecord]:
+def _senders(sites: list[SiteInfo], same_bits: bool) -> list[SiteInfo]:
     """Return those sites that made the fresh adapter, and then the prompts, that most made."""
     for what in ("fresh-digest", "prompts-digest"):
-        ((most, count),) = Counter(str(s[what]) for s in described.values()).most_common(1)
-        if what == "fresh-digest" and same_bits and 2 * count <= len(described):
+        ((most, count),) = Counter(site.facts[what] for site in sites).most_common(1)
+        if what == "fresh-digest" and same_bits and 2 * count <= len(sites):
             raise ValueError(
                 "the sites made different fresh adapters of the same seed, and no more than half "
-                f"of them the same: {_by_value(described, what)}"
+                f"of them the same: {_by_value(sites, what)}"
             )
-        described = {node: site for node, site in described.items() if site[what] == most}
-    return described
+        sites = [site for site in sites if site.facts[what] == most]
+    return sites
 
 
-def _description(reply: Message) -> ConfigRecord:
-    """Return what a site says of itself."""
+def _read_site(reply: Message) -> SiteInfo:
+    """Return what a site says of itself; a signature is checked, if there is one."""
     if reply.has_error():
         raise ValueError(reply.error.reason)
     site = reply.content.get("site")
@@ -272,7 +250,21 @@ def _description(reply: Message) -> ConfigRecord:
         if type(value) is not int or not 0 <= value <= most:
             shown = printable(repr(value), 60)
             raise ValueError(f"its {name} is {shown}: not a whole number from 0 to {most}")
-    return site
+    index, key_id = int(site["index"]), ""
+    if "public-key" in site:
+        public, signature = bytes(site["public-key"]), bytes(site["signature"])
+        key_id = verify_participation(public, signature, index, str(site["base-fingerprint"]))
+    return SiteInfo(
+        node_id=reply.metadata.src_node_id,
+        index=index,
+        name=str(site["name"]),
+        rows=int(site["rows"]),
+        rank=int(site["rank"]),
+        data_digest=str(site["data-digest"]),
+        key_id=key_id,
+        facts={name: str(site[name]) for name in FACTS},
+        size=int(site["size"]),
+    )
 
 
 def _question(node_id: int, ttl: float | None, *, adapter: bool = False) -> Message:
@@ -280,7 +272,9 @@ def _question(node_id: int, ttl: float | None, *, adapter: bool = False) -> Mess
     return Message(content, node_id, MessageType.QUERY, ttl=ttl)
 
 
-def _read_form(reply: Message, site: ConfigRecord) -> tuple[Layout, AdapterState, dict[str, Any]]:
+def _read_form(
+    reply: Message, facts: Mapping[str, str]
+) -> tuple[Layout, AdapterState, dict[str, Any]]:
     """Return layout, first numbers and record of a site's answer, if they have its digests."""
     if reply.has_error():
         raise ValueError(reply.error.reason)
@@ -288,15 +282,15 @@ def _read_form(reply: Message, site: ConfigRecord) -> tuple[Layout, AdapterState
     if not isinstance(fresh, ArrayRecord):
         raise ValueError("it holds no arrays")
     layout = Layout.from_json(str(form["layout"]))
-    if layout.digest != site["layout-digest"]:
+    if layout.digest != facts["layout-digest"]:
         raise ValueError("its layout is not the one that was agreed on")
     first = unpack(fresh, layout)
-    if digest_of(first, layout) != site["fresh-digest"]:
+    if digest_of(first, layout) != facts["fresh-digest"]:
         raise ValueError("its numbers are not those that were agreed on")
     record = json.loads(str(form["record"]))
-    if prompts_digest(record["prompts"]) != site["prompts-digest"]:
+    if prompts_digest(record["prompts"]) != facts["prompts-digest"]:
         raise ValueError("its prompts are not those that were agreed on")
-    if record["base_fingerprint"] != site["base-fingerprint"]:
+    if record["base_fingerprint"] != facts["base-fingerprint"]:
         raise ValueError("its base is not the one that was agreed on")
     base = {key: str(record["base"][key]) for key in ("name", "quantization", "dtype", "sketch")}
     if any(text != printable(text, 10_000) for text in base.values()):
@@ -305,21 +299,10 @@ def _read_form(reply: Message, site: ConfigRecord) -> tuple[Layout, AdapterState
     return layout, first, {**record, "base": base}
 
 
-def _info(node_id: int, site: ConfigRecord) -> SiteInfo:
-    """Return a site as it describes itself, with the id of the key that it signed with, if any."""
-    index, key_id = int(site["index"]), ""
-    if "public-key" in site:
-        public, signature = bytes(site["public-key"]), bytes(site["signature"])
-        key_id = verify_participation(public, signature, index, str(site["base-fingerprint"]))
-    rows, rank = int(site["rows"]), int(site["rank"])
-    digest = str(site["data-digest"])
-    return SiteInfo(node_id, index, str(site["name"]), rows, rank, digest, key_id)
-
-
-def _by_value(described: dict[int, ConfigRecord], what: str) -> str:
+def _by_value(sites: list[SiteInfo], what: str) -> str:
     names: dict[str, list[str]] = {}
-    for site in described.values():
-        names.setdefault(str(site[what]), []).append(str(site["name"]))
+    for site in sites:
+        names.setdefault(site.facts[what], []).append(site.name)
     return "; ".join(f"{value}: {', '.join(sites[:5])}" for value, sites in names.items())
 
 

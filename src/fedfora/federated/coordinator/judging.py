@@ -20,12 +20,6 @@ def judge(
 
     Sites judge the adapter they receive, so the loss that comes with a round is that of the round
     before; after the last round they are asked once more.
-
-    Args:
-        exchange: With the sites.
-        selection: The best round before.
-        number: The round, counted from 1.
-        folded: What it came to.
     """
     federation = exchange.settings.federation
     last = number == federation.num_rounds

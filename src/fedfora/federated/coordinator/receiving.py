@@ -36,13 +36,8 @@ def receive(
 ) -> Iterator[Message]:
     """Send messages and yield one reply for each, in their order, as soon as that allows.
 
-    A site that cannot be reached, or does not answer in time, is answered for with an error reply.
-    Replies to anything but these messages are ignored.
-
-    Args:
-        grid: The engine.
-        messages: What to send.
-        deadline_s: Longest time to wait, in seconds; None waits for ever.
+    A site that cannot be reached, or does not answer within `deadline_s` seconds (None waits for
+    ever), is answered for with an error reply. Replies to anything but these messages are ignored.
     """
     messages = list(messages)
     pushed = set(grid.push_messages(messages))
@@ -58,24 +53,18 @@ def receive(
             if not replies:
                 time.sleep(min(POLL_INTERVAL_S, left_s))
                 left_s -= time.monotonic() - started
-        if message_id in arrived:
-            yield _from_its_site(arrived.pop(message_id), message)
-        else:
-            reason = (
-                f"no answer within {deadline_s:g} s" if message_id in pending else "unreachable"
-            )
-            yield Message(Error(NO_REPLY, reason), reply_to=message)
-
-
-def _from_its_site(reply: Message, message: Message) -> Message:
-    """Return a reply; an error that Flower made itself names the coordinator as its sender."""
-    if not reply.has_error():
-        return reply
-    error = reply.error
-    error = Error(error.code, printable(error.reason))
-    if error.code == EXPIRED:
-        error = Error(NO_REPLY, f"no answer within {message.metadata.ttl:g} s")
-    return Message(error, reply_to=message)
+        reply = arrived.pop(message_id, None)
+        if reply is not None and not reply.has_error():
+            yield reply
+            continue
+        if reply is None:
+            late = f"no answer within {deadline_s:g} s" if message_id in pending else "unreachable"
+            error = Error(NO_REPLY, late)
+        elif reply.error.code == EXPIRED:
+            error = Error(NO_REPLY, f"no answer within {message.metadata.ttl:g} s")
+        else:  # one that Flower made itself names the coordinator as its sender
+            error = Error(reply.error.code, printable(reply.error.reason))
+        yield Message(error, reply_to=message)
 
 
 def _expected(replies: Iterable[Message], pending: dict[str, None]) -> dict[str, Message]:

@@ -94,7 +94,7 @@ def run_rounds(
     )
     agreement = handshake.agree(
         base_fingerprint=base_of(directory) if progress else None,
-        same_bits=settings.rule_of_round(0).start == "zero",
+        same_bits=settings.rule.start == "zero",
     )
     if progress is None:
         record.write_environment(
@@ -211,7 +211,7 @@ class _Rounds:
         self.record.log(
             "round",
             round=number,
-            rule=self.settings.rule_of_round(number - 1).name,
+            rule=self.settings.rule.name,
             **public(
                 self.settings, {"loss": folded.loss, **({} if reading is None else vars(reading))}
             ),
@@ -257,7 +257,7 @@ class _Rounds:
         state = unfold(adapter, seed=seed, inner_dim=inner_dim)
         layout, base = self.agreement.layout, dict(self.agreement.record["base"])
         base["name"] = self.settings.model.model_name_or_path or base["name"]
-        start: bool | Literal["svd"] = self.settings.rule_of_round(0).start != "svd" or "svd"
+        start: bool | Literal["svd"] = self.settings.rule.start != "svd" or "svd"
         config = as_saved(
             fora_config(self.settings.adapter, base["name"], init_weights=start),
             target_modules=sorted({name.split(".")[-2] for name, _ in layout.shapes}),

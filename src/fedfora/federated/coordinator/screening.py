@@ -37,11 +37,7 @@ Sender = TypeVar("Sender")
 
 
 class RejectedError(ValueError):
-    """A reply that is not used; the message says why, in one short line."""
-
-    def __init__(self, reason: str) -> None:
-        """Take the reason, in which a site's own words may stand."""
-        super().__init__(printable(reason))
+    """A reply that is not used; the message says why, and a site's own words may stand in it."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +57,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Accepted(Generic[Sender]):
-    """A reply that passed.
-
-    Args:
-        sender: Who sent it.
-        update: The factors that came.
-        report: What the site says of its training.
-        norm: Length of what it changed, ||update - sent||_2 over all factors.
-    """
+    """A reply that passed; `norm` is the length of what it changed, over all factors."""
 
     sender: Sender
     update: AdapterState

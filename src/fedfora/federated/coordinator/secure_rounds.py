@@ -7,6 +7,7 @@ Once a run, and whenever a site was restarted, `open` first asks for the sites' 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -43,7 +44,6 @@ from fedfora.federated.wire.secure_records import (
 
 logger = logging.getLogger(__name__)
 
-OnRejected = Callable[[int, str], None]
 T = TypeVar("T")
 
 SHOWN = 8
@@ -53,9 +53,7 @@ class SecureRounds:
     """Secure aggregation, round after round; sites are known by node and by number.
 
     Args:
-        grid: The engine.
         numbers: The sites' numbers, by node; all sites of the run.
-        settings: The run's.
         on_rejected: Called with the node whose answer is not used, and the reason.
 
     Raises:
@@ -67,22 +65,16 @@ class SecureRounds:
         grid: Grid,
         numbers: dict[int, int],
         settings: FederationSettings,
-        on_rejected: OnRejected,
+        on_rejected: Callable[[int, str], None],
     ) -> None:
-        """Begin; no site has a key yet."""
-        self.grid = grid
-        self.numbers = numbers
+        self.grid, self.numbers, self.on_rejected = grid, numbers, on_rejected
         self.nodes = {number: node for node, number in numbers.items()}
-        self.threshold = settings.secure.secagg_threshold
-        self.value_range = settings.secure.secagg_range
-        self.max_weight = settings.largest_weight
-        self.deadline_s = settings.rounds.round_deadline
-        self.on_rejected = on_rejected
+        self.settings, self.deadline_s = settings, settings.rounds.round_deadline
+        self.uplink_bytes: Counter[int] = Counter()  # of a round, beside the masked words, by node
         self._keys: dict[int, SignedKey] = {}
         self._informed: set[int] = set()  # nodes that have the newest roster
-        self._code = FixedPoint(self.value_range, len(numbers), self.max_weight)
-        self._round: SecureRound | None = None
-        self._uplink_bytes: dict[int, int] = {}
+        self._code = self._code_for(len(numbers))
+        self._round: SecureRound
         self._reasons: list[str] = []
         self._excluded: set[int] = set()  # numbers of sites whose shares were wrong
         self.line: dict[str, float] = {}
@@ -94,14 +86,19 @@ class SecureRounds:
         self.nodes[number] = node
         self._keys.pop(number, None)
 
+    def _code_for(self, num_sites: int) -> FixedPoint:
+        return FixedPoint(
+            self.settings.secure.secagg_range, num_sites, self.settings.largest_weight
+        )
+
     def open(
         self, round_number: int, nodes: list[int], num_numbers: int, task: bytes
     ) -> dict[int, dict[str, ConfigRecord]]:
-        """Let the drawn sites share; return what each that did is to be told before it trains.
+        """Let the sites of a round share; return what each that did is told before it trains.
 
         Args:
             round_number: From 1.
-            nodes: The sites drawn for the round.
+            nodes: The sites drawn for it.
             num_numbers: How many numbers an update has.
             task: A digest of what all sites are asked to do.
 
@@ -109,12 +106,13 @@ class SecureRounds:
             RoundLost: If too few sites share.
             ValueError: If too few sites are drawn, or their sum does not fit into 32 bits.
         """
-        self._reasons, self._uplink_bytes = [], {}
+        self._reasons, self.uplink_bytes = [], Counter()
         self._collect_keys(nodes if self._keys else self.numbers)
         candidates = {self.numbers[node] for node in nodes} - self._excluded
         sampled = sorted(candidates.intersection(self._keys))
-        terms = Terms(round_number, tuple(sampled), self.threshold, digest_of(self._keys))
-        self._code = FixedPoint(self.value_range, len(sampled), self.max_weight)
+        fraction = self.settings.secure.secagg_threshold
+        terms = Terms(round_number, tuple(sampled), fraction, digest_of(self._keys))
+        self._code = self._code_for(len(sampled))
         opened = self._round = SecureRound(terms, vector_size(num_numbers), task)
         self._collect(SHARE, self._invitations(terms), RoundKeys, opened.receive_keys)
         self._informed |= {self.nodes[number] for number in opened.present}
@@ -129,8 +127,8 @@ class SecureRounds:
         Raises:
             ValueError: If it is not what the site was asked for.
         """
-        opened = self._opened()
-        opened.receive_vector(self.numbers[node], read_words(arrays, opened.size))
+        words = read_words(arrays, self._round.size)
+        self._round.receive_vector(self.numbers[node], words)
 
     def close(self) -> Summed:
         """Let the survivors confirm and reveal, and return what the sum says.
@@ -139,7 +137,7 @@ class SecureRounds:
             WrongShares: If a site's shares do not give its secret back; it takes no part any more.
             RoundLost: If too few sites lasted.
         """
-        opened = self._opened()
+        opened = self._round
         survivors = self._or_lost(opened.survivors)
         question = RecordDict({SURVIVORS: write(survivors)})
         contents = {self.nodes[site]: question for site in survivors}
@@ -149,7 +147,6 @@ class SecureRounds:
         contents = {self.nodes[site]: shown for site in signatures}
         self._collect(REVEAL, contents, Reveal, opened.receive_reveal)
         summed = self._or_lost(lambda: read_sum(self._total(opened), self._code))
-        self._round = None
         self.line = {
             "neighbors": opened.terms.degree,
             "threshold": opened.terms.threshold,
@@ -164,7 +161,7 @@ class SecureRounds:
                 "clipped",
                 opened.terms.round_number,
                 summed.clipped,
-                self.value_range,
+                self.settings.secure.secagg_range,
             )
         return summed
 
@@ -182,10 +179,6 @@ class SecureRounds:
     def _exclude(self, site: int, reason: str) -> None:
         self._excluded.add(site)
         self._reject(self.nodes[site], f"{reason}: it takes no part in later rounds")
-
-    def uplink_bytes(self, node: int) -> int:
-        """Return what a site has sent for secure aggregation in this round, beside its words."""
-        return self._uplink_bytes.get(node, 0)
 
     def _collect_keys(self, nodes: Iterable[int]) -> None:
         """Ask sites without a key of this run for one; a new key makes a new roster."""
@@ -235,8 +228,8 @@ class SecureRounds:
                 self._keys.pop(self.numbers[node], None)  # restarted, perhaps: asked for a new key
                 self._reject(node, reply.error.reason)
             else:
-                sent = sum(len(part.deflate()) for part in reply.content.config_records.values())
-                self._uplink_bytes[node] = self.uplink_bytes(node) + sent
+                records = reply.content.config_records.values()
+                self.uplink_bytes[node] += sum(len(part.deflate()) for part in records)
                 yield node, reply.content
 
     def _reject(self, node: int, reason: object) -> None:
@@ -251,11 +244,6 @@ class SecureRounds:
         except WrongShares:
             raise
         except ValueError as error:
-            number = self._opened().terms.round_number
+            number = self._round.terms.round_number
             why = "; ".join(["", *self._reasons[:SHOWN]])
             raise RoundLost(f"round {number}: secure aggregation: {error}{why}") from error
-
-    def _opened(self) -> SecureRound:
-        if self._round is None:
-            raise RoundLost("no round is open")
-        return self._round

@@ -75,6 +75,7 @@ class Memory:
     open_round: OpenRound | None = None
 
 
+@dataclass
 class SecureSite:
     """One site.
 
@@ -85,14 +86,10 @@ class SecureSite:
         memory: What it remembers; changed in place.
     """
 
-    def __init__(
-        self, site: int, identity: Identity, pinned: Mapping[int, bytes], memory: Memory
-    ) -> None:
-        """Take the site's place; nothing is sent yet."""
-        self.site = site
-        self.identity = identity
-        self.pinned = pinned
-        self.memory = memory
+    site: int
+    identity: Identity
+    pinned: Mapping[int, bytes]
+    memory: Memory
 
     def introduce(self, run: str) -> SignedKey:
         """Make the key of the run and return its public half, signed.
@@ -133,19 +130,17 @@ class SecureSite:
         opened = OpenRound(terms, new_secret(), new_secret())
         self.memory.open_round = opened
         neighbors = terms.graph[self.site]
-        expected = {"threshold": terms.threshold, "num_shares": len(neighbors)}
-        seed_shares = split(opened.seed, **expected)
-        key_shares = split(opened.private_key, **expected)
+        shares = [
+            split(secret, threshold=terms.threshold, num_shares=len(neighbors))
+            for secret in (opened.seed, opened.private_key)
+        ]
+        public, context = public_key(opened.private_key), round_context(terms)
         return RoundKeys(
-            key=self.identity.sign(
-                self.site, public_key(opened.private_key), context=round_context(terms)
-            ),
+            key=self.identity.sign(self.site, public, context=context),
             seed_digest=hashlib.sha256(opened.seed).digest(),
             sealed={
                 neighbor: seal(self._channel(terms, self.site, neighbor), of_seed + of_key)
-                for neighbor, of_seed, of_key in zip(
-                    neighbors, seed_shares, key_shares, strict=True
-                )
+                for neighbor, of_seed, of_key in zip(neighbors, *shares, strict=True)
             },
         )
 

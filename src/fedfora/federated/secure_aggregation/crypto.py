@@ -169,13 +169,12 @@ def _apply(vector: Words, seed: bytes, operation: np.ufunc) -> None:
 # GF(2^128), which a round of 500 sites kept busy for a minute.
 
 
-BYTES = 32
 P = 2**256 - 189  # the largest prime below 2^256
 
 
 def new_secret() -> bytes:
     """Return 32 random bytes that can be shared: a number below p."""
-    return secrets.randbelow(P).to_bytes(BYTES, "big")
+    return secrets.randbelow(P).to_bytes(SEED_BYTES, "big")
 
 
 def split(secret: bytes, *, threshold: int, num_shares: int) -> list[bytes]:
@@ -189,7 +188,7 @@ def split(secret: bytes, *, threshold: int, num_shares: int) -> list[bytes]:
     Raises:
         ValueError: If the secret is not 32 bytes below p, or the numbers do not fit each other.
     """
-    if len(secret) != BYTES or not 1 <= threshold <= num_shares:
+    if len(secret) != SEED_BYTES or not 1 <= threshold <= num_shares:
         raise ValueError(
             f"expected 32 bytes and a threshold of 1 to {num_shares}, got {len(secret)} bytes and "
             f"{threshold}"
@@ -198,7 +197,7 @@ def split(secret: bytes, *, threshold: int, num_shares: int) -> list[bytes]:
     if constant >= P:
         raise ValueError("a secret must be a number below 2^256 - 189")
     coefficients = [constant, *(secrets.randbelow(P) for _ in range(threshold - 1))]
-    return [_at(coefficients, x).to_bytes(BYTES, "big") for x in range(1, num_shares + 1)]
+    return [_at(coefficients, x).to_bytes(SEED_BYTES, "big") for x in range(1, num_shares + 1)]
 
 
 def combine(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
@@ -217,7 +216,7 @@ def combine(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
         weight * int.from_bytes(shares[index], "big")
         for index, weight in zip(chosen, weights, strict=True)
     )
-    return (total % P).to_bytes(BYTES, "big")
+    return (total % P).to_bytes(SEED_BYTES, "big")
 
 
 def _at(coefficients: Sequence[int], x: int) -> int:

@@ -9,6 +9,7 @@ Counts (the weight, rows, clipped numbers) travel as they are, in uint32.
 Symbols: R = value range, W = largest weight, K = sites, Q = levels, N = numbers.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ Words = NDArray[np.uint32]
 Floats = NDArray[np.floating[Any]]
 
 WORD = 2**32
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,26 +96,8 @@ class FixedPoint:
         values *= weight / self.max_weight * self.levels / self.value_range
         return np.rint(values, out=values).astype(np.int32).view(np.uint32), clipped
 
-    def encode_with_noise(self, values_N: Floats, noise_N: NDArray[np.int64]) -> Words:
-        """Return numbers plus noise modulo 2^32; of weight 1.
-
-        Nothing is clipped, as that would make the noise another one: what leaves the range wraps
-        around, and comes back in the sum.
-
-        Args:
-            values_N: Numbers.
-            noise_N: In steps of the grid.
-        """
-        words = np.rint(values_N.astype(np.float64) / self.step).astype(np.int64) + noise_N
-        return (words & (WORD - 1)).astype(np.uint32)
-
     def decode(self, total_N: Words, total_weight: int) -> NDArray[np.float64]:
-        """Return the weighted mean from the sum of encoded vectors.
-
-        Args:
-            total_N: Sum modulo 2^32.
-            total_weight: Sum of the weights.
-        """
+        """Return the weighted mean from the sum of encoded vectors, modulo 2^32, and of weights."""
         if total_weight < 1:
             raise ValueError(f"the weights must add up to at least 1, got {total_weight}")
         unit = self.value_range / self.levels * self.max_weight / total_weight
@@ -135,21 +120,6 @@ class FixedPoint:
 MAX_LOSS = 32.0  # in nats for each token; the logarithm of 10^13 tokens
 COUNTS = 3
 ROUNDING = 1e-9  # more than a norm in float64 can be wrong by
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What one site adds to the sum.
-
-    Args:
-        words: To be masked.
-        clipped: How many of its numbers were out of range.
-        shortened: Whether the update was longer than allowed.
-    """
-
-    words: Words
-    clipped: int
-    shortened: bool
 
 
 @dataclass(frozen=True)
@@ -178,8 +148,8 @@ def vector_size(num_numbers: int) -> int:
 
 def contribution(
     update_N: Floats, *, weight: int, loss: float, code: FixedPoint, max_norm: float
-) -> Contribution:
-    """Return what a site adds to the sum.
+) -> Words:
+    """Return what a site adds to the sum, to be masked.
 
     Args:
         update_N: Its numbers, as the difference from what it received.
@@ -197,17 +167,27 @@ def contribution(
     loss_in_range = min(max(loss, 0.0), MAX_LOSS) / MAX_LOSS * code.value_range
     numbers = np.append(update_N.astype(np.float64) * scale, loss_in_range)
     words, clipped = code.encode(numbers, weight)
+    if clipped:
+        logger.warning(
+            "%d numbers of the update are beyond --secagg_range %g and were clipped",
+            clipped,
+            code.value_range,
+        )
+    if shortened:
+        logger.warning("the update is longer than --max_update_norm %g: shortened", max_norm)
     counts = code.encode_counts([weight, clipped, int(shortened)])
-    return Contribution(np.concatenate([words, counts]), clipped, shortened)
+    return np.concatenate([words, counts])
 
 
 def contribution_with_noise(
     update_N: Floats, noise_N: NDArray[np.int64], *, code: FixedPoint, clipping_norm: float | None
-) -> Contribution:
+) -> Words:
     """Return what a site adds to the sum where single sites are hidden by noise.
 
     Nothing in it depends on the site but the update, cut to the clipping norm: it weighs 1, and
-    tells no loss and no counts. Of an update with numbers that are none, the noise is left.
+    tells no loss and no counts. Of an update with numbers that are none, the noise is left. The sum
+    of both is not clipped, as that would make the noise another one: what leaves the range wraps
+    around, and comes back in the sum.
 
     Args:
         update_N: The site's numbers, as the difference from what it received.
@@ -227,8 +207,9 @@ def contribution_with_noise(
         values = np.zeros_like(values)
     elif norm > longest:
         values *= longest / norm
-    words = code.encode_with_noise(np.append(values, 0.0), np.append(noise_N, 0))
-    return Contribution(np.concatenate([words, code.encode_counts([1, 0, 0])]), 0, False)
+    steps = np.rint(np.append(values, 0.0) / code.step).astype(np.int64) + np.append(noise_N, 0)
+    words = (steps & (WORD - 1)).astype(np.uint32)
+    return np.concatenate([words, code.encode_counts([1, 0, 0])])
 
 
 def read_sum(total: Words, code: FixedPoint) -> Summed:

@@ -4,8 +4,8 @@ It holds one vector, the running sum, however many sites there are. What it can 
 what the sites reveal; with too few of them the round is lost, and says so.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from itertools import combinations
 
 import numpy as np
@@ -57,7 +57,6 @@ class SecureRound:
     """
 
     def __init__(self, terms: Terms, size: int, task: bytes) -> None:
-        """Begin; nothing is received yet."""
         self.terms = terms
         self.task = task
         self._shared: dict[int, RoundKeys] = {}
@@ -170,23 +169,20 @@ class SecureRound:
         survivors = set(self._survivors)
         for site in sorted(survivors):
             seeds = {v: reveal.seeds for v, reveal in self._reveals.items()}
-            seed = self._secret(site, "seed", seeds, _sha256, self._shared[site].seed_digest)
+            digest = self._shared[site].seed_digest
+            seed = self._secret(site, "seed", seeds, lambda s: sha256(s).digest(), digest)
             subtract_mask(self._sum, seed)
         for site in sorted(self._shared.keys() - survivors):
             neighbors = survivors.intersection(self.terms.graph[site])
-            if neighbors:
-                self._take_off_masks_with(site, sorted(neighbors))
+            if not neighbors:
+                continue
+            keys = {v: reveal.keys for v, reveal in self._reveals.items()}
+            private = self._secret(site, "key", keys, public_key, self._shared[site].key.public)
+            for neighbor in sorted(neighbors):
+                context = mask_context(self.terms, site, neighbor, self.task, self.present)
+                seed = agree(private, self._shared[neighbor].key.public, context=context)
+                (subtract_mask if neighbor < site else add_mask)(self._sum, seed)
         return self._sum
-
-    def _take_off_masks_with(self, dropped: int, neighbors: list[int]) -> None:
-        """Take the masks that these neighbors share with a dropped site off the sum."""
-        keys = {v: reveal.keys for v, reveal in self._reveals.items()}
-        public = self._shared[dropped].key.public
-        private = self._secret(dropped, "key", keys, public_key, public)
-        for neighbor in neighbors:
-            context = mask_context(self.terms, dropped, neighbor, self.task, self.present)
-            seed = agree(private, self._shared[neighbor].key.public, context=context)
-            (subtract_mask if neighbor < dropped else add_mask)(self._sum, seed)
 
     def _secret(
         self,
@@ -235,7 +231,3 @@ class SecureRound:
             self.terms.check_enough(sites, what, of=sites)
         except ValueError as error:
             raise RoundLost(str(error)) from error
-
-
-def _sha256(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()

@@ -7,6 +7,7 @@ The app does not know which engine runs it. Its handlers turn messages into plai
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from fedfora.adapter.state import fold
 from fedfora.federated.aggregation import Rule
 from fedfora.federated.aggregation.update import AdapterState, absorb, part
 from fedfora.federated.secure_aggregation.crypto import prompts_digest
-from fedfora.federated.settings import FederationSettings
 from fedfora.federated.site import secure_answers
 from fedfora.federated.site.identity import sign_part
 from fedfora.federated.site.memory import memory_of, remembering
@@ -41,33 +41,20 @@ SiteReport = Callable[[str, StepReport], None]
 
 
 def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientApp:
-    """Return the app.
-
-    Args:
-        on_step: Called with the site's name after each of its optimizer steps, where the engine
-            runs in the caller's process.
-    """
+    """Return the app; in the caller's process `on_step` hears of each of a site's steps."""
     app = ClientApp()
     app.query()(describe)
     app.evaluate()(evaluate)
 
-    @app.train(mods=[remembering])  # type: ignore[untyped-decorator]
-    def train_and_report(message: Message, context: Context) -> Message:
-        return train(message, context, on_step)
-
+    app.train(mods=[remembering])(partial(train, on_step=on_step))
     for name in ("introduce", "share", "confirm", "reveal"):
-        app.query(name)(_secure_answer(name))
+        app.query(name)(partial(_answer_securely, name))
     return app
 
 
-def _secure_answer(name: str) -> Callable[[Message, Context], Message]:
-    """Return what answers one kind of message of secure aggregation."""
-
-    def answer(message: Message, context: Context) -> Message:
-        content = getattr(secure_answers, name)(message.content, context)
-        return Message(content, reply_to=message)
-
-    return answer
+def _answer_securely(name: str, message: Message, context: Context) -> Message:
+    """Answer one kind of message of secure aggregation."""
+    return Message(getattr(secure_answers, name)(message.content, context), reply_to=message)
 
 
 def describe(message: Message, context: Context) -> Message:
@@ -140,14 +127,16 @@ def _open(context: Context) -> tuple[SiteRuntime, SiteData]:
 
 
 def _description(runtime: SiteRuntime, site: SiteData) -> ConfigRecord:
-    settings = runtime.settings
+    secure, unit = runtime.settings.secure, runtime.settings.privacy.privacy_unit
+    # With a digest of the rows, somebody who knows all but one could find that one.
+    hidden = unit == "record" or (unit == "site" and secure.secure_aggregation)
     return ConfigRecord(
         {
             "index": site.index,
             "name": site.name,
-            "rows": 0 if settings.secure.secure_aggregation else len(site.encoded),
+            "rows": 0 if secure.secure_aggregation else len(site.encoded),
             "rank": site.rank,
-            "data-digest": public_digest(settings, site),
+            "data-digest": "" if hidden else site.digest,
             "base-fingerprint": runtime.base_fingerprint,
             "layout-digest": runtime.layout.digest,
             "size": runtime.layout.size,
@@ -157,33 +146,16 @@ def _description(runtime: SiteRuntime, site: SiteData) -> ConfigRecord:
     )
 
 
-def public_digest(settings: FederationSettings, site: SiteData) -> str:
-    """Return the digest of a site's rows; nothing where records, or sites from all, are hidden.
-
-    With it, somebody who knows all rows but one could find that one.
-    """
-    unit = settings.privacy.privacy_unit
-    hidden = unit == "record" or (unit == "site" and settings.secure.secure_aggregation)
-    return "" if hidden else site.digest
-
-
 # What a site does with an assignment: train, and pack what travels.
 
 
 def carry_out(
     runtime: SiteRuntime, site: SiteData, assignment: Assignment, state: RecordDict, **options: Any
 ) -> tuple[ArrayRecord, LocalResult]:
-    """Train for one round.
+    """Train for one round; return what travels, and what the training did.
 
-    Args:
-        runtime: Base model and settings.
-        site: Whose rows.
-        assignment: What to do.
-        state: The site's memory; what the travel format lost is kept there.
-        **options: `seed` and `on_step`, as `train_round` takes them.
-
-    Returns:
-        What travels, and what the training did.
+    What the travel format lost is kept in `state`, the site's memory. The options are `seed` and
+    `on_step` of `train_round`.
     """
     rule, start = assignment.rule, assignment.adapter
     if runtime.settings.privacy.shared_noise:

@@ -27,11 +27,7 @@ Pinned = dict[int, bytes]
 
 
 def open_identity(node_config: Mapping[str, Scalar], *, seed: int) -> tuple[Identity, Pinned]:
-    """Return a site's identity and the public identities of all sites by number.
-
-    Args:
-        node_config: The site's own configuration.
-        seed: The run's seed, for simulated sites.
+    """Return a site's identity and the public ones of all by number; of simulated ones by seed.
 
     Raises:
         ValueError: If only some of the three are named, or a file cannot be read.
@@ -51,11 +47,6 @@ def open_identity(node_config: Mapping[str, Scalar], *, seed: int) -> tuple[Iden
 
 def sign_part(node_config: Mapping[str, Scalar], index: int, base: str) -> dict[str, bytes]:
     """Return a site's public key and its word that it takes part; nothing where it has no key.
-
-    Args:
-        node_config: The site's own configuration.
-        index: Its number.
-        base: Fingerprint of the base that it trains on.
 
     Raises:
         ValueError: If the key cannot be read.

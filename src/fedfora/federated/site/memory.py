@@ -17,6 +17,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ from fedfora.seeds import derive_seed
 SEPARATOR = "//"  # between a record's name and an array's
 
 
+@dataclass(frozen=True)
 class SiteMemory:
     """The states of one site, newest last."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    directory: Path
 
     def read(self, *, before: int) -> RecordDict:
         """Return the newest state from before a round, empty where there is none."""

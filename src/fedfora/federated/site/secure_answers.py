@@ -8,7 +8,6 @@ itself anew and takes part from the next round on. Which rounds a real site has 
 from its disk.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,9 @@ from fedfora.federated.aggregation.update import part
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.fixed_point import (
-    Contribution,
     FixedPoint,
     Floats,
+    Words,
     contribution,
     contribution_with_noise,
 )
@@ -48,8 +47,6 @@ from fedfora.federated.wire.secure_records import (
 from fedfora.federated.wire.transport import Layout, flatten, unpack
 from fedfora.training.local import LocalResult
 from fedfora.training.privacy_plan import open_ledger
-
-logger = logging.getLogger(__name__)
 
 STATE = "secure-aggregation"
 
@@ -159,9 +156,9 @@ def hide(
         if opened is None or opened.terms.round_number != round_number:
             raise ValueError(f"round {round_number} was not shared for by this site")
         if settings.shares_noise:
-            made = _noisy(update_N, opened.terms, settings, site)
+            words = _noisy(update_N, opened.terms, settings, site)
         else:
-            made = contribution(
+            words = contribution(
                 update_N,
                 weight=weight_of(settings, result.answer_tokens, len(site.encoded)),
                 loss=result.loss,
@@ -170,15 +167,12 @@ def hide(
             )
         if (answered := answered_rounds(context)) is not None:
             answered.leave(_run_of(context), round_number)
-        _say_what_was_cut(made, round_number, settings)
         task = digest_of_task(rule.name, received, agreed_part(settings.run_config()))
-        member.mask(made.words, read(Delivery, content[DELIVERY]), task=task)
-        return ArrayRecord({WORDS: Array(made.words)})
+        member.mask(words, read(Delivery, content[DELIVERY]), task=task)
+        return ArrayRecord({WORDS: Array(words)})
 
 
-def _noisy(
-    update_N: Floats, terms: Terms, settings: FederationSettings, site: SiteData
-) -> Contribution:
+def _noisy(update_N: Floats, terms: Terms, settings: FederationSettings, site: SiteData) -> Words:
     """Return an update with its share of the noise, once the site has paid for the round."""
     privacy, code = settings.privacy, _code(settings, terms)
     release, clipping_norm = shared_release(settings, 1), None
@@ -200,22 +194,6 @@ def _noisy(
 def _code(settings: FederationSettings, terms: Terms) -> FixedPoint:
     sites = len(terms.participants)
     return FixedPoint(settings.secure.secagg_range, sites, settings.largest_weight)
-
-
-def _say_what_was_cut(made: Contribution, round_number: int, settings: FederationSettings) -> None:
-    if made.clipped:
-        logger.warning(
-            "round %d: %d numbers of the update are beyond --secagg_range %g and were clipped",
-            round_number,
-            made.clipped,
-            settings.secure.secagg_range,
-        )
-    if made.shortened:
-        logger.warning(
-            "round %d: the update is longer than --max_update_norm %g and was shortened",
-            round_number,
-            settings.rounds.max_update_norm,
-        )
 
 
 def confirm(content: RecordDict, context: Context) -> RecordDict:

@@ -42,8 +42,6 @@ class Format:
         """Return the arrays that travel, by name."""
         if self.levels:
             return self._encode_groups(row)
-        if self.name == "bfloat16":
-            return {"numbers": _bfloat16_bits(row)}
         with np.errstate(over="ignore"):
             return {"numbers": row.astype(self.name)}
 
@@ -60,7 +58,8 @@ class Format:
                 raise ValueError(f"expected {length} {dtype} {name}, got {found}")
         if len(arrays) != len(self.expected(size)):
             raise ValueError(f"expected arrays {sorted(self.expected(size))}, got {sorted(arrays)}")
-        row = self._decode_groups(arrays, size) if self.levels else self._widen(arrays["numbers"])
+        numbers = arrays["numbers"]
+        row = self._decode_groups(arrays, size) if self.levels else numbers.astype(np.float32)
         if not np.isfinite(row).all():
             raise ValueError("the adapter holds numbers that are not finite")
         return row
@@ -68,19 +67,13 @@ class Format:
     def expected(self, size: int) -> dict[str, tuple[np.dtype[Any], int]]:
         """Return dtype and length of each array for `size` numbers."""
         if not self.levels:
-            travels_as = "uint16" if self.name == "bfloat16" else self.name
-            return {"numbers": (np.dtype(travels_as), size)}
+            return {"numbers": (np.dtype(self.name), size)}
         codes = size if self.levels > 7 else -(-size // 2)
         kind = "int8" if self.levels > 7 else "uint8"
         return {
             "numbers": (np.dtype(kind), codes),
             "scales": (np.dtype("float32"), -(-size // GROUP)),
         }
-
-    def _widen(self, numbers: NDArray[Any]) -> Row:
-        if self.name == "bfloat16":
-            return (numbers.astype(np.uint32) << 16).view(np.float32)
-        return numbers.astype(np.float32)
 
     def _encode_groups(self, row: Row) -> Arrays:
         groups = _grouped(row)
@@ -106,7 +99,6 @@ FORMATS = {
     for form in (
         Format("float32"),
         Format("float16"),
-        Format("bfloat16"),
         Format("int8", levels=127),
         Format("int4", levels=7),
     )
@@ -117,13 +109,6 @@ def _grouped(row: Row) -> Row:
     """Return rows of GROUP numbers, the last filled up with zeros."""
     missing = -len(row) % GROUP
     return np.pad(row, (0, missing)).reshape(-1, GROUP)
-
-
-def _bfloat16_bits(row: Row) -> NDArray[np.uint16]:
-    """Round to the nearest bfloat16, ties to even, as bits; Flower knows no such dtype."""
-    bits = row.view(np.uint32)
-    rounded = bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))
-    return (rounded >> 16).astype(np.uint16)
 
 
 def _two_in_a_byte(codes: NDArray[np.int8]) -> NDArray[np.uint8]:

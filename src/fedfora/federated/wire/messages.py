@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedfora.federated.aggregation import RULES, Rule
-from fedfora.federated.aggregation.update import AdapterState, absorb, part, rank_of, truncate
+from fedfora.federated.aggregation.update import AdapterState, absorb, part, truncate
 from fedfora.federated.wire.formats import Format
-from fedfora.federated.wire.transport import FLOAT32, Layout, digest_of, pack, payload_bytes, unpack
+from fedfora.federated.wire.transport import FLOAT32, Layout, digest_of, pack, unpack
 from fedfora.training.local import LocalResult
 
 FROZEN, CONFIG = "frozen", "config"
@@ -107,7 +107,6 @@ class RoundMessages:
         """Take the core into D where the rule does, and name what is frozen."""
         if self.rule.absorbs:
             self.adapter = absorb(self.adapter)
-        self.rank = rank_of(self.adapter)
         frozen = part(self.adapter, self.rule.frozen)
         layout = Layout.of(frozen)
         self.frozen = pack(frozen, layout)
@@ -119,12 +118,7 @@ class RoundMessages:
         return part(self.adapter, self.rule.travels)
 
     def message(self, rank: int, *, has_frozen: bool) -> RecordDict:
-        """Return what a site of a rank receives.
-
-        Args:
-            rank: The site's own.
-            has_frozen: Whether it has the frozen factors from an earlier round.
-        """
+        """Return what a site of a rank receives; the frozen factors it may have from earlier."""
         if rank not in self._outgoing:
             outgoing = self.start(rank)
             self._outgoing[rank] = pack(outgoing, Layout.of(outgoing))
@@ -157,20 +151,9 @@ class RoundMessages:
         return {**frozen, **update}
 
 
-def content_bytes(content: RecordDict) -> int:
-    """Return the bytes of all arrays of a message."""
-    return sum(payload_bytes(record) for record in content.array_records.values())
-
-
 @dataclass(frozen=True)
 class Assignment:
-    """The site's side of one round.
-
-    Args:
-        rule: What the round follows.
-        round_index: Round, counted from 0.
-        adapter: The global adapter as it came, with the frozen factors that the site has.
-    """
+    """The site's side of one round, counted from 0: the adapter that came, with what is frozen."""
 
     rule: Rule
     round_index: int
@@ -178,12 +161,7 @@ class Assignment:
 
 
 def read_assignment(content: RecordDict, state: RecordDict, layout: Layout) -> Assignment:
-    """Return what a message asks for, and keep the frozen factors that it brings.
-
-    Args:
-        content: The message's.
-        state: The site's memory.
-        layout: Names and shapes of a fresh adapter.
+    """Return what a message asks for, and keep the frozen factors it brings in the site's memory.
 
     Raises:
         ValueError: If the arrays do not fit the adapter.
