@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from fedfora.registry import Registry
@@ -32,7 +31,10 @@ def robust(name: str, num_malicious: int) -> Combine | None:
     Raises:
         ValueError: If there is none of that name.
     """
-    return None if name == "none" else partial(ROBUST[name], f=num_malicious)
+    if name == "none":
+        return None
+    combine = ROBUST[name]
+    return lambda rows_KN: combine(rows_KN, num_malicious)
 
 
 @ROBUST.register("median")
