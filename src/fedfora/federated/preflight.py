@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedfora.config import ConfigError, ConfigParser, read_yaml
+from fedfora.config import ConfigError, ConfigParser, read_yaml, refuse
 from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.data.partition import partition
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
@@ -26,9 +26,7 @@ def preflight(
 ) -> dict[str, int]:
     """Return each site's number of rows, once all that needs no model has been checked.
 
-    Args:
-        settings: What is to run.
-        own_rows: Where every site brings a Trainer of its own: the rows that they have.
+    Sites that bring Trainers of their own have `own_rows`.
     """
     if settings.rounds.resume is None:
         run = settings.run
@@ -55,23 +53,23 @@ def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
     num_sampled = settings.federation.clients_per_round or num_sites
     if num_sampled > num_sites:
         raise ValueError(f"--clients_per_round {num_sampled}: there are only {num_sites} sites")
-    if settings.secure.secure_aggregation and num_sampled < MIN_SITES:
-        raise ValueError(
-            f"--secure_aggregation: a round has only {num_sampled} sites, at least {MIN_SITES} are "
-            "needed"
-        )
-    if settings.secure.secure_aggregation and (settings.secure.secagg_min_sites or 0) > num_sampled:
-        raise ValueError(
-            f"--secagg_min_sites {settings.secure.secagg_min_sites}: a round has only "
-            f"{num_sampled} sites"
-        )
-    if rounds.min_clients > num_sampled:
-        raise ValueError(
-            f"--min_clients {rounds.min_clients}: a round has only {num_sampled} sites"
-        )
+    secure, only = settings.secure, f"a round has only {num_sampled} sites"
     judged = rounds.validation_fraction > 0 or settings.data.test_file is not None
-    if rounds.early_stopping_patience is not None and not judged:
-        raise ValueError("--early_stopping_patience needs --validation_fraction or --test_file")
+    refuse(
+        (
+            secure.secure_aggregation and num_sampled < MIN_SITES,
+            f"--secure_aggregation: {only}, at least {MIN_SITES} are needed",
+        ),
+        (
+            secure.secure_aggregation and (secure.secagg_min_sites or 0) > num_sampled,
+            f"--secagg_min_sites {secure.secagg_min_sites}: {only}",
+        ),
+        (rounds.min_clients > num_sampled, f"--min_clients {rounds.min_clients}: {only}"),
+        (
+            rounds.early_stopping_patience is not None and not judged,
+            "--early_stopping_patience needs --validation_fraction or --test_file",
+        ),
+    )
 
 
 def work_of(settings: FederationSettings, num_sites: int = 0) -> float:

@@ -34,13 +34,7 @@ class BudgetSpent(ValueError):
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a ledger: a release, and who made it.
-
-    Args:
-        release: What was released.
-        run: Which run released it, in words for a reader.
-        settings: What it was released with, beyond noise and sampling.
-    """
+    """A line of a ledger: a release, who made it, and its settings beyond noise and sampling."""
 
     release: Release
     run: str = ""
@@ -256,13 +250,7 @@ FLOATS = "floating-point numbers are as good as real ones"
 
 
 def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> str:
-    """Return the guarantee for each record of a site.
-
-    Args:
-        ledger: What was released.
-        clipping_norm: C.
-        num_rows: Records of the site, which counts as public.
-    """
+    """Return the guarantee for each record of a site, whose number of records counts as public."""
     if ledger.epsilon == float("inf"):
         return NONE
     steps, noise = _steps_and_noise(ledger)

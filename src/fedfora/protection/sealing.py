@@ -53,13 +53,7 @@ def unseal(content: bytes, key: bytes, name: str) -> bytes:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
 ) -> Path:
-    """Write a safetensors file, sealed if this machine has a key, and return where it is.
-
-    Args:
-        path: Without `.sealed`.
-        tensors: By name.
-        metadata: The header's metadata.
-    """
+    """Write a safetensors file, sealed if this machine has a key, and return where it is."""
     from safetensors.torch import save
 
     content = save({name: t.contiguous() for name, t in tensors.items()}, metadata=metadata)

@@ -264,12 +264,7 @@ class ErrorMeter(ProductMeans):
     """Sees every update of a round (`add`), and then the aggregate."""
 
     def read(self, aggregate: AdapterState, before: AdapterState) -> Reading:
-        """Compare an aggregate with the mean of what was seen.
-
-        Args:
-            aggregate: The new global adapter, all its factors.
-            before: The global adapter that the sites started from.
-        """
+        """Compare an aggregate, the new global adapter, with the mean of what was seen."""
         missed = step = norm = cut = 0.0
         for layer, mean in self.factors().items():
             missed += _squared_distance(product(aggregate, layer), mean)

@@ -43,12 +43,7 @@ class ServerOptimizer:
     moments: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, current: AdapterState, aggregate: AdapterState) -> AdapterState:
-        """Return what takes the place of `current`, float32, and update the moments.
-
-        Args:
-            current: The factors that travel, as the sites received them.
-            aggregate: What the rule made of the replies.
-        """
+        """Return what takes the place of `current`, float32, and update the moments."""
         if self.name == "sgd" and self.learning_rate == 1:
             return aggregate
         result = {}

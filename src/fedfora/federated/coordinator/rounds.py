@@ -63,12 +63,6 @@ def run_rounds(
 ) -> None:
     """Agree with the sites, then run all rounds that are still to be run.
 
-    Args:
-        grid: The engine.
-        run_config: All settings.
-        listeners: Called with every event of the run, as its record has them.
-        members: Who may take part; None for everybody who is there at the beginning.
-
     Raises:
         ValueError: If most sites hold no common base model, a round has no quorum for
             `--quorum_wait` seconds, or the run directory cannot be written; what is finished is

@@ -69,7 +69,7 @@ class SecureRounds:
     ) -> None:
         self.grid, self.numbers, self.on_rejected = grid, numbers, on_rejected
         self.nodes = {number: node for node, number in numbers.items()}
-        self.settings, self.deadline_s = settings, settings.rounds.round_deadline
+        self.settings = settings
         self.uplink_bytes: Counter[int] = Counter()  # of a round, beside the masked words, by node
         self._keys: dict[int, SignedKey] = {}
         self._informed: set[int] = set()  # nodes that have the newest roster
@@ -183,16 +183,15 @@ class SecureRounds:
     def _collect_keys(self, nodes: Iterable[int]) -> None:
         """Ask sites without a key of this run for one; a new key makes a new roster."""
         missing = [node for node in nodes if self.numbers[node] not in self._keys]
-        for node, reply in self._ask(INTRODUCE, {node: RecordDict() for node in missing}):
-            try:
-                key: SignedKey = read(SignedKey, reply[ANSWER])
-                if key.site != self.numbers[node]:
-                    raise ValueError(f"site {key.site}'s")
-            except UNREADABLE as error:
-                self._reject(node, f"it sent no key of its own ({error})")
-                continue
-            self._keys[key.site] = key
-            self._informed.clear()
+        self._collect(
+            INTRODUCE, {node: RecordDict() for node in missing}, SignedKey, self._take_key
+        )
+
+    def _take_key(self, number: int, key: SignedKey) -> None:
+        if key.site != number:
+            raise ValueError(f"it sent the key of site {key.site}")
+        self._keys[number] = key
+        self._informed.clear()
 
     def _invitations(self, terms: Terms) -> dict[int, RecordDict]:
         contents = {}
@@ -211,26 +210,22 @@ class SecureRounds:
         take: Callable[[int, Any], None],
     ) -> None:
         """Ask, and hand each site's answer on by the site's number; name what is not used."""
-        for node, reply in self._ask(what, contents):
-            try:
-                take(self.numbers[node], read(kind, reply[ANSWER]))
-            except UNREADABLE as error:
-                self._reject(node, error)
-
-    def _ask(self, what: str, contents: dict[int, RecordDict]) -> Iterable[tuple[int, RecordDict]]:
-        """Send messages; yield node and content of the answers that are none of errors."""
+        deadline_s = self.settings.rounds.round_deadline
         messages = [
-            Message(content, node, what, ttl=self.deadline_s) for node, content in contents.items()
+            Message(content, node, what, ttl=deadline_s) for node, content in contents.items()
         ]
-        for reply in receive(self.grid, messages, deadline_s=self.deadline_s):
+        for reply in receive(self.grid, messages, deadline_s=deadline_s):
             node = reply.metadata.src_node_id
             if reply.has_error():
                 self._keys.pop(self.numbers[node], None)  # restarted, perhaps: asked for a new key
                 self._reject(node, reply.error.reason)
-            else:
-                records = reply.content.config_records.values()
-                self.uplink_bytes[node] += sum(len(part.deflate()) for part in records)
-                yield node, reply.content
+                continue
+            records = reply.content.config_records.values()
+            self.uplink_bytes[node] += sum(len(part.deflate()) for part in records)
+            try:
+                take(self.numbers[node], read(kind, reply.content[ANSWER]))
+            except UNREADABLE as error:
+                self._reject(node, error)
 
     def _reject(self, node: int, reason: object) -> None:
         told = printable(reason)

@@ -173,14 +173,17 @@ class SecureSite:
     def confirm(self, survivors: tuple[int, ...]) -> bytes:
         """Third answer: sign the list of survivors; one list a round, so no other can be revealed.
 
-        Args:
-            survivors: All sites whose vectors are in the sum.
+        Survivors are all sites whose vectors are in the sum.
 
         Raises:
             ValueError: If the sum would be one of too few sites, or another list was signed.
         """
         opened = self._open_round()
-        self._check_survivors(opened, set(survivors))
+        if not opened.present:
+            raise ValueError("this site has not sent a vector in the round")
+        if self.site not in survivors or not set(survivors) <= set(opened.present):
+            raise ValueError("the survivors are not among the sites that were present")
+        opened.terms.check_enough(set(survivors), "have sent a vector", of=[self.site])
         if opened.survivors not in ((), survivors):
             raise ValueError("this site has signed another list of survivors in the round")
         opened.survivors = survivors
@@ -235,14 +238,6 @@ class SecureSite:
         if wrong := [v for v in present if delivery.keys[v].site != v]:
             raise ValueError(f"the keys of sites {wrong} name other sites")
         return present
-
-    def _check_survivors(self, opened: OpenRound, survivors: set[int]) -> None:
-        terms = opened.terms
-        if not opened.present:
-            raise ValueError("this site has not sent a vector in the round")
-        if self.site not in survivors or not survivors <= set(opened.present):
-            raise ValueError("the survivors are not among the sites that were present")
-        terms.check_enough(survivors, "have sent a vector", of=[self.site])
 
     def _check_signatures(self, opened: OpenRound, signatures: Mapping[int, bytes]) -> None:
         """Count valid signatures; a wrong one counts nothing, and throws nobody out."""

@@ -43,7 +43,6 @@ class FixedPoint:
     max_weight: int
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be added up in 32 bits."""
         if not 0 < self.value_range < math.inf:
             raise ValueError(f"--secagg_range must be positive, got {self.value_range}")
         if self.num_sites < 1 or self.max_weight < 1:
@@ -124,13 +123,10 @@ ROUNDING = 1e-9  # more than a norm in float64 can be wrong by
 
 @dataclass(frozen=True)
 class Summed:
-    """What the coordinator learns of a round.
+    """What the coordinator learns of a round: weighted means, and counts over all sites.
 
     Args:
-        mean_N: Weighted mean of the updates.
-        loss: Weighted mean of the losses.
-        weight: Sum of the weights.
-        clipped: Numbers out of range, of all sites.
+        clipped: Numbers out of range.
         shortened: Sites whose update was longer than allowed.
     """
 

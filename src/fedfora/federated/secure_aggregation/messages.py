@@ -32,15 +32,10 @@ Graph = dict[int, tuple[int, ...]]
 
 
 def draw_graph(sites: Sequence[int], degree: int, seed: bytes) -> Graph:
-    """Return each site's neighbors, in ascending order.
-
-    Args:
-        sites: The sites of the round.
-        degree: k; all others, or an even number.
-        seed: What the order on the circle is drawn from.
+    """Return each site's k neighbors, in ascending order, on a circle that the seed orders.
 
     Raises:
-        ValueError: If no such graph exists.
+        ValueError: If no such graph exists: k is neither all others nor an even number below.
     """
     count = len(sites)
     if degree == count - 1:
@@ -137,7 +132,6 @@ class Terms:
     roster_digest: bytes
 
     def __post_init__(self) -> None:
-        """Refuse terms under which a vector would not be protected."""
         if len(self.participants) < MIN_SITES:
             raise ValueError(
                 f"secure aggregation needs at least {MIN_SITES} sites in a round, got "
@@ -179,12 +173,7 @@ class Terms:
         return _graph(self.participants, self.degree, self.digest)
 
     def check_enough(self, sites: Collection[int], what: str, of: Collection[int]) -> None:
-        """Raise unless a sum of some sites' vectors protects each of them.
-
-        Args:
-            sites: Those that are left.
-            what: What they did.
-            of: Sites whose neighbors are counted.
+        """Raise unless a sum of the vectors of the sites that are left protects each of them.
 
         Raises:
             ValueError: If too few are left, of all or of a site's neighbors, or they fall apart.
@@ -211,7 +200,6 @@ class RoundKeys:
     """First exchange, from a site: its key of the round, and sealed shares for its neighbors.
 
     Args:
-        key: Signed for this round.
         seed_digest: SHA-256 of the site's own seed, so that a wrong share is noticed.
         sealed: For each neighbor, the shares of the seed and of the key.
     """
@@ -270,13 +258,6 @@ def mask_context(
     With the task in it, the masks of sites that were given different tasks do not cancel. Otherwise
     a coordinator could give all sites but one a model that they cannot change, and read that one's
     update from the sum (Pasquini et al. 2022, https://arxiv.org/abs/2111.07380).
-
-    Args:
-        terms: What the round is about.
-        one: A site.
-        other: Another.
-        task: A digest of all that decides what a site's vector is, but for its records.
-        present: The sites that have shared.
     """
     pair = pair_context(terms, b"mask", min(one, other), max(one, other))
     return pair + digest_of_sites(present) + task

@@ -35,12 +35,7 @@ class RoundLost(ValueError):
 
 
 class WrongShares(RoundLost):
-    """What a site has shared does not give its secret back, from whichever shares.
-
-    Args:
-        site: Which one.
-        what: Of which secret.
-    """
+    """What a site has shared does not give its secret back, from whichever shares."""
 
     def __init__(self, site: int, what: str) -> None:
         super().__init__(f"shares of the {what} of site {site} are wrong")

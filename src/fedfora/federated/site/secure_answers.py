@@ -133,14 +133,6 @@ def hide(
 ) -> ArrayRecord:
     """Return what travels under secure aggregation: what the training changed, as masked words.
 
-    Args:
-        content: Of the message that asked for the training.
-        context: The site's; its memory of the round is there.
-        site: Whose rows.
-        assignment: What was to do.
-        arrays: What the training made of it, in float32.
-        result: What the training did.
-
     Raises:
         ValueError: If the round is another, or a key or a share is not what it should be.
     """

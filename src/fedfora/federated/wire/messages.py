@@ -87,14 +87,7 @@ class ExpectedReply:
 
 @dataclass
 class RoundMessages:
-    """The coordinator's side of one round.
-
-    Args:
-        rule: What the round follows.
-        adapter: The global adapter, all its factors.
-        form: Travel format of the answers.
-        round_index: Round, counted from 0.
-    """
+    """The coordinator's side of one round, counted from 0."""
 
     rule: Rule
     adapter: AdapterState

@@ -29,13 +29,7 @@ ANSWER, WORDS = "answer", "words"
 
 
 def digest_of_task(rule: str, received: AdapterState, run_config: Mapping[str, Scalar]) -> bytes:
-    """Return 32 bytes that differ for every other rule, adapter or settings.
-
-    Args:
-        rule: The aggregation rule of the round.
-        received: What the coordinator gave: the factors that travel and the frozen ones.
-        run_config: The run's settings.
-    """
+    """Return 32 bytes that differ for every other rule, adapter or settings."""
     layout = Layout.of(received)
     text = json.dumps([rule, layout.shapes, sorted(run_config.items())])
     return hashlib.sha256(text.encode() + b"\0" + flatten(received, layout).tobytes()).digest()
