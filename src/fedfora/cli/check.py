@@ -280,8 +280,8 @@ def _adapter_size(model: ModelArguments, adapter: AdapterArguments) -> int:
     return estimate_memory(model, adapter, rows=1, tokens=8).adapter_parameters
 
 
-def _noises(num_sites: int) -> dict[str, int | None]:
-    """Return how sites can add noise, with the shares that make it whole; None for no shares."""
+def _noises(num_sites: int) -> dict[str, int]:
+    """Return how sites can add noise, with the shares that make it whole."""
     from fedfora.federated.secure_aggregation.messages import (
         MIN_SITES,
         NUM_CURIOUS_SITES,
@@ -289,7 +289,7 @@ def _noises(num_sites: int) -> dict[str, int | None]:
     )
     from fedfora.federated.settings import SecureAggregationArguments
 
-    kinds: dict[str, int | None] = {"each site adds all of the noise": None}
+    kinds = {"each site adds all of the noise": 1}
     if num_sites >= MIN_SITES:
         fewest = fewest_survivors(num_sites, SecureAggregationArguments.secagg_threshold)
         kinds["sites share the noise (--shared_noise)"] = fewest - NUM_CURIOUS_SITES
