@@ -13,11 +13,10 @@ from fedfora.federated.embedded import run_embedded
 from fedfora.federated.preflight import partition_sites, preflight
 from fedfora.federated.secure_aggregation.messages import NUM_CURIOUS_SITES, fewest_survivors
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.shared_noise import shared_release, site_noise_multiplier
+from fedfora.federated.shared_noise import shared_release
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site.training import plan_round
 from fedfora.federated.site_runtime import SiteRuntime, check_rows, load_runtime
-from fedfora.privacy.accounting import Release
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
 from fedfora.reporting.history import read_lines
 from fedfora.reporting.record import METRICS, PASSING, Listener, append_event
@@ -79,9 +78,8 @@ def _check_budget(settings: FederationSettings, names: Iterable[str]) -> Private
                 plan.ledger.check(plan.release(settings.federation.total_steps))
                 plans.append(plan)
     if settings.privacy.privacy_unit == "site":
-        noise = site_noise_multiplier(settings.privacy, num_rounds=settings.federation.num_rounds)
         ledger = open_ledger(settings.privacy, sites_ledger(settings, names))
-        ledger.check(Release(1.0, noise, 1))
+        ledger.check(shared_release(settings, 1))
     return min(plans, key=lambda plan: plan.privacy.num_rows, default=None)
 
 
