@@ -69,11 +69,7 @@ SHARED = (
 
 @dataclass(eq=False)
 class OwnSite:
-    """A site with its Trainer, looked at before any training.
-
-    Args:
-        trainer: Its Trainer.
-        where: What the Trainer is called in messages.
+    """A site with its Trainer, looked at before any training; `where` names it in messages.
 
     Raises:
         ValueError: If a federation cannot use the Trainer.

@@ -95,10 +95,6 @@ MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume"}
 def resolve_settings(values: Mapping[str, Any], parser: ConfigParser) -> FederationSettings:
     """Return the settings that are meant: those given, or those of the run to resume.
 
-    Args:
-        values: What was given, as the parser's `values` or `typed` returns it.
-        parser: Of all sections of a federation.
-
     Raises:
         ConfigError: If there is no such run, or something typed is not what it began with.
     """

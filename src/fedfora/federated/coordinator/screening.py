@@ -42,13 +42,7 @@ class RejectedError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a site may claim and change.
-
-    Args:
-        max_weight: Largest number of answer tokens.
-        max_update_norm: Longest update; infinity for no limit.
-        max_norm_ratio: Longest update as a multiple of the median; infinity for no limit.
-    """
+    """How many answer tokens a site may claim, how long its update may be, and over the median."""
 
     max_weight: float
     max_update_norm: float = math.inf
@@ -71,14 +65,7 @@ def screen(
     limits: Limits,
     on_rejected: Callable[[Sender, str], None],
 ) -> Iterator[Accepted[Sender]]:
-    """Yield what may be used, in the order in which it came.
-
-    Args:
-        replies: Every reply with who sent it.
-        expected: What an honest reply of a sender looks like.
-        limits: How much a site may claim and change.
-        on_rejected: Called with the sender of a refused reply, and the reason.
-    """
+    """Yield what may be used, in the order in which it came; name who sent the rest, and why."""
     held: list[Accepted[Sender]] = []
     norms: list[float] = []
     for sender, reply in replies:

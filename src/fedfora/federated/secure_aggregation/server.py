@@ -43,13 +43,7 @@ class WrongShares(RoundLost):
 
 
 class SecureRound:
-    """One round.
-
-    Args:
-        terms: What the round is about.
-        size: How many words a vector has.
-        task: A digest of what all sites are asked to do, see `mask_context`.
-    """
+    """One round, of vectors of `size` words; for the task see `mask_context`."""
 
     def __init__(self, terms: Terms, size: int, task: bytes) -> None:
         self.terms = terms

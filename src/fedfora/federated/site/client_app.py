@@ -45,7 +45,6 @@ def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientAp
     app = ClientApp()
     app.query()(describe)
     app.evaluate()(evaluate)
-
     app.train(mods=[remembering])(partial(train, on_step=on_step))
     for name in ("introduce", "share", "confirm", "reveal"):
         app.query(name)(partial(_answer_securely, name))
