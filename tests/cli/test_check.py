@@ -93,10 +93,11 @@ def test_the_weights_are_counted_as_they_lie_in_memory(tiny_dir, quantization):
     assert (estimate.adapter_parameters, estimate.adapter) == (trained, 16 * trained)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("shape", "answer"), [((4, 100), 30), ((1, 300), 299)])
-def test_what_the_backward_pass_keeps_is_counted(tiny_dir, shape, answer):
+def test_what_the_backward_pass_keeps_is_counted(tiny_dir, shape, answer, dtype):
     """Against the tensors that autograd really keeps on this machine."""
-    settings = ModelArguments(model_name_or_path=tiny_dir, quantization="none", device="cpu")
+    settings = ModelArguments(tiny_dir, quantization="none", torch_dtype=dtype, device="cpu")
     adapter = AdapterArguments(lora_rank=8)
     model = add_adapter(load_base(settings), adapter, seed=0).train()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -110,7 +111,8 @@ def test_what_the_backward_pass_keeps_is_counted(tiny_dir, shape, answer):
     ids = torch.zeros(shape, dtype=torch.long)
     labels = ids.clone()
     labels[:, :-answer] = IGNORED
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         token_losses(model, {"input_ids": ids, "labels": labels})[0].mean()
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     estimate = estimate_memory(

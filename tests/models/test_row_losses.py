@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, LlamaConfig
 
 from fedfora.data.encoding import IGNORED
+from fedfora.models import losses
 from fedfora.models.baichuan.configuration import BaichuanConfig
 from fedfora.models.losses import row_losses, token_losses
 
@@ -91,3 +92,38 @@ def test_a_row_loses_alone_what_it_loses_in_a_batch_and_nothing_without_an_answe
     torch.testing.assert_close(without[[0, 2]], together[[0, 2]])
     batch["labels"][:] = IGNORED
     assert row_losses(model, batch).tolist() == [0, 0, 0]
+
+
+def in_bfloat16(monkeypatch, short, checkpointing=False):
+    """Loss and all gradients of a bfloat16 model, as one vector."""
+    monkeypatch.setattr(losses, "SHORT", short)
+    model = a_model("llama").to(torch.bfloat16)
+    if checkpointing:  # transformers 5.23 renamed the method; older ones know only the old name
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        model.train()
+    loss = row_losses(model, a_batch()).sum()
+    found = gradients(model, loss)
+    return loss.detach(), torch.cat([found[name].flatten().float() for name in sorted(found)])
+
+
+def test_short_rows_in_bfloat16_have_gradients_as_good_as_the_fused_kernels(monkeypatch):
+    exact = gradients(model := a_model("llama"), row_losses(model, a_batch()).sum())
+    exact = torch.cat([exact[name].flatten() for name in sorted(exact)])
+    _, plain = in_bfloat16(monkeypatch, 256)
+    _, fused = in_bfloat16(monkeypatch, 0)
+    assert not plain.equal(fused)  # another kernel, so another rounding
+    assert (plain - exact).norm() < 1.2 * (fused - exact).norm() < 0.05 * exact.norm()
+
+
+def test_blocks_computed_anew_and_passes_without_gradients_stay_fused(monkeypatch):
+    short, never = (in_bfloat16(monkeypatch, each, checkpointing=True) for each in (256, 0))
+    assert short[0].equal(never[0])
+    assert short[1].equal(never[1])
+    with torch.no_grad():
+        model, found = a_model("llama").to(torch.bfloat16), []
+        for short in (256, 0):
+            monkeypatch.setattr(losses, "SHORT", short)
+            found.append(row_losses(model, a_batch()))
+    assert found[0].equal(found[1])
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # as it was

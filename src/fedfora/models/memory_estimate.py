@@ -2,7 +2,8 @@
 
 The model is built without numbers (PyTorch's meta device) and run once: shapes are exact, so the
 tensors that the backward pass keeps are counted, not guessed. Attention is counted as the fused
-kernels keep it: queries, keys, values, output, and the mask where there is one.
+kernels keep it: queries, keys, values, output, and the mask where there is one; or, of short rows
+where that trains faster, the attention's weights.
 """
 
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedfora.models.adapter_base import add_adapter
 from fedfora.models.loading import Base, check_quantized, fast_in_bfloat16, load_config
+from fedfora.models.losses import plain_attention_is_faster
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit format
@@ -99,12 +101,14 @@ def estimate_memory(
     for parameter in model.parameters():  # autocast multiplies in the base's format
         parameter.data = parameter.data.to(base.model.dtype)
     answer_tokens = min(tokens, answer_tokens or tokens)
-    activations = _kept_bytes(model, rows, tokens, answer_tokens)
+    plain = plain_attention_is_faster("cuda" if on_gpu else "cpu", dtype, tokens)
+    attention = _Attention(keeps_weights=plain and not gradient_checkpointing)
+    activations = _kept_bytes(model, rows, tokens, answer_tokens, attention)
     if gradient_checkpointing:
         # transformers 5.23 renamed the method; older ones know only the old name.
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)()
-        borders = _kept_bytes(model, rows, tokens, answer_tokens)
+        borders = _kept_bytes(model, rows, tokens, answer_tokens, attention)
         activations = borders + (activations - borders) // base.model.config.num_hidden_layers
     logits_gradient = 4 * rows * answer_tokens * base.model.config.vocab_size
     return MemoryEstimate(
@@ -143,7 +147,9 @@ def _base_bytes(model: nn.Module, quantization: str, double: bool) -> int:
     return int(total)
 
 
-def _kept_bytes(model: nn.Module, rows: int, tokens: int, answer_tokens: int) -> int:
+def _kept_bytes(
+    model: nn.Module, rows: int, tokens: int, answer_tokens: int, attention: "_Attention"
+) -> int:
     """Return the bytes of all different tensors that autograd keeps, weights left out."""
     weights = {_storage(p) for p in model.parameters()}
     # Each tensor is held so that its place is not reused.
@@ -157,7 +163,7 @@ def _kept_bytes(model: nn.Module, rows: int, tokens: int, answer_tokens: int) ->
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     model.train()
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with _FusedAttention(), hooks:
+    with attention, hooks:
         logits_BLV = model(input_ids=ids, logits_to_keep=answer_tokens).logits
         F.cross_entropy(logits_BLV.flatten(0, 1).float(), ids[:, :answer_tokens].flatten())
     return sum(size for size, _ in storages.values())
@@ -167,8 +173,12 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Lets attention keep what fused kernels keep; without numbers PyTorch takes another way."""
+class _Attention(TorchFunctionMode):
+    """Lets attention keep what its kernels keep; without numbers PyTorch takes another way."""
+
+    def __init__(self, *, keeps_weights: bool) -> None:
+        super().__init__()
+        self.keeps_weights = keeps_weights
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -180,12 +190,16 @@ class _FusedAttention(TorchFunctionMode):
             return func(*args, **kwargs)
         arguments = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
         tensors = (arguments[name] for name in ("query", "key", "value"))
-        return _Kept.apply(*tensors, arguments.get("attn_mask"))  # type: ignore[no-untyped-call]
+        mask = arguments.get("attn_mask")
+        return _Kept.apply(*tensors, mask, self.keeps_weights)  # type: ignore[no-untyped-call]
 
 
 class _Kept(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        output = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device="meta")
-        ctx.save_for_backward(query, key, value, mask, output)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, weights: bool
+    ) -> Tensor:
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        kept = query.new_empty(*query.shape[:-1], key.shape[-2]) if weights else output
+        ctx.save_for_backward(query, key, value, mask, kept)
         return output
