@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from fedfora.cli.console import announce, silence_libraries
 from fedfora.config import ConfigParser
-from fedfora.training.preflight import Rows, preflight
+from fedfora.training.preflight import preflight
 from fedfora.training.settings import NO_EFFECT, SECTIONS, TrainSettings
 
 
@@ -25,7 +25,11 @@ def run(argv: Sequence[str]) -> None:
     rows = preflight(settings)
     is_first = os.environ.get("RANK", "0") == "0"  # launchers start many processes; one talks
     if is_first:
-        announce(_plan(settings, rows))
+        data, model = settings.data, settings.model
+        announce(
+            f"{len(rows.examples):,} rows of {data.train_file or data.dataset} for "
+            f"{model.model_name_or_path} ({model.quantization}), to {settings.run.output_dir}"
+        )
     from fedfora.reporting.view import View, clock
     from fedfora.training.run import train
 
@@ -38,12 +42,3 @@ def run(argv: Sequence[str]) -> None:
     print(f"adapter: {directory}   report: {directory}/report.html")
     print(f"try it: fedfora chat --adapter {directory}")
     print(f"measure it: fedfora predict --model_dir {directory} --test_file TEST.json")
-
-
-def _plan(settings: TrainSettings, rows: Rows) -> str:
-    """Return in a line what is going to be trained, on what, and where it goes."""
-    data, model = settings.data, settings.model
-    return (
-        f"{len(rows.examples):,} rows of {data.train_file or data.dataset} for "
-        f"{model.model_name_or_path} ({model.quantization}), to {settings.run.output_dir}"
-    )

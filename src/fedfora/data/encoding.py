@@ -17,10 +17,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
 from fedfora.data.loading import Example
 from fedfora.data.settings import DataArguments
 
@@ -123,7 +119,7 @@ def encode_examples(
     path, cached = None, None
     if cache_dir is not None:
         digest = _digest(examples, tokenizer, prompt_format)
-        path = Path(cache_dir) / "encoded" / f"{digest}.safetensors"
+        path = Path(cache_dir) / "encoded" / f"{digest}.parquet"
         cached = None if overwrite else _read(path)
     encoded, cut = cached or encode_and_count(
         examples, tokenizer, prompt_format, num_workers=num_workers
@@ -368,26 +364,25 @@ def _digest(examples: list[Example], tokenizer: Any, prompt_format: PromptFormat
 
 
 def _read(path: Path) -> tuple[Encoded, int] | None:
+    import pyarrow
+    import pyarrow.parquet
+
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="numpy") as file:
-            cut = int(file.metadata()["cut"])
-            ids, labels, ends = (file.get_tensor(name) for name in ("ids", "labels", "ends"))
-    except (SafetensorError, KeyError, TypeError) as error:
+        table = pyarrow.parquet.read_table(path)
+        return table.to_pylist(), int(table.schema.metadata[b"cut"])
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s cannot be read, the rows are encoded anew: %s", path, error)
         return None
-    pieces = zip(np.split(ids, ends[:-1]), np.split(labels, ends[:-1]), strict=True)
-    return [{"input_ids": i.tolist(), "labels": t.tolist()} for i, t in pieces], cut
 
 
 def _write(path: Path, encoded: Encoded, cut: int) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "ids": np.concatenate([np.array(row["input_ids"], dtype=np.int32) for row in encoded]),
-        "labels": np.concatenate([np.array(row["labels"], dtype=np.int32) for row in encoded]),
-        "ends": np.cumsum([len(row["input_ids"]) for row in encoded]),
-    }
+    table = pyarrow.Table.from_pylist(encoded).replace_schema_metadata({"cut": str(cut)})
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file(content, temporary, metadata={"cut": str(cut)})
+    pyarrow.parquet.write_table(table, temporary)
     temporary.replace(path)

@@ -24,7 +24,9 @@ _TRAINING = (
 
 def card_of(run: Run) -> Card:
     """Return a run's card."""
-    environment = run.environment
+    environment, training = run.environment, _settings(run, "train", _TRAINING)
+    # What had an effect: steps by number, or passes.
+    training.pop("num_train_epochs" if training.get("max_steps", -1) > 0 else "max_steps", None)
     card: Card = {
         "format": FORMAT_VERSION,
         "name": run.name,
@@ -39,7 +41,7 @@ def card_of(run: Run) -> Card:
             "test_file": run.setting("data", "test_file"),
         },
         "adapter": {"method": "FoRA", **_settings(run, "adapter", _ADAPTER)},
-        "training": _training(run),
+        "training": training,
         "rows": _rows(run),
         "privacy": privacy_of(run.events),
         "environment": {
@@ -50,13 +52,6 @@ def card_of(run: Run) -> Card:
     if run.config.get("federation"):
         card["federation"] = _federation(run)
     return card
-
-
-def _training(run: Run) -> dict[str, Any]:
-    """Return the settings that had an effect: steps by number, or passes."""
-    settings = _settings(run, "train", _TRAINING)
-    settings.pop("num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps", None)
-    return settings
 
 
 def privacy_of(events: Iterable[Event]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from fedfora.metrics import headlines, in_order
 from fedfora.metrics.triples import parse_triples
 from fedfora.reporting.card import Card, card_of
 from fedfora.reporting.history import Run, sites_of
-from fedfora.reporting.record import Event
 from fedfora.reporting.view import Board
 from fedfora.reporting.wording import (
     data_size,
@@ -59,7 +58,11 @@ def summary(run: Run, card: Card) -> str:
 
 def facts(run: Run, card: Card) -> list[tuple[str, str]]:
     """Return the few numbers that are asked for first, each with its name."""
-    rows = _headline(card)
+    rows = []
+    for row in [row for row in card["rows"] if row["kind"] in ("federated", "scored")][:1]:
+        of = f" {row['name']}" if row["kind"] == "federated" else ""
+        for name in headlines(row["scores"]):
+            rows.append((label(name) + of, number(name, row["scores"][name])))
     losses = [
         line["loss"]
         for line in run.events
@@ -170,6 +173,9 @@ def log(run: Run) -> list[tuple[str, str, bool]]:
     total = run.setting("federation", "num_rounds")
     rows: dict[str, tuple[str, str, bool]] = {}
     for line in run.events:
+        when = duration(line["seconds"]) if "seconds" in line else ""  # since the run began
+        if "time" in line:
+            when = time.strftime("%H:%M:%S", time.localtime(line["time"]))
         told = [(describe(line, total), line.get("event") in _INCIDENTS)]
         for name, entries in line.items() if line.get("event") == "round" else ():
             for entry in entries if isinstance(entries, list) and name != "sites" else ():
@@ -178,15 +184,8 @@ def log(run: Run) -> list[tuple[str, str, bool]]:
                 other = f"round {line['round']}: {label(name)}: {_described(entry)}"
                 told.append((describe(again, total) if usual else other, True))
         for text, odd in told:  # a rejection comes when it happens and again with its round
-            rows |= {text: (clock_time(line), text, odd)} if text and text not in rows else {}
+            rows |= {text: (when, text, odd)} if text and text not in rows else {}
     return list(reversed(rows.values()))
-
-
-def clock_time(line: Event) -> str:
-    """Return the time of day of an event; that since the run began where it tells no other."""
-    if "time" in line:
-        return time.strftime("%H:%M:%S", time.localtime(line["time"]))
-    return duration(line["seconds"]) if "seconds" in line else ""
 
 
 def answers(predictions: Sequence[dict[str, Any]], *, most: int) -> Table | None:
@@ -369,19 +368,6 @@ def timeline(run: Run, board: Board | None) -> Table | None:
         for name in names[:SITES_SHOWN]
     ]
     return {"rounds": shown, "rows": rows, "more": len(names) - len(rows), "all": len(rounds)}
-
-
-def _headline(card: Card) -> list[tuple[str, str]]:
-    """Return the main scores of the trained adapter."""
-    rows = [row for row in card["rows"] if row["kind"] in ("federated", "scored")][:1]
-    return [
-        (
-            label(name) + (f" {row['name']}" if row["kind"] == "federated" else ""),
-            number(name, row["scores"][name]),
-        )
-        for row in rows
-        for name in headlines(row["scores"])
-    ]
 
 
 def compared(row: dict[str, Any]) -> dict[str, Any]:
