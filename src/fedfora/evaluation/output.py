@@ -82,12 +82,6 @@ def finished_scores(directory: Path, identity: str) -> dict[str, Any] | None:
     return scores
 
 
-def clear(directory: Path) -> None:
-    """Delete an earlier run's answers and scores."""
-    for name in (PREDICTIONS, PARTIAL, SCORES):
-        (directory / name).unlink(missing_ok=True)
-
-
 def write_predictions(
     path: Path,
     examples: Sequence[Example],

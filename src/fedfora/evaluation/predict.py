@@ -23,7 +23,6 @@ from fedfora.evaluation.output import (
     SCORES,
     Journal,
     check_output,
-    clear,
     finished_scores,
     identity_of,
     write_predictions,
@@ -143,7 +142,8 @@ def _model(plan: PredictionPlan, base: Base, view: View) -> Any:
 def _open_record(plan: PredictionPlan, base_fingerprint: str) -> RunRecord:
     """Make the run directory, or open that of the run that is continued."""
     if plan.settings.predict.overwrite_output_dir:
-        clear(Path(plan.settings.predict.output_dir))
+        for name in (PREDICTIONS, PARTIAL, SCORES):
+            (Path(plan.settings.predict.output_dir) / name).unlink(missing_ok=True)
     record = RunRecord(plan.settings.predict.output_dir, overwrite=True)  # prepare() has checked
     config = asdict(plan.settings)
     del config["given"]

@@ -21,28 +21,15 @@ STALE_LOCK_S = 600  # DeepSpeed's operators compile in about two minutes
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together, seen from one of them.
+    """The processes that train together, seen from one of them: which one it is, and their number.
 
-    Args:
-        index: Which one this is, from 0.
-        number: How many there are.
-        arguments: The Trainer's arguments that started them. While they live, transformers knows
-            that DeepSpeed is in use, which decides how a base model is loaded.
+    `arguments` are the Trainer's that started them. While they live, transformers knows that
+    DeepSpeed is in use, which decides how a base model is loaded.
     """
 
     index: int
     number: int
     arguments: Any = None
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes files and talks."""
-        return self.index == 0
-
-    def wait(self) -> None:
-        """Wait until every process is here."""
-        if self.number > 1:
-            torch.distributed.barrier()
 
 
 def start_processes(settings: TrainSettings) -> Processes:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
@@ -108,9 +109,10 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     needed_bytes = 4 * _trainable(prepared.model) * (1 + 3 * num_checkpoints)
     check_disk_space(settings.run.output_dir, needed_bytes)
     chosen = with_learning_rate(settings.train, settings.privacy, settings.adapter, prepared.model)
-    processes.wait()
+    if processes.number > 1:
+        torch.distributed.barrier()
     training = Training(settings, prepared, identity, private, resume_from, report_to)
-    if processes.is_first:  # all checks are behind: now an earlier run may go
+    if processes.index == 0:  # all checks are behind: now an earlier run may go
         kept = earlier.metrics_bytes if resumes_here else None
         record = training.begin(view, overwrite=overwrite, kept_bytes=kept)
         view.line(_headline(prepared, processes, first_step))
