@@ -179,12 +179,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Export:
-    """What an export wrote.
-
-    Args:
-        directory: Where it lies.
-        checks: How far it is from its source, a sentence each.
-    """
+    """What an export wrote, and how far it is from its source, a sentence for each check."""
 
     directory: Path
     checks: list[str]

@@ -109,11 +109,7 @@ def refuse(*rules: tuple[bool, str]) -> None:
 
 
 def read_yaml(path: Path, flag: str = "") -> Any:
-    """Return what a YAML file holds.
-
-    Args:
-        path: The file.
-        flag: What the message begins with.
+    """Return what a YAML file holds; a message about it begins with `flag`.
 
     Raises:
         ConfigError: If it cannot be read, in one line.

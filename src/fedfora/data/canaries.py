@@ -18,10 +18,7 @@ NAME_LETTERS, CODE_DIGITS = 6, 6
 def planted(settings: DataArguments, *, site: int, seed: int) -> list[Example]:
     """Return the rows to add to a site's, each canary as often as the user asks; none elsewhere.
 
-    Args:
-        settings: How many canaries, how often each, and at which site.
-        site: The site's number; a training on one device is site 0.
-        seed: The run's seed.
+    A training on one device is site 0.
     """
     if site != settings.canary_site:
         return []

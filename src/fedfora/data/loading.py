@@ -39,11 +39,7 @@ def load_chosen(
 ) -> list[Example]:
     """Read the rows of a file, or, without one, of `--dataset` in `--dataset_dir`.
 
-    Args:
-        file: What the user gave under `flag`; None for nothing.
-        settings: Columns, task, and the catalog's directory and name.
-        flag: The flag that names the file, for the message when nothing was given.
-        answers_needed: Whether a row without an answer is broken.
+    `flag` names the file, for the message when nothing was given.
 
     Raises:
         DataError: If nothing was given, or a row is broken.
@@ -55,12 +51,7 @@ def load_chosen(
 def load_examples(
     source: str, settings: DataArguments, *, answers_needed: bool = True
 ) -> list[Example]:
-    """Read all rows of a source.
-
-    Args:
-        source: A file, a bundled name or a data set on the Hub, as `rows_of` takes it.
-        settings: Names of the columns, and whether broken rows are skipped.
-        answers_needed: Whether a row without an answer is broken.
+    """Read all rows of a source, as `rows_of` takes it.
 
     Raises:
         DataError: If the source is missing or empty, or a row is broken, naming file and line.
@@ -92,11 +83,8 @@ def shared_instruction(examples: list[Example]) -> str | None:
 def example_of(row: Any, where: str, settings: DataArguments, *, answers_needed: bool) -> Example:
     """Return the example that a row holds.
 
-    Args:
-        row: Columns by name, or the DataError that reading it brought.
-        where: File and line, for messages.
-        settings: Names of the columns, and the task.
-        answers_needed: Whether a row without an answer is broken.
+    `row` is its columns by name, or the DataError that reading it brought; `where` its file and
+    line.
 
     Raises:
         DataError: If the row is broken, naming file, line and column.
@@ -142,10 +130,7 @@ def text_in(row: dict[str, Any], column: str, where: str) -> str | None:
 def options_of(found: Any, where: str, column: str) -> tuple[str, ...]:
     """Return the options that a row's column holds; of letters with their texts, the letters.
 
-    Args:
-        found: The column's content; None for no options.
-        where: Of the row, for messages.
-        column: Its name.
+    `where` and `column` are for the message.
 
     Raises:
         DataError: If there is something else than at least two texts.

@@ -73,9 +73,7 @@ _held: dict[str, Collection[Any]] = {}
 def held_rows(option: str, rows: Collection[Any]) -> Iterator[str]:
     """Let `rows_of` find these rows under the name that the block is given, while it lasts.
 
-    Args:
-        option: Whose value they are, e.g. "train_file".
-        rows: One mapping from column to value each: a list, or a `datasets.Dataset`.
+    They are the value of `option`, e.g. "train_file": a list of mappings, or a `datasets.Dataset`.
     """
     name = f"{option} in memory ({len(rows):,} rows)"
     if name in _held:
@@ -233,11 +231,6 @@ def chosen_source(
     file: str | None, settings: DataArguments, *, flag: str
 ) -> tuple[str, DataArguments]:
     """Return the source of rows, and the settings with the columns the catalog names.
-
-    Args:
-        file: What the user gave under `flag`; it wins.
-        settings: With `dataset` and `dataset_dir`.
-        flag: For the message when nothing was given.
 
     Raises:
         DataError: If nothing was given, or the catalog does not have it.

@@ -18,12 +18,7 @@ from fedfora.metrics import Answer
 class Evaluation:
     """Predictions for every row, and their scores; none where a row has no reference.
 
-    Args:
-        predictions: What the model wrote, in the order of the rows.
-        scores: The scores of all rows together.
-        row_scores: The scores of each row.
-        kind: The kind of task that they were scored as; None for unscored ones.
-        answers: The rows as they were scored.
+    `kind` is the kind of task that they were scored as, `answers` are the rows as they were scored.
     """
 
     predictions: list[str]
@@ -64,15 +59,9 @@ def evaluate(
 ) -> Evaluation:
     """Answer every example as the adapter was trained to, greedily, and score the answers.
 
-    Args:
-        model: The model, with or without adapter.
-        tokenizer: Its tokenizer.
-        examples: The rows; they are scored if all have references, as a choice where all have
-            options, otherwise by the kind of task that the references look like.
-        prompt_format: The prompt format of the training.
-        batch_size: Prompts per batch.
-        max_new_tokens: Longest answer; None takes the format's `max_target_length`.
-        on_batch: Called with the number of rows answered.
+    The rows are scored if all have references, as a choice where all have options, otherwise by the
+    kind of task that the references look like. `on_batch` is called with the number of rows
+    answered.
     """
     predictions = generate(
         model,

@@ -60,19 +60,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """What is to be done.
-
-    Args:
-        settings: The settings, resolved.
-        examples: The rows.
-        prompts: Their token ids.
-        options: The options of each row; none where the task is no choice.
-        kind: The kind of task; None where nothing says it.
-        adapter_dir: The adapter; None for the base alone.
-        record: What is stored with the adapter.
-        layout: How rows become prompts.
-        identity: As `identity_of` returns it.
-    """
+    """What is to be done, with settings resolved; `record` is what is stored with the adapter."""
 
     settings: PredictSettings
     examples: list[Example]
@@ -90,11 +78,6 @@ def predict(settings: PredictSettings, view: View, examples: list[Example]) -> d
 
     Base model, quantization and prompt format are those the adapter was trained with, unless the
     settings say otherwise. Rows without references are answered and not scored.
-
-    Args:
-        settings: What answers, and how.
-        view: Where to show it.
-        examples: The rows, as `fedfora.evaluation.preflight` read them.
 
     Raises:
         ValueError: If rows, adapter, model or directory do not work; the message names the flag.

@@ -125,10 +125,8 @@ def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
 def write_checked(writer: Any, path: Path, tensors: dict[str, tuple[Any, Any]]) -> None:
     """Finish a GGUF file with its tensors, and read it back.
 
-    Args:
-        writer: The gguf package's, with all of the file's other values.
-        path: Where it writes.
-        tensors: Name to the numbers and their type in the file.
+    The gguf package's writer has all of the file's other values; a tensor is its numbers and their
+    type in the file.
 
     Raises:
         ValueError: If the file does not hold exactly these tensors, equal to the bit.

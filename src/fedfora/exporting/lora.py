@@ -58,10 +58,7 @@ def to_lora(source: PeftModel | str | Path, output_dir: str | Path) -> Path:
 def from_lora(source: str | Path, output_dir: str | Path, *, seed: int = 42) -> Path:
     """Write a LoRA adapter as a FoRA adapter of the same function: K = I, by E = 0 and B = 0.
 
-    Args:
-        source: Directory of a saved LoRA adapter.
-        output_dir: Where the FoRA adapter is written.
-        seed: Seed of C, which has no effect until B is trained.
+    C is drawn from the seed; it has no effect until B is trained.
 
     Returns:
         The output directory.

@@ -68,11 +68,6 @@ def load_base_of(
 ) -> Base:
     """Load an adapter's base and check that it is the one that the adapter was trained on.
 
-    Args:
-        settings: As `settings_of_base` returns them.
-        adapter_dir: Directory of the adapter.
-        needs_tokenizer: Whether a base without a tokenizer is refused.
-
     Raises:
         ValueError: If the base cannot be loaded, or is another one.
     """
@@ -105,12 +100,6 @@ def add_adapter(
     """Put the adapter that a training begins with on the base: fresh, or the one named.
 
     The same seed gives the same fresh adapter everywhere.
-
-    Args:
-        base: The model.
-        settings: Rank, targets and so on, and the adapter to start from.
-        seed: The run's seed.
-        init_weights: As in `ForaConfig`.
 
     Raises:
         ValueError: If a setting is out of range, or the adapter to start from does not exist or is
@@ -163,10 +152,8 @@ def start_note(settings: AdapterArguments) -> str:
 def check_base(base: Base, adapter_dir: str | Path | None, record: dict[str, Any]) -> str:
     """Raise if an adapter was trained on another model; warn if on the same, held otherwise.
 
-    Args:
-        base: The base; without a tokenizer only its embedding is compared.
-        adapter_dir: Directory of the adapter.
-        record: What is stored with the adapter; empty where nothing is.
+    `record` is what is stored with the adapter. Of a base without a tokenizer only the embedding is
+    compared.
 
     Returns:
         The base's fingerprint; "" without a tokenizer.

@@ -26,11 +26,8 @@ def save_adapter(
 ) -> None:
     """Write an adapter of five factors; each file appears whole or not at all.
 
-    Args:
-        directory: Made if it does not exist.
-        state: All five factors as `fedfora.adapter.state.read_state` names them.
-        adapter_config: The configuration as `adapter_config` returns it.
-        record: As `adapter_record` returns it.
+    The factors are named as by `read_state`; `adapter_config` and `record` are as the functions of
+    their names return them.
     """
     directory.mkdir(parents=True, exist_ok=True)
     # First the record: by it a half-written directory is known as ours.
@@ -68,10 +65,8 @@ def as_saved(config: Any, **resolved: Any) -> dict[str, Any]:
 def adapter_record(prompts: PromptFormat, base_fingerprint: str, **facts: Any) -> dict[str, Any]:
     """Return what fedfora.json holds: prompts, base, and how the adapter came about.
 
-    Args:
-        prompts: How rows become prompts.
-        base_fingerprint: Of the base.
-        **facts: JSON; `privacy` is the sentence that the card repeats. What is None is left out.
+    Of the facts, all JSON, `privacy` is the sentence that the card repeats. What is None is left
+    out.
     """
     known = {name: fact for name, fact in facts.items() if fact is not None}
     return {"prompts": asdict(prompts), "base_fingerprint": base_fingerprint, **known}

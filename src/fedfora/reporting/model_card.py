@@ -25,9 +25,7 @@ adapter as LoRA. `fedfora.json` holds the prompt format it was trained with.
 def model_card(adapter_config: dict[str, Any], card: Card | None = None) -> str:
     """Return the model card of an adapter.
 
-    Args:
-        adapter_config: What PEFT's adapter_config.json holds.
-        card: The evaluation card of the run that made it; None while it is in progress.
+    There is no evaluation card while the run that makes the adapter is in progress.
     """
     base, rank = adapter_config["base_model_name_or_path"], adapter_config["r"]
     federated = card is not None and "federation" in card

@@ -71,10 +71,7 @@ def write_report(
 ) -> None:
     """Write the page of some runs; it appears whole or not at all.
 
-    Args:
-        directories: Of the runs.
-        path: The page.
-        no_examples: Whether to leave out the answered rows, which hold people's texts.
+    The answered rows, which hold people's texts, can be left out.
 
     Raises:
         ValueError: If a directory holds no run, or a broken one.
@@ -88,9 +85,7 @@ def write_report(
 def report(runs: Sequence[Run], live: Live | None = None) -> str:
     """Return the page of some runs, which are compared where there are several.
 
-    Args:
-        runs: The runs; none for a page that lists those that can be watched.
-        live: What to show beside them while they are watched.
+    Without runs it lists those that can be watched.
     """
     names = [run.name for run in runs]
     if len(set(names)) < len(names):

@@ -330,12 +330,7 @@ def site_names(run: Run) -> list[str]:
 
 
 def timeline(run: Run, board: Board | None) -> Table | None:
-    """Return what became of each site in each round: "in", "out", "late", or a step of this one.
-
-    Args:
-        run: The run.
-        board: Where the round stands that is on; None after the run.
-    """
+    """Return what became of each site in each round: "in", "out", "late", or a step of this one."""
     cells: dict[str, dict[int, tuple[str, str]]] = {name: {} for name in site_names(run)}
     notes: dict[str, str] = {}
     for line in run.events:

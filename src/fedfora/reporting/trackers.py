@@ -23,12 +23,7 @@ Make = Callable[
 
 
 def trackers(names: list[str], directory: Path, config: Mapping[str, Any]) -> list[Listener]:
-    """Return listeners that report to the trackers of these names; none for "none".
-
-    Args:
-        names: Of `TRACKERS`, or "none" alone.
-        directory: Of the run; its name is the run's.
-        config: The settings, flat.
+    """Return listeners that report to the trackers named, of `TRACKERS`; none for "none".
 
     Raises:
         ValueError: If a name is unknown or a package is missing, with the command that installs it.

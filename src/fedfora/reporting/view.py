@@ -27,11 +27,7 @@ EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
 
 
 class Screen:
-    """A context manager: lines that stay and, on a terminal, what is drawn anew below them.
-
-    Args:
-        console: Where to.
-    """
+    """A context manager: lines that stay and, on a terminal, what is drawn anew below them."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -117,11 +113,8 @@ class View(Screen):
     ) -> None:
         """Count work and show where it stands.
 
-        Args:
-            steps: Work done since the last call, in optimizer steps.
-            what: What is being done, e.g. "round 3/10 cardiology".
-            loss: The latest training loss.
-            speed: Tokens per second.
+        `steps` are optimizer steps since the last call, `what` is, e.g., "round 3/10 cardiology",
+        `speed` tokens per second.
         """
         self.done += steps
         parts = [] if loss is None else [f"loss {loss:.3f}"]

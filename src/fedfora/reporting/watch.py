@@ -23,11 +23,7 @@ def watch(
 ) -> None:
     """Show a run until it is finished.
 
-    Args:
-        directory: The run's.
-        console: Where to; without a terminal, lines instead of a board.
-        interval_s: Seconds between two looks.
-        once: Show where it stands and return.
+    Without a terminal there are lines instead of a board; `once` shows where it stands and returns.
 
     Raises:
         ValueError: If there is no run.
@@ -51,8 +47,7 @@ def watch(
 class RunStatus:
     """Where a run stands and how long it will take, from its record and the round that is on.
 
-    Args:
-        run: As it was found; what it says of rounds is read anew.
+    The run is as it was found; what it says of rounds is read anew.
     """
 
     def __init__(self, run: Run) -> None:

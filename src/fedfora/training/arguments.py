@@ -15,15 +15,7 @@ _CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dat
 def trainer_arguments(
     settings: TrainArguments, stretch: StepWindow, *, seed: int, device: str, **extra: Any
 ) -> TrainingArguments:
-    """Return the Trainer's arguments for a stretch of a schedule.
-
-    Args:
-        settings: Batch, optimizer, learning rate, precision.
-        stretch: Which steps of which schedule to take.
-        seed: Seed of the order of rows and of dropout.
-        device: Type of the model's device.
-        **extra: Further arguments, e.g. where and when to save; they win.
-    """
+    """Return the Trainer's arguments for a stretch of a schedule; `extra` ones win."""
     check_device(settings, device)
     options: dict[str, Any] = {
         "max_steps": stretch.num_steps,

@@ -80,9 +80,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 def remove_checkpoints(run_dir: Path, *, keep_up_to: Path | None) -> None:
     """Remove checkpoints that are no part of the training that begins now; no other program's.
 
-    Args:
-        run_dir: The run directory.
-        keep_up_to: The checkpoint to resume from: complete ones up to it stay. None removes all.
+    Whole ones up to `keep_up_to`, the one to resume from, stay; None removes all.
     """
     for path in list(_checkpoints(run_dir)):
         is_complete = (path / PROGRESS).is_file()
@@ -146,9 +144,8 @@ def step_of(checkpoint: Path) -> int:
 def identity_of(settings: Mapping[str, Mapping[str, Any]], **facts: Any) -> dict[str, Any]:
     """Return what must be the same in every piece of one training: settings that matter, and facts.
 
-    Args:
-        settings: Section name to its fields, as `dataclasses.asdict` gives them.
-        **facts: For example fingerprints of base and rows.
+    `settings` are sections and their fields, as `dataclasses.asdict` gives them; `facts` are, e.g.,
+    fingerprints of base and rows.
     """
     flat = {name: v for section in settings.values() for name, v in section.items()}
     return {name: v for name, v in flat.items() if name not in MAY_DIFFER} | facts

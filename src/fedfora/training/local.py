@@ -197,11 +197,7 @@ def training_rows(encoded: Encoded, settings: TrainArguments) -> list[Any]:
 
 
 class ProximalTerm(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Adds the gradient of the proximal term.
-
-    Args:
-        mu: Its weight, above 0.
-    """
+    """Adds the gradient of the proximal term of weight `mu`."""
 
     def __init__(self, mu: float) -> None:
         self.mu = mu

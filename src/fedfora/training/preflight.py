@@ -14,12 +14,7 @@ from fedfora.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a training, read.
-
-    Args:
-        examples: What is trained on.
-        held_out: What it is judged on; None where it is not.
-    """
+    """The rows of a training, and those it is judged on, if any."""
 
     examples: list[Example]
     held_out: list[Example] | None

@@ -82,11 +82,6 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     A training is what site 0 of a federation does in its first round, to the bit. Started by
     torchrun, accelerate or deepspeed, all processes share the rows, and the first one writes.
 
-    Args:
-        settings: What to train, on what.
-        view: Where to show it.
-        rows: The rows, where they have been read already.
-
     Raises:
         ValueError: If rows, model or settings do not work; the message names the flag.
         KeyboardInterrupt: After Ctrl-C, when the step is finished and saved.
@@ -142,16 +137,10 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
 class Training:
     """One training: how it is kept, validated, reported and resumed.
 
-    With record privacy, losses, counts and checkpoints stay in the directory `LOCAL` of the run.
+    A checkpoint must agree on `identity` with the training that resumes from it. Only the first
+    process has a `record`.
 
-    Args:
-        settings: Of the training.
-        prepared: What it needs.
-        identity: What a checkpoint must agree on with the training that resumes from it.
-        private: How records are hidden, if they are.
-        resume_from: Checkpoint to resume from; None to start at the beginning.
-        report_to: Integrations of transformers.
-        record: Of the run; only the first process has one.
+    With record privacy, losses, counts and checkpoints stay in the directory `LOCAL` of the run.
     """
 
     settings: TrainSettings

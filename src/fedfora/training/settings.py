@@ -95,9 +95,7 @@ class TrainArguments(Options):
     def sampling_rate(self, privacy: PrivacyArguments, num_rows: int) -> float:
         """Return the probability with which a row is in a private step's sample.
 
-        Args:
-            privacy: Where it may be stated.
-            num_rows: Of the site; a batch that is named is a share of them.
+        A batch that is named is a share of the site's rows.
         """
         if privacy.sampling_rate is not None:
             return privacy.sampling_rate
@@ -225,10 +223,7 @@ NO_EFFECT = {"canary_site"}  # a training is site 0, and there is no other
 def fill_in(train: TrainArguments, privacy: PrivacyArguments, *, passes: bool = True) -> None:
     """Write down the defaults of a training without noise; with noise its recipe chooses them.
 
-    Args:
-        train: Where they are written.
-        privacy: Whether there is noise.
-        passes: Whether the training is as long as its passes over the rows.
+    With `passes` the training is as long as its passes over the rows.
     """
     if privacy.privacy_unit != "record":
         train.learning_rate = LEARNING_RATE if train.learning_rate is None else train.learning_rate
