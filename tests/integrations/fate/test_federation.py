@@ -256,7 +256,7 @@ def test_parties_that_mean_different_numbers_do_not_start(federate, files, tmp_p
 
 
 @pytest.mark.skipif(find_spec("sklearn") is None, reason="FATE's own runner needs scikit-learn")
-def test_fate_llms_own_runner_takes_our_configuration(federate, files, tmp_path):
+def test_fate_llms_own_runner_trains_our_model_class(federate, files, tmp_path):
     """Its trainer averages the trainable tensors one by one: here E alone, from the same start."""
     own = {"guest:9999": {"train_file": files["a"]}, "host:10000": {"train_file": files["b"]}}
     ended = federate(tmp_path / "runner", QUICK, own, parties=TRIO, worker="runner_worker.py")
