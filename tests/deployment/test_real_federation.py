@@ -193,7 +193,8 @@ def test_a_site_that_never_answers_costs_a_round_its_deadline_and_is_soon_back(f
     assert [site["site"] for site in real.events("round")[1]["sites"]] == [good]
     said = (real.place / "logs" / f"{silent}.log").read_text()
     assert "trainer hangs: no sign of life" in said
-    assert "train, for 30 s at most" in said
+    log = real.site_kit(silent) / "state" / "logs" / "trainer.log"
+    assert "train, for 30 s at most" in log.read_text()
 
 
 @pytest.mark.deploy

@@ -24,7 +24,8 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,8 @@ def make_app() -> ClientApp:
     app = ClientApp()
     for operation, message_type in OPERATIONS.items():
         category, *action = message_type.split(".")
-        getattr(app, category)(*action)(_forwarding(operation))
+        getattr(app, category)(*action)(partial(forward, operation))
     return app
-
-
-def _forwarding(operation: str) -> Callable[[Message, Context], Message]:
-    return lambda message, context: forward(operation, message, context)
 
 
 def forward(operation: str, message: Message, context: Context) -> Message:

@@ -130,7 +130,9 @@ class Trainer:
         site_of(self._open(run_config), context.node_config)  # opened once, in what time it takes
         message = Message(content, dst_node_id=1, message_type=OPERATIONS[operation])
         message.metadata.__dict__["_message_id"] = "1"  # as Flower's own grids do
-        with self.heartbeat.during(float(head.get(ANSWER_S, math.inf))):
+        limit_s = float(head.get(ANSWER_S, math.inf))
+        logger.info("%s, for %g s at most", operation, limit_s)
+        with self.heartbeat.during(limit_s):
             reply = self._app(message, context).content
         return self._spent(run_config), reply
 
