@@ -75,7 +75,7 @@ class Memory:
     open_round: OpenRound | None = None
 
 
-@dataclass
+@dataclass(repr=False)  # the memory holds keys
 class SecureSite:
     """One site.
 
