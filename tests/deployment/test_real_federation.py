@@ -189,7 +189,7 @@ def test_a_site_that_never_answers_costs_a_round_its_deadline_and_is_soon_back(f
     real.join(good)
     real.join_badly(silent, round_2=fault)
     real.until(lambda: 2 in real.reasons(silent))
-    real.until(lambda: len(real.events("round")[-1]["sites"]) == 2)
+    real.until(lambda: real.round_reached(2) and len(real.events("round")[-1]["sites"]) == 2)
     assert [site["site"] for site in real.events("round")[1]["sites"]] == [good]
     said = (real.place / "logs" / f"{silent}.log").read_text()
     assert "trainer hangs: no sign of life" in said
