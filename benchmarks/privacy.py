@@ -69,7 +69,7 @@ def main() -> None:
                     if arguments.write:
                         write(arguments.results, found)
                 continue
-            site = prepare(kind, seed)
+            site = prepare(kind, seed, arguments.lora_rank)
             begun = answered(site, arguments)
             rows.append({"start": kind, "seed": seed, "steps": 0, "f1": round(begun["f1"], 4)})
             for epsilon in arguments.epsilons:
@@ -94,6 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=-1, help="default: the recipe's")
     parser.add_argument("--sampling_rate", type=float, help="default: the recipe's")
     parser.add_argument("--learning_rate", type=float, help="default: the recipe's")
+    parser.add_argument("--lora_rank", type=int, default=8)
     parser.add_argument("--test_rows", type=int, default=60)
     parser.add_argument("--pairs", type=int, default=3, help="of short trainings; 0 for none")
     parser.add_argument("--results", default="privacy", help=f"name of the file in {RESULTS}")
@@ -106,14 +107,14 @@ def setting(arguments: argparse.Namespace) -> dict[str, Any]:
     common = {
         name: value for name, value in vars(arguments).items() if name not in ("write", "results")
     }
-    return {**common, "delta": 1e-5, "base": "clinic-base, float32", "lora_rank": 8}
+    return {**common, "delta": 1e-5, "base": "clinic-base, float32"}
 
 
-def prepare(kind: str, seed: int) -> dict[str, Any]:
+def prepare(kind: str, seed: int, rank: int) -> dict[str, Any]:
     """Return base, model, prompts, private rows, test rows and the adapter to start from."""
     base = load_base(ModelArguments(model_name_or_path="clinic-base", quantization="none"))
     torch.manual_seed(derive_seed(seed, "adapter"))
-    model = get_peft_model(base.model, ForaConfig(task_type="CAUSAL_LM", r=8))
+    model = get_peft_model(base.model, ForaConfig(task_type="CAUSAL_LM", r=rank))
     prompts = prompt_format_of(DATA, base.tokenizer)
     rows, test = load_examples("clinic", DATA), load_examples("clinic:test", DATA)
     site = {"base": base, "model": model, "prompts": prompts, "public": kind == "public"}
@@ -213,7 +214,10 @@ def federation(
     rows, test, start = clinic_rows(), clinic_rows("test"), {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FEDFORA_PRIVACY_DIR"] = f"{folder}/ledgers"  # the rows are made up
-        same: dict[str, Any] = {"model": "clinic-base", "quantization": "none", "seed": seed}
+        same: dict[str, Any] = {
+            **{"model": "clinic-base", "quantization": "none", "seed": seed},
+            "lora_rank": arguments.lora_rank,
+        }
         if kind == "public":
             others = [row for row in rows if row["specialty"] != PRIVATE_CLINIC]
             test = [row for row in test if row["specialty"] == PRIVATE_CLINIC]
@@ -275,7 +279,7 @@ def notes_of_sites(sites: int) -> list[dict[str, str]]:
 
 def cost_of_a_row(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return processor time of a private row over that of a plain one, in passes of one size."""
-    site = prepare("scratch", 0)
+    site = prepare("scratch", 0, arguments.lora_rank)
     encoded = sorted(site["rows"], key=lambda row: len(row["input_ids"]))
     rows = encoded[len(encoded) // 2 :][:TIMED_ROWS]  # of like length, so neither pads more
     train = TrainArguments(per_device_train_batch_size=TIMED_ROWS, gradient_accumulation_steps=1)
