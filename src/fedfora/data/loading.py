@@ -71,6 +71,11 @@ def load_examples(
         )
     if not examples:
         raise DataError(f"{source}: no rows")
+    for name in ("instruction_column", "prompt_column"):  # its rows would be read without them
+        column = getattr(settings, name) or "input"
+        if column not in ("instruction", "input", *(key for e in examples for key in e.columns)):
+            found = _names(examples[0].columns)
+            raise DataError(f'{source}: no row has "{column}"; row 1 has: {found} (--{name})')
     return examples
 
 

@@ -130,7 +130,9 @@ NO_EFFECT = {  # options of training rows
 class EvaluateArguments:
     """Predictions to score, and their columns."""
 
-    predictions_file: str = flag("out/predictions.jsonl", "rows with prediction and reference")
+    predictions_file: str = flag(
+        "out/answers/predictions.jsonl", "rows with prediction and reference"
+    )
     metrics: MetricsChoice = flag("auto", METRICS_HELP)
     prediction_column: str = flag("prediction", "column with what the model wrote")
     reference_column: str = flag("reference", "column with what is right")

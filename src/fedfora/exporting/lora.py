@@ -105,9 +105,10 @@ def _read_source(
         weights = get_peft_model_state_dict(source, adapter_name=name)
         weights = {key: tensor.detach().cpu() for key, tensor in weights.items()}
     else:
+        name = str(source)
         config, weights = _read_directory(Path(source))
     if config["peft_type"] != "FORA":
-        raise ValueError(f"expected a FoRA adapter, this one is {config['peft_type']}")
+        raise ValueError(f"{name}: expected a FoRA adapter, this one is {config['peft_type']}")
     return config, *_split(weights, "fora")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.models.settings import ModelArguments
-from fedfora.registry import need
+from fedfora.registry import nearest, need
 
 BUNDLED = {"clinic-base": "clinic_base"}
 NOT_NEEDED = ["*.py", "*.pdf"]  # what a checkpoint may bring; code is never downloaded
@@ -127,8 +127,9 @@ def check_model_name(name: str) -> None:
             )
         )
     is_no_id = name.startswith(("/", ".", "~")) or name.count("/") > 1  # an id is `owner/name`
-    if not path.is_dir() and is_no_id:
-        raise ValueError(f"--model_name_or_path {name}: no model there: no such directory")
+    hint = "" if "/" in name else nearest(name, BUNDLED)
+    if not path.is_dir() and (is_no_id or hint):
+        raise ValueError(f"--model_name_or_path {name}: no model there: no such directory{hint}")
 
 
 def adapter_dir_of(model_dir: str | None, checkpoint_dir: str | None) -> Path | None:
