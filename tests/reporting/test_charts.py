@@ -45,6 +45,13 @@ def test_a_title_on_each_point_tells_its_value():
     assert titles == ["<north>, 1: 0.250", "<north>, 2: 0.500"]
 
 
+@pytest.mark.parametrize(("name", "bottom"), [("loss", "0.01"), ("scores.rougeL", "0")])
+def test_a_loss_may_have_a_logarithmic_axis_and_a_score_never(name, bottom):
+    svg = line_chart({"a": [(1, 0.02), (2, 1.0)]}, name=name, axis="round")
+    first = next(ElementTree.fromstring(svg).iter("text"))
+    assert first.text == bottom
+
+
 def test_many_sites_become_a_band_of_their_lowest_median_and_highest():
     sites = {f"site {i}": [(1, float(i)), (2, float(10 * i))] for i in range(NUM_COLORS + 3)}
     band = as_band(sites)

@@ -11,6 +11,7 @@ import pytest
 
 from browser import CHROMIUM
 from fedfora.cli.main import main
+from fedfora.cli.simulate import print_comparison
 from fedfora.reporting.card import card_of
 from fedfora.reporting.history import read_run
 from fedfora.reporting.report import report
@@ -327,6 +328,22 @@ def test_bars_and_dots_lie_at_their_scores(write_run):
         dots = re.findall(r'class="dot \w+" style="left:([\d.]+)%', row)
         assert tuple(map(float, dots)) == pytest.approx(arms)
         assert f"+{(arms[2] - arms[1]) / 100:.3f}" in row
+
+
+def test_the_table_on_a_narrow_terminal_cuts_no_number_and_no_heading(write_run, capsys):
+    numbers = {"token_f1": 1.0, "rougeL": 1.0, "bleu": 100.0, "chrf": 100.0, "exact_match": 1.0}
+    more = {"peak_memory_bytes": 674 * 2**20, "wall_seconds": 231.0}
+    events = [round_line(1)] + [
+        {"event": "row", "name": kind, "kind": kind, "scores": {"rows": 9, **numbers}, **more}
+        for kind in ("base", "federated", "alone")
+    ]
+    print_comparison(write_run(events=events), "All test rows")
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    (federated,) = (line.split() for line in shown.splitlines() if "federated" in line)
+    assert federated[1:6] == ["1.000", "1.000", "100.000", "100.000", "1.000"]
+    assert federated[6:] == ["2", "674", "3:51"]
 
 
 def test_the_page_has_the_order_in_which_its_readers_ask(write_run):

@@ -326,3 +326,15 @@ def test_long_work_is_announced_once_and_short_work_not_at_all(total, told, monk
     shown = view.console.file.getvalue()
     assert shown.count("to go") == bool(told)
     assert told in shown
+
+
+def test_scoring_the_base_says_nothing_of_a_steps_pace(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("fedfora.reporting.view.time.monotonic", lambda: now[0])
+    view = View(1000, Console(file=StringIO(), width=120))
+    view.take({"event": "evaluated", "rows": 10})
+    view.take({"event": "round_started", "round": 1, "num_rounds": 9, "sites": ["north"]})
+    for step, seconds in ((1, 60), (2, 1), (3, 1), (4, 1)):
+        now[0] += seconds
+        view.take({"event": "site_step", "site": "north", "step": step, "steps": 9, "tokens": step})
+    assert "steps of 1.0 s" in view.console.file.getvalue()

@@ -88,16 +88,16 @@ def print_comparison(output_dir: str, title: str) -> None:
     uplink = run.of("round")[-1]["sites"][0]["uplink_bytes"]
     names = tabled_scores(found[-1]["worst"]["scores"])
     table = _table(title)
-    sent, memory_title = "uplink per\nround and site", "peak\nmemory"
+    sent, memory_title = "uplink per\nround and\nsite, KiB", "peak\nMiB"
     headings = [label(name).replace("parse rate", "parse\nrate") for name in names]
-    for column in (*headings, sent, memory_title, "time"):
-        table.add_column(column, justify="right", no_wrap=True)
+    for column in (*headings, sent, memory_title, "time"):  # headings wrap, numbers never
+        table.add_column(column, justify="right")
     for name, scores, memory, seconds in table_of_arms(card):
         table.add_row(
             name.replace("_", ", "),
             *(number(key, scores[key]) for key in names),
-            f"{uplink / 1024:.0f} KiB" if name == "federated" else "-",
-            f"{memory / 2**20:,.0f} MiB",
+            f"{uplink / 1024:.0f}" if name == "federated" else "-",
+            f"{memory / 2**20:,.0f}",
             clock(seconds),
             style="bold" if name == "federated" else "",
         )

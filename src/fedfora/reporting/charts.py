@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from fedfora.metrics import METRICS
 from fedfora.reporting.history import Points
 from fedfora.reporting.wording import number
 
@@ -63,7 +64,9 @@ def line_chart(
     if not points:
         return ""
     levels = levels or {}
-    y = _y_axis([value for _, value in points] + [*levels.values()], binary="bytes" in name)
+    values = [value for _, value in points] + [*levels.values()]
+    is_score = name.rsplit(".", 1)[-1].removeprefix("own_") in METRICS
+    y = _y_axis(values, binary="bytes" in name, may_be_log=not is_score)
     left = 18 + 7.3 * max(len(_tick(name, tick)) for tick in y.ticks)
     x = _x_axis([place for place, _ in points], left)
     marks = [_grid(x, y, name, axis, left), _levels(levels, y, name, left)]
@@ -158,10 +161,10 @@ def _x_axis(places: Sequence[float], left: float) -> Axis:
     return Axis(low, high, left + 6, WIDTH - RIGHT - 6, ticks)
 
 
-def _y_axis(values: Sequence[float], *, binary: bool) -> Axis:
+def _y_axis(values: Sequence[float], *, binary: bool, may_be_log: bool) -> Axis:
     low, high = min(values), max(values)
     start, end = HEIGHT - BOTTOM, TOP
-    if low > 1e-300 and high / low > LOG_RATIO:  # below that, powers of ten are zero
+    if may_be_log and low > 1e-300 and high / low > LOG_RATIO:  # below that, powers of ten are zero
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         ticks = tuple(10.0**k for k in decades)
         ticks = ticks[:: math.ceil(len(ticks) / 6)]

@@ -101,6 +101,8 @@ class View(Screen):
                 self.advance(event["steps"], what, loss=event.get("loss"))
             case "evaluated":
                 self.advance(event["rows"] * EVALUATED_ROW, f"{self._round} evaluation")
+                if not self._round:  # the base was scored: that says nothing of a step's pace
+                    self._warm = None
         if event["event"] != "step" and (text := describe(event, self._places)):
             self.line(text)
 
