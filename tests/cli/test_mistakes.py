@@ -72,7 +72,7 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
             "train --train_file clinic --output_dir {d}/out --model_name_or_path clinc-base",
             "--model_name_or_path clinc-base: no model there: no such directory; did you mean 'cl",
         ),
-        (TRAIN + "--train_file {d}/good.json --prompt_column qestion", 'no row has "qestion"'),
+        (TRAIN + "--train_file {d}/good.json --prompt_column asked", 'no row has "asked"'),
         ("help simulat", "did you mean 'simulate'"),
         (TRAIN + "--train_file {d}/goood.json", "goood.json; did you mean 'good.json'?"),
         ("check {d}/goood.json", "goood.json; did you mean 'good.json'?"),

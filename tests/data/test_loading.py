@@ -141,8 +141,8 @@ def test_columns_may_have_other_names(tmp_path):
 @pytest.mark.parametrize("option", ["instruction_column", "prompt_column"])
 def test_a_column_that_was_named_and_is_in_no_row_is_told(tmp_path, option):
     path = write(tmp_path / "a.json", '{"instruction": "i", "input": "q", "output": "a"}')
-    with pytest.raises(DataError, match=rf'no row has "qestion".*instruction, input.*--{option}'):
-        load(path, **{option: "qestion"})
+    with pytest.raises(DataError, match=rf'no row has "asked".*instruction, input.*--{option}'):
+        load(path, **{option: "asked"})
 
 
 def rows_in(path, **settings):
