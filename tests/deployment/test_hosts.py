@@ -297,7 +297,7 @@ def test_a_site_that_is_a_slurm_job_is_requeued_and_the_adapter_is_the_same(fede
         slurm.run("scancel", "--batch", "--signal=TERM", "1")
         real.until(lambda: "PENDING" in slurm.run("scontrol", "show", "job", "1"))
         assert not real.pids("sites", moves)
-        slurm.run("scontrol", "update", "JobId=1", "StartTime=now")
+        slurm.run("scontrol", "update", "JobId=1", "StartTime=now+10")  # not in the same second
         assert real.wait() == 0, real.logs()
         assert "Restarts=1" in slurm.run("scontrol", "show", "job", "1")
         assert [len(event["sites"]) for event in real.events("round")] == [2] * 4
