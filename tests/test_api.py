@@ -208,7 +208,7 @@ def test_libraries_talk_as_before_afterwards(training, rows, tmp_path):
             r'train_file in memory \(2 rows\), row 2: "output" is missing',
         ),
         ("train", {"train_file": ["x"]}, "row 1: expected an object with columns, got str"),
-        ("simulate", {"engine": "ray"}, "invalid choice.*'ray'"),
+        ("simulate", {"robust": "krum"}, "invalid choice.*'krum'"),
         ("simulate", {"test_file": [{"input": "x"}], "num_clients": 1}, "test_file in memory"),
         ("predict", {"model_dir": "no-such"}, "no-such: not a directory"),
         ("export", {"model_dir": "no-such"}, "no-such: not a directory"),

@@ -297,7 +297,6 @@ def test_an_absolute_limit_holds_for_a_lone_site_too(settings, misbehave):
     [
         ({"min_clients": 5}, "--min_clients 5: a round has only 4 sites"),
         ({"min_clients": 0}, "--min_clients must be at least 1"),
-        ({"engine": "deploy"}, "--engine deploy: real sites need kits.*fedfora coordinator run"),
         ({"round_deadline": 0.0}, "--round_deadline must be above 0"),
         ({"validation_fraction": 1.0}, "--validation_fraction must be in"),
         ({"max_norm_ratio": 0.5}, "--max_norm_ratio must be 0 or at least 1"),

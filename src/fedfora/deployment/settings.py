@@ -38,7 +38,6 @@ IMPLIED_FLAGS = {
 }
 NOT_OF_FEDERATION = {
     "canaries": "a real site plants no rows",
-    "engine": "the engine is the deployment itself",
     "partition": "a real site trains on all rows of its files",
     "num_clients": "the sites are those under sites",
     "resume": "`fedfora coordinator` goes on from its checkpoint by itself",

@@ -1,7 +1,6 @@
 """What the user says about a round: who may be missing, what is refused, what is kept."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from fedfora.config import Options, flag
 from fedfora.federated.aggregation import ROBUST, RULES
@@ -11,12 +10,8 @@ from fedfora.federated.wire.formats import FORMATS
 
 @dataclass
 class RoundArguments(Options):
-    """Engine, deadline, quorum, limits of what a site may send, validation, checkpoints."""
+    """Trackers, deadline, quorum, limits of what a site may send, validation, checkpoints."""
 
-    engine: Literal["embedded", "deploy"] = flag(
-        "embedded",
-        "embedded: one process, one base; deploy: real sites, which other commands run",
-    )
     report_to: list[str] = flag(
         ["none"], "tensorboard, mlflow, wandb, trackio: the coordinator reports every round there"
     )
@@ -64,12 +59,6 @@ class RoundArguments(Options):
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag."""
         super().__post_init__()
-        if self.engine == "deploy":
-            raise ValueError(
-                "--engine deploy: real sites need kits. `fedfora provision sites.yaml` makes them; "
-                "then `fedfora site` at each site, and `fedfora coordinator run` (or `flwr run`). "
-                "`fedfora rehearse sites.yaml` does all of it on this machine"
-            )
         if self.max_norm_ratio != 0 and not self.max_norm_ratio >= 1:
             raise ValueError(f"--max_norm_ratio must be 0 or at least 1, got {self.max_norm_ratio}")
 

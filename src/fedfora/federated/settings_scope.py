@@ -18,7 +18,7 @@ LOCAL_ONLY = frozenset(
         *("model_name_or_path", "start_adapter", "hub", "cache_dir", "device"),
         *("train_file", "test_file", "dataset", "dataset_dir", "skip_bad_rows"),
         *("output_dir", "overwrite_output_dir", "resume", "privacy_dir"),
-        *("engine", "partition", "num_clients"),
+        *("partition", "num_clients"),
     }
 )
 
