@@ -321,6 +321,16 @@ def test_memory_is_compared_with_what_is_left(kits, monkeypatch):
         assert work.adapter_parameters > 0
 
 
+@pytest.mark.parametrize("broken", ["authority", "client_key"])
+def test_a_file_of_the_kit_that_is_none_is_named(kits, broken):
+    kit = kits[1]
+    other = make_authority("another")[0] if broken == "client_key" else b"no certificate"
+    getattr(kit, broken).write_bytes(other)
+    what = {"authority": "ca.crt is no certificate", "client_key": "client.key is not that of"}
+    with pytest.raises(Fault, match=what[broken]):
+        site._Gate(kit, None).certificate()
+
+
 def test_a_model_that_is_not_there(kits):
     settings = site.settings_of({"model_name_or_path": "/no/model", "train_file": "clinic"})
     work = Work(settings)

@@ -51,7 +51,12 @@ def load_chosen(
 def load_examples(
     source: str, settings: DataArguments, *, answers_needed: bool = True
 ) -> list[Example]:
-    """Read all rows of a source, as `rows_of` takes it.
+    """Read all rows of a source.
+
+    Args:
+        source: A file, a bundled name or a data set on the Hub, as `rows_of` takes it.
+        settings: Names of the columns, and whether broken rows are skipped.
+        answers_needed: Whether a row without an answer is broken.
 
     Raises:
         DataError: If the source is missing or empty, or a row is broken, naming file and line.
@@ -71,9 +76,10 @@ def load_examples(
         )
     if not examples:
         raise DataError(f"{source}: no rows")
+    known = {"instruction", "input"}.union(*(example.columns for example in examples))
     for name in ("instruction_column", "prompt_column"):  # its rows would be read without them
         column = getattr(settings, name) or "input"
-        if column not in ("instruction", "input", *(key for e in examples for key in e.columns)):
+        if column not in known:
             found = _names(examples[0].columns)
             raise DataError(f'{source}: no row has "{column}"; row 1 has: {found} (--{name})')
     return examples

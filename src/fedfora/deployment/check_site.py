@@ -248,13 +248,14 @@ class _Gate:
     def certificate(self) -> str:
         """Begin TLS as the SuperNode does: looks for our authority, the name and the dates."""
         kit = self.kit
+        fault = "ca.crt is no certificate"
         try:
             context = ssl.create_default_context(cafile=kit.authority)
+            fault = "client.key is not that of client.crt"
             if kit.client_certificate.is_file():
                 context.load_cert_chain(kit.client_certificate, kit.client_key)
         except ssl.SSLError as error:
-            text = f"ca.crt is no certificate, or client.key not that of client.crt ({error})"
-            raise Fault(text, THE_KIT) from error
+            raise Fault(f"{fault} ({error})", THE_KIT) from error
         try:
             channel = context.wrap_socket(self.connection.sock, server_hostname=kit.host)
         except ssl.SSLCertVerificationError as error:

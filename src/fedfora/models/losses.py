@@ -75,8 +75,8 @@ def _logits_only_at(model: Any, labeled_BL: Tensor) -> Iterator[None]:
 def plain_attention_is_faster(device: str, dtype: torch.dtype, tokens: int) -> bool:
     """Return whether attention that keeps its weights trains faster than the fused kernel.
 
-    PyTorch's fused backward pass in bfloat16 on a CPU takes three to six times as long as the plain
-    products of short rows.
+    PyTorch's fused backward pass in bfloat16 on a CPU takes three to seven times as long as the
+    plain products of short rows.
     """
     return device == "cpu" and dtype == torch.bfloat16 and tokens <= SHORT
 

@@ -45,6 +45,8 @@ def estimate_step(
         packed = pack(encoded, train.packing_length)
         longest = sorted(packed, key=lambda sequence: sum(map(_length, sequence)))[-rows:]
         largest = [{n: values[0].tolist() for n, values in collate_packed(longest).items()}]
+    elif train.group_by_length:  # the longest rows share a step
+        largest = _largest_pass(sorted(encoded, key=_length)[-rows:], rows, limit, train.seed)
     else:
         largest = _largest_pass(encoded, rows, limit, train.seed)
     tokens = _length(max(largest, key=_length))
