@@ -286,6 +286,10 @@ def folded_cores(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
     An answer takes one small step a token, and five more products a layer are a third of its time;
     here they are two. Nothing of the model changes, unlike by merging, which rounds the base.
+
+    Args:
+        model: A model in evaluation mode; without FoRA layers nothing happens.
+        dtype: The products' number format, the one of the hidden states.
     """
     layers = [m for m in model.modules() if isinstance(m, ForaLinear) and not m.merged]
     try:

@@ -108,8 +108,13 @@ def encode_examples(
 ) -> Encoded:
     """Encode all examples, or read what an earlier run encoded; warn with the count of cut rows.
 
-    They are kept in `cache_dir`, if any; `overwrite` encodes anew. Starting each of `num_workers`
-    processes takes seconds.
+    Args:
+        examples: The rows.
+        tokenizer: The base's.
+        prompt_format: How rows become prompts.
+        cache_dir: Where encoded rows are kept; None keeps none.
+        overwrite: Encode anew, whatever is kept.
+        num_workers: Processes that encode; starting one takes seconds.
     """
     path, cached = None, None
     if cache_dir is not None:
@@ -186,8 +191,10 @@ def warn_of_cut_rows(cut: int, num_rows: int, prompt_format: PromptFormat) -> No
 def check_context(context: int | None, lengths: list[int], source: str) -> None:
     """Raise if a row does not fit into the model's context.
 
-    `context` is None where the model's configuration does not say it; `lengths` are tokens of
-    prompt and answer.
+    Args:
+        context: Tokens that the model can hold; None where its configuration does not say.
+        lengths: Tokens of each row, prompt and answer.
+        source: Of the rows, for the message.
 
     Raises:
         ValueError: Naming the longest row, the context and the flags that cut rows.

@@ -59,9 +59,15 @@ def evaluate(
 ) -> Evaluation:
     """Answer every example as the adapter was trained to, greedily, and score the answers.
 
-    The rows are scored if all have references, as a choice where all have options, otherwise by the
-    kind of task that the references look like. `on_batch` is called with the number of rows
-    answered.
+    Args:
+        model: The model, with or without adapter.
+        tokenizer: Its tokenizer.
+        examples: The rows; they are scored if all have references, as a choice where all have
+            options, otherwise by the kind of task that the references look like.
+        prompt_format: The prompt format of the training.
+        batch_size: Prompts per batch.
+        max_new_tokens: Longest answer; None takes the format's `max_target_length`.
+        on_batch: Called with the number of rows answered.
     """
     predictions = generate(
         model,

@@ -26,8 +26,14 @@ def generate(
 ) -> list[str]:
     """Return the model's answer to every prompt, in the order of the prompts.
 
-    Prompts of similar length share a batch. An answer ends with end-of-sequence, or after
-    `max_new_tokens`. `on_batch` is called with the number of prompts answered by each batch.
+    Args:
+        model: A causal language model, with or without adapter.
+        tokenizer: Its tokenizer.
+        prompts: Token ids as `fedfora.data.encoding.encode_prompt` makes them.
+        max_new_tokens: Longest answer; end-of-sequence ends one before.
+        batch_size: Prompts per batch; prompts of similar length share a batch.
+        decoding: How the next token is chosen.
+        on_batch: Called with the number of prompts answered by each batch.
     """
     answers: dict[int, str] = {}
     for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):
@@ -60,9 +66,14 @@ def answer_batch(
 ) -> list[str]:
     """Return the answers to one batch of prompts.
 
-    They are padded on the left to the longest. With the seed, `first`, a number of the batch,
-    decides what is drawn. The `streamer`, of transformers, gets the tokens of a batch of one as
-    they come.
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        prompts: Token ids; they are padded on the left to the longest.
+        decoding: How the next token is chosen.
+        max_new_tokens: Longest answer; end-of-sequence ends one before.
+        first: A number of the batch; with the seed it decides what is drawn.
+        streamer: Of transformers, for a batch of one; gets the tokens as they come.
 
     Raises:
         ValueError: If the GPU's memory does not suffice, naming the flag.

@@ -67,8 +67,12 @@ def answer_likelihoods(
 ) -> list[Likelihood]:
     """Return how likely the answer of each row is, given its prompt.
 
-    Batches are padded on the tokenizer's `padding_side`; `on_batch` is called with the rows of
-    each.
+    Args:
+        model: A causal language model, with or without adapter.
+        tokenizer: Its tokenizer; batches are padded on its `padding_side`.
+        rows: `input_ids` and `labels` as `fedfora.data.encoding.encode_example` makes them.
+        batch_size: Rows per batch.
+        on_batch: Called with the number of rows of each batch.
     """
     model.eval()
     collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)

@@ -101,6 +101,12 @@ def add_adapter(
 
     The same seed gives the same fresh adapter everywhere.
 
+    Args:
+        base: The model.
+        settings: Rank, targets and so on, and the adapter to start from.
+        seed: The run's seed.
+        init_weights: As in `ForaConfig`.
+
     Raises:
         ValueError: If a setting is out of range, or the adapter to start from does not exist or is
             of another base or form.

@@ -59,6 +59,12 @@ def epsilon_shown(correct: int, guesses: int, delta: float, *, confidence: float
     A mechanism saw one of two records for each of `guesses` fair coins, and an attacker guesses the
     coins. With at most this epsilon, so many right ones have a probability of at most
     1 - `confidence` (Steinke, Nasr, Jagielski 2023, https://arxiv.org/abs/2305.08846, Theorem 5.2).
+
+    Args:
+        correct: Guesses that were right.
+        guesses: Coins, all of which were guessed.
+        delta: The mechanism's.
+        confidence: Of the bound, in (0, 1).
     """
     binomial = need("scipy.stats").binom
 

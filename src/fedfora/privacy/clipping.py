@@ -42,7 +42,12 @@ def clipped_sum(gradients: Mapping[str, Tensor], clipping_norm: float) -> Tensor
 
 
 def clip(update: Mapping[str, Tensor], clipping_norm: float) -> Tensors:
-    """Return an update cut to `clipping_norm` over all its tensors; zeros if it is not finite."""
+    """Return an update cut to `clipping_norm` over all its tensors together; zeros if not finite.
+
+    Args:
+        update: Name to tensor: what a site changed.
+        clipping_norm: C, positive; infinite for no clipping.
+    """
     norm = torch.stack([tensor.float().norm() for tensor in update.values()]).norm()
     factor = float(shrink_factor(norm[None], clipping_norm))
     if factor == 0:

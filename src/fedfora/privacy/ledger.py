@@ -250,7 +250,13 @@ FLOATS = "floating-point numbers are as good as real ones"
 
 
 def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> str:
-    """Return the guarantee for each record of a site, whose number of records counts as public."""
+    """Return the guarantee for each record of a site.
+
+    Args:
+        ledger: What was released.
+        clipping_norm: C.
+        num_rows: Records of the site, which counts as public.
+    """
     if ledger.epsilon == float("inf"):
         return NONE
     steps, noise = _steps_and_noise(ledger)

@@ -42,7 +42,16 @@ def noise_to_signal(
     sites: int = 1,
     shares: int = 1,
 ) -> float:
-    """Return nu from z, q, N rows of a site, d, K sites, and s shares (1: noise of its own)."""
+    """Return nu.
+
+    Args:
+        noise_multiplier: z.
+        sampling_rate: q.
+        rows: N, of a site.
+        trained: d.
+        sites: K.
+        shares: s; None where each site adds noise of its own.
+    """
     alone = noise_multiplier * math.sqrt(trained) / (sampling_rate * rows)
     return alone / math.sqrt(sites * shares)
 

@@ -40,9 +40,11 @@ TOLERANCE = 1e-3  # of the largest gradient: between a row alone and the row in 
 
 @dataclass(frozen=True)
 class RecordPrivacy:
-    """How a site's training hides single records, by z and C.
+    """How a site's training hides single records.
 
     Args:
+        noise_multiplier: z.
+        clipping_norm: C.
         expected_rows: Rows that a step's sample has on average.
         num_rows: Rows of the site.
     """

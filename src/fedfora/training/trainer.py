@@ -47,7 +47,13 @@ class StepReport:
 class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     """`Trainer` that runs a piece of a longer schedule and counts the tokens it trains on.
 
-    `run` is the training that is kept and validated; None for a client's few steps.
+    Args:
+        settings: Batch and learning rate.
+        stretch: Which steps of which schedule to take.
+        on_step: Called after every optimizer step.
+        run: The training that is kept and validated; None for a client's few steps.
+        privacy: How single records are hidden, if they are.
+        **kwargs: As for `Trainer`.
     """
 
     def __init__(

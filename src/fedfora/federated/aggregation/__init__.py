@@ -54,7 +54,12 @@ class Rule:
     def aggregate(
         self, current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
     ) -> AdapterState:
-        """Return what takes the place of the global adapter's factors that travel, `current`.
+        """Return what takes the place of the global adapter's factors that travel.
+
+        Args:
+            current: Those factors of the global adapter.
+            updates: Pairs of update and weight, as they come.
+            combine: What to do instead of the mean.
 
         Raises:
             ValueError: If there is no update, or a weight is not positive.

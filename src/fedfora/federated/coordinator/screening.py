@@ -42,7 +42,13 @@ class RejectedError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How many answer tokens a site may claim, how long its update may be, and over the median."""
+    """How much a site may claim and change.
+
+    Args:
+        max_weight: Largest number of answer tokens.
+        max_update_norm: Longest update; infinity for no limit.
+        max_norm_ratio: Longest update as a multiple of the median; infinity for no limit.
+    """
 
     max_weight: float
     max_update_norm: float = math.inf
@@ -51,7 +57,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Accepted(Generic[Sender]):
-    """A reply that passed; `norm` is the length of what it changed, over all factors."""
+    """A reply that passed.
+
+    Args:
+        sender: Who sent it.
+        update: The factors that came.
+        report: What the site says of its training.
+        norm: Length of what it changed, ||update - sent||_2 over all factors.
+    """
 
     sender: Sender
     update: AdapterState

@@ -25,9 +25,11 @@ from fedfora.privacy.settings import PrivacyArguments
 
 @dataclass
 class SitePrivacy:
-    """Clips what sites changed to C, and makes their mean noisy with noise multiplier z.
+    """Clips what sites changed, and makes their mean noisy.
 
     Args:
+        noise_multiplier: z.
+        clipping_norm: C.
         num_sites: Sites that are asked in a round.
         ledger: What the rounds have spent.
         min_noise_shares: Sites whose shares of the noise are in every sum, where sites add it

@@ -177,11 +177,15 @@ def new_secret() -> bytes:
 
 
 def split(secret: bytes, *, threshold: int, num_shares: int) -> list[bytes]:
-    """Return the shares, of which a threshold brings the secret back; entry i has index i + 1.
+    """Return the shares; entry i has index i + 1.
+
+    Args:
+        secret: 32 bytes, a number below p; all but a share of 2^-248 of them are.
+        threshold: How many shares bring the secret back.
+        num_shares: How many shares to make.
 
     Raises:
-        ValueError: If the secret is not 32 bytes below p (all but a share of 2^-248 are), or the
-            numbers do not fit each other.
+        ValueError: If the secret is not 32 bytes below p, or the numbers do not fit each other.
     """
     if len(secret) != SEED_BYTES or not 1 <= threshold <= num_shares:
         raise ValueError(

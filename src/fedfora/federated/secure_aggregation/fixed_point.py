@@ -123,10 +123,13 @@ ROUNDING = 1e-9  # more than a norm in float64 can be wrong by
 
 @dataclass(frozen=True)
 class Summed:
-    """What the coordinator learns of a round: weighted means, and counts over all sites.
+    """What the coordinator learns of a round.
 
     Args:
-        clipped: Numbers out of range.
+        mean_N: Weighted mean of the updates.
+        loss: Weighted mean of the losses.
+        weight: Sum of the weights.
+        clipped: Numbers out of range, of all sites.
         shortened: Sites whose update was longer than allowed.
     """
 

@@ -173,7 +173,12 @@ class Terms:
         return _graph(self.participants, self.degree, self.digest)
 
     def check_enough(self, sites: Collection[int], what: str, of: Collection[int]) -> None:
-        """Raise unless a sum of the vectors of the sites that are left protects each of them.
+        """Raise unless a sum of some sites' vectors protects each of them.
+
+        Args:
+            sites: Those that are left.
+            what: What they did.
+            of: Sites whose neighbors are counted.
 
         Raises:
             ValueError: If too few are left, of all or of a site's neighbors, or they fall apart.
@@ -258,6 +263,13 @@ def mask_context(
     With the task in it, the masks of sites that were given different tasks do not cancel. Otherwise
     a coordinator could give all sites but one a model that they cannot change, and read that one's
     update from the sum (Pasquini et al. 2022, https://arxiv.org/abs/2111.07380).
+
+    Args:
+        terms: What the round is about.
+        one: A site.
+        other: Another.
+        task: A digest of all that decides what a site's vector is, but for its records.
+        present: The sites that have shared.
     """
     pair = pair_context(terms, b"mask", min(one, other), max(one, other))
     return pair + digest_of_sites(present) + task

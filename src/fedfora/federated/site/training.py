@@ -73,8 +73,14 @@ def train_round(
 ) -> tuple[AdapterState, LocalResult]:
     """Take a site's steps of one round (counted from 0) and return its adapter's five factors.
 
-    The order of rows and dropout are drawn from the seed, the run's if there is none. Of the
-    factors that are trained E stands for the core.
+    Args:
+        runtime: Base model and settings.
+        site: Whose rows.
+        adapter: Where to start.
+        round_index: Which round.
+        seed: What the order of rows and dropout are drawn from; None for the run's.
+        on_step: Called after every optimizer step.
+        factors: Those that are trained; E stands for the core.
     """
     federation, settings = runtime.settings.federation, runtime.settings
     first_step = round_index * federation.local_steps
@@ -110,6 +116,11 @@ def private_sum(
 
     Noise comes on before it leaves (see `shared_noise`). It is their sum over `ROWS_OF_UNIT` C, in
     the factors that travel: A, D and the core.
+
+    Args:
+        runtime: Base model and settings.
+        site: Whose rows.
+        adapter: Where the gradients are taken; folded.
     """
     settings, model = runtime.settings, runtime.model
     name = runtime.load(adapter)

@@ -89,7 +89,14 @@ def pack_with_feedback(
     """Return what travels of an adapter, and what the format lost of it.
 
     A format that loses nothing sends the adapter as it is; another sends its difference from the
-    reference, which the receiver has, with what was lost before (None at first) added to it.
+    reference, with what was lost before added to it.
+
+    Args:
+        update: The adapter.
+        reference: What the receiver takes the difference from.
+        lost: The second value of the last call; None at first.
+        layout: Layout of both.
+        form: Travel format.
     """
     if not form.lossy:
         return pack(update, layout), None
