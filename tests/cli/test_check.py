@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 
 from fedfora.cli.main import main
 from fedfora.data.encoding import IGNORED
+from fedfora.models import losses
 from fedfora.models.adapter_base import add_adapter
 from fedfora.models.loading import load_base
 from fedfora.models.losses import token_losses
@@ -157,6 +158,14 @@ def test_alibis_mask_is_part_of_the_estimate(tmp_path):
     assert square["alibi"] - square["rope"] == long - 2 * short
 
 
+def test_blocks_computed_anew_are_estimated_with_fused_attention(tiny_dir, monkeypatch):
+    settings = ModelArguments(tiny_dir, quantization="none", torch_dtype="bfloat16", device="cpu")
+    shape = {"rows": 4, "tokens": 200, "gradient_checkpointing": True}
+    estimate = estimate_memory(settings, AdapterArguments(lora_rank=2), **shape)
+    monkeypatch.setattr(losses, "SHORT", 0)
+    assert estimate == estimate_memory(settings, AdapterArguments(lora_rank=2), **shape)
+
+
 def test_logits_are_estimated_where_there_are_answers(tmp_path):
     """Llama-2-7B's shape, a row of 474 tokens with an answer of 16."""
     LlamaConfig().save_pretrained(tmp_path)
@@ -186,12 +195,12 @@ def test_the_estimate_of_a_step_is_that_of_the_pass_that_costs_most(tiny_dir):
     for limit in (None, 300, 1):
         passes = passes_of(batch, limit, device="cpu", num_parameters=10**12)
         rows, tokens = max((each["attention_mask"].shape for each in passes), key=math.prod)
-        estimate, words = step_of(tiny_dir, max_tokens_per_pass=limit, **whole)
+        kept = {"optim": "sgd", "gradient_checkpointing": limit == 1}
+        estimate, words = step_of(tiny_dir, max_tokens_per_pass=limit, **whole, **kept)
         assert words.endswith(f"up to {rows * tokens:,} tokens at once")
         model = ModelArguments(tiny_dir, quantization="none", device="cpu")
-        assert estimate == estimate_memory(
-            model, AdapterArguments(lora_rank=2), rows=rows, tokens=tokens, answer_tokens=10
-        )
+        shape = {"rows": rows, "tokens": tokens, "answer_tokens": 10}
+        assert estimate == estimate_memory(model, AdapterArguments(lora_rank=2), **shape, **kept)
 
 
 def test_a_drawn_step_is_at_least_the_longest_row_and_at_most_the_whole_batch(tiny_dir):
@@ -201,6 +210,8 @@ def test_a_drawn_step_is_at_least_the_longest_row_and_at_most_the_whole_batch(ti
         at_once[size] = int(words.split()[-4])
     assert at_once[1] == 198
     assert 198 < at_once[4] <= at_once[len(LENGTHS)] < 4 * 198
+    _, words = step_of(tiny_dir, [25] * 2000 + [198] + [25] * 2000, per_device_train_batch_size=1)
+    assert words.endswith("up to 198 tokens at once")  # drawn or not, each epoch has it
 
 
 def test_batches_of_like_length_put_the_longest_rows_into_one_step(tiny_dir):

@@ -1,5 +1,7 @@
 """Logits where a label is: the same losses and gradients as with all logits, in less memory."""
 
+from itertools import product
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, LlamaConfig
@@ -111,6 +113,7 @@ def test_short_rows_in_bfloat16_have_gradients_as_good_as_the_fused_kernels(monk
     exact = gradients(model := a_model("llama"), row_losses(model, a_batch()).sum())
     exact = torch.cat([exact[name].flatten() for name in sorted(exact)])
     _, plain = in_bfloat16(monkeypatch, 256)
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # as it was
     _, fused = in_bfloat16(monkeypatch, 0)
     assert not plain.equal(fused)  # another kernel, so another rounding
     assert (plain - exact).norm() < 1.2 * (fused - exact).norm() < 0.05 * exact.norm()
@@ -126,4 +129,9 @@ def test_blocks_computed_anew_and_passes_without_gradients_stay_fused(monkeypatc
             monkeypatch.setattr(losses, "SHORT", short)
             found.append(row_losses(model, a_batch()))
     assert found[0].equal(found[1])
-    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # as it was
+
+
+def test_only_short_rows_in_bfloat16_on_a_cpu_leave_the_fused_kernel():
+    cases = product(["cpu", "cuda"], [torch.float32, torch.bfloat16], [losses.SHORT, 512])
+    plain = [case for case in cases if losses.plain_attention_is_faster(*case)]
+    assert plain == [("cpu", torch.bfloat16, losses.SHORT)]
