@@ -143,6 +143,9 @@ def test_a_column_that_was_named_and_is_in_no_row_is_told(tmp_path, option):
     path = write(tmp_path / "a.json", '{"instruction": "i", "input": "q", "output": "a"}')
     with pytest.raises(DataError, match=rf'no row has "asked".*instruction, input.*--{option}'):
         load(path, **{option: "asked"})
+    row = '{"instruction": "i", "input": "q", "output": "a"}'
+    path = write(tmp_path / "a.jsonl", row + "\n" + row.replace("{", '{"asked": "r", '))
+    assert len(load(path, **{option: "asked"})) == 2  # one row has it
 
 
 def rows_in(path, **settings):

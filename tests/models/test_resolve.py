@@ -63,6 +63,7 @@ def test_an_adapter_on_the_bundled_base_records_its_name_too():
 def test_directories_and_the_bundled_base_win_over_any_hub(modelscope, tiny_dir):
     assert model_path(tiny_dir, hub="modelscope") == tiny_dir
     assert model_path("clinic-base", hub="modelscope") == model_path("clinic-base")
+    assert model_path("our/clinic-base") == "our/clinic-base"  # an id, however near the name
     assert modelscope == []
 
 
