@@ -211,6 +211,45 @@ def test_a_row_that_fails_counts_as_nothing(workplace, monkeypatch):
     assert all(not gradient.any() for gradient in summed([encoded[2]]).values())
 
 
+@pytest.mark.parametrize("workplace", ["none"], indirect=True)
+def test_masks_of_dropout_come_from_no_seed_that_is_known(workplace):
+    """Without one row the others get other masks: to who can repeat those, it moves the sum by 3 C.
+
+    To everybody else the masks are equally likely, so the sum loses that row's gradient alone.
+    """
+    model, tokenizer, encoded = workplace
+    for layer in model.modules():
+        if hasattr(layer, "fora_dropout"):
+            layer.fora_dropout["default"] = torch.nn.Dropout(0.5)
+    model.train()
+
+    def gradient():
+        torch.manual_seed(5)  # as the Trainer does, with the run's seed and the round
+        batch, privacy = batch_of(tokenizer, encoded[:4]), RecordPrivacy(0.0, 1.0, 4, 12)
+        write_private_gradient(model, batch, privacy, SecretNoise(), batch_size=4)
+        return torch.cat([found.flatten() for found in gradients_of(model).values()])
+
+    assert not torch.equal(gradient(), gradient())
+
+
+def test_gradients_of_single_rows_never_have_more_room_than_is_set_aside(workplace, monkeypatch):
+    """Whoever asks: a site that shares noise asks for half of its rows at once."""
+    model, tokenizer, encoded = workplace
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    monkeypatch.setattr("fedfora.training.dp_sgd.NUMBERS_AT_ONCE", 3 * trained + 1)
+    sizes, original = [], per_example_gradients
+
+    def noted(model, batch, **options):
+        sizes.append(len(batch["input_ids"]))
+        return original(model, batch, **options)
+
+    monkeypatch.setattr("fedfora.training.dp_sgd.per_example_gradients", noted)
+    privacy = RecordPrivacy(0.0, 1.0, expected_rows=12, num_rows=12)
+    batch = batch_of(tokenizer, encoded)
+    write_private_gradient(model, batch, privacy, SecretNoise(), batch_size=12)
+    assert max(sizes) == 3
+
+
 def test_the_self_test_has_no_record_in_it(workplace, monkeypatch):
     """It is given a model and the size of its vocabulary alone, and runs once for a model."""
     model, tokenizer, _ = workplace

@@ -161,6 +161,7 @@ def test_a_private_training_shows_no_step_and_no_digest_outside_local(words, tmp
         (("--noise_multiplier", 1, "--clipping_norm", "inf"), "bounds nothing"),
         (("--noise_multiplier", -1), "--noise_multiplier must be at least 0"),
         (("--noise_multiplier", 1, "--fp16", "true"), "--bf16"),
+        (("--noise_multiplier", 1, "--quantization", "int8"), "int8 rounds rows by their batch"),
         (("--noise_multiplier", 1, "--privacy_unit", "site"), "train has one"),
         (("--noise_multiplier", 1, "--validation_file", "clinic:test"), "have no noise"),
         (("--noise_multiplier", 1, "--sampling_rate", 0.5), "both say how large a sample is"),

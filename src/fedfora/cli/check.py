@@ -234,7 +234,7 @@ def run_privacy(words: Sequence[str]) -> None:
     chosen, privacy, train, model, adapter = parser.parse(["--privacy_unit", "record", *words])
     if chosen.rows is None:
         raise ValueError("how many? fedfora check privacy --rows N --target_epsilon 8")
-    check_record_privacy(privacy, train)
+    check_record_privacy(privacy, train, model)
     check_delta(privacy, chosen.rows)
     trained = chosen.trained or _adapter_size(model, adapter)
     print(f"{chosen.rows:,} rows, {chosen.sites} sites, {trained:,} trained numbers", flush=True)

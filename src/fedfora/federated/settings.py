@@ -120,7 +120,7 @@ class FederationSettings:
     def __post_init__(self) -> None:
         """Refuse flags that exclude each other, naming both."""
         fill_in(self.train, self.privacy, passes=False)
-        check_record_privacy(self.privacy, self.train)
+        check_record_privacy(self.privacy, self.train, self.model)
         for excluded in (_of_the_rule, _of_secure_aggregation, _of_privacy):
             for message in excluded(self):
                 raise ConfigError(message)

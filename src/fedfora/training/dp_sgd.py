@@ -11,6 +11,7 @@ on another record, as the mean over a batch's tokens does.
 
 import logging
 import math
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -106,17 +107,19 @@ def write_private_gradient(
         batch: The sample, padded; may have no rows.
         privacy: Noise and clipping.
         noise: Where the noise comes from.
-        batch_size: Rows per forward pass, at most.
+        batch_size: Rows per forward pass, at most; fewer where their gradients have no room.
         max_tokens: Padded tokens per forward pass, unless one row has more.
         context: Makes the context of the forward pass, e.g. autocast.
 
     Returns:
         The sample's mean loss: not private, for the site's own eyes.
     """
+    torch.manual_seed(secrets.randbits(63))  # nobody may know which row has which dropout mask
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    room = NUMBERS_AT_ONCE // sum(p.numel() for p in parameters.values())
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     losses = [torch.zeros(0, device=batch["labels"].device)]
-    for piece, num_rows in _pieces(batch, batch_size, max_tokens):
+    for piece, num_rows in _pieces(batch, min(batch_size, room), max_tokens):
         loss_B, gradients = _gradients_or_zero(model, piece, num_rows, context)
         losses.append(loss_B)
         for name, summed in clipped_sum(gradients, privacy.clipping_norm).items():
@@ -230,13 +233,9 @@ def check_gradients(model: nn.Module, batch: Batch) -> float:
         model.zero_grad()
         model.train(was_training)
     largest = max(float(grad.abs().max()) for grad in expected.values())
-    apart = max(
-        max(
-            float((gradients[name].sum(0) - expected[name]).abs().max()),
-            float((gradients[name][0] - alone[name]).abs().max()),
-        )
-        for name in expected
-    )
+    pairs = [(gradients[name].sum(0), whole) for name, whole in expected.items()]
+    pairs += [(gradients[name][0], row) for name, row in alone.items()]
+    apart = max(float((one - other).abs().max()) for one, other in pairs)
     deviation = apart / max(largest, 1e-30)
     if not deviation <= TOLERANCE:
         raise ValueError(
@@ -315,14 +314,12 @@ class PrivateSteps:
         """Write a sample's noisy gradient into the parameters, and return its loss."""
         model.train()
         inputs = trainer._prepare_inputs(inputs)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        room = max(1, NUMBERS_AT_ONCE // trained)
         loss = write_private_gradient(
             model,
             inputs,
             self.privacy,
             self.noise,
-            batch_size=min(math.ceil(self.privacy.expected_rows), room),
+            batch_size=math.ceil(self.privacy.expected_rows),
             max_tokens=self.max_tokens or MAX_TOKENS[trainer.args.device.type],
             context=trainer.compute_loss_context_manager,
         )

@@ -186,7 +186,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         """Refuse flags that exclude each other; what needs the rows or the base comes later."""
         fill_in(self.train, self.privacy)
-        check_record_privacy(self.privacy, self.train)
+        check_record_privacy(self.privacy, self.train, self.model)
         many = self.launch.deepspeed is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
         save, validate = self.checkpoint.save_steps, self.validation.eval_steps
         private = self.privacy.privacy_unit == "record"
@@ -231,8 +231,10 @@ def fill_in(train: TrainArguments, privacy: PrivacyArguments, *, passes: bool = 
             train.num_train_epochs = EPOCHS
 
 
-def check_record_privacy(privacy: PrivacyArguments, train: TrainArguments) -> None:
-    """Raise if a training flag takes from record privacy what it rests on.
+def check_record_privacy(
+    privacy: PrivacyArguments, train: TrainArguments, model: ModelArguments | None = None
+) -> None:
+    """Raise if a flag of the training or the model takes from record privacy what it rests on.
 
     Raises:
         ValueError: Naming both flags.
@@ -247,6 +249,10 @@ def check_record_privacy(privacy: PrivacyArguments, train: TrainArguments) -> No
             ),
             (train.packing, f"--packing {together}"),
             (train.group_by_length, f"--group_by_length {together}"),
+            (
+                model is not None and model.quantization == "int8",
+                "--quantization int8 rounds rows by their batch: not with --privacy_unit record",
+            ),
             (
                 train.fp16,
                 "--fp16 scales gradients before they can be clipped: --privacy_unit record goes "
