@@ -239,10 +239,7 @@ def train(*, progress: bool = False, **options: Any) -> Result:
 
 @_with_signature
 def simulate(
-    *,
-    progress: bool = False,
-    trainer_factory: Callable[[int], Any] | None = None,
-    **options: Any,
+    *, progress: bool = False, trainer_factory: Callable[[int], Any] | None = None, **options: Any
 ) -> Result:
     """Run a whole federation in this process, as `fedfora simulate` does, to the same bits.
 

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+)
 
 from fedfora.data.encoding import encode_prompt, prompt_format_of
 from fedfora.data.loading import load_examples
@@ -12,6 +19,7 @@ from fedfora.data.settings import DataArguments
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.evaluation.generate import batches_by_length, generate
 from fedfora.evaluation.settings import DecodingArguments
+from fedfora.models.baichuan.configuration import BaichuanConfig
 from fedfora.models.loading import load_base
 from fedfora.models.settings import ModelArguments
 
@@ -47,6 +55,83 @@ def test_the_batch_size_changes_nothing(answers_to, decoding):
     one = answers_to(1, **decoding)
     assert one == answers_to(5, **decoding) == answers_to(12, **decoding)
     assert len(set(one)) > 6
+
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+PLAIN = {  # what may attend to all that came before
+    "llama": (LlamaConfig, GROUPED),
+    "baichuan, alibi": (BaichuanConfig, {**SIZES, "position_embedding": "alibi"}),
+    "gpt2, learned positions": (
+        GPT2Config,
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
+    ),
+}
+SLIDING = {
+    "mistral": (MistralConfig, {**GROUPED, "sliding_window": 8}),
+    "gemma2": (Gemma2Config, {**GROUPED, "head_dim": 8, "sliding_window": 8}),
+}
+NUM_SHARED, TAILS = 24, [1, 30, 2, 9, 9, 5, 3, 7]
+
+
+@pytest.fixture(scope="module")
+def answered(setup):
+    """How a random model of a kind answers prompts that begin alike, and what it computed."""
+    tokenizer = setup[0].tokenizer
+
+    def answer(kind, batch_size, **decoding):
+        config, sizes = (PLAIN | SLIDING)[kind]
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config(vocab_size=len(tokenizer), **sizes))
+        with torch.no_grad():  # so that the answers do not repeat one token
+            model.get_output_embeddings().weight.copy_(torch.randn(len(tokenizer), 32))
+        generator = torch.Generator().manual_seed(2)
+
+        def ids(count):
+            return torch.randint(4, len(tokenizer), (count,), generator=generator).tolist()
+
+        shared = ids(NUM_SHARED)
+        model.generation_config = GenerationConfig(eos_token_id=list(range(4, len(tokenizer), 8)))
+        passes = []
+        model.get_input_embeddings().register_forward_pre_hook(
+            lambda _, args: passes.append(tuple(args[0].shape))
+        )
+        answers = generate(
+            model,
+            tokenizer,
+            [shared + ids(length) for length in TAILS],
+            max_new_tokens=24,
+            batch_size=batch_size,
+            decoding=DecodingArguments(**decoding),
+        )
+        return answers, passes
+
+    return answer
+
+
+@pytest.mark.parametrize("decoding", [{}, {"num_beams": 2}, {"repetition_penalty": 1.5}])
+@pytest.mark.parametrize("kind", PLAIN | SLIDING)
+def test_rows_that_begin_alike_and_end_apart_are_answered_as_alone(answered, kind, decoding):
+    alone, _ = answered(kind, 1, **decoding)
+    assert answered(kind, 8, **decoding)[0] == alone
+    assert len({len(answer) for answer in alone}) > 3
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_what_prompts_begin_with_is_computed_once_and_no_more_than_half_of_the_rows_have_ended(
+    answered, kind
+):
+    _, passes = answered(kind, 8, repetition_penalty=1.5)
+    assert passes[:2] == [(1, NUM_SHARED), (8, max(TAILS))]
+    rows = [count for count, length in passes[2:] if length == 1]
+    assert len(rows) == len(passes) - 2
+    assert rows == sorted(rows, reverse=True)
+    assert len(set(rows)) > 1
 
 
 def test_answers_come_back_in_the_order_of_the_prompts(answers_to):

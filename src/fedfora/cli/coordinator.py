@@ -72,9 +72,7 @@ def _run(argv: Sequence[str]) -> None:
 def _journal(argv: Sequence[str]) -> None:
     """Show the journal, and compare it with a site's."""
     arguments, choice = ConfigParser(
-        [KitArguments, JournalChoice],
-        prog="fedfora coordinator journal",
-        description=__doc__,
+        [KitArguments, JournalChoice], prog="fedfora coordinator journal", description=__doc__
     ).parse(argv)
     lines = show_journal(read_kit(arguments.kit, CoordinatorKit).state)
     if choice.site_journal is not None:

@@ -215,10 +215,7 @@ def _encode(
     prompt_ids, prompt_cut = _prompt(example, tokenizer, prompt_format)
     whole_ids = _text_ids(tokenizer, example.output or "")
     answer_ids = [*whole_ids[: prompt_format.max_target_length - 1], tokenizer.eos_token_id]
-    row = {
-        "input_ids": prompt_ids + answer_ids,
-        "labels": [IGNORED] * len(prompt_ids) + answer_ids,
-    }
+    row = {"input_ids": prompt_ids + answer_ids, "labels": [IGNORED] * len(prompt_ids) + answer_ids}
     return row, prompt_cut or len(answer_ids) <= len(whole_ids)
 
 

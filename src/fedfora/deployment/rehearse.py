@@ -24,12 +24,7 @@ from fedfora.reporting.record import METRICS, Event
 
 
 def rehearse(
-    plan: SitesFile,
-    place: Path,
-    say: Callable[[str], None],
-    *,
-    num_rounds: int,
-    deadline_s: float,
+    plan: SitesFile, place: Path, say: Callable[[str], None], *, num_rounds: int, deadline_s: float
 ) -> Iterator[CheckResult]:
     """Rehearse a federation; yield how the coordinator and each of the sites did.
 

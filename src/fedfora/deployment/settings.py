@@ -60,8 +60,7 @@ class ProvisionArguments(Options):
     renew: bool = flag(False, "make a new server certificate; needs the CA's key in the kit")
     revoke: str | None = flag(None, "take a site out: its keys are removed from every list")
     requests: str | None = flag(
-        None,
-        "directory of NAME.request files, from sites that made their keys themselves",
+        None, "directory of NAME.request files, from sites that made their keys themselves"
     )
     new_authority: bool = flag(
         False, "make a new authority; its certificate goes to all sites, then --renew"
@@ -153,11 +152,7 @@ def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def check_flags(
-    document: YamlSource,
-    keys: Keys,
-    federation: Mapping[str, Any] | None,
-    *,
-    of_site: bool = False,
+    document: YamlSource, keys: Keys, federation: Mapping[str, Any] | None, *, of_site: bool = False
 ) -> dict[str, Any]:
     """Return the flags at `keys` of a file, checked as `fedfora simulate` checks them.
 

@@ -2,13 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from fedfora.adapter.layer import folded_cores
 from fedfora.evaluation.settings import DecodingArguments
+from fedfora.models.baichuan.modeling import CACHE
 from fedfora.seeds import derive_seed
 
 GREEDY = DecodingArguments()
@@ -79,19 +86,14 @@ def answer_batch(
         ValueError: If the GPU's memory does not suffice, naming the flag.
     """
     model.eval()
-    batch = _left_padded(prompts, tokenizer.pad_token_id, model.device)
     # What ends an answer: the training's end, and those the model's authors name, read before the
     # model's own configuration is set aside.
     own = getattr(model.generation_config, "eos_token_id", None)
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    options: dict[str, Any] = {
-        "do_sample": decoding.do_sample,
-        "num_beams": decoding.num_beams,
-        "repetition_penalty": decoding.repetition_penalty,
-    }
-    if decoding.do_sample:
-        options |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
-        options["top_k"] = decoding.top_k
+    options = {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id}
+    names = ["do_sample", "num_beams", "repetition_penalty"]
+    names += ["temperature", "top_p", "top_k"] if decoding.do_sample else []
+    options |= {"streamer": streamer, **{name: getattr(decoding, name) for name in names}}
     # fork_rng keeps the draws of others where they were.
     with (
         _own_generation_config(model),
@@ -101,22 +103,68 @@ def answer_batch(
         if decoding.do_sample:
             torch.manual_seed(derive_seed(decoding.seed, "predict", first))
         try:
-            output = model.generate(
-                **batch,
-                **options,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=sorted(ends),
-                streamer=streamer,
-            )
+            answers = _answer(model, prompts, max_new_tokens, options)
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"{len(prompts)} prompts at a time do not fit into the GPU's memory "
                 f"(--per_device_eval_batch_size {max(1, len(prompts) // 2)})"
             ) from error
-    new_tokens = output[:, batch["input_ids"].shape[1] :]
-    texts: list[str] = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+    texts: list[str] = tokenizer.batch_decode(answers, skip_special_tokens=True)
     return texts
+
+
+def _answer(
+    model: Any, prompts: list[list[int]], max_new_tokens: int, options: dict[str, Any]
+) -> list[list[int]]:
+    """Return each answer's tokens; whenever half of the rows have ended, the others go on alone."""
+    left = partial(pad_sequence, batch_first=True, padding_side="left")
+    ids = left([torch.tensor(ids) for ids in prompts], padding_value=options["pad_token_id"])
+    mask = left([torch.ones(len(ids), dtype=torch.long) for ids in prompts])
+    ids_BL, mask_BL = ids.to(model.device), mask.to(model.device)
+    width, ends = ids_BL.shape[1], torch.tensor(options["eos_token_id"], device=model.device)
+
+    def goes_on(ids_BL: Tensor) -> Tensor:
+        return ~torch.isin(ids_BL[:, width:], ends).any(dim=1)
+
+    def half_ended(ids_BL: Tensor, *_: Any, **__: Any) -> Tensor:
+        return (2 * goes_on(ids_BL).sum() <= len(ids_BL)).expand(len(ids_BL))
+
+    cache = DynamicCache(config=model.config)
+    # Beams share a cache, and what slides or is linear in it cannot be laid out anew.
+    if options["num_beams"] == 1 and all(type(layer) is DynamicLayer for layer in cache.layers):
+        _fill_with_shared_prefix(cache, model, prompts)
+        options = options | {CACHE: cache, "stopping_criteria": [half_ended]}
+    answers: dict[int, list[int]] = {}
+    rows = list(range(len(prompts)))
+    while rows and (left_over := width + max_new_tokens - ids_BL.shape[1]):
+        inputs = {"input_ids": ids_BL, "attention_mask": mask_BL, "max_new_tokens": left_over}
+        ids_BL = model.generate(**inputs, **options)
+        answers |= {row: ids[width:] for row, ids in zip(rows, ids_BL.tolist(), strict=True)}
+        kept = goes_on(ids_BL).nonzero()[:, 0]
+        rows, new = [rows[i] for i in kept.tolist()], ids_BL.shape[1] - mask_BL.shape[1]
+        ids_BL, mask_BL = ids_BL[kept], pad(mask_BL[kept], (0, new), value=1)
+        if CACHE in options:
+            cache.batch_select_indices(kept)
+    return [answers[row] for row in range(len(prompts))]
+
+
+def _fill_with_shared_prefix(cache: Any, model: Any, prompts: list[list[int]]) -> None:
+    """Compute once what all prompts begin with, and lay it into the first columns of each row.
+
+    Padding is on the left, so those columns hold a row's padding and then of the prefix what fits.
+    """
+    columns = zip(*(ids[:-1] for ids in prompts), strict=False)
+    prefix = [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, columns)]
+    if (len(prompts) - 1) * len(prefix) < 64:  # a pass of its own costs more than it saves
+        return
+    ids_1P = torch.tensor([prefix], device=model.device)
+    model(input_ids=ids_1P, use_cache=True, logits_to_keep=1, **{CACHE: cache})
+    lengths_B = torch.tensor([len(ids) for ids in prompts], device=model.device)
+    padding_B1 = (lengths_B.max() - lengths_B)[:, None]
+    columns_BP = (torch.arange(len(prefix), device=model.device) - padding_B1).clamp(min=0)
+    for layer in cache.layers:
+        layer.keys = layer.keys[0][:, columns_BP].transpose(0, 1)
+        layer.values = layer.values[0][:, columns_BP].transpose(0, 1)
 
 
 @contextmanager
@@ -132,16 +180,3 @@ def _own_generation_config(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = before
-
-
-def _left_padded(
-    prompts: list[list[int]], pad_token_id: int, device: Any
-) -> dict[str, torch.Tensor]:
-    width = max(map(len, prompts))
-    padding = [width - len(prompt) for prompt in prompts]
-    ids = [[pad_token_id] * pad + ids for pad, ids in zip(padding, prompts, strict=True)]
-    mask = [[0] * pad + [1] * (width - pad) for pad in padding]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }

@@ -122,10 +122,7 @@ def _read_directory(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Te
 
 
 def _write(
-    directory: Path,
-    config: Any,
-    weights: dict[str, torch.Tensor],
-    source: PeftModel | str | Path,
+    directory: Path, config: Any, weights: dict[str, torch.Tensor], source: PeftModel | str | Path
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     weights = {key: tensor.contiguous() for key, tensor in weights.items()}

@@ -91,11 +91,7 @@ def load_with_adapter(
 
 
 def add_adapter(
-    base: Base,
-    settings: AdapterArguments,
-    *,
-    seed: int,
-    init_weights: bool | Literal["svd"] = True,
+    base: Base, settings: AdapterArguments, *, seed: int, init_weights: bool | Literal["svd"] = True
 ) -> PeftModel:
     """Put the adapter that a training begins with on the base: fresh, or the one named.
 

@@ -109,9 +109,7 @@ def make_signing_key(path: Path) -> str:
     serialization = need(_SERIALIZATION)
     key = need(_ED25519).Ed25519PrivateKey.generate()
     private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = key.public_key().public_bytes_raw()
     _write_secret(path, private)

@@ -59,9 +59,7 @@ class PrivateTraining:
     def statement(self) -> str:
         """The guarantee for all that the ledger holds, in one sentence."""
         guarantee = record_statement(
-            self.ledger,
-            clipping_norm=self.privacy.clipping_norm,
-            num_rows=self.privacy.num_rows,
+            self.ledger, clipping_norm=self.privacy.clipping_norm, num_rows=self.privacy.num_rows
         )
         return guarantee + self.note
 

@@ -32,12 +32,7 @@ from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_chosen
 from fedfora.integrations.fate.party import DeadlineFederation
 from fedfora.integrations.fate.pellm import ForaCausalLM
-from fedfora.integrations.fate.round_sum import (
-    contribution,
-    take_out,
-    train_core_alone,
-    traveling,
-)
+from fedfora.integrations.fate.round_sum import contribution, take_out, train_core_alone, traveling
 from fedfora.integrations.fate.settings import AGGREGATOR, FateSettings
 from fedfora.models.loading import adapter_options, load_tokenizer
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
