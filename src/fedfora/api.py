@@ -380,7 +380,8 @@ def _view(progress: bool, total: float = 1) -> Iterator["View"]:
 
     from fedfora.reporting.view import View
 
-    with _silence(), View(total, None if progress else Console(file=io.StringIO())) as view:
+    console = None if progress else Console(file=io.StringIO(), markup=False)
+    with _silence(), View(total, console) as view:
         yield view
 
 

@@ -1,4 +1,4 @@
-"""Named implementations, the one extension mechanism of the package; packages of extras."""
+"""Named implementations, the one extension mechanism of the package; names that others chose."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -50,6 +50,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a message that asks whether the nearest known name was meant."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def printable(text: object, most: int = 200, keep: str = "") -> str:
+    """Return what somebody else wrote, short and so that no terminal obeys; `keep` may be lines."""
+    shown = "".join(c if c.isprintable() or c in keep else " " for c in str(text)[: 4 * most])
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def need(module: str, extra: str = "privacy") -> Any:

@@ -1,6 +1,7 @@
 """`fedfora check data`: what is in a file, with line numbers, and what a training would take."""
 
 import json
+import logging
 import math
 import re
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from fedfora.cli.check import _print_row
+from fedfora.cli.console import Once
 from fedfora.cli.main import main
 from fedfora.data.encoding import IGNORED
 from fedfora.models import losses
@@ -50,6 +53,24 @@ def test_everything_wrong_is_counted_and_placed(rows_file, capsys):
     status, out, error = check(capsys, path, "--skip_bad_rows")
     assert (status, error) == (0, "")
     assert "broken rows: 2" in out
+
+
+def test_no_terminal_obeys_what_stands_in_rows(rows_file, capsys):
+    """In a column's name, in a finding, in a row as the model reads it, in an error, in a log."""
+    strange = "\x1b]0;owned\x07\x1b[2J"
+    path = rows_file([{**ROW, strange: "a"}, {strange: "no answer"}, {**ROW, "output": strange}])
+    status, out, err = check(capsys, path)
+    assert status == 2
+    assert main(["train", "--train_file", path, "--model_name_or_path", "clinic-base"]) == 2
+    err += capsys.readouterr().err
+    row = {"input_ids": [0, 1], "labels": [IGNORED, 1]}
+    decoded = SimpleNamespace(decode=lambda ids: f"Notes:\n{strange}")
+    _print_row(row, decoded, "row 1", "plain")
+    out += capsys.readouterr().out
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "skipped: %s", (strange,), None)
+    assert Once().filter(record)
+    assert "owned" in (text := out + err + record.getMessage())
+    assert text.replace("\n", "").isprintable()
 
 
 def test_with_a_model_lengths_a_row_memory_and_time_are_shown(

@@ -38,6 +38,12 @@ def test_by_column_makes_one_client_for_each_value():
     assert parts == {"a": [0, 3, 6], "b": [1, 4], "c": [2, 5]}
 
 
+def test_a_sites_name_from_a_column_is_one_that_no_terminal_obeys():
+    examples = [Example("", "x", "y", {"kind": kind}) for kind in ("\x1b[2J\n", "心内科")]
+    parts = partition(examples, "by-column:kind", num_clients=None, seed=0)
+    assert parts == {"\\x1b[2J\\n": [0], "心内科": [1]}
+
+
 @pytest.mark.parametrize(
     ("how", "clients", "message"),
     [

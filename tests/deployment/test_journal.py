@@ -23,6 +23,7 @@ from fedfora.deployment.journal import (
     append,
     disagreements,
     read_journal,
+    shown,
 )
 from fedfora.deployment.supervisor import LONGEST_PAUSE_S, Child, Supervisor
 
@@ -68,6 +69,27 @@ def test_a_changed_cut_or_moved_line_is_named(state, change, message):
     changed(state, change)
     with pytest.raises(ValueError, match=message):
         read_journal(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.pop(), "line 5: it says it is line 6"),
+        (lambda x: x.clear(), "line 1: it says it is line 6"),
+        (lambda x: x.__setitem__(4, x[4].replace('"a4"', '"b4"')), "line 5: was changed"),
+    ],
+)
+def test_what_was_done_to_the_end_shows_after_the_next_line_too(state, change, message):
+    """The next line wrote a new head, and with it nothing was missed any more."""
+    changed(state, change)
+    append(state, SENT, id="next")
+    with pytest.raises(ValueError, match=message):
+        read_journal(state)
+
+
+def test_no_terminal_obeys_a_line_whose_run_the_other_side_has_named(state):
+    line = append(state, SENT, id="q", run="\x1b]0;owned\x07\x1b[2J\n     7  forged")
+    assert shown(line).isprintable()
 
 
 @settings(deadline=None, max_examples=50)

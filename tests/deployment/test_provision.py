@@ -22,7 +22,7 @@ from fedfora.deployment.kit import (
     write_file,
 )
 from fedfora.deployment.provision import provision
-from fedfora.deployment.settings import PROTECTION, own_flags
+from fedfora.deployment.settings import PROTECTION, check_sent, own_flags
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import at_site
@@ -66,6 +66,18 @@ def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
     parts["shared_noise"] = False  # what a coordinator cannot turn on
     assert kit.settings == {**promised, **parts, "train_file": "/data/notes.json"}
     assert kit.planned == planned
+
+
+def test_with_a_promise_of_privacy_a_kit_says_how_rows_are_read(provisioned):
+    promised = {"privacy_unit": "record", "target_epsilon": 3.0}
+    said = {"max_source_length": 300, "template": "plain", "source_prefix": "Notes: "}
+    done = provisioned(settings={**promised, **said, "num_rounds": 3})
+    own = read_kit(done.place / "sites" / "cardiology", SiteKit).settings
+    assert said.items() <= own.items()
+    check_sent({**said, "max_source_length": 9}, own)
+    settings = from_run_config(at_site({**said, "max_source_length": 9}, own))
+    assert settings.data.max_source_length == 300
+    assert not said.keys() & own_flags({**said, "num_rounds": 3}, {}).keys() - {"source_prefix"}
 
 
 @pytest.mark.parametrize(

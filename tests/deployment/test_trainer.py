@@ -268,6 +268,34 @@ def test_a_coordinator_states_no_noise_and_plants_no_rows(private):
     assert not (working.state / "privacy").exists()
 
 
+READ_OTHERWISE = {
+    **{"response_column": "relation", "instruction_column": "note", "history_column": "note"},
+    **{"prompt_column": "relation", "task": "medical-dialogue", "template": "plain"},
+    **{"source_prefix": "a " * 1500, "max_source_length": 100_000, "max_target_length": 100_000},
+}
+
+
+def test_a_coordinator_asks_rows_no_question_by_how_they_are_read(private):
+    """A row without the column, or too long behind the prefix, was an error: paid for by nobody."""
+    working, asked = private
+    for number, (name, value) in enumerate(READ_OTHERWISE.items()):
+        assert asked(20 + number, **{name: value}) == "SETTINGS"
+    assert not (working.state / "privacy").exists()
+
+
+def test_what_a_promise_rests_on_is_fixed_where_its_kit_was_written_by_hand(private):
+    working, asked = private
+    for name in ("target_delta", "clipping_norm"):
+        del working.own[name]
+    secure = {"secure_aggregation": True, "weighting": "equal"}
+    assert asked(31, target_delta=0.05) == "SETTINGS"
+    assert asked(32, clipping_norm=9.0) == "SETTINGS"
+    assert asked(33, shared_noise=True, **secure) == "SETTINGS"
+    working.own["secure_aggregation"] = True
+    assert asked(34, secagg_threshold=0.51, **secure) == "SETTINGS"
+    assert not (working.state / "privacy").exists()
+
+
 def test_a_coordinator_gets_nothing_beyond_the_budget(private):
     """Failing first, with much noise planned, then asking again for more: each is paid for."""
     from fedfora.privacy.ledger import Ledger

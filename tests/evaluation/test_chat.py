@@ -26,6 +26,17 @@ def test_the_lines_it_is_given_are_answered_as_predict_would(monkeypatch, capsys
     assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
 
 
+def test_no_terminal_obeys_an_answer(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+    monkeypatch.setattr(
+        "fedfora.evaluation.generate.answer_batch",
+        lambda *args, streamer, **rest: streamer.on_finalized_text("a\x1b[2J\nb", stream_end=True),
+    )
+    words = "chat --model_name_or_path clinic-base --quantization none --device cpu"
+    assert main(words.split()) == 0
+    assert capsys.readouterr().out == "a [2J\nb\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -219,10 +219,13 @@ def clinics(run, rows_file):
     return lambda name, **more: run(name, **{**shared, **more})
 
 
+OF_RECORDS = SharedNoise(2.0, 1 / ROWS_OF_UNIT, of_records=True)
+
+
 @pytest.mark.parametrize("count", [3, 5, 12])
 def test_a_sum_over_records_has_the_stated_noise_whoever_drops_out(count):
     """As many as may drop out have gone, and one more takes off its own share."""
-    terms, noise, code = terms_of(count), SharedNoise.for_records(2.0), FixedPoint(1.0, count, 1)
+    terms, noise, code = terms_of(count), OF_RECORDS, FixedPoint(1.0, count, 1)
     noise.check(terms, code)
     shares = [noise.draw(20_000, terms, code) for _ in range(terms.min_survivors - 1)]
     std = code.step * float(np.std(sum(shares)))
@@ -232,7 +235,7 @@ def test_a_sum_over_records_has_the_stated_noise_whoever_drops_out(count):
 def test_a_share_pays_for_the_rounding_that_a_record_can_change(monkeypatch):
     asked = []
     monkeypatch.setattr(SecretNoise, "discrete_normal", lambda self, n, std: asked.append(std))
-    terms, noise, code = terms_of(5), SharedNoise.for_records(2.0), FixedPoint(1.0, 5, 1)
+    terms, noise, code = terms_of(5), OF_RECORDS, FixedPoint(1.0, 5, 1)
     noise.draw(10_000, terms, code)
     moved = 1 / ROWS_OF_UNIT + code.step * math.sqrt(10_000)
     assert asked[0] * code.step >= 2.0 * moved / math.sqrt(terms.min_survivors - 1)
@@ -323,6 +326,28 @@ def test_a_site_sends_nothing_beyond_its_budget_to_a_coordinator_that_asks_all_t
     with pytest.raises(RoundLost, match="0 of 3 sites have sent a vector"):
         clinics("again", target_epsilon=4.0)
     assert len(sent) == 6
+
+
+@pytest.mark.parametrize(("unit", "work"), [("record", "private_sum"), ("site", "train_round")])
+def test_a_site_pays_before_it_looks_at_rows_and_answers_whatever_they_do(
+    clinics, run, ledgers, monkeypatch, unit, work
+):
+    """An error before it paid told of the rows, and the round could be asked for again for nothing.
+
+    Now the noise is sent alone.
+    """
+    paid = []
+
+    def fails(runtime, site, *args, **options):
+        kept = json.loads((ledgers / f"{site.ledger}.json").read_text())["releases"]
+        paid.append(sum(line["count"] for line in kept))
+        raise RuntimeError("only with this row")
+
+    monkeypatch.setattr(f"fedfora.federated.site.client_app.{work}", fails)
+    out = {"record": clinics, "site": run}[unit]("out", noise_multiplier=3.0)
+    sites = {"record": 3, "site": 4}[unit]
+    assert paid == [1] * sites + [2] * sites
+    assert [line["secure_aggregation"]["weight"] for line in read_rounds(out)] == [sites] * 2
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,26 @@ def test_the_ledger_of_other_data_is_not_spent_from(tmp_path):
         Ledger.open(tmp_path / "rows-b.json", delta=DELTA, target_epsilon=2.0)
 
 
+def test_a_ledger_behind_a_link_is_one_ledger_and_behind_a_broken_link_none_begins(tmp_path):
+    """As where the disk it leads to is not there: the budget would begin anew."""
+    kept, link = tmp_path / "disk" / "site.json", tmp_path / "kit" / "site.json"
+    link.parent.mkdir()
+    link.symlink_to(kept)
+    with pytest.raises(ValueError, match="nothing was spent"):
+        Ledger.open(link, delta=DELTA, target_epsilon=2.0)
+    for path in (kept, link, kept):
+        Ledger.open(path, delta=DELTA, target_epsilon=2.0).spend(Release(0.1, 1.5, 1))
+    (release,) = Ledger.open(link, delta=DELTA, target_epsilon=2.0).releases
+    assert release.count == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"releases": [{"count": 1}]}'])
+def test_a_ledger_that_was_cut_or_is_none_is_not_spent_from(tmp_path, content):
+    (tmp_path / "site.json").write_text(content)
+    with pytest.raises(ValueError, match="no privacy ledger for these data; nothing was spent"):
+        Ledger.open(tmp_path / "site.json", delta=DELTA, target_epsilon=2.0)
+
+
 def test_a_budget_that_no_noise_keeps_is_refused_with_what_can_be_had():
     with pytest.raises(ValueError, match=r"--target_epsilon 0.0001 cannot be reached in 60 steps"):
         noise_multiplier_for(target_epsilon=1e-4, delta=DELTA, sampling_rate=1.0, count=60)

@@ -95,6 +95,13 @@ def test_without_a_terminal_there_is_one_line_a_round(write_run):
     assert "training loss 2.000" in lines[1]
 
 
+def test_what_a_site_is_called_is_no_markup():
+    """A name with [/red] in it ended the watch with an error."""
+    board = Board()
+    board.take({"event": "round_started", "round": 1, "sites": ["[/red]"]})
+    assert "[/red]" in shown(render(board))
+
+
 def test_it_follows_a_run_that_goes_on(write_run):
     run = write_run(events=[round_line(1)])
     out = StringIO()

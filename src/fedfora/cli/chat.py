@@ -11,6 +11,7 @@ from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser, Options, flag
 from fedfora.models.resolve import adapter_dir_of, check_named
 from fedfora.models.settings import ModelArguments
+from fedfora.registry import printable
 
 
 @dataclass
@@ -43,6 +44,11 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.models.adapter_base import load_with_adapter
     from fedfora.models.saving import read_record
 
+    class Plain(TextStreamer):  # type: ignore[misc]  # transformers is untyped here
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            """Show a piece of the answer; a terminal obeys none."""
+            super().on_finalized_text(printable(text, 10**6, "\n"), stream_end)
+
     base, model = load_with_adapter(settings, chat.model_dir, given)
     record = read_record(chat.model_dir) if chat.model_dir else {}
     instruction = chat.instruction
@@ -61,7 +67,7 @@ def run(argv: Sequence[str]) -> None:
             base.tokenizer,
             encode_prompts([Example(instruction, question, None, {})], base.tokenizer, prompts),
             max_new_tokens=chat.max_new_tokens or prompts.max_target_length,
-            streamer=TextStreamer(base.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            streamer=Plain(base.tokenizer, skip_prompt=True, skip_special_tokens=True),
         )
 
 

@@ -20,6 +20,7 @@ from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.outlook import OutlookArguments, expectation, noise_to_signal
 from fedfora.privacy.settings import PrivacyArguments, check_delta
+from fedfora.registry import printable
 from fedfora.training.settings import TrainArguments, check_record_privacy, private_steps
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _print_rows(report: "RowsReport") -> None:
 def _print_findings(what: str, findings: list[str]) -> None:
     print(f"{what}: {len(findings)}")
     for finding in findings[:SHOWN]:
-        print(f"  {finding}")
+        print(f"  {printable(finding, 1000)}")
     if len(findings) > SHOWN:
         print(f"  ... and {len(findings) - SHOWN} more")
 
@@ -118,11 +119,11 @@ def _print_row(row: dict[str, list[int]], tokenizer: Any, where: str, template: 
 
     size = sum(label == IGNORED for label in row["labels"])
     text = Text()
-    text.append(tokenizer.decode(row["input_ids"][:size]), style="dim")
-    text.append(tokenizer.decode(row["input_ids"][size:]), style="bold green")
+    for ids, style in ((row["input_ids"][:size], "dim"), (row["input_ids"][size:], "bold green")):
+        text.append(printable(tokenizer.decode(ids), 10**6, "\n"), style=style)
     answer = len(row["labels"]) - size
     print(f"{where} ({template} template): no loss on {size} tokens, loss on the last {answer}")
-    Console(soft_wrap=True, highlight=False).print(text)
+    Console(soft_wrap=True, highlight=False, markup=False).print(text)
 
 
 def _print_cost(

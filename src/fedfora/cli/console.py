@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
 
-from fedfora.registry import unknown
+from fedfora.registry import printable, unknown
 
 if TYPE_CHECKING:
     from fedfora.deployment.checks import CheckResult
@@ -27,7 +27,8 @@ class Once(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the message is new."""
-        message = record.getMessage()
+        message = printable(record.getMessage(), 10**6, "\n")
+        record.msg, record.args = message, None  # it may quote a row
         new = message not in self._said
         self._said.add(message)
         return new

@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         sys.stdout.flush()  # what was printed before the mistake was found comes before it
         line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
-        line = line.encode(errors="backslashreplace").decode()  # a name may hold half a character
+        # A name may hold half a character, and a row what a terminal obeys.
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
         print(f"fedfora {command}: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

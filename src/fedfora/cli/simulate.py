@@ -101,7 +101,7 @@ def print_comparison(output_dir: str, title: str) -> None:
             clock(seconds),
             style="bold" if name == "federated" else "",
         )
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     console.print()
     console.print(table)
     if not (sites := own_kinds(run, card)):

@@ -49,5 +49,5 @@ def run(argv: Sequence[str]) -> None:
 
     from fedfora.reporting.watch import watch
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     watch(path, console, interval_s=arguments.interval_s, once=arguments.once)

@@ -115,7 +115,7 @@ def _values(examples: list[Example], column: str) -> list[str]:
         if value is None:
             names = ", ".join(map(str, example.columns))
             raise DataError(f'--partition: row {number} has no column "{column}"; it has: {names}')
-        values.append(str(value))
+        values.append("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value)))
     return values
 
 

@@ -18,18 +18,9 @@ from fedfora.deployment.sites_file import address_of
 
 # What a SuperNode of Flower asks for (flwr.supernode.fleet_http_client, 1.38 to 1.42).
 FLEET_PATHS = (
-    "activate-node",
-    "confirm-message-received",
-    "deactivate-node",
-    "get-fab",
-    "get-run",
-    "pull-messages",
-    "pull-object",
-    "push-messages",
-    "push-object",
-    "register-node",
-    "send-node-heartbeat",
-    "unregister-node",
+    *("activate-node", "confirm-message-received", "deactivate-node", "get-fab", "get-run"),
+    *("pull-messages", "pull-object", "push-messages", "push-object", "register-node"),
+    *("send-node-heartbeat", "unregister-node"),
 )
 GATE_LOG = "gate.log"  # in the kit's state, by nginx
 MAX_BODY_MIB = 16  # Flower cuts what it sends into pieces of 5 MB

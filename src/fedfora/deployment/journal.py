@@ -19,12 +19,13 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedfora.files import write_atomically
+from fedfora.registry import printable
 
 JOURNAL, HEAD, HOOK = "journal.jsonl", "journal.head", "alarm"
 SENT, RECEIVED = "sent", "received"  # a site's answer, there and at the coordinator
@@ -53,6 +54,8 @@ def append(state: Path, event: str, **values: Any) -> Line:
     known = {name: value for name, value in values.items() if value is not None}
     with _locked(state / JOURNAL) as file:
         number, previous = _end(file)
+        with suppress(ValueError):  # lines that were cut off leave a gap
+            number, previous = max(_head(state / HEAD), (number, previous), key=lambda end: end[0])
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = {"number": number + 1, "time": time, "event": event, **known, "previous": previous}
         text = json.dumps(line, ensure_ascii=False, default=str).encode() + b"\n"
@@ -161,7 +164,8 @@ def shown(line: Line) -> str:
     hidden = ("number", "time", "event", "previous", "alarm")
     facts = "  ".join(f"{k}={v}" for k, v in line.items() if k not in hidden)
     mark = "ALARM " if line.get("alarm") else ""
-    return f"{line['number']:6d}  {line['time']}  {mark}{line['event']:12s}  {facts}"
+    text = f"{line['number']:6d}  {line['time']}  {mark}{line['event']:12s}  {facts}"
+    return printable(text, 10_000)  # the other side may have chosen a run's name
 
 
 @contextmanager
@@ -193,15 +197,20 @@ def _end(file: BinaryIO) -> tuple[int, str]:
 
 def _check_head(path: Path, texts: list[bytes]) -> None:
     """Raise unless the line that was the last one is there: lines after it were added since."""
-    try:
-        head = json.loads(path.with_name(HEAD).read_text(encoding="utf-8"))
-        number, digest = int(head["number"]), head["digest"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{path.with_name(HEAD)}: is missing, or was changed") from None
+    number, digest = _head(path.with_name(HEAD))
     if number > len(texts):
         raise ValueError(f"{path}: ends with line {len(texts)}; lines up to {number} were cut off")
     if _digest(texts[number - 1]) != digest:
         raise ValueError(f"{path}, line {number}: was changed; {HEAD} disagrees")
+
+
+def _head(path: Path) -> tuple[int, str]:
+    """Return number and digest of the line that was the last one when it was written."""
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+        return int(head["number"]), str(head["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: is missing, or was changed") from None
 
 
 def _digest(text: bytes) -> str:

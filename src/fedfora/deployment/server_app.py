@@ -22,9 +22,9 @@ from fedfora.deployment.journal import RECEIVED, RUN_NAME, append
 from fedfora.deployment.kit import CoordinatorKit, read_kit
 from fedfora.deployment.supervisor import exit_with_parent, log_into
 from fedfora.federated.coordinator.handshake import Membership
-from fedfora.federated.coordinator.receiving import printable
 from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.settings import from_run_config
+from fedfora.registry import printable
 from fedfora.reporting.record import Event
 
 POLL_S = 1.0

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fedfora.config import Options, flag
+from fedfora.data.settings import DataArguments
 from fedfora.deployment.yaml_source import Keys, YamlSource
 from fedfora.federated.secure_aggregation.messages import MIN_SITES, fewest_survivors
 from fedfora.federated.settings import (
@@ -19,18 +20,13 @@ from fedfora.federated.settings_scope import LOCAL_ONLY, SITE_MAY_OVERRIDE
 # What a site is promised stands in its own kit too, and holds whatever the coordinator sends.
 PROTECTION = frozenset(
     {
-        "secure_aggregation",
-        "secagg_threshold",
-        "secagg_min_sites",
-        "privacy_unit",
-        "target_epsilon",
-        "target_delta",
-        "noise_multiplier",
-        "clipping_norm",
-        "sampling_rate",
-        "shared_noise",
+        *("secure_aggregation", "secagg_threshold", "secagg_min_sites", "privacy_unit"),
+        *("target_epsilon", "target_delta", "noise_multiplier", "clipping_norm"),
+        *("sampling_rate", "shared_noise"),
     }
 )
+# How rows are read: where it fails, it tells of a row, and nothing is paid for.
+READING = frozenset(item.name for item in fields(DataArguments)) - LOCAL_ONLY
 # Which belong to a promise even where nobody named them: their defaults are written down with it.
 IMPLIED_FLAGS = {
     "secure_aggregation": {"secagg_threshold"},
@@ -100,8 +96,9 @@ def own_flags(
         site: The site's own.
         quorum: With how many updates a round is content.
     """
-    # What is left to the site travels as a default.
-    shared_names = SITE_FLAGS - (SITE_MAY_OVERRIDE - PROTECTION)
+    # What is left to the site travels as a default; with privacy nothing does.
+    private = {**federation, **site}.get("privacy_unit", "none") != "none"
+    shared_names = SITE_FLAGS - (SITE_MAY_OVERRIDE - PROTECTION) | (READING if private else set())
     shared = {name: value for name, value in federation.items() if name in shared_names}
     own = {**shared, **site}
     threshold = own.get("secagg_threshold", SecureAggregationArguments.secagg_threshold)
@@ -140,15 +137,17 @@ def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         ValueError: Naming the flag.
     """
     plain = {name.replace("-", "_"): value for name, value in received.items()}
-    names = {name for name, value in plain.items() if value not in (None, 0, "0")}
+    fixed = {"canaries"}
+    if own.get("secure_aggregation"):
+        fixed |= IMPLIED_FLAGS["secure_aggregation"]
     if own.get("privacy_unit", "none") != "none":
         check_promise(own)
-        if plain.get("noise_multiplier") is not None and own.get("noise_multiplier") is None:
+        fixed |= {"noise_multiplier"} | IMPLIED_FLAGS["privacy_unit"] | READING
+    for name in sorted(fixed - {name for name, value in own.items() if value is not None}):
+        if plain.get(name) not in (None, DEFAULTS[name]):
             raise ValueError(
-                "the coordinator may not set noise_multiplier: the kit's budget chooses the noise"
+                f"the coordinator may not set {name}: what the site is promised rests on it"
             )
-    if "canaries" in names:
-        raise ValueError("the coordinator may not set canaries: a real site plants no rows")
 
 
 def check_flags(
@@ -166,10 +165,11 @@ def check_flags(
         ValueError: Naming file, line and flag.
     """
     flags = document.mapping(keys, empty=True)
+    allowed = SITE_FLAGS | (READING if federation is None else set())
     for name in flags:
         if name in NOT_OF_FEDERATION:
             raise document.error((*keys, name), f"is not set here: {NOT_OF_FEDERATION[name]}")
-        if of_site and name in DEFAULTS.keys() - SITE_FLAGS:
+        if of_site and name in DEFAULTS.keys() - allowed:
             raise document.error(
                 (*keys, name), "is the same for all sites; it belongs under settings"
             )

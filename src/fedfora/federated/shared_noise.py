@@ -56,9 +56,11 @@ class SharedNoise:
     of_records: bool = False
 
     @classmethod
-    def for_records(cls, noise_multiplier: float) -> "SharedNoise":
-        """Return the noise for sums of clipped gradients in units of `ROWS_OF_UNIT` C."""
-        return cls(noise_multiplier, 1 / ROWS_OF_UNIT, of_records=True)
+    def of(cls, settings: FederationSettings) -> "SharedNoise":
+        """Return the noise of a run's rounds; on records in units of `ROWS_OF_UNIT` C."""
+        multiplier, privacy = shared_release(settings, 1).noise_multiplier, settings.privacy
+        norm = 1 / ROWS_OF_UNIT if privacy.shared_noise else privacy.clipping_norm
+        return cls(multiplier, norm, privacy.shared_noise)
 
     def std(self, terms: Terms) -> float:
         """Return the standard deviation of one site's share."""

@@ -69,7 +69,7 @@ class Ledger:
             ValueError: If the file is no ledger, or that of other data: privacy is not spent on a
                 guess.
         """
-        return cls(delta, target_epsilon, path, _read(path))
+        return cls(delta, target_epsilon, lines=_read(path), path=path.resolve())
 
     @property
     def releases(self) -> list[Release]:
@@ -220,7 +220,7 @@ class Ledger:
 
 def _read(path: Path) -> list[Line]:
     """Return the lines of a ledger; none where there is no file."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

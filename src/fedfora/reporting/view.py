@@ -58,7 +58,7 @@ class View(Screen):
     """Counts the work done, in optimizer steps, and shows progress; `take` is a run's listener."""
 
     def __init__(self, total_steps: float, console: Console | None = None) -> None:
-        super().__init__(console or Console(soft_wrap=True))
+        super().__init__(console or Console(soft_wrap=True, markup=False))
         self.total = total_steps
         self.done = 0.0
         self.board = Board()
@@ -248,7 +248,7 @@ def render(board: Board) -> RenderableType:
             sites.sort(key=lambda entry: _rank(entry[1]))
         for name, site in sites[:SITES_SHOWN]:
             table.add_row(
-                name,
+                Text(name),
                 Text(site.state, style=_STYLES.get(site.state, "bold")),
                 "-" if site.loss is None else f"{site.loss:.3f}",
                 data_size(site.sent_bytes) if site.sent_bytes else "",

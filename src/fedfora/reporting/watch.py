@@ -38,7 +38,7 @@ def watch(
         while True:
             for line in standing.update():
                 if not drawn:
-                    console.print(line, highlight=False)
+                    console.print(line, highlight=False, markup=False)
             if standing.over:
                 return
             time.sleep(interval_s)
@@ -134,7 +134,7 @@ class RunsBoard(Screen):
     """
 
     def __init__(self, runs: Path, console: Console | None = None) -> None:
-        super().__init__(console or Console(file=sys.stdout, soft_wrap=True))
+        super().__init__(console or Console(file=sys.stdout, soft_wrap=True, markup=False))
         self._runs = runs
         self._began = time.time()
         self._looked = 0.0

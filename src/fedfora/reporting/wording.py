@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedfora.metrics import METRICS, headlines, in_order
+from fedfora.registry import printable
 
 _LABELS = {
     "loss": "training loss",
@@ -152,7 +153,7 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
             line += f"  [{low:.3f}, {high:.3f}]"
         lines.append(line)
     for relation, of in scores.get("relations", {}).items():
-        line = f"  {'F1 of ' + relation:{_WIDTH - 2}s} {of['f1']:7.3f}"
+        line = f"  {'F1 of ' + printable(relation):{_WIDTH - 2}s} {of['f1']:7.3f}"
         if "lenient_f1" in of:
             line += f"  (folded {of['folded_f1']:.3f}, lenient {of['lenient_f1']:.3f})"
         lines.append(line + f"  of {of['expected']} expected")

@@ -19,7 +19,7 @@ from fedfora.federated.aggregation.means import Reading
 from fedfora.federated.aggregation.update import AdapterState, Weighted, part
 from fedfora.federated.coordinator.aggregator import Aggregator
 from fedfora.federated.coordinator.handshake import Agreement, SiteInfo
-from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive
+from fedfora.federated.coordinator.receiving import UNREADABLE, receive
 from fedfora.federated.coordinator.screening import Limits, read_masked, read_validation, screen
 from fedfora.federated.coordinator.secure_rounds import SecureRounds
 from fedfora.federated.settings import FederationSettings, weight_of
@@ -28,6 +28,7 @@ from fedfora.federated.wire.formats import FORMATS
 from fedfora.federated.wire.messages import Origin, Report, RoundMessages
 from fedfora.federated.wire.secure_records import digest_of_task
 from fedfora.federated.wire.transport import Layout, payload_bytes, unflatten
+from fedfora.registry import printable
 from fedfora.reporting.record import RunRecord
 from fedfora.seeds import derive_seed
 

@@ -17,9 +17,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedfora.federated.aggregation.update import AdapterState
-from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive
+from fedfora.federated.coordinator.receiving import UNREADABLE, receive
 from fedfora.federated.secure_aggregation.crypto import prompts_digest, verify_participation
 from fedfora.federated.wire.transport import Layout, digest_of, unpack
+from fedfora.registry import printable
 
 SITE_TABLE = "sites.json"  # in the run directory: who has what
 MUST_MATCH = ("base-fingerprint", "layout-digest")  # of a site's answer: must be everybody's

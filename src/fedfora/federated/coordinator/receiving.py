@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
+from fedfora.registry import printable
+
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.1
-MAX_TEXT = 200  # characters of what a site says, in one line
 # What Python raises where somebody else's records are not what was expected.
 UNREADABLE = (
     *(ValueError, TypeError, KeyError, IndexError),
@@ -23,12 +24,6 @@ UNREADABLE = (
 )
 EXPIRED = 3  # Flower's error code for a message that has outlived its time
 NO_REPLY = 4  # Flower's error code for a reply that is not there
-
-
-def printable(text: object, most: int = MAX_TEXT) -> str:
-    """Return a text that a site may have written as one short line that no terminal obeys."""
-    shown = "".join(c if c.isprintable() else " " for c in str(text)[: 4 * most])
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def receive(

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedfora.federated.aggregation.update import AdapterState
-from fedfora.federated.coordinator.receiving import UNREADABLE, printable
+from fedfora.federated.coordinator.receiving import UNREADABLE
 from fedfora.federated.wire.messages import (
     ARRAYS,
     METRIC_NAMES,
@@ -30,6 +30,7 @@ from fedfora.federated.wire.messages import (
     Report,
 )
 from fedfora.federated.wire.transport import unpack_from
+from fedfora.registry import printable
 
 WINDOW = 16
 

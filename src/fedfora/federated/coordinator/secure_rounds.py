@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedfora.federated.coordinator.receiving import UNREADABLE, printable, receive
+from fedfora.federated.coordinator.receiving import UNREADABLE, receive
 from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.fixed_point import (
     FixedPoint,
@@ -26,21 +26,8 @@ from fedfora.federated.secure_aggregation.fixed_point import (
 from fedfora.federated.secure_aggregation.messages import Reveal, RoundKeys, Terms, digest_of
 from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, WrongShares
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.wire.secure_records import (
-    ANSWER,
-    CONFIRM,
-    DELIVERY,
-    INTRODUCE,
-    REVEAL,
-    ROSTER,
-    SHARE,
-    SIGNATURES,
-    SURVIVORS,
-    TERMS,
-    read,
-    read_words,
-    write,
-)
+from fedfora.federated.wire import secure_records as wire
+from fedfora.registry import printable
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +101,10 @@ class SecureRounds:
         terms = Terms(round_number, tuple(sampled), fraction, digest_of(self._keys))
         self._code = self._code_for(len(sampled))
         opened = self._round = SecureRound(terms, vector_size(num_numbers), task)
-        self._collect(SHARE, self._invitations(terms), RoundKeys, opened.receive_keys)
+        self._collect(wire.SHARE, self._invitations(terms), RoundKeys, opened.receive_keys)
         self._informed |= {self.nodes[number] for number in opened.present}
         return {
-            self.nodes[number]: {DELIVERY: write(delivery)}
+            self.nodes[number]: {wire.DELIVERY: wire.write(delivery)}
             for number, delivery in self._or_lost(opened.deliveries).items()
         }
 
@@ -127,7 +114,7 @@ class SecureRounds:
         Raises:
             ValueError: If it is not what the site was asked for.
         """
-        words = read_words(arrays, self._round.size)
+        words = wire.read_words(arrays, self._round.size)
         self._round.receive_vector(self.numbers[node], words)
 
     def close(self) -> Summed:
@@ -139,13 +126,13 @@ class SecureRounds:
         """
         opened = self._round
         survivors = self._or_lost(opened.survivors)
-        question = RecordDict({SURVIVORS: write(survivors)})
+        question = RecordDict({wire.SURVIVORS: wire.write(survivors)})
         contents = {self.nodes[site]: question for site in survivors}
-        self._collect(CONFIRM, contents, bytes, opened.receive_signature)
+        self._collect(wire.CONFIRM, contents, bytes, opened.receive_signature)
         signatures = self._or_lost(opened.signatures)
-        shown = RecordDict({SIGNATURES: write(signatures)})
+        shown = RecordDict({wire.SIGNATURES: wire.write(signatures)})
         contents = {self.nodes[site]: shown for site in signatures}
-        self._collect(REVEAL, contents, Reveal, opened.receive_reveal)
+        self._collect(wire.REVEAL, contents, Reveal, opened.receive_reveal)
         summed = self._or_lost(lambda: read_sum(self._total(opened), self._code))
         self.line = {
             "neighbors": opened.terms.degree,
@@ -184,7 +171,7 @@ class SecureRounds:
         """Ask sites without a key of this run for one; a new key makes a new roster."""
         missing = [node for node in nodes if self.numbers[node] not in self._keys]
         self._collect(
-            INTRODUCE, {node: RecordDict() for node in missing}, SignedKey, self._take_key
+            wire.INTRODUCE, {node: RecordDict() for node in missing}, SignedKey, self._take_key
         )
 
     def _take_key(self, number: int, key: SignedKey) -> None:
@@ -197,9 +184,9 @@ class SecureRounds:
         contents = {}
         for number in terms.participants:
             node = self.nodes[number]
-            contents[node] = RecordDict({TERMS: write(terms)})
+            contents[node] = RecordDict({wire.TERMS: wire.write(terms)})
             if node not in self._informed:
-                contents[node][ROSTER] = write(self._keys)
+                contents[node][wire.ROSTER] = wire.write(self._keys)
         return contents
 
     def _collect(
@@ -223,7 +210,7 @@ class SecureRounds:
             records = reply.content.config_records.values()
             self.uplink_bytes[node] += sum(len(part.deflate()) for part in records)
             try:
-                take(self.numbers[node], read(kind, reply.content[ANSWER]))
+                take(self.numbers[node], wire.read(kind, reply.content[wire.ANSWER]))
             except UNREADABLE as error:
                 self._reject(node, error)
 

@@ -5,6 +5,7 @@ The app does not know which engine runs it. Its handlers turn messages into plai
 """
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -36,6 +37,8 @@ from fedfora.federated.wire.messages import (
 from fedfora.federated.wire.transport import Layout, pack, pack_with_feedback
 from fedfora.training.local import LocalResult
 from fedfora.training.trainer import StepReport
+
+logger = logging.getLogger(__name__)
 
 SiteReport = Callable[[str, StepReport], None]
 
@@ -83,19 +86,27 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
         secure_answers.check_in_clear(context)
     assignment = read_assignment(message.content, context.state, runtime.layout)
     validation_loss, validation_tokens = validate(runtime, site, assignment.adapter)
-    arrays, result = carry_out(
-        runtime,
-        site,
-        assignment,
-        context.state,
-        seed=secure_answers.seed_of_order(context, assignment.round_index + 1),
-        on_step=lambda report: on_step(site.name, report),
-    )
-    origin = Origin(assignment.round_index + 1, runtime.base_fingerprint, runtime.layout.digest)
-    content = RecordDict({ARRAYS: arrays, ORIGIN: ConfigRecord(vars(origin))})
-    if secure:
+    number, arrays = assignment.round_index + 1, None
+    result = LocalResult(steps=0, loss=0.0, answer_tokens=1, tokens=0, seconds=0.0)
+    terms = secure_answers.begin(context, site, number) if secure else None
+    try:
+        arrays, result = carry_out(
+            runtime,
+            site,
+            assignment,
+            context.state,
+            seed=secure_answers.seed_of_order(context, number),
+            on_step=lambda report: on_step(site.name, report),
+        )
+    except Exception:
+        if not runtime.settings.shares_noise:
+            raise
+        logger.exception("round %d failed: it is paid for, and the noise is sent alone", number)
+    origin = Origin(number, runtime.base_fingerprint, runtime.layout.digest)
+    content = RecordDict({ARRAYS: arrays or ArrayRecord(), ORIGIN: ConfigRecord(vars(origin))})
+    if terms is not None:
         content[ARRAYS] = secure_answers.hide(
-            message.content, context, site, assignment, arrays, result
+            message.content, context, site, assignment, terms, arrays, result
         )
         return Message(content, reply_to=message)
     report = Report(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 
 from fedfora.federated.aggregation.update import part
@@ -19,8 +20,6 @@ from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.fixed_point import (
     FixedPoint,
-    Floats,
-    Words,
     contribution,
     contribution_with_noise,
 )
@@ -31,19 +30,8 @@ from fedfora.federated.shared_noise import SharedNoise, shared_release
 from fedfora.federated.site.identity import SITE_KEYS, SITE_STATE, open_identity
 from fedfora.federated.site.memory import answered_rounds
 from fedfora.federated.site_runtime import SiteData
+from fedfora.federated.wire import secure_records as wire
 from fedfora.federated.wire.messages import Assignment
-from fedfora.federated.wire.secure_records import (
-    ANSWER,
-    DELIVERY,
-    ROSTER,
-    SIGNATURES,
-    SURVIVORS,
-    TERMS,
-    WORDS,
-    digest_of_task,
-    read,
-    write,
-)
 from fedfora.federated.wire.transport import Layout, flatten, unpack
 from fedfora.training.local import LocalResult
 from fedfora.training.privacy_plan import open_ledger
@@ -66,7 +54,7 @@ def check_in_clear(context: Context) -> None:
 def introduce(content: RecordDict, context: Context) -> RecordDict:
     """Return the site's key for this run, signed."""
     with _secure_site(context) as site:
-        return RecordDict({ANSWER: write(site.introduce(str(context.run_id)))})
+        return RecordDict({wire.ANSWER: wire.write(site.introduce(str(context.run_id)))})
 
 
 def share(content: RecordDict, context: Context) -> RecordDict:
@@ -76,14 +64,14 @@ def share(content: RecordDict, context: Context) -> RecordDict:
         ValueError: If keys or terms are not what the site can accept.
     """
     with _secure_site(context) as site:
-        if ROSTER in content:
-            site.accept_roster(read(dict[int, SignedKey], content[ROSTER]))
-        terms: Terms = read(Terms, content[TERMS])
+        if wire.ROSTER in content:
+            site.accept_roster(wire.read(dict[int, SignedKey], content[wire.ROSTER]))
+        terms: Terms = wire.read(Terms, content[wire.TERMS])
         _check_promise(terms, context, num_known=len(site.pinned))
         answer = site.share(terms)
         if (answered := answered_rounds(context)) is not None:
             answered.share(str(context.run_id), terms.round_number)
-        return RecordDict({ANSWER: write(answer)})
+        return RecordDict({wire.ANSWER: wire.write(answer)})
 
 
 def _check_promise(terms: Terms, context: Context, *, num_known: int) -> None:
@@ -123,64 +111,68 @@ def _run_of(context: Context) -> str:
     return Path(str(context.run_config["output_dir"])).name
 
 
+def begin(context: Context, site: SiteData, round_number: int) -> Terms:
+    """Return the terms of a round, and pay for it where noise is shared: before rows are looked at.
+
+    Raises:
+        ValueError: If the round is another, or was answered, or its noise does not fit.
+        BudgetSpent: If it would exceed the budget.
+    """
+    settings = from_run_config(context.run_config)
+    with _secure_site(context) as member:
+        opened = member.memory.open_round
+    if opened is None or opened.terms.round_number != round_number or opened.present:
+        raise ValueError(f"round {round_number} was not shared for by this site, or is answered")
+    if settings.shares_noise:
+        SharedNoise.of(settings).check(opened.terms, _code(settings, opened.terms))
+        open_ledger(settings.privacy, site.ledger).spend(
+            shared_release(settings, 1),
+            run=str(Path(settings.run.output_dir).resolve()),
+            settings={"round": round_number, "clipping_norm": settings.privacy.clipping_norm},
+        )
+    return opened.terms
+
+
 def hide(
     content: RecordDict,
     context: Context,
     site: SiteData,
     assignment: Assignment,
-    arrays: ArrayRecord,
+    terms: Terms,
+    arrays: ArrayRecord | None,
     result: LocalResult,
 ) -> ArrayRecord:
     """Return what travels under secure aggregation: what the training changed, as masked words.
 
     Raises:
-        ValueError: If the round is another, or a key or a share is not what it should be.
+        ValueError: If a key or a share is not what it should be.
     """
     settings, rule = from_run_config(context.run_config), assignment.rule
     start = part(assignment.adapter, rule.travels)
     received = part(assignment.adapter, rule.travels + rule.frozen)
-    layout, round_number = Layout.of(start), assignment.round_index + 1
-    update_N = flatten(unpack(arrays, layout), layout)
-    if not settings.privacy.shared_noise:  # else it is a step already
+    layout, code = Layout.of(start), _code(settings, terms)
+    update_N = np.zeros(layout.size) if arrays is None else flatten(unpack(arrays, layout), layout)
+    if arrays is not None and not settings.privacy.shared_noise:  # else it is a step already
         update_N = update_N - flatten(start, layout)
-    with _secure_site(context) as member:
-        opened = member.memory.open_round
-        if opened is None or opened.terms.round_number != round_number:
-            raise ValueError(f"round {round_number} was not shared for by this site")
-        if settings.shares_noise:
-            words = _noisy(update_N, opened.terms, settings, site)
-        else:
-            words = contribution(
-                update_N,
-                weight=weight_of(settings, result.answer_tokens, len(site.encoded)),
-                loss=result.loss,
-                code=_code(settings, opened.terms),
-                max_norm=settings.rounds.max_update_norm or float("inf"),
-            )
-        if (answered := answered_rounds(context)) is not None:
-            answered.leave(_run_of(context), round_number)
-        task = digest_of_task(rule.name, received, agreed_part(settings.run_config()))
-        member.mask(words, read(Delivery, content[DELIVERY]), task=task)
-        return ArrayRecord({WORDS: Array(words)})
-
-
-def _noisy(update_N: Floats, terms: Terms, settings: FederationSettings, site: SiteData) -> Words:
-    """Return an update with its share of the noise, once the site has paid for the round."""
-    privacy, code = settings.privacy, _code(settings, terms)
-    release, clipping_norm = shared_release(settings, 1), None
-    if privacy.shared_noise:
-        noise = SharedNoise.for_records(release.noise_multiplier)
+    if settings.shares_noise:
+        noise = SharedNoise.of(settings)
+        noise_N = noise.draw(layout.size, terms, code)
+        norm = None if noise.of_records else noise.clipping_norm
+        words = contribution_with_noise(update_N, noise_N, code=code, clipping_norm=norm)
     else:
-        clipping_norm = privacy.clipping_norm
-        noise = SharedNoise(release.noise_multiplier, clipping_norm)
-    open_ledger(privacy, site.ledger).spend(
-        release,
-        run=str(Path(settings.run.output_dir).resolve()),
-        settings={"round": terms.round_number, "clipping_norm": privacy.clipping_norm},
-    )
-    noise.check(terms, code)
-    noise_N = noise.draw(len(update_N), terms, code)
-    return contribution_with_noise(update_N, noise_N, code=code, clipping_norm=clipping_norm)
+        words = contribution(
+            update_N,
+            weight=weight_of(settings, result.answer_tokens, len(site.encoded)),
+            loss=result.loss,
+            code=code,
+            max_norm=settings.rounds.max_update_norm or float("inf"),
+        )
+    if (answered := answered_rounds(context)) is not None:
+        answered.leave(_run_of(context), terms.round_number)
+    task = wire.digest_of_task(rule.name, received, agreed_part(settings.run_config()))
+    with _secure_site(context) as member:
+        member.mask(words, wire.read(Delivery, content[wire.DELIVERY]), task=task)
+    return ArrayRecord({wire.WORDS: Array(words)})
 
 
 def _code(settings: FederationSettings, terms: Terms) -> FixedPoint:
@@ -195,8 +187,8 @@ def confirm(content: RecordDict, context: Context) -> RecordDict:
         ValueError: If the sum would be one of too few sites, or another list was signed.
     """
     with _secure_site(context) as site:
-        survivors = read(tuple[int, ...], content[SURVIVORS])
-        return RecordDict({ANSWER: write(site.confirm(survivors))})
+        survivors = wire.read(tuple[int, ...], content[wire.SURVIVORS])
+        return RecordDict({wire.ANSWER: wire.write(site.confirm(survivors))})
 
 
 def reveal(content: RecordDict, context: Context) -> RecordDict:
@@ -206,8 +198,8 @@ def reveal(content: RecordDict, context: Context) -> RecordDict:
         ValueError: If too few sites have signed the list of survivors that this site signed.
     """
     with _secure_site(context) as site:
-        signatures = read(dict[int, bytes], content[SIGNATURES])
-        return RecordDict({ANSWER: write(site.reveal(signatures))})
+        signatures = wire.read(dict[int, bytes], content[wire.SIGNATURES])
+        return RecordDict({wire.ANSWER: wire.write(site.reveal(signatures))})
 
 
 @contextmanager
@@ -216,9 +208,9 @@ def _secure_site(context: Context) -> Iterator[SecureSite]:
     seed = from_run_config(context.run_config).train.seed
     identity, pinned = open_identity(context.node_config, seed=seed)
     stored = context.state.get(STATE)
-    memory = read(Memory, stored) if stored is not None else Memory()
+    memory = wire.read(Memory, stored) if stored is not None else Memory()
     index = int(context.node_config["partition-id"])
     try:
         yield SecureSite(index, identity, pinned, memory)
     finally:
-        context.state[STATE] = write(memory)
+        context.state[STATE] = wire.write(memory)
