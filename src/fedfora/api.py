@@ -286,17 +286,17 @@ def simulate(
 @_with_signature
 def predict(*, progress: bool = False, **options: Any) -> Result:
     """Answer the rows of `test_file` and score the answers, as `fedfora predict` does."""
-    from fedfora.cli.predict import preflight
+    from fedfora.evaluation.output import preflight
     from fedfora.evaluation.settings import PredictSettings
 
     with _command("predict", options) as (parser, values):
         settings = PredictSettings(frozenset(values), *parser.build(values))
-        adapter, examples = preflight(settings)
+        checked = preflight(settings)
         with _view(progress) as view:
             from fedfora.evaluation.predict import predict
 
-            predict(settings, view, examples)
-    return Result(Path(settings.predict.output_dir), adapter)
+            predict(checked, view)
+    return Result(Path(settings.predict.output_dir), checked.adapter_dir)
 
 
 @_with_signature

@@ -163,6 +163,16 @@ def test_a_mistake_is_named_and_nothing_is_written(words, message, files, capsys
     assert sorted(files.iterdir()) == before
 
 
+def test_a_directory_that_is_no_data_set_is_told_in_one_line(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").write_text('{"input": \n')
+    assert main((TRAIN.format(d=tmp_path) + "--train_file .").split()) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("fedfora train: error: .: no such file, and no data set could be")
+    assert len(error.strip().split("\n")) == 1
+
+
 def test_help_is_quick_because_it_loads_nothing_heavy():
     code = (
         "import sys; from fedfora.cli.main import main; main(['--help']); "

@@ -15,6 +15,7 @@ import yaml
 from fedfora.cli.main import main
 
 PROBE = Path(__file__).with_name("startup_probe.py")
+PREDICT = "predict --model_dir {d}/adapter --test_file clinic:test "
 TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
 SIMULATE = "simulate --model_name_or_path clinic-base --output_dir {d}/out "
 
@@ -52,6 +53,7 @@ MISTAKES = {
     "rehearse {d}/no.yaml": "cannot be read",
     "rehearse {d}/sites.yaml --rehearsal_rounds 0": "--rehearsal_rounds must be at least 1",
     "check data {d}/no.json": "no such file",
+    "check data clinic --history_column hist": 'no row has "hist"',
     "check data --trian_file x": "did you mean --train_file",
     "check site --kit {d}": "no kit there",
     "check federation --kit {d}": "no kit there",
@@ -65,7 +67,29 @@ MISTAKES = {
     "export --model_dir {d}/kits": "holds no adapter_config.json",
     "export --format quantized-base": "--model_name_or_path is missing",
     "chat": "--model_name_or_path is missing",
-    "chat --adapter {d}/kits": "holds no adapter_config.json",
+    "chat --adapter {d}/kits": "--adapter {d}/kits: the directory holds no adapter_config.json",
+    "chat --model_dir {d}/kits": "--model_dir {d}/kits: the directory holds no adapter_config.json",
+    "chat --adapter {d}/old": "fedfora.json is no adapter's record",
+    "predict --test_file clinic:test --model_dir {d}/old": "fedfora.json is no adapter's record",
+    "predict --test_file clinic:test --model_dir {d}/half": "safetensors, are missing",
+    PREDICT + "--output_dir {d}/answers": "holds another run (predictions.jsonl)",
+    PREDICT + "--output_dir {d}/adapter": "holds an adapter: name another directory",
+    PREDICT + "--options_column nope": 'no row has "nope"',
+    PREDICT + "--model no/such": "no/such: no such directory, and no model of that id",
+    "predict --test_file {d}/options.json --model clinic-base": "a list of at least two texts",
+    "train --train_file clinic --output_dir {d}/out --model no/such": "no model of that id",
+    "simulate --train_file clinic --num_clients 2 --output_dir {d}/out --model such": "no model of",
+    "chat --model no/such": "no model of that id",
+    "export --model no/such --model_dir {d}/adapter": "no model of that id",
+    TRAIN + "--train_file {d}/empty": "empty: a directory without rows",
+    TRAIN + "--train_file clinic --start_adapter {d}/kits": "--start_adapter {d}/kits: the dir",
+    TRAIN + "--train_file clinic --start_adapter {d}/old": "fedfora.json is no adapter's record",
+    TRAIN + "--train_file clinic --start_adapter {d}/adapter --lora_rank 4": "its rank is 8",
+    SIMULATE + "--train_file clinic --num_clients 2 --start_adapter {d}/half": "--start_adapter",
+    TRAIN + "--train_file clinic --deepspeed {d}/no.json": "--deepspeed: no such file",
+    TRAIN + "--train_file clinic --resume_from_checkpoint {d}/kits": "holds no whole checkpoint",
+    TRAIN + "--train_file clinic --history_column hist": 'no row has "hist"',
+    TRAIN + "--train_file clinic --response_column outputt": "did you mean 'output'",
     "audit": "no run there",
     "audit --run {d}/kits": "no run there",
     TRAIN + "--train_file clinic --lora_rank 0": "--lora_rank must be at least 1",
@@ -96,6 +120,21 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("startup")
     (place / "broken.json").write_text('{"input": "x", "output": "y"}\n{"input": \n')
     (place / "no_answer.json").write_text('{"instruction": "a", "input": "b"}\n')
+    (place / "options.json").write_text('{"input": "b", "output": "A", "options": "AB"}\n')
+    (place / "empty").mkdir()
+    prompts = {"template": "plain", "source_prefix": ""}
+    lengths = {"max_source_length": 64, "max_target_length": 64}
+    for name in ("adapter", "old", "half"):
+        (place / name).mkdir()
+        config = {"base_model_name_or_path": "clinic-base", "r": 8}
+        (place / name / "adapter_config.json").write_text(json.dumps(config))
+        record = {} if name == "old" else {"prompts": prompts | lengths}
+        (place / name / "fedfora.json").write_text(json.dumps(record))
+        if name != "half":
+            (place / name / "adapter_model.safetensors").write_bytes(b"")
+    (place / "answers").mkdir()
+    (place / "answers" / "predictions.jsonl").write_text("")
+    (place / "answers" / "environment.json").write_text('{"identity": "another"}')
     plan = {
         "federation": "clinics",
         "coordinator": {"host": "127.0.0.1", "port": 9092},
@@ -117,5 +156,5 @@ def test_nothing_heavy_is_loaded_before_the_first_line(expected, place):
     for (words, message), (line, heavy) in zip(
         expected.items(), json.loads(done.stdout), strict=True
     ):
-        assert message in line, words
+        assert message.format(d=place) in line, words
         assert heavy == [], words

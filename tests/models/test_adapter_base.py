@@ -13,10 +13,9 @@ from fedfora.cli.main import main
 from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import Example, shared_instruction
 from fedfora.data.settings import DataArguments
-from fedfora.models.adapter_base import Deviation, add_adapter, load_base_of, settings_of_base
+from fedfora.models.adapter_base import Deviation, add_adapter, load_base_of
 from fedfora.models.loading import load_base
-from fedfora.models.resolve import model_path
-from fedfora.models.saving import read_record
+from fedfora.models.resolve import model_path, read_record, settings_of_base
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}

@@ -10,8 +10,8 @@ from fedfora.adapter.state import read_state
 from fedfora.models.adapter_base import add_adapter
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_adapter, load_base
-from fedfora.models.resolve import base_name_of, model_path
-from fedfora.models.saving import adapter_config, adapter_record, read_prompt_format, save_adapter
+from fedfora.models.resolve import base_name_of, model_path, read_prompt_format
+from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 

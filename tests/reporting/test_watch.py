@@ -8,6 +8,7 @@ from io import StringIO
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -282,6 +283,35 @@ def test_a_round_that_is_repeated_after_a_stop_is_counted_once(write_run):
     add(run, {"event": "resumed", "after_round": 1}, {**round_line(2), "seconds": 9.0})
     assert [line[:9] for line in standing.update()] == ["round 2/3"]
     assert standing.board.sent_bytes == sent
+
+
+def test_the_arms_that_come_after_the_rounds_count_in_the_time_left(write_run):
+    run = write_run(events=[round_line(1) | {"seconds": 10.0, "time": time.time()}])
+    alone = RunStatus(read_run(run))
+    alone.update()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["federation"]["compare"] = ["base", "alone", "central"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    standing = RunStatus(read_run(run))
+    standing.update()
+    # Two rounds are left; two sites alone, and central on the rows of both, are two federations.
+    assert alone._seconds_left() == pytest.approx(20, abs=2)
+    assert standing._seconds_left() == pytest.approx(20 + 2 * 30, abs=2)
+    assert "left, with 3 arms to compare" in standing.clock()
+    rounds = [round_line(n) | {"seconds": 10.0 * n, "time": time.time()} for n in (2, 3)]
+    add(run, *rounds, FINISHED)
+    standing.update()
+    alone.update()
+    assert (alone.over, standing.over) == (True, False)
+    row = {"event": "row", "kind": "alone", "scores": {}, "groups": {}, "time": time.time()}
+    for name, left in (("north, alone", 2), ("south, alone", 1)):
+        add(run, row | {"name": name})
+        standing.update()
+        assert f"with {left} arm" in standing.clock()
+        assert not standing.over
+    add(run, row | {"name": "central", "kind": "central"})
+    standing.update()
+    assert standing.over
 
 
 def test_the_newest_run_is_shown_on_a_terminal_below_the_lines(write_run, tmp_path):

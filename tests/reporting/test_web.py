@@ -17,7 +17,7 @@ from browser import CHROMIUM, Browser
 from fedfora.cli.main import main
 from fedfora.reporting.history import read_run
 from fedfora.reporting.record import PASSING, append_event
-from fedfora.reporting.report import report
+from fedfora.reporting.report import report, write_report
 from fedfora.reporting.web import find_runs, serve, web_app
 from rounds import round_line
 
@@ -306,6 +306,25 @@ def test_a_port_that_is_taken_is_named(runs, capsys):
 def test_runs_are_found_newest_first_and_nothing_else(runs):
     assert set(find_runs(runs)) == {"one", "two & more"}
     assert set(find_runs(runs / "one")) == {"one"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_on_a_phone_wide_tables_scroll_in_their_own_box_and_the_page_does_not(write_run, tmp_path):
+    site = "St. Josefs Hospital of the Holy Family, cardiology and intensive care, building 12"
+    lines = [json.loads(json.dumps(round_line(n)).replace("north", site)) for n in range(1, 20)]
+    answers = [ANSWERS[0] | {"site": site}, ANSWERS[1]]
+    run, page = write_run(events=lines, predictions=answers), tmp_path / "page.html"
+    write_report([run], page)
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(page.as_uri(), width=390)
+        browser.value("document.querySelectorAll('details').forEach(part => part.open = true)")
+        assert browser.value("document.documentElement.scrollWidth") == 390
+        assert browser.value("document.querySelectorAll('table').length") > 3
+        assert browser.value("document.querySelectorAll('table:not(.scroll table)').length") == 0
+        box = "document.querySelector('[aria-label=timeline]')"
+        assert browser.value(f"{box}.scrollWidth > {box}.clientWidth")
+        name = f"{box}.querySelector('tr:nth-child(2) th')"  # stays in sight, beside some rounds
+        assert browser.value(f"{name}.offsetWidth < {box}.clientWidth / 2")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -15,7 +15,7 @@ import torch
 
 from fedfora.cli.main import main
 from fedfora.models.saving import read_adapter
-from fedfora.training.launch import check_deepspeed, stale_locks
+from fedfora.training.preflight import check_deepspeed, stale_locks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LAUNCHERS = {
@@ -150,7 +150,7 @@ def test_a_lock_that_a_killed_build_left_is_found(tmp_path, monkeypatch):
     hour_ago = time.time() - 3600
     os.utime(lock, (hour_ago, hour_ago))
     assert stale_locks() == [lock]
-    monkeypatch.setattr("fedfora.training.launch.find_spec", lambda name: name)
+    monkeypatch.setattr("fedfora.training.preflight.find_spec", lambda name: name)
     with pytest.raises(ValueError, match=r"fused_adam/lock is 60 minutes old.*Remove it"):
         check_deepspeed(str(CONFIGS / "deepspeed_zero2.json"))
 
@@ -158,6 +158,6 @@ def test_a_lock_that_a_killed_build_left_is_found(tmp_path, monkeypatch):
 def test_deepspeed_says_what_is_missing(monkeypatch):
     with pytest.raises(ValueError, match=r"--deepspeed: no such file: none\.json"):
         check_deepspeed("none.json")
-    monkeypatch.setattr("fedfora.training.launch.find_spec", lambda name: None)
+    monkeypatch.setattr("fedfora.training.preflight.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="DeepSpeed is not installed"):
         check_deepspeed(str(CONFIGS / "deepspeed_zero3.json"))

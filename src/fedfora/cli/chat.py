@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedfora.cli.console import announce_loading, silence_libraries
 from fedfora.config import ConfigParser, Options, flag
-from fedfora.models.resolve import adapter_dir_of, check_named
+from fedfora.models.resolve import adapter_dir_of, check_named, read_record
 from fedfora.models.settings import ModelArguments
 from fedfora.registry import printable
 
@@ -33,7 +33,9 @@ def run(argv: Sequence[str]) -> None:
     given = parser.values(argv)
     chat, settings = parser.build(given)
     silence_libraries()
-    check_named(settings, adapter_dir_of(chat.model_dir, None))
+    typed = "--model_dir" if any(word.startswith("--model") for word in argv) else "--adapter"
+    check_named(settings, adapter_dir_of(chat.model_dir, flag=typed))
+    record = read_record(chat.model_dir) if chat.model_dir else {}
     announce_loading("chat")
     from transformers import TextStreamer
 
@@ -42,7 +44,6 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.data.settings import DataArguments
     from fedfora.evaluation.generate import answer_batch
     from fedfora.models.adapter_base import load_with_adapter
-    from fedfora.models.saving import read_record
 
     class Plain(TextStreamer):  # type: ignore[misc]  # transformers is untyped here
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -50,7 +51,6 @@ def run(argv: Sequence[str]) -> None:
             super().on_finalized_text(printable(text, 10**6, "\n"), stream_end)
 
     base, model = load_with_adapter(settings, chat.model_dir, given)
-    record = read_record(chat.model_dir) if chat.model_dir else {}
     instruction = chat.instruction
     if instruction is None:
         instruction = str(record.get("instruction", ""))

@@ -51,10 +51,13 @@ def run_data(words: Sequence[str]) -> None:
     ).parse(words)
     silence_libraries()
     from fedfora.data.checks import read_rows, rows_in_common
+    from fedfora.data.loading import check_columns
     from fedfora.data.sources import chosen_source
 
     source, data = chosen_source(data.train_file, data, flag="FILE")
     report = read_rows(source, data)
+    if report.examples:
+        check_columns(report.examples, data, source)
     _print_rows(report)
     if data.test_file is not None:
         test = read_rows(data.test_file, data)

@@ -51,11 +51,17 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     register_post_import_hook(_quiet_transformers, "transformers")
+    register_post_import_hook(_quiet_datasets, "datasets")
 
 
 def _quiet_transformers(transformers: Any) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def _quiet_datasets(datasets: Any) -> None:
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs is raised, too
 
 
 def runs_part(argv: Sequence[str], parts: Mapping[str, Callable[[Sequence[str]], None]]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.cli.console import announce, silence_libraries
-from fedfora.cli.simulate import print_comparison, table_of_arms
+from fedfora.cli.simulate import SENT, print_comparison, table_of_arms
 from fedfora.config import ConfigParser, flag
 from fedfora.reporting.card import card_of
 from fedfora.reporting.history import read_lines, read_run
@@ -67,14 +67,14 @@ def run(argv: Sequence[str]) -> None:
 
 def summarize(output_dir: str) -> dict[str, Any]:
     """Return what summary.json holds beside the seconds."""
-    run = read_run(output_dir)
-    table, names = table_of_arms(card_of(run)), ("precision", "recall", "f1", "parse_rate")
+    card = card_of(read_run(output_dir))
+    table, names = table_of_arms(card), ("precision", "recall", "f1", "parse_rate")
     return {
         "rows": [
             {"name": name, **{key: scores[key] for key in names}, "seconds": seconds}
             for name, scores, _, seconds in table
         ],
-        "uplink_bytes_per_round_and_site": run.of("round")[-1]["sites"][0]["uplink_bytes"],
+        SENT: card["federation"][SENT],
         "peak_memory_bytes": max(memory for _, _, memory, _ in table),
     }
 

@@ -16,6 +16,8 @@ from fedfora.federated.settings import FederationSettings, settings_parser
 from fedfora.reporting.card import Card, card_of
 from fedfora.reporting.history import read_run
 
+SENT = "uplink_bytes_per_round_and_site"  # on a run's card
+
 
 def run(argv: Sequence[str]) -> None:
     """Parse, simulate, and say where the results are."""
@@ -85,7 +87,6 @@ def print_comparison(output_dir: str, title: str) -> None:
     run = read_run(output_dir)
     card = card_of(run)
     headline, found = arms(card)
-    uplink = run.of("round")[-1]["sites"][0]["uplink_bytes"]
     names = tabled_scores(found[-1]["worst"]["scores"])
     table = _table(title)
     sent, memory_title = "uplink per\nround and\nsite, KiB", "peak\nMiB"
@@ -96,7 +97,7 @@ def print_comparison(output_dir: str, title: str) -> None:
         table.add_row(
             name.replace("_", ", "),
             *(number(key, scores[key]) for key in names),
-            f"{uplink / 1024:.0f}" if name == "federated" else "-",
+            f"{card['federation'][SENT] / 1024:.0f}" if name == "federated" else "-",
             f"{memory / 2**20:,.0f}",
             clock(seconds),
             style="bold" if name == "federated" else "",

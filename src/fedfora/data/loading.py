@@ -6,10 +6,14 @@ from typing import Any
 
 from fedfora.data.settings import TASKS, DataArguments
 from fedfora.data.sources import DataError, chosen_source, rows_of
+from fedfora.registry import nearest
 
 __all__ = ["DataError", "Example", "load_chosen", "load_examples"]
 
 logger = logging.getLogger(__name__)
+
+COLUMNS = ("instruction_column", "prompt_column", "response_column", "history_column")
+DEFAULTS = {"instruction", "input", "output", "options"}  # may be absent
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,22 @@ def load_examples(
         )
     if not examples:
         raise DataError(f"{source}: no rows")
-    known = {"instruction", "input"}.union(*(example.columns for example in examples))
-    for name in ("instruction_column", "prompt_column"):  # its rows would be read without them
-        column = getattr(settings, name) or "input"
-        if column not in known:
-            found = _names(examples[0].columns)
-            raise DataError(f'{source}: no row has "{column}"; row 1 has: {found} (--{name})')
+    check_columns(examples, settings, source)
     return examples
+
+
+def check_columns(examples: list[Example], settings: DataArguments, source: str) -> None:
+    """Raise if no row has a column that was named: the rows would be read without it."""
+    for name in COLUMNS:
+        check_column(examples, getattr(settings, name), f"{source}: ", name)
+
+
+def check_column(examples: list[Example], column: str | None, where: str, flag: str) -> None:
+    """Raise if no row has a named column, with the nearest; what flags mean by default is there."""
+    known = DEFAULTS.union(*(example.columns for example in examples))
+    if column is not None and column not in known:
+        hint, found = nearest(column, map(str, known)), _names(examples[0].columns)
+        raise DataError(f'{where}no row has "{column}"{hint}; row 1 has: {found} (--{flag})')
 
 
 def shared_instruction(examples: list[Example]) -> str | None:
@@ -117,8 +130,8 @@ def example_of(row: Any, where: str, settings: DataArguments, *, answers_needed:
         )
     if answers_needed and output is None:
         raise DataError(
-            f'{where}: "{response_column}" is missing; the row has: {_names(row)} '
-            "(--response_column)"
+            f'{where}: "{response_column}" is missing{nearest(response_column, row)}; '
+            f"the row has: {_names(row)} (--response_column)"
         )
     history = _history(row, settings.history_column, where)
     return Example(instruction or task.instruction, prompt, output, row, history)

@@ -110,14 +110,20 @@ def text_of(source: str, path: Path) -> str:
 
 
 def _hub_rows(source: str) -> Iterable[Any]:
+    path = Path(source)
+    if path.is_dir() and not any(file.suffix in FORMATS for file in path.rglob("*")):
+        raise DataError(f"{source}: a directory without rows, no {', '.join(FORMATS)} in it")
     from datasets import load_dataset
 
     name, _, split = source.partition(":")
+    if path.is_dir():
+        name, split = str(path.resolve()), ""  # "." is no name to it
     try:
         return load_dataset(name, split=split or "train")  # type: ignore[no-any-return]
     except Exception as error:  # whatever the hub, the network or a file format brings up
+        reason = str(error).split("\n")[0]
         raise DataError(
-            f"{source}: no such file, and no data set could be loaded by that name: {error}"
+            f"{source}: no such file, and no data set could be loaded by that name: {reason}"
         ) from error
 
 

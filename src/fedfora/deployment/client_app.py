@@ -237,11 +237,7 @@ def encode(header: Header, content: RecordDict) -> bytes:
 
 
 def decode(frame: bytes) -> tuple[Header, RecordDict]:
-    """Return what `encode` made a frame of.
-
-    Raises:
-        WireError: If it is not a frame.
-    """
+    """Return what `encode` made a frame of; raise if it is not a frame."""
     try:
         (length,) = _JSON.unpack_from(frame)
         start = _JSON.size + length

@@ -23,11 +23,7 @@ READ = "read"  # in a field's metadata: takes the file and the key, returns the 
 
 
 def check_name(document: YamlSource, keys: Keys, name: str) -> str:
-    """Return a name that can be that of a directory.
-
-    Raises:
-        ValueError: If it cannot.
-    """
+    """Return a name that can be that of a directory; raise if it cannot."""
     if not NAME.fullmatch(name):
         raise document.error(
             keys, f"a name has 1 to 63 letters, digits, - and _, not first; got {name!r}"

@@ -62,22 +62,14 @@ class YamlSource:
             raise self.error(keys, f"{missing[0]} is missing")
 
     def text(self, keys: Keys) -> str:
-        """Return the text at `keys`.
-
-        Raises:
-            ValueError: If it is empty or not a text.
-        """
+        """Return the text at `keys`; raise if it is empty or not a text."""
         value = self._at(keys)
         if not isinstance(value, str) or not value.strip():
             raise self.error(keys, f"expected a text, got {value!r}")
         return value
 
     def integer(self, keys: Keys, low: int, high: int, default: int | None = None) -> int:
-        """Return the whole number at `keys`.
-
-        Raises:
-            ValueError: If it is not one, or not in [low, high].
-        """
+        """Return the whole number at `keys`; raise if it is not one, or not in [low, high]."""
         value = self._at(keys)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:

@@ -30,7 +30,7 @@ from fedfora.data.loading import load_examples
 from fedfora.evaluation.likelihood import answer_likelihoods
 from fedfora.evaluation.settings import AuditArguments, audited_run
 from fedfora.models.adapter_base import load_with_adapter
-from fedfora.models.saving import read_prompt_format
+from fedfora.models.resolve import read_prompt_format
 from fedfora.privacy.accounting import epsilon_shown
 from fedfora.reporting.record import write_json
 

@@ -9,20 +9,109 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedfora.data.loading import Example
+from fedfora.data.loading import DataError, Example, check_column, load_chosen, options_of
+from fedfora.evaluation.scores import check_packages, kind_of
 from fedfora.evaluation.settings import PredictSettings
-from fedfora.metrics.choice import parse_choice
+from fedfora.metrics.choice import letters_of, parse_choice
 from fedfora.metrics.triples import parse_triples
+from fedfora.models.resolve import adapter_dir_of, check_named, read_record, settings_of_base
 from fedfora.reporting.record import check_disk_space, check_output_dir, write_text
 
 PREDICTIONS = "predictions.jsonl"
 PARTIAL = "predictions.partial.jsonl"
 SCORES = "scores.json"
 _BYTES_PER_TOKEN = 8  # a token in UTF-8 and JSON, generously
+
+
+# What would keep a prediction from its work, as far as that can be known before anything is loaded.
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A prediction that can begin, with settings resolved.
+
+    `record` is what is stored with the adapter, `options` are each row's.
+    """
+
+    settings: PredictSettings
+    examples: list[Example]
+    options: list[tuple[str, ...]]
+    kind: str | None
+    adapter_dir: Path | None
+    record: dict[str, Any]
+    identity: str
+
+
+def preflight(settings: PredictSettings) -> Checked:
+    """Resolve the settings of a prediction, read its rows, and check both and the directory.
+
+    Raises:
+        ValueError: If rows, adapter or directory do not work; the message names the flag, or the
+            file and the line.
+    """
+    predict = settings.predict
+    if predict.metrics != "auto" and predict.do_eval and predict.predict_with_generate:
+        check_packages(predict.metrics)
+    adapter_dir = adapter_dir_of(predict.model_dir, predict.checkpoint_dir)
+    check_named(settings.model, adapter_dir)
+    check_output_dir(predict.output_dir, overwrite=True)
+    examples = load_chosen(
+        settings.data.test_file,
+        settings.data,
+        flag="--test_file",
+        answers_needed=not predict.predict_with_generate,
+    )[: settings.evaluation.max_eval_samples]
+    record = {} if adapter_dir is None else _record(adapter_dir, predict.model_dir)
+    model, evaluation = settings.model, settings.evaluation
+    if adapter_dir is not None:
+        model = settings_of_base(model, adapter_dir, settings.given, record)
+    if evaluation.max_new_tokens is None:
+        data = asdict(settings.data)
+        prompts = data if "max_target_length" in settings.given or not record else record["prompts"]
+        longest = prompts["max_target_length"]
+        evaluation = replace(evaluation, max_new_tokens=longest)
+    settings = replace(settings, model=model, evaluation=evaluation)
+    kind, options = _kind(settings, examples)
+    identity = identity_of(settings, examples, adapter_dir)
+    check_output(settings, examples, identity)
+    return Checked(settings, examples, options, kind, adapter_dir, record, identity)
+
+
+def _record(adapter_dir: Path, model_dir: str | None) -> dict[str, Any]:
+    """Return what is stored with the adapter, or with the run that a checkpoint belongs to."""
+    for path in (adapter_dir, *([Path(model_dir)] if model_dir else []), adapter_dir.parent):
+        if record := read_record(path):
+            return record
+    return {}
+
+
+def _kind(
+    settings: PredictSettings, examples: list[Example]
+) -> tuple[str | None, list[tuple[str, ...]]]:
+    """Return the kind of task and each row's options."""
+    column = settings.predict.options_column
+    check_column(examples, column, "", "options_column")
+    options = [
+        options_of(example.columns.get(column), f"row {number}", column)
+        for number, example in enumerate(examples, start=1)
+    ]
+    references = [example.output for example in examples if example.output is not None]
+    kind: str | None = settings.predict.metrics
+    if kind == "auto":
+        kind = kind_of(references, with_options=all(options)) if references else None
+    if kind != "choice":
+        return kind, [()] * len(examples)
+    if not references and not all(options):
+        raise DataError(
+            f'--metrics choice: neither options in the column "{column}" nor references that '
+            "would name them (--options_column)"
+        )
+    everywhere = letters_of(references)
+    return kind, [own or everywhere for own in options]
 
 
 def identity_of(
@@ -51,15 +140,10 @@ def identity_of(
 
 
 def check_output(settings: PredictSettings, examples: list[Example], identity: str) -> None:
-    """Raise if the answers could not be written, or would be written over another run's.
-
-    Raises:
-        ValueError: Naming the directory and the remedy.
-    """
+    """Raise if answers cannot be written, or would replace another run's, with the remedy."""
     directory = Path(settings.predict.output_dir)
     tokens = len(examples) * (settings.evaluation.max_new_tokens or 0)
     text = sum(len(e.prompt.encode()) + len((e.output or "").encode()) for e in examples)
-    check_output_dir(directory, overwrite=True)
     if (directory / "adapter_config.json").exists():
         raise ValueError(f"--output_dir {directory} holds an adapter: name another directory")
     check_disk_space(directory, 2 * (text + tokens * _BYTES_PER_TOKEN))

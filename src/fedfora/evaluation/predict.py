@@ -14,30 +14,26 @@ from fedfora.data.encoding import (
     encode_prompts,
     prompt_format_of,
 )
-from fedfora.data.loading import DataError, Example, options_of
 from fedfora.evaluation.generate import answer_batch, batches_by_length
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores, option_likelihoods
 from fedfora.evaluation.output import (
     PARTIAL,
     PREDICTIONS,
     SCORES,
+    Checked,
     Journal,
-    check_output,
     finished_scores,
-    identity_of,
     write_predictions,
 )
-from fedfora.evaluation.scores import check_packages, kind_of, score
+from fedfora.evaluation.scores import score
 from fedfora.evaluation.settings import NO_EFFECT, PredictSettings
 from fedfora.metrics import Answer
-from fedfora.metrics.choice import letters_of
 from fedfora.models.adapter_base import (
     check_base,
     deviation,
     logits,
     merge_adapter,
     same_limit,
-    settings_of_base,
 )
 from fedfora.models.loading import (
     Base,
@@ -47,8 +43,6 @@ from fedfora.models.loading import (
     load_config,
     load_tokenizer,
 )
-from fedfora.models.resolve import adapter_dir_of
-from fedfora.models.saving import read_record
 from fedfora.reporting.record import RunRecord
 from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
@@ -59,21 +53,14 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
-class PredictionPlan:
-    """What is to be done, with settings resolved; `record` is what is stored with the adapter."""
+class PredictionPlan(Checked):
+    """What is to be done, with the prompts."""
 
-    settings: PredictSettings
-    examples: list[Example]
     prompts: list[list[int]]
-    options: list[tuple[str, ...]]
-    kind: str | None
-    adapter_dir: Path | None
-    record: dict[str, Any]
     layout: PromptFormat
-    identity: str
 
 
-def predict(settings: PredictSettings, view: View, examples: list[Example]) -> dict[str, Any]:
+def predict(checked: Checked, view: View) -> dict[str, Any]:
     """Answer the rows of the test file, write predictions and scores, and return the scores.
 
     Base model, quantization and prompt format are those the adapter was trained with, unless the
@@ -82,9 +69,9 @@ def predict(settings: PredictSettings, view: View, examples: list[Example]) -> d
     Raises:
         ValueError: If rows, adapter, model or directory do not work; the message names the flag.
     """
-    plan = prepare(settings, examples)
-    directory = Path(settings.predict.output_dir)
-    if not settings.predict.overwrite_output_dir:
+    plan, asked = _prepare(checked), checked.settings.predict
+    directory = Path(asked.output_dir)
+    if not asked.overwrite_output_dir:
         scores = finished_scores(directory, plan.identity)
         if scores is not None:
             view.line(f"{directory} holds the finished answers of this very command")
@@ -94,7 +81,7 @@ def predict(settings: PredictSettings, view: View, examples: list[Example]) -> d
     model = _model(plan, base, view)
     try:
         record = _open_record(plan, base_fingerprint)
-        if settings.predict.predict_with_generate:
+        if asked.predict_with_generate:
             return _generate(plan, model, base.tokenizer, record, view)
         return _measure_loss(plan, model, base.tokenizer, record, view)
     except OSError as error:
@@ -127,7 +114,7 @@ def _open_record(plan: PredictionPlan, base_fingerprint: str) -> RunRecord:
     if plan.settings.predict.overwrite_output_dir:
         for name in (PREDICTIONS, PARTIAL, SCORES):
             (Path(plan.settings.predict.output_dir) / name).unlink(missing_ok=True)
-    record = RunRecord(plan.settings.predict.output_dir, overwrite=True)  # prepare() has checked
+    record = RunRecord(plan.settings.predict.output_dir, overwrite=True)  # that was checked
     config = asdict(plan.settings)
     del config["given"]
     record.write_config(config, NO_EFFECT)
@@ -248,53 +235,20 @@ def _measure_loss(
     return scores
 
 
-# The settings of a prediction to a plan in which nothing is left to be looked up or refused.
-#
-# Whatever can be wrong without reading the model's weights is found here, before any work.
-
-
-def prepare(settings: PredictSettings, examples: list[Example]) -> PredictionPlan:
-    """Resolve and check the settings of a prediction for some rows.
-
-    Raises:
-        ValueError: If rows, adapter, tokenizer or directory do not work; the message names the
-            flag, or the file and the line.
-    """
-    predict = settings.predict
-    if predict.metrics != "auto" and predict.do_eval and predict.predict_with_generate:
-        check_packages(predict.metrics)
-    adapter_dir = adapter_dir_of(predict.model_dir, predict.checkpoint_dir)
-    record = {} if adapter_dir is None else _record(adapter_dir, predict.model_dir)
-    if adapter_dir is not None:
-        model = settings_of_base(settings.model, adapter_dir, settings.given, record)
-        settings = replace(settings, model=model)
-    kind, options = _kind(settings, examples)
+def _prepare(checked: Checked) -> PredictionPlan:
+    """Make the prompts, and refuse what is too long; the model's weights are not read for it."""
+    settings, examples = checked.settings, checked.examples
     tokenizer = load_tokenizer(settings.model)
-    prompt_format = _layout(settings, record, tokenizer)
-    if settings.evaluation.max_new_tokens is None:
-        longest = replace(settings.evaluation, max_new_tokens=prompt_format.max_target_length)
-        settings = replace(settings, evaluation=longest)
-    identity = identity_of(settings, examples, adapter_dir)
-    check_output(settings, examples, identity)
-    prompts = encode_prompts(examples, tokenizer, prompt_format)
+    layout = _layout(settings, checked.record, tokenizer)
+    prompts = encode_prompts(examples, tokenizer, layout)
     answers = [settings.evaluation.max_new_tokens or 0] * len(examples)
-    if not predict.predict_with_generate:  # the references are read instead
-        most = prompt_format.max_target_length
+    if not settings.predict.predict_with_generate:  # the references are read instead
+        most = layout.max_target_length
         answers = [min(answer_tokens(example, tokenizer), most) for example in examples]
     lengths = [len(ids) + answer for ids, answer in zip(prompts, answers, strict=True)]
     source = str(settings.data.test_file or settings.data.dataset)
     check_context(context_length(load_config(settings.model)), lengths, source)
-    return PredictionPlan(
-        settings, examples, prompts, options, kind, adapter_dir, record, prompt_format, identity
-    )
-
-
-def _record(adapter_dir: Path, model_dir: str | None) -> dict[str, Any]:
-    """Return what is stored with the adapter, or with the run that a checkpoint belongs to."""
-    for path in (adapter_dir, *([Path(model_dir)] if model_dir else []), adapter_dir.parent):
-        if record := read_record(path):
-            return record
-    return {}
+    return PredictionPlan(**vars(checked), prompts=prompts, layout=layout)
 
 
 def _layout(settings: PredictSettings, record: dict[str, Any], tokenizer: Any) -> PromptFormat:
@@ -313,27 +267,3 @@ def _layout(settings: PredictSettings, record: dict[str, Any], tokenizer: Any) -
             "the adapter was trained with its base's: this is not its base (or --template plain)"
         )
     return layout
-
-
-def _kind(
-    settings: PredictSettings, examples: list[Example]
-) -> tuple[str | None, list[tuple[str, ...]]]:
-    """Return the kind of task and each row's options."""
-    column = settings.predict.options_column
-    options = [
-        options_of(example.columns.get(column), f"row {number}", column)
-        for number, example in enumerate(examples, start=1)
-    ]
-    references = [example.output for example in examples if example.output is not None]
-    kind: str | None = settings.predict.metrics
-    if kind == "auto":
-        kind = kind_of(references, with_options=all(options)) if references else None
-    if kind != "choice":
-        return kind, [()] * len(examples)
-    if not references and not all(options):
-        raise DataError(
-            f'--metrics choice: neither options in the column "{column}" nor references that '
-            "would name them (--options_column)"
-        )
-    everywhere = letters_of(references)
-    return kind, [own or everywhere for own in options]

@@ -47,11 +47,7 @@ def kind_of(references: Sequence[str], *, with_options: bool = False) -> str:
 
 
 def check_packages(kind: str) -> None:
-    """Raise if a metric of a kind needs a package that is not installed.
-
-    Raises:
-        ValueError: Naming the packages and the command that installs them.
-    """
+    """Raise if a metric of a kind needs a package that is missing, with what installs it."""
     missing = sorted({m.package for m in _metrics(kind).values() if m.package and not _has(m)})
     if missing:
         raise ValueError(f"--metrics {kind} needs {' and '.join(missing)}: {INSTALL}")

@@ -33,8 +33,7 @@ from fedfora.adapter.state import from_peft_key, peft_key
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
 from fedfora.exporting.lora import to_lora
-from fedfora.models.resolve import source
-from fedfora.models.saving import WEIGHTS
+from fedfora.models.resolve import WEIGHTS, source
 from fedfora.registry import need
 
 ADAPTER, MODEL = "adapter.gguf", "model.gguf"
@@ -146,11 +145,7 @@ def write_checked(writer: Any, path: Path, tensors: dict[str, tuple[Any, Any]]) 
 
 
 def architecture_of(config: Any) -> Architecture:
-    """Return what llama.cpp calls a model.
-
-    Raises:
-        ValueError: If this exporter does not know.
-    """
+    """Return what llama.cpp calls a model; raise if this exporter does not know."""
     if config.model_type in ARCHITECTURES:
         return ARCHITECTURES[config.model_type]
     hint = "; write it as a Llama first: --format llama" if config.model_type == "baichuan" else ""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.state import AdapterState, fold, from_peft_key, layers_of, peft_key, unfold
-from fedfora.models.saving import RECORD, WEIGHTS
+from fedfora.models.resolve import RECORD, WEIGHTS
 from fedfora.protection.provenance import verify_directory
 from fedfora.protection.sealing import is_sealed, load_tensors
 

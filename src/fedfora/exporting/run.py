@@ -30,12 +30,10 @@ from fedfora.models.adapter_base import (
     merge_adapter,
     probe,
     same_limit,
-    settings_of_base,
 )
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_adapter, load_base, own_dtype
-from fedfora.models.resolve import resolve_model, source
-from fedfora.models.saving import read_prompt_format
+from fedfora.models.resolve import read_prompt_format, resolve_model, settings_of_base, source
 from fedfora.registry import need
 from fedfora.reporting.record import write_json, write_text
 

@@ -13,7 +13,7 @@ from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.data.partition import partition
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.federated.settings import NO_EFFECT, SECTIONS, FederationSettings
-from fedfora.models.resolve import check_targets, checked_model_name
+from fedfora.models.resolve import check_start, check_targets, checked_model_name
 from fedfora.privacy.settings import check_delta
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.trackers import check_trackers
@@ -39,6 +39,7 @@ def preflight(
     if own_rows is None:
         checked_model_name(settings.model)
         check_targets(settings.model, settings.adapter.target_modules)
+        check_start(settings.adapter)
     rows = site_rows(settings) if own_rows is None else own_rows
     for count in rows.values():
         check_delta(settings.privacy, count)
@@ -160,11 +161,7 @@ def site_rows(settings: FederationSettings) -> dict[str, int]:
 
 
 def scored_rows(settings: FederationSettings) -> list[Example]:
-    """Return the common test rows; none where no file was named.
-
-    Raises:
-        ValueError: If they cannot be read.
-    """
+    """Return the common test rows; none where no file was named; raise if they cannot be read."""
     if settings.data.test_file is None:
         return []
     examples = load_examples(settings.data.test_file, settings.data)

@@ -20,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from fedfora.adapter.state import draw_inner_factors, write_state
 from fedfora.models.fingerprint import describe, fingerprint, same_model, sketch
 from fedfora.models.loading import UNCOVERED, Base, fora_config, load_adapter, load_base, uncovered
-from fedfora.models.resolve import base_name_of, check_adapter_dir
-from fedfora.models.saving import read_adapter, read_record
+from fedfora.models.resolve import check_adapter_dir, read_record, settings_of_base
+from fedfora.models.saving import read_adapter
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.seeds import derive_seed
 
@@ -31,36 +31,6 @@ ROWS, LENGTH, SEED = 4, 32, 0
 # Largest deviation of what must be the same function. float32 products in another order differ by
 # less than the first; rounding to 16 bits, or the rounded inputs of int8, by less than the second.
 SAME, SAME_ROUNDED = 1e-3, 0.1
-
-
-def settings_of_base(
-    settings: ModelArguments,
-    adapter_dir: str | Path,
-    given: Collection[str],
-    record: dict[str, Any] | None = None,
-) -> ModelArguments:
-    """Return how the base was named and held in the adapter's training, but for what was given.
-
-    Args:
-        settings: The user's settings of the base.
-        adapter_dir: Directory of the adapter.
-        given: Names of the options that the user set; "auto" does not count.
-        record: What is stored with the adapter; None reads it from the directory.
-
-    Raises:
-        ValueError: If the directory holds no adapter.
-    """
-    named = settings.model_name_or_path or base_name_of(adapter_dir)
-    trained = (read_record(adapter_dir) if record is None else record).get("base", {})
-    held = {
-        "quantization": trained.get("quantization"),
-        "torch_dtype": trained.get("dtype"),
-        # a CPU has no other choice than "auto"
-        "bnb_4bit_use_double_quant": "false" if trained.get("double_quant") is False else None,
-    }
-    chosen = {key for key in given if getattr(settings, key, None) != "auto"}
-    changes = {key: value for key, value in held.items() if value and key not in chosen}
-    return replace(settings, model_name_or_path=named, **changes)
 
 
 def load_base_of(

@@ -21,8 +21,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.config import alpha_at_rank
-from fedfora.models.resolve import check_adapter_dir, resolve_model, source
-from fedfora.models.saving import WEIGHTS
+from fedfora.models.resolve import WEIGHTS, check_adapter_dir, resolve_model, source
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.protection.provenance import verify_directory
 from fedfora.protection.sealing import is_sealed, load_tensors

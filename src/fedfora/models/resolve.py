@@ -1,14 +1,21 @@
-"""What the user named as a base or an adapter to where it is; nothing heavy is loaded for it."""
+"""What the user named as a base or an adapter to where it is, and what lies beside an adapter.
+
+Nothing heavy is loaded for it.
+"""
 
 import json
 import re
+from collections.abc import Collection
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from fedfora.models.settings import ModelArguments
+from fedfora.data.encoding import PromptFormat
+from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.registry import nearest, need
 
+RECORD, WEIGHTS = "fedfora.json", "adapter_model.safetensors"
 BUNDLED = {"clinic-base": "clinic_base"}
 NOT_NEEDED = ["*.py", "*.pdf"]  # what a checkpoint may bring; code is never downloaded
 # Families whose modules are called as their weights in the file, by `model_type`.
@@ -21,12 +28,20 @@ def checked_model_name(settings: ModelArguments) -> str:
     """Return what the user named, if it can be a model at all.
 
     Raises:
-        ValueError: If nothing was named, or a directory without a model.
+        ValueError: If nothing was named, a directory without a model, or an id without one.
     """
     name = settings.model_name_or_path
     if not name:
         raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
     check_model_name(name)
+    if settings.hub == "huggingface" and name not in BUNDLED and not Path(name).exists():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            hf_hub_download(name, "config.json", cache_dir=settings.cache_dir)
+        except Exception as error:  # of many kinds: no such id, private, gated, no network
+            reason = f"no such directory, and no model of that id on the Hub: {error}"
+            raise ValueError(f"--model_name_or_path {name}: {reason}") from error
     return name
 
 
@@ -132,15 +147,19 @@ def check_model_name(name: str) -> None:
         raise ValueError(f"--model_name_or_path {name}: no model there: no such directory{hint}")
 
 
-def adapter_dir_of(model_dir: str | None, checkpoint_dir: str | None) -> Path | None:
+def adapter_dir_of(
+    model_dir: str | None, checkpoint_dir: str | None = None, *, flag: str = "--model_dir"
+) -> Path | None:
     """Return the directory that holds the adapter: the checkpoint, where one is named.
+
+    `flag` is what names `model_dir`.
 
     Raises:
         ValueError: If there is no adapter.
     """
     if checkpoint_dir is None:
         if model_dir is not None:
-            check_adapter_dir(model_dir)
+            check_adapter_dir(model_dir, flag)
         return None if model_dir is None else Path(model_dir)
     places = [Path(checkpoint_dir), Path(model_dir or "") / checkpoint_dir]
     for place in places:
@@ -150,15 +169,10 @@ def adapter_dir_of(model_dir: str | None, checkpoint_dir: str | None) -> Path | 
 
 
 def check_named(settings: ModelArguments, adapter_dir: Path | None) -> None:
-    """Raise if neither the user nor the adapter names a base, or the name can be none.
-
-    Raises:
-        ValueError: Naming the flag.
-    """
-    if adapter_dir is None or settings.model_name_or_path is not None:
-        checked_model_name(settings)
-    else:
-        check_model_name(base_name_of(adapter_dir))
+    """Raise if user and adapter name no base, or none that can be one, naming the flag."""
+    if adapter_dir is not None and settings.model_name_or_path is None:
+        settings = replace(settings, model_name_or_path=base_name_of(adapter_dir))
+    checked_model_name(settings)
 
 
 def base_name_of(adapter_dir: str | Path) -> str:
@@ -177,26 +191,85 @@ def base_name_of(adapter_dir: str | Path) -> str:
         ) from error
 
 
-def check_adapter_dir(adapter_dir: str | Path) -> None:
-    """Raise if a directory holds no adapter.
-
-    Raises:
-        ValueError: Naming the directory and the flag.
-    """
+def check_adapter_dir(adapter_dir: str | Path, flag: str = "--model_dir") -> None:
+    """Raise if a directory holds no adapter, or only a part of one, naming it and the flag."""
     path = Path(adapter_dir)
     if not (path / "adapter_config.json").is_file():
         base = (path / "config.json").is_file()
         what = "the directory holds no adapter_config.json" if path.is_dir() else "not a directory"
         remedy = "; a base model: --model_name_or_path" if base else ""
-        raise ValueError(f"--model_dir {adapter_dir}: {what}{remedy}")
+        raise ValueError(f"{flag} {adapter_dir}: {what}{remedy}")
+    if not any(path.glob("adapter_model.*")):
+        raise ValueError(f"{flag} {adapter_dir}: the adapter's weights, {WEIGHTS}, are missing")
+
+
+def check_start(settings: AdapterArguments) -> None:
+    """Raise if there is no adapter to start from, or one of another rank, naming the flag."""
+    if (start := settings.start_adapter) is not None:
+        check_adapter_dir(start, "--start_adapter")
+        read_record(start)
+        config = json.loads((Path(start) / "adapter_config.json").read_text(encoding="utf-8"))
+        if (rank := config.get("r")) != settings.lora_rank:
+            raise ValueError(f"--start_adapter {start}: its rank is {rank}; --lora_rank {rank}")
+
+
+def read_record(directory: str | Path) -> dict[str, Any]:
+    """Return what fedfora.json in an adapter's directory holds; empty where there is none.
+
+    Raises:
+        ValueError: If the file is no record.
+    """
+    path = Path(directory) / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        PromptFormat(**record["prompts"])
+        if not isinstance(record.get("base", {}), dict):
+            raise TypeError("base is no object")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is no adapter's record: {error}") from error
+    return record
+
+
+def read_prompt_format(directory: str | Path) -> PromptFormat | None:
+    """Return the prompt format stored with an adapter; None where there is none."""
+    record = read_record(directory)
+    return PromptFormat(**record["prompts"]) if record else None
+
+
+def settings_of_base(
+    settings: ModelArguments,
+    adapter_dir: str | Path,
+    given: Collection[str],
+    record: dict[str, Any] | None = None,
+) -> ModelArguments:
+    """Return how the base was named and held in the adapter's training, but for what was given.
+
+    Args:
+        settings: The user's settings of the base.
+        adapter_dir: Directory of the adapter.
+        given: Names of the options that the user set; "auto" does not count.
+        record: What is stored with the adapter; None reads it from the directory.
+
+    Raises:
+        ValueError: If the directory holds no adapter.
+    """
+    named = settings.model_name_or_path or base_name_of(adapter_dir)
+    trained = (read_record(adapter_dir) if record is None else record).get("base", {})
+    held = {
+        "quantization": trained.get("quantization"),
+        "torch_dtype": trained.get("dtype"),
+        # a CPU has no other choice than "auto"
+        "bnb_4bit_use_double_quant": "false" if trained.get("double_quant") is False else None,
+    }
+    chosen = {key for key in given if getattr(settings, key, None) != "auto"}
+    changes = {key: value for key, value in held.items() if value and key not in chosen}
+    return replace(settings, model_name_or_path=named, **changes)
 
 
 def check_targets(settings: ModelArguments, targets: list[str]) -> None:
-    """Raise if a target is no layer of a base whose files are here; other bases are not looked at.
-
-    Raises:
-        ValueError: Naming the layers that there are.
-    """
+    """Raise if a target is no layer of a base whose files are here, naming its layers."""
     if targets == ["all-linear"] or not settings.model_name_or_path:
         return
     with as_file(files("fedfora.models")) as package:

@@ -5,7 +5,6 @@
 prompt format and the base's fingerprint, which `predict` needs and PEFT has no place for.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import AdapterState, from_peft_key, peft_key
 from fedfora.data.encoding import PromptFormat
+from fedfora.models.resolve import RECORD, WEIGHTS
 from fedfora.protection.provenance import sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors
 from fedfora.reporting.model_card import model_card
 from fedfora.reporting.record import environment, write_json, write_text
-
-RECORD, WEIGHTS = "fedfora.json", "adapter_model.safetensors"
 
 
 def save_adapter(
@@ -78,28 +76,3 @@ def config_at_rank(config: dict[str, Any], rank: int) -> dict[str, Any]:
         return config
     alpha = alpha_at_rank(config["lora_alpha"], config["r"], rank, config["use_rslora"])
     return config | {"r": rank, "lora_alpha": alpha}
-
-
-def read_record(directory: str | Path) -> dict[str, Any]:
-    """Return what fedfora.json in an adapter's directory holds; empty where there is none.
-
-    Raises:
-        ValueError: If the file is no record.
-    """
-    path = Path(directory) / RECORD
-    if not path.is_file():
-        return {}
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        PromptFormat(**record["prompts"])
-        if not isinstance(record.get("base", {}), dict):
-            raise TypeError("base is no object")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no adapter's record: {error}") from error
-    return record
-
-
-def read_prompt_format(directory: str | Path) -> PromptFormat | None:
-    """Return the prompt format stored with an adapter; None where there is none."""
-    record = read_record(directory)
-    return PromptFormat(**record["prompts"]) if record else None

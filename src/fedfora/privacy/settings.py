@@ -73,11 +73,7 @@ class PrivacyArguments(Options):
 
 
 def check_delta(arguments: PrivacyArguments, num_rows: int) -> None:
-    """Raise if delta promises nothing for so few rows.
-
-    Raises:
-        ValueError: Naming the flag and the rows.
-    """
+    """Raise if delta promises nothing for so few rows, naming the flag and the rows."""
     if arguments.privacy_unit == "record" and arguments.target_delta * num_rows >= 1:
         raise ValueError(
             f"--target_delta {arguments.target_delta:g} is not below one over {num_rows} rows: "

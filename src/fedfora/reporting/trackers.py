@@ -33,11 +33,7 @@ def trackers(names: list[str], directory: Path, config: Mapping[str, Any]) -> li
 
 
 def check_trackers(names: list[str]) -> None:
-    """Raise if a tracker is unknown or not installed.
-
-    Raises:
-        ValueError: With the flag and the remedy.
-    """
+    """Raise if a tracker is unknown or not installed, with the flag and the remedy."""
     for name in names:
         if name != "none" and name not in TRACKERS:
             raise ValueError(f"--report_to: {unknown('report', name, ['none', *TRACKERS])}")

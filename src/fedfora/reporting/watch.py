@@ -59,7 +59,10 @@ class RunStatus:
         self.position = 0
         self.seconds = 0.0  # of the run's clock, at its last line
         self.heard = time.time() - _age(run.directory)
-        self.over = False
+        self.finished = self.over = False
+        self._sampled: int | None = run.setting("federation", "clients_per_round")
+        self._arms = set(run.setting("federation", "compare") or ()) & {"alone", "central"}
+        self._compared: set[str] = set()  # the arms that are done, by name
 
     def update(self) -> list[str]:
         """Take in what the run has told since.
@@ -86,9 +89,18 @@ class RunStatus:
             self.position = event.get(self.axis, self.position)
         self.seconds = event.get("seconds", self.seconds)
         self.total = event.get("steps", self.total) if self.axis == "step" else self.total
-        self.over = event.get("event") == "finished" or (
-            self.over and event.get("event") != "resumed"
+        self.finished = event["event"] == "finished" or (
+            self.finished and event["event"] != "resumed"
         )
+        if event["event"] == "row" and event["kind"] in self._arms:
+            self._compared.add(event["name"])
+        self.over = self.finished and not self._arms_left()
+
+    def _arms_left(self) -> list[int]:
+        """Return the trainings of `--compare` that are to come, each by how many sites' steps."""
+        sites = max(1, len(self.board.sites))
+        arms = [1] * sites * ("alone" in self._arms) + [sites] * ("central" in self._arms)
+        return arms[len(self._compared) :]
 
     def renderable(self) -> RenderableType:
         """Return the board with the run's name, bar and age of the last line."""
@@ -109,6 +121,8 @@ class RunStatus:
             return f"finished after {duration(self.seconds)}"
         remaining_s, silent = self._seconds_left(), time.time() - self.heard
         parts = [] if remaining_s is None else [f"{clock(remaining_s)} left"]
+        if parts and (arms := len(self._arms_left())):
+            parts[0] += f", with {arms} {'arms' if arms > 1 else 'arm'} to compare"
         parts += [f"last line {duration(silent)} ago"] if silent > QUIET_S else []
         return "  ".join(parts)
 
@@ -116,7 +130,10 @@ class RunStatus:
         if not self.total or not self.position:
             return None
         since = time.time() - self.heard
-        return max(0.0, self.seconds / self.position * (self.total - self.position) - since)
+        sampled = self._sampled or max(1, len(self.board.sites))
+        arms = self.total * sum(self._arms_left()) / sampled  # in rounds
+        pace_s = self.seconds / self.position
+        return max(0.0, pace_s * (self.total - self.position + arms) - since)
 
 
 def _age(directory: Path) -> float:

@@ -114,11 +114,7 @@ def read_progress(checkpoint: Path, identity: Mapping[str, Any]) -> Progress:
 
 
 def check_same(place: str | Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Raise if what lies in a place belongs to another training.
-
-    Raises:
-        ValueError: Naming what differs.
-    """
+    """Raise if what lies in a place belongs to another training, naming what differs."""
     for name in sorted((stored.keys() | identity.keys()) - MAY_DIFFER):
         if stored.get(name) != identity.get(name):
             raise ValueError(

@@ -2,21 +2,18 @@
 
 import os
 import tempfile
-import time
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedfora.protection.keys import ENCRYPTION_FILE, encryption_key
 from fedfora.training.arguments import trainer_arguments
+from fedfora.training.preflight import check_deepspeed
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainSettings
 
 _IN_PLAIN = ("DEEPSPEED", "FSDP")  # as accelerate's environment has them
-STALE_LOCK_S = 600  # DeepSpeed's operators compile in about two minutes
 
 
 @dataclass(frozen=True)
@@ -64,36 +61,3 @@ def start_processes(settings: TrainSettings) -> Processes:
     return Processes(
         index=arguments.process_index, number=arguments.world_size, arguments=arguments
     )
-
-
-def check_deepspeed(config: str) -> None:
-    """Raise if DeepSpeed could not start with this configuration.
-
-    Raises:
-        ValueError: If there is no such file, DeepSpeed is not installed, or a build of its
-            operators that was killed has left a lock on which every later run waits for ever.
-    """
-    if not Path(config).is_file():
-        raise ValueError(f"--deepspeed: no such file: {config}")
-    if find_spec("deepspeed") is None:
-        raise ValueError(
-            '--deepspeed: DeepSpeed is not installed (pip install --no-build-isolation "deepspeed")'
-        )
-    for lock in stale_locks():
-        raise ValueError(
-            f"--deepspeed: {lock} is {_age_s(lock) / 60:.0f} minutes old: a build of DeepSpeed's "
-            "operators was killed and left it; every run would wait for it. Remove it"
-        )
-
-
-def stale_locks() -> list[Path]:
-    """Return the locks of PyTorch's extension builds that nobody can be holding any more."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    locks = [*root.glob("*/lock"), *root.glob("*/*/lock")]
-    return sorted(lock for lock in locks if _age_s(lock) > STALE_LOCK_S)
-
-
-def _age_s(path: Path) -> float:
-    return time.time() - path.stat().st_mtime

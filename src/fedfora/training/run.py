@@ -26,7 +26,8 @@ from fedfora.data.loading import shared_instruction
 from fedfora.models.adapter_base import add_adapter, start_note
 from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_rows
 from fedfora.models.loading import Base, context_length, load_base
-from fedfora.models.saving import adapter_config, adapter_record, read_record, save_adapter
+from fedfora.models.resolve import read_record
+from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.registry import unknown
 from fedfora.reporting.record import RunRecord, append_event, check_disk_space, check_output_dir
 from fedfora.reporting.report import finish_run

@@ -234,11 +234,7 @@ def fill_in(train: TrainArguments, privacy: PrivacyArguments, *, passes: bool = 
 def check_record_privacy(
     privacy: PrivacyArguments, train: TrainArguments, model: ModelArguments | None = None
 ) -> None:
-    """Raise if a flag of the training or the model takes from record privacy what it rests on.
-
-    Raises:
-        ValueError: Naming both flags.
-    """
+    """Raise if a training flag takes from record privacy what it rests on, naming both."""
     together = "decides which rows meet in a batch; with --privacy_unit record chance alone does"
     if privacy.privacy_unit == "record":
         refuse(

@@ -23,7 +23,8 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from fedfora.adapter.state import AdapterState, read_state, state_from_dict, write_state
 from fedfora.models.losses import token_losses
-from fedfora.models.saving import WEIGHTS, read_adapter
+from fedfora.models.resolve import WEIGHTS
+from fedfora.models.saving import read_adapter
 from fedfora.protection.sealing import is_sealed
 from fedfora.training.checkpoints import Progress, write_progress
 from fedfora.training.dp_sgd import PrivateSteps, RecordPrivacy

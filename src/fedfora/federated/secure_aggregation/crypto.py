@@ -111,11 +111,7 @@ def seal(key: bytes, plain: bytes) -> bytes:
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes:
-    """Return what was sealed.
-
-    Raises:
-        ValueError: If it was sealed with another key, or changed on its way.
-    """
+    """Return what was sealed; raise if it was sealed with another key, or changed on its way."""
     try:
         return ChaCha20Poly1305(key).decrypt(NONCE, sealed, None)
     except InvalidTag:

@@ -212,11 +212,7 @@ def contribution_with_noise(
 
 
 def read_sum(total: Words, code: FixedPoint) -> Summed:
-    """Return what a sum of contributions says.
-
-    Raises:
-        ValueError: If the counts cannot be those of the sites.
-    """
+    """Return what a sum of contributions says; raise if the counts cannot be those of the sites."""
     weight, clipped, shortened = (int(count) for count in total[-COUNTS:])
     possible = 0 < weight <= code.num_sites * code.max_weight
     if not possible or shortened > code.num_sites or clipped > code.num_sites * len(total):

@@ -58,11 +58,7 @@ def read(kind: Any, record: ConfigRecord) -> Any:
 
 
 def read_words(record: ArrayRecord, size: int) -> Words:
-    """Return the masked words of a site.
-
-    Raises:
-        ValueError: If they are not `size` words.
-    """
+    """Return the masked words of a site; raise if they are not `size` words."""
     if list(record) != [WORDS]:
         raise ValueError(f"arrays: expected {[WORDS]}, got {list(record)[:10]}")
     array = record[WORDS]
