@@ -324,6 +324,8 @@ class ConfigParser(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> str:
         name = word.split("=")[0]
+        if not word.startswith("-"):
+            return f"{word!r} follows no option; {self.prog} --help-all lists them all"
         actions = self._option_string_actions
         options = [option for option in actions if actions[option].dest in self._shown]
         asked = "--" + name.lstrip("-").replace("-", "_")

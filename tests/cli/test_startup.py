@@ -91,6 +91,9 @@ MISTAKES = {
     TRAIN + "--train_file clinic --history_column hist": 'no row has "hist"',
     TRAIN + "--train_file clinic --response_column outputt": "did you mean 'output'",
     "audit": "no run there",
+    "audit {d}/kits": "no run there",
+    "verify {d}/nowhere": "{d}/nowhere: no such directory",
+    "predict {d}/kits": "'{d}/kits' follows no option",
     "audit --run {d}/kits": "no run there",
     TRAIN + "--train_file clinic --lora_rank 0": "--lora_rank must be at least 1",
     TRAIN + "--train_file clinic --target_modules query": "no layer of clinic-base is called that",
@@ -98,7 +101,7 @@ MISTAKES = {
     TRAIN + "--train_file clinic --privacy_unit site --noise_multiplier 1": "train has one",
 }
 FIRST_LINES = {
-    "audit --help": "usage: fedfora audit",
+    "audit --help": "usage: fedfora audit RUN",
     "--version": "fedfora ",
     TRAIN + "--train_file clinic": "2,400 rows of clinic for clinic-base (nf4)",
     SIMULATE + "--train_file clinic --num_clients 2": "2 sites (rows): ",

@@ -1,4 +1,4 @@
-"""fedfora audit: attack a run's adapter, and say what the attacks learned."""
+"""fedfora audit RUN: attack a run's adapter, and say what the attacks learned."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,9 @@ from fedfora.evaluation.settings import AuditArguments, audited_run
 
 def run(argv: Sequence[str]) -> None:
     """Parse, attack, and print the numbers, also when they are bad."""
-    parser = ConfigParser([AuditArguments], prog="fedfora audit", description=__doc__)
-    (arguments,) = parser.parse(argv)
+    (arguments,) = ConfigParser(
+        [AuditArguments], prog="fedfora audit RUN", description=__doc__, first="run"
+    ).parse(argv)
     silence_libraries()
     audited_run(arguments)
     announce_loading("audit")

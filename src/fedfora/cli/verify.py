@@ -1,4 +1,4 @@
-"""fedfora verify: check an adapter's or checkpoint's signed provenance, and show it."""
+"""fedfora verify DIR: check an adapter's or checkpoint's signed provenance, and show it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,16 @@ class VerifyArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, check, and print who signed what."""
-    parser = ConfigParser([VerifyArguments], prog="fedfora verify", description=__doc__)
-    (arguments,) = parser.parse(argv)
+    (arguments,) = ConfigParser(
+        [VerifyArguments], prog="fedfora verify DIR", description=__doc__, first="model_dir"
+    ).parse(argv)
     import yaml
 
     from fedfora.protection.keys import TRUSTED, trusted_keys
     from fedfora.protection.provenance import verify_directory
 
     if arguments.model_dir is None or not Path(arguments.model_dir).is_dir():
-        raise ValueError(f"--model_dir {arguments.model_dir}: no such directory")
+        raise ValueError(f"--model_dir {arguments.model_dir or 'DIR'}: no such directory")
     provenance = verify_directory(Path(arguments.model_dir))
     if provenance is None:
         raise ValueError(f"{arguments.model_dir} is not signed")

@@ -213,11 +213,7 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool, to_resume: str 
 def check_disk_space(
     output_dir: str | Path, needed_bytes: int, *, flag: str = "--output_dir "
 ) -> None:
-    """Raise if what a run will write does not fit on the disk.
-
-    Raises:
-        ValueError: Naming what is needed and what there is.
-    """
+    """Raise if a run does not fit on the disk, naming what is needed and what there is."""
     free = shutil.disk_usage(_nearest_existing(Path(output_dir))).free
     if free < needed_bytes:
         raise ValueError(
