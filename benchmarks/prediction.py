@@ -6,8 +6,9 @@ the same with the adapter inside the weights. `wide`: a Llama of hidden size 256
 and a fresh adapter, whose answers run to their limit. `demo_nf4`: the demo's on a 4-bit base.
 `folded` is what folding the adapter's core for a batch saves, in batches of the first size.
 
-With --before the whole command `fedfora predict` of two versions, in batches of 16, with an adapter
-that was trained for some steps: rows per second of processor time, scoring included, loading not.
+With --before the whole command `fedfora predict` of two versions, in their own batches, with the
+given adapter or one trained for some steps: rows per second of processor time, scoring included,
+loading not.
 
     OMP_NUM_THREADS=1 python benchmarks/prediction.py
     OMP_NUM_THREADS=1 python benchmarks/prediction.py --before ../older/src --train_file \
@@ -133,20 +134,22 @@ def versions(options: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     answers: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as place:
-        measured([*train.split(), "--output_dir", f"{place}/out"], Path(place), options.before)
+        adapter = options.adapter or f"{place}/out"
+        if not options.adapter:
+            measured([*train.split(), "--output_dir", adapter], Path(place), options.before)
         for _ in range(options.pairs):
             for arm, dtype in arms.items():
                 with tempfile.TemporaryDirectory() as directory:
                     predict = (
                         f"-m fedfora predict {model} --torch_dtype {dtype} --test_file "
                         f"{options.test_file} --max_eval_samples {options.rows} --model_dir "
-                        f"{place}/out --output_dir {directory}/out --max_target_length 64"
+                        f"{adapter} --output_dir {directory}/out --max_target_length 64"
                     )
                     source = options.before if arm == "before" else None
                     figures = measured(predict.split(), Path(directory), source)
                     lines = (Path(directory) / "out" / "predictions.jsonl").read_text()
                 answers[arm] = [json.loads(line)["prediction"] for line in lines.splitlines()]
-                done = figures.pop("lines")[-1]
+                done = next(line for line in figures.pop("lines") if line["event"] == "predicted")
                 seconds = done["cpu_s"] - figures["opened_cpu_s"]
                 figures |= {"rows_per_s": done["rows_per_s"]}
                 runs[arm].append({"rows_per_processor_s": options.rows / seconds, **figures})
@@ -179,6 +182,7 @@ def main() -> None:
     parser.add_argument("--model_name_or_path", default="clinic-base")
     parser.add_argument("--train_file", default="clinic")
     parser.add_argument("--test_file", default="clinic:test")
+    parser.add_argument("--adapter", help="one trained before, in place of --steps")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--learning_rate", default="1e-2")
     arguments = parser.parse_args()

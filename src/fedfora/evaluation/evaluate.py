@@ -69,13 +69,10 @@ def evaluate(
         max_new_tokens: Longest answer; None takes the format's `max_target_length`.
         on_batch: Called with the number of rows answered.
     """
+    prompts = [encode_prompt(example, tokenizer, prompt_format) for example in examples]
+    length = max_new_tokens or prompt_format.max_target_length
     predictions = generate(
-        model,
-        tokenizer,
-        [encode_prompt(example, tokenizer, prompt_format) for example in examples],
-        max_new_tokens=max_new_tokens or prompt_format.max_target_length,
-        batch_size=batch_size,
-        on_batch=on_batch,
+        model, tokenizer, prompts, max_new_tokens=length, batch_size=batch_size, on_batch=on_batch
     )
     options = [_options(example) for example in examples]
     answers = [

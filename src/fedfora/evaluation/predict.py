@@ -159,24 +159,15 @@ def _answer(
     plan: PredictionPlan, model: Any, tokenizer: Any, rows: list[int]
 ) -> list[dict[str, Any]]:
     """Return what is kept of each row of a batch: its prediction, and a choice's likelihoods."""
-    evaluation = plan.settings.evaluation
-    texts = answer_batch(
-        model,
-        tokenizer,
-        [plan.prompts[i] for i in rows],
-        plan.settings.decoding,
-        max_new_tokens=evaluation.max_new_tokens or 1,
-        first=rows[0],
-    )
+    evaluation, decoding = plan.settings.evaluation, plan.settings.decoding
+    prompts, length = [plan.prompts[i] for i in rows], evaluation.max_new_tokens or 1
+    texts = answer_batch(model, tokenizer, prompts, decoding, max_new_tokens=length, first=rows[0])
     if plan.kind != "choice":
         return [{"prediction": text} for text in texts]
+    examples, options = [plan.examples[i] for i in rows], [plan.options[i] for i in rows]
+    size = evaluation.per_device_eval_batch_size
     likelihoods = option_likelihoods(
-        model,
-        tokenizer,
-        [plan.examples[i] for i in rows],
-        [plan.options[i] for i in rows],
-        plan.layout,
-        batch_size=evaluation.per_device_eval_batch_size,
+        model, tokenizer, examples, options, plan.layout, batch_size=size
     )
     return [
         {
@@ -258,9 +249,8 @@ def _layout(settings: PredictSettings, record: dict[str, Any], tokenizer: Any) -
     explicit = [name for name in _PROMPT_SETTINGS if name in settings.given]
     if settings.data.template == "auto":
         explicit = [name for name in explicit if name != "template"]
-    layout = replace(
-        PromptFormat(**record["prompts"]), **{name: getattr(own, name) for name in explicit}
-    )
+    changes = {name: getattr(own, name) for name in explicit}
+    layout = replace(PromptFormat(**record["prompts"]), **changes)
     if layout.template == "chat" and not tokenizer.chat_template:
         raise ValueError(
             f"--model_name_or_path {settings.model.model_name_or_path} has no chat template, and "
