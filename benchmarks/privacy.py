@@ -94,6 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=-1, help="default: the recipe's")
     parser.add_argument("--sampling_rate", type=float, help="default: the recipe's")
     parser.add_argument("--learning_rate", type=float, help="default: the recipe's")
+    parser.add_argument("--secagg_threshold", type=float, default=0.66, help="1: none may drop out")
     parser.add_argument("--lora_rank", type=int, default=8)
     parser.add_argument("--test_rows", type=int, default=60)
     parser.add_argument("--pairs", type=int, default=3, help="of short trainings; 0 for none")
@@ -159,8 +160,8 @@ def one(
     )
     asked = TrainArguments(learning_rate=arguments.learning_rate, max_steps=arguments.steps)
     adapter = AdapterArguments(start_adapter="public" if site["public"] else None)
-    train = with_learning_rate(asked, hidden, adapter, model)
-    steps = private_steps(train, hidden, len(rows))
+    steps = private_steps(asked, hidden, len(rows))
+    train = with_learning_rate(asked, hidden, adapter, model, steps)
     private = plan_private_training(
         hidden,
         train,
@@ -184,12 +185,7 @@ def one(
     seconds = time.process_time() - started
     scores = answered(site, arguments)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    nu = noise_to_signal(
-        private.privacy.noise_multiplier,
-        sampling_rate=private.privacy.sampling_rate,
-        rows=len(rows),
-        trained=trained,
-    )
+    nu = noise_to_signal(private.release(steps), rows=len(rows), trained=trained)
     return {
         "epsilon": None if epsilon == INFINITE else epsilon,
         "seed": seed,
@@ -240,7 +236,7 @@ def federation(
             output_dir=f"{folder}/run",
             max_target_length=64,
             partition=f"by-column:{'site' if kind == 'public' else 'specialty'}",
-            num_rounds=arguments.steps if arguments.steps > 0 else 60,
+            num_rounds=arguments.steps if arguments.steps > 0 else 120,
             local_steps=1,
             eval_rounds=1000,
             privacy_unit="record",
@@ -250,6 +246,7 @@ def federation(
             learning_rate=arguments.learning_rate,
             shared_noise=True,
             secure_aggregation=True,
+            secagg_threshold=arguments.secagg_threshold,
             weighting="equal",
             **same,
             **start,

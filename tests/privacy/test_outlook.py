@@ -3,18 +3,39 @@
 import pytest
 
 from fedfora.cli.main import main
+from fedfora.models.settings import AdapterArguments
+from fedfora.privacy.accounting import Release, noise_multiplier_for
 from fedfora.privacy.outlook import expectation, noise_to_signal, outlook_line
 from fedfora.privacy.settings import PrivacyArguments
+from fedfora.training.privacy_plan import rate_for_noise
 from fedfora.training.settings import TrainArguments, private_steps
 
 
 def test_the_noise_is_that_of_a_steps_mean_gradient():
     """z sqrt(d) / (q N); four sites of their own halve it, four that share one noise quarter it."""
-    alone = {"sampling_rate": 0.5, "rows": 200, "trained": 10_000}
-    assert noise_to_signal(2.0, **alone) == pytest.approx(2.0 * 100 / 100)
-    assert noise_to_signal(2.0, **alone, sites=4) == pytest.approx(1.0)
-    assert noise_to_signal(2.0, **alone, sites=4, shares=4) == pytest.approx(0.5)
-    assert noise_to_signal(2.0, **alone, sites=4, shares=1) == pytest.approx(1.0)
+    run, alone = Release(0.5, 2.0, 60), {"rows": 200, "trained": 10_000}
+    assert noise_to_signal(run, **alone) == pytest.approx(2.0 * 100 / 100)
+    assert noise_to_signal(run, **alone, sites=4) == pytest.approx(1.0)
+    assert noise_to_signal(run, **alone, sites=4, shares=4) == pytest.approx(0.5)
+    assert noise_to_signal(run, **alone, sites=4, shares=1) == pytest.approx(1.0)
+
+
+def test_of_the_same_budget_more_steps_on_all_rows_are_no_noisier():
+    """With full batches z grows as the square root of the steps, and nu takes that back."""
+
+    def nu(steps):
+        z = noise_multiplier_for(target_epsilon=8, delta=1e-5, sampling_rate=1.0, count=steps)
+        return noise_to_signal(Release(1.0, z, steps), rows=600, trained=10_000)
+
+    assert nu(120) == pytest.approx(nu(30), rel=0.01)
+
+
+def test_the_noise_of_a_whole_training_leads_as_far_however_many_steps_it_has():
+    fresh, public = AdapterArguments(), AdapterArguments(start_adapter="public")
+    rates = [rate_for_noise(128, steps, fresh) * steps**0.5 for steps in (1, 60, 120)]
+    assert rates == pytest.approx(rates[:1] * 3)
+    assert rate_for_noise(128, 60, public) == rate_for_noise(128, 60, fresh) / 2
+    assert rate_for_noise(256, 60, fresh) == rate_for_noise(128, 60, fresh) / 2
 
 
 def test_a_hopeless_training_is_warned_of_and_a_public_start_stands_more():
@@ -29,7 +50,7 @@ def test_a_hopeless_training_is_warned_of_and_a_public_start_stands_more():
 def test_a_budget_alone_is_a_recipe():
     hidden = PrivacyArguments(privacy_unit="record", target_epsilon=8)
     assert TrainArguments().sampling_rate(hidden, 600) == 0.5
-    assert private_steps(TrainArguments(), hidden, 600) == 60
+    assert private_steps(TrainArguments(), hidden, 600) == 120
     assert private_steps(TrainArguments(num_train_epochs=5), hidden, 600) == 10
     named = TrainArguments(per_device_train_batch_size=60, gradient_accumulation_steps=1)
     assert named.sampling_rate(hidden, 600) == 0.1
@@ -41,9 +62,9 @@ def test_check_privacy_says_what_to_expect(capsys):
     assert main(words.split()) == 0
     out = capsys.readouterr().out
     assert "600 rows, 4 sites, 102,144 trained numbers" in out
-    assert "30 passes over the rows" in out
-    assert "epsilon 8 at delta 1e-05; for a record replaced by another 17.2" in out
-    assert out.count("nu 1.3") == out.count("nu 0.93") == 1
+    assert "60 passes over the rows" in out
+    assert "epsilon 8 at delta 1e-05; for a record replaced by another 18.1" in out
+    assert out.count("nu 1.3\n") == out.count("nu 0.9\n") == 1
 
 
 @pytest.mark.parametrize(

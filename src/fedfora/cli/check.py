@@ -263,12 +263,7 @@ def run_privacy(words: Sequence[str]) -> None:
     )
     for kind, shares in _noises(chosen.sites).items():
         nu = noise_to_signal(
-            noise,
-            sampling_rate=rate,
-            rows=chosen.rows,
-            trained=trained,
-            sites=chosen.sites,
-            shares=shares,
+            spent[0], rows=chosen.rows, trained=trained, sites=chosen.sites, shares=shares
         )
         print(f"{kind}: nu {nu:.2g}")
         for start, public in (("a fresh adapter", False), ("a public start", True)):

@@ -99,11 +99,10 @@ def _outlook(
         if any(f".fora_{factor}." in name for factor in factors)
     )
     if private is not None:
-        return private.outlook(trained, public_start=warm, num_sites=sampled)
-    release = shared_release(settings, 1)
+        steps = settings.federation.total_steps
+        return private.outlook(trained, num_steps=steps, public_start=warm, num_sites=sampled)
     nu = noise_to_signal(
-        release.noise_multiplier,
-        sampling_rate=release.sampling_rate,
+        shared_release(settings, settings.federation.num_rounds),
         rows=sum(rows.values()) / len(rows),
         trained=trained,
         sites=sampled,

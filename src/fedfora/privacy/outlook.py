@@ -1,9 +1,10 @@
 """From rows, sites and a budget to what a private training can be expected to learn.
 
-What decides is nu, the length of the noise on a step's mean gradient over the clipping norm C:
+What decides is nu, the length of the noise on the mean gradient over the clipping norm C, as of one
+of 60 steps (of T steps each may have sqrt(T / 60) times as much, since their noise averages out):
 
-    nu = z sqrt(d) / (q N sqrt(K))                  each of K sites adds noise of its own
-    nu = z sqrt(d) sqrt(K / s) / (q N K)            s sites' shares make the noise whole
+    nu = z sqrt(d) / (q N sqrt(K)) sqrt(60 / T)             each of K sites adds noise of its own
+    nu = z sqrt(d) sqrt(K / s) / (q N K) sqrt(60 / T)       s sites' shares make the noise whole
 
 with noise multiplier z, d trained numbers, sampling rate q and N rows at a site. A clipped mean
 gradient is C long at most, and about C / 2 at first. The bounds below are those of the clinics'
@@ -14,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 from fedfora.config import Options, flag
+from fedfora.privacy.accounting import Release
 
 # Up to which nu a training gives (nearly all, about half) of what it gives without privacy.
 FROM_SCRATCH, FROM_PUBLIC = (0.7, 1.5), (3.0, 6.0)
@@ -34,26 +36,19 @@ class OutlookArguments(Options):
 
 
 def noise_to_signal(
-    noise_multiplier: float,
-    *,
-    sampling_rate: float,
-    rows: float,
-    trained: int,
-    sites: int = 1,
-    shares: int = 1,
+    run: Release, *, rows: float, trained: int, sites: int = 1, shares: int = 1
 ) -> float:
     """Return nu.
 
     Args:
-        noise_multiplier: z.
-        sampling_rate: q.
+        run: q, z and T of the whole training.
         rows: N, of a site.
         trained: d.
         sites: K.
-        shares: s; None where each site adds noise of its own.
+        shares: s; 1 where each site adds noise of its own.
     """
-    alone = noise_multiplier * math.sqrt(trained) / (sampling_rate * rows)
-    return alone / math.sqrt(sites * shares)
+    alone = run.noise_multiplier * math.sqrt(trained) / (run.sampling_rate * rows)
+    return alone / math.sqrt(sites * shares) * math.sqrt(60 / run.count)
 
 
 def expectation(nu: float, *, public_start: bool) -> str:

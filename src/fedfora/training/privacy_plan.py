@@ -20,7 +20,7 @@ from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult
 from fedfora.training.settings import TrainArguments, check_record_privacy
 
-RATE_TIMES_WIDTH = 3.2
+RATE_TIMES_WIDTH = 21.0  # and times the square root of the steps
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,12 @@ class PrivateTraining:
         )
         return guarantee + self.note
 
-    def outlook(self, trained: int, *, public_start: bool, num_sites: int = 1) -> str:
+    def outlook(
+        self, trained: int, *, num_steps: int, public_start: bool, num_sites: int = 1
+    ) -> str:
         """Return what to expect with this number of trained parameters, at sites like this one."""
-        nu = noise_to_signal(
-            self.privacy.noise_multiplier,
-            sampling_rate=self.privacy.sampling_rate,
-            rows=self.privacy.num_rows,
-            trained=trained,
-            sites=num_sites,
-        )
+        run, rows = self.release(num_steps), self.privacy.num_rows
+        nu = noise_to_signal(run, rows=rows, trained=trained, sites=num_sites)
         return outlook_line(nu, public_start=public_start)
 
     def event(self) -> dict[str, float | str | None]:
@@ -147,24 +144,30 @@ def plan_private_training(
 
 
 def with_learning_rate(
-    train: TrainArguments, privacy: PrivacyArguments, adapter: AdapterArguments, model: Any
+    train: TrainArguments,
+    privacy: PrivacyArguments,
+    adapter: AdapterArguments,
+    model: Any,
+    num_steps: int,
 ) -> TrainArguments:
     """Return the settings with the learning rate that suits noisy steps, unless one is named.
 
     Under noise Adam's steps are of one length whatever the gradient, so a few of them must lead
     far; how far depends on the width of the layers, as in a training without noise (Yang et al.
-    2022, https://arxiv.org/abs/2203.03466, Table 3). From a start that has learned the form of the
+    2022, https://arxiv.org/abs/2203.03466, Table 3). Of T steps the noise leads sqrt(T) as far as
+    of one, and that sets how long they may be. From a start that has learned the form of the
     answers the way is shorter.
     """
     if privacy.privacy_unit != "record" or train.learning_rate is not None:
         return train
     width = model.get_input_embeddings().weight.shape[1]
-    return replace(train, learning_rate=rate_for_noise(width, adapter))
+    return replace(train, learning_rate=rate_for_noise(width, num_steps, adapter))
 
 
-def rate_for_noise(width: int, adapter: AdapterArguments) -> float:
+def rate_for_noise(width: int, num_steps: int, adapter: AdapterArguments) -> float:
     """Return the learning rate of private steps on layers of a width."""
-    return RATE_TIMES_WIDTH / width / (1 if adapter.start_adapter is None else 2)
+    rate = RATE_TIMES_WIDTH / width / math.sqrt(num_steps)
+    return rate if adapter.start_adapter is None else rate / 2
 
 
 def open_ledger(arguments: PrivacyArguments, name: str) -> Ledger:

@@ -104,7 +104,9 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
     num_checkpoints = (settings.checkpoint.save_total_limit or 1) + 1
     needed_bytes = 4 * _trainable(prepared.model) * (1 + 3 * num_checkpoints)
     check_disk_space(settings.run.output_dir, needed_bytes)
-    chosen = with_learning_rate(settings.train, settings.privacy, settings.adapter, prepared.model)
+    chosen = with_learning_rate(
+        settings.train, settings.privacy, settings.adapter, prepared.model, prepared.steps
+    )
     if processes.number > 1:
         torch.distributed.barrier()
     training = Training(settings, prepared, identity, private, resume_from, report_to)
@@ -114,7 +116,8 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         view.line(_headline(prepared, processes, first_step))
         if private is not None:
             warm = settings.adapter.start_adapter is not None
-            expected = private.outlook(_trainable(prepared.model), public_start=warm)
+            trained = _trainable(prepared.model)
+            expected = private.outlook(trained, num_steps=prepared.steps, public_start=warm)
             view.line(f"learning rate {chosen.learning_rate:.3g}; {expected}")
         tokens = 0 if private else earlier.tokens
         record.log("started", steps=prepared.steps, step=first_step, tokens=tokens)

@@ -14,7 +14,7 @@ LEARNING_RATE, EPOCHS = 2e-4, 3.0
 BATCH = (1, 4)  # the defaults of batch and accumulation
 SAMPLING_RATE = 0.5  # of private steps: twice as fast as whole samples, for 5 to 12 % more noise
 
-PRIVATE_STEPS = 60  # with samples of half of the rows: 30 passes
+PRIVATE_STEPS = 120  # with samples of half of the rows: 60 passes
 
 
 @dataclass
@@ -40,7 +40,7 @@ class TrainArguments(Options):
     warmup_ratio: float = flag(0.1, "share of the steps used for warm-up", within="[0, 1)")
     num_train_epochs: float | None = flag(
         None,
-        "passes over the training rows; default 3, with --privacy_unit record 60 steps",
+        "passes over the training rows; default 3, with --privacy_unit record 120 steps",
         often=True,
     )
     max_steps: int = flag(-1, "optimizer steps; if positive, overrides num_train_epochs")
@@ -258,7 +258,7 @@ def check_record_privacy(
 
 
 def private_steps(train: TrainArguments, privacy: PrivacyArguments, num_rows: int) -> int:
-    """Return the steps of a private training: those named, those of the passes named, or 60."""
+    """Return the steps of a private training: those named, those of the passes named, or 120."""
     if train.max_steps > 0:
         return train.max_steps
     if train.num_train_epochs is None:

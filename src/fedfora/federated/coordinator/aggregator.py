@@ -91,7 +91,7 @@ class Aggregator:
         peak = train.learning_rate
         if peak is None:
             width = min(value.shape[1] for name, value in current.items() if name.endswith(".A"))
-            peak = rate_for_noise(width, settings.adapter)
+            peak = rate_for_noise(width, settings.federation.num_rounds, settings.adapter)
         adam, step = self.optimizer, round_index + 1
         unbiased = math.sqrt(1 - adam.beta_2**step) / (1 - adam.beta_1**step)
         share = schedule_at(

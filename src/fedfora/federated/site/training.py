@@ -90,7 +90,13 @@ def train_round(
     trained, result = runtime.train(
         adapter,
         site.encoded,
-        with_learning_rate(settings.train, settings.privacy, settings.adapter, runtime.model),
+        with_learning_rate(
+            settings.train,
+            settings.privacy,
+            settings.adapter,
+            runtime.model,
+            federation.total_steps,
+        ),
         stretch=StepWindow(
             first_step=first_step,
             num_steps=federation.local_steps,
