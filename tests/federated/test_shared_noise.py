@@ -263,6 +263,15 @@ def test_a_record_moves_the_sum_by_its_clipped_gradient_and_the_grid(seed, scale
     assert np.array_equal(with_it[50:], without[50:])
 
 
+def test_a_sum_over_many_rows_is_cut_and_does_not_wrap_around():
+    """A gradient that most rows share, in one number: beyond the range it would change its sign."""
+    code, nothing = FixedPoint(1.0, 3, 1), np.zeros(4, dtype=np.int64)
+    sum_N = np.array([0.25, 0.9, -1.1, 3.0])
+    words = contribution_with_noise(sum_N, nothing, code=code, clipping_norm=None)
+    summed = read_sum(np.sum([words] * 3, axis=0, dtype=np.uint32), code)
+    np.testing.assert_allclose(summed.mean_N, [0.25, 0.5, -0.5, 0.5], atol=code.step)
+
+
 def test_without_noise_a_round_is_a_step_of_adam_on_all_sites_rows(clinics, run):
     """Its first step moves every number by the rate against the sign of the summed gradient."""
     from fedfora.federated.site_runtime import load_runtime, open_site
