@@ -265,6 +265,18 @@ def test_the_self_test_has_no_record_in_it(workplace, monkeypatch):
     assert len(seen) == 1  # and a training looks at no row without noise
 
 
+@pytest.mark.parametrize("workplace", ["none"], indirect=True)
+def test_a_piece_of_a_width_has_one_shape_whatever_the_sample(workplace):
+    """One row alone is worked through beside as many empty ones as it has others elsewhere."""
+    _, tokenizer, encoded = workplace
+    shapes = {
+        tuple(piece["input_ids"].shape)
+        for rows in (encoded, encoded[:1], encoded[3:5])
+        for piece, _ in pieces_of(batch_of(tokenizer, rows), 4, 2048)
+    }
+    assert {num_rows for num_rows, _ in shapes} == {4}
+
+
 def test_a_rows_gradient_does_not_depend_on_the_others_in_bfloat16(workplace):
     """Without one row, be it the longest, the others' sum loses that row's gradient alone."""
     model, tokenizer, encoded = workplace

@@ -91,9 +91,11 @@ def answer_batch(
     own = getattr(model.generation_config, "eos_token_id", None)
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     options = {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id}
-    names = ["do_sample", "num_beams", "repetition_penalty"]
-    names += ["temperature", "top_p", "top_k"] if decoding.do_sample else []
-    options |= {"streamer": streamer, **{name: getattr(decoding, name) for name in names}}
+    options |= {"streamer": streamer, "num_beams": decoding.num_beams}
+    options |= {"repetition_penalty": decoding.repetition_penalty, "do_sample": decoding.do_sample}
+    if decoding.do_sample:
+        options |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
+        options["top_k"] = decoding.top_k
     # fork_rng keeps the draws of others where they were.
     with (
         _own_generation_config(model),
