@@ -210,7 +210,7 @@ def test_a_restarted_site_is_asked_for_a_new_key_and_takes_part_again(run, monke
 def test_a_site_that_is_given_something_else_than_the_others_is_not_uncovered(
     run, monkeypatch, what
 ):
-    original = secure_answers.digest_of_task
+    original = secure_answers.wire.digest_of_task
     seen = []
 
     def inconsistent(rule, received, run_config):
@@ -221,7 +221,7 @@ def test_a_site_that_is_given_something_else_than_the_others_is_not_uncovered(
             run_config = {**run_config, "learning_rate": 0.0}
         return original(rule, received, run_config)
 
-    monkeypatch.setattr(secure_answers, "digest_of_task", inconsistent)
+    monkeypatch.setattr(secure_answers.wire, "digest_of_task", inconsistent)
     with pytest.raises(ValueError, match="round 1: secure aggregation: the sum makes no sense"):
         run()
 
