@@ -17,12 +17,22 @@ from fedfora.reporting.history import read_lines, read_run
 
 # What `fedfora simulate` would be told; docs/log.md says how the numbers were found.
 SETTINGS: dict[str, Any] = {
-    **{"model_name_or_path": "clinic-base", "quantization": "nf4", "aggregation": "fedavg"},
-    **{"train_file": "clinic", "test_file": "clinic:test", "partition": "by-column:specialty"},
-    **{"num_rounds": 30, "local_steps": 5, "eval_rounds": 10, "compare": "base alone central"},
-    **{"lora_rank": 8, "learning_rate": 1e-2, "max_target_length": 64},
-    **{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+    "model_name_or_path": "clinic-base",
+    "quantization": "nf4",
+    "train_file": "clinic",
+    "test_file": "clinic:test",
+    "partition": "by-column:specialty",
+    "aggregation": "fedavg",
+    "num_rounds": 30,
+    "local_steps": 5,
+    "lora_rank": 8,
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
     "per_device_eval_batch_size": 120,
+    "eval_rounds": 10,
+    "max_target_length": 64,
+    "compare": "base alone central",
 }
 
 

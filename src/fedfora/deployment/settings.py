@@ -20,9 +20,16 @@ from fedfora.federated.settings_scope import LOCAL_ONLY, SITE_MAY_OVERRIDE
 # What a site is promised stands in its own kit too, and holds whatever the coordinator sends.
 PROTECTION = frozenset(
     {
-        *("secure_aggregation", "secagg_threshold", "secagg_min_sites", "privacy_unit"),
-        *("target_epsilon", "target_delta", "noise_multiplier", "clipping_norm"),
-        *("sampling_rate", "shared_noise"),
+        "secure_aggregation",
+        "secagg_threshold",
+        "secagg_min_sites",
+        "privacy_unit",
+        "target_epsilon",
+        "target_delta",
+        "noise_multiplier",
+        "clipping_norm",
+        "sampling_rate",
+        "shared_noise",
     }
 )
 # How rows are read: where it fails, it tells of a row, and nothing is paid for.

@@ -214,7 +214,7 @@ def check_start(settings: AdapterArguments) -> None:
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
-    """Return what fedfora.json in an adapter's directory holds; empty where there is none.
+    """Return the contents of fedfora.json in an adapter's directory, or an empty mapping.
 
     Raises:
         ValueError: If the file is no record.
@@ -233,7 +233,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
 
 
 def read_prompt_format(directory: str | Path) -> PromptFormat | None:
-    """Return the prompt format stored with an adapter; None where there is none."""
+    """Return the prompt format stored with an adapter, or None."""
     record = read_record(directory)
     return PromptFormat(**record["prompts"]) if record else None
 

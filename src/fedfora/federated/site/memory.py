@@ -43,7 +43,7 @@ class SiteMemory:
     directory: Path
 
     def read(self, *, before: int) -> RecordDict:
-        """Return the newest state from before a round, empty where there is none."""
+        """Return the newest state from before a round, or an empty one."""
         rounds = [number for number in self._rounds() if number < before]
         if not rounds:
             return RecordDict()
