@@ -43,6 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "board"
 SILENT = View(1, Console(quiet=True))
 COLUMNS = {
     "ade": "era",
+    "ade-kinds": "kind",
     "medquad": "institute",
     "mts": "section",
     "pubmedqa": "year",
@@ -85,7 +86,7 @@ class Board:
 
     def _rows(self, split: str) -> list[Example]:
         bundled = self.data == "clinic"
-        file = Path(self.options.data_dir or "") / f"{self.data}_{split}.json"
+        file = Path(self.options.data_dir or "") / f"{self.data.partition('-')[0]}_{split}.json"
         if not bundled and not file.is_file():
             raise ValueError(f"--data_dir: no {file} (examples/medical makes it)")
         rows = load_examples(f"clinic:{split}" if bundled else str(file), DataArguments())

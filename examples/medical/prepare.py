@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -38,6 +39,32 @@ class Source:
     rows: Callable[[Files], Rows]
 
 
+# Kinds of findings as hospital departments would divide them, by beginnings and parts of words.
+KINDS = {
+    "nerves": r"neur|seiz|enceph|psych|dyskin|akath|coma|headache|dizz|mening|epilep|stroke|cereb"
+    r"|dyston|mani[ac]|depress|delir|hallucin|confus|convuls|paralys|tremor|ataxi|parkinson"
+    r"|myoclon|dementia|optic|vis(?:ual|ion)|retin|cornea|glaucom|ocular|hearing|sedat|serotonin",
+    "skin-blood": r"skin|cutane|rash|erupt|derm|erythem|necrolys|purpur|urticar|alopec|pemphi"
+    r"|prurit|photosens|stevens|pigment|bullous|acne|psoria|exanthem|hypersens|allerg|anaphyl"
+    r"|lupus|penia|anemi|agranulocyt|hemoly|marrow|leuk|lymphom|thromb|hemorr|bleed|eosinophil"
+    r"|coagul|aplasia|methemoglob|hematom|neutrop|platelet",
+    "organs": r"cardi|pulmon|ventric|pneumon|heart|hypotens|hypertens|respir|lung|dyspn|asthma"
+    r"|infarct|arrhyth|coronary|bronch|pleur|alveol|angina|syncop|hepat|liver|renal|neph|kidney"
+    r"|pancrea|colitis|jaundice|cholesta|bowel|gastr|ulcer|vomit|diarrh|nausea|abdom|intestin"
+    r"|uremic",
+}
+
+
+def kind_of_finding(triples: list[str]) -> str:
+    """Return `doses` where one is given, else the kind that most of the findings' words are of."""
+    parts = [re.split(r"(?<!\\)_", triple) for triple in triples]
+    if any(relation == "dose" for _, relation, _ in parts):
+        return "doses"
+    found = " ".join(finding for _, _, finding in parts).lower()
+    counts = {kind: len(re.findall(words, found)) for kind, words in KINDS.items()}
+    return max(counts, key=counts.__getitem__) if any(counts.values()) else "other"
+
+
 def ade_rows(files: Files) -> Rows:
     """One row a sentence with all its triples; `era`: five ranges of PubMed ids, equally large."""
     sentences: dict[tuple[int, str], list[str]] = {}
@@ -60,6 +87,7 @@ def ade_rows(files: Files) -> Rows:
                 "input": sentence,
                 "output": "\n".join(triples),
                 "era": f"era-{1 + 5 * first.setdefault(pmid, index) // len(ordered)}",
+                "kind": kind_of_finding(triples),
                 "pmid": pmid,
             }
         )
