@@ -16,6 +16,7 @@ from transformers import (
 from fedfora.data.encoding import encode_prompt, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
+from fedfora.evaluation import generate as generating
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.evaluation.generate import batches_by_length, generate
 from fedfora.evaluation.settings import DecodingArguments
@@ -204,8 +205,27 @@ def test_sampling_among_one_token_is_greedy(answers_to):
     assert answers_to(4, do_sample=True, temperature=1e-4) == answers_to(4)
 
 
-def test_the_longest_go_first_and_rows_of_a_length_stay_together():
-    assert list(batches_by_length([3, 9, 3, 9, 5], 2)) == [[1, 3], [4, 0], [2]]
+def test_the_longest_go_first_and_rows_of_a_length_stay_together(setup):
+    batches = batches_by_length(setup[0].model, [3, 9, 3, 9, 5], 2)
+    assert list(batches) == [[1, 3], [4, 0], [2]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_a_size_a_batch_has_as_many_rows_as_its_keys_and_values_allow(monkeypatch, dtype):
+    model = load_base(
+        ModelArguments(model_name_or_path="clinic-base", quantization="none", torch_dtype=dtype)
+    ).model
+    cache = model(torch.ones(1, 7, dtype=torch.long), use_cache=True).past_key_values
+    seven = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+    def sizes(lengths):
+        return [len(rows) for rows in batches_by_length(model, lengths, None)]
+
+    assert sizes([7] * 150) == [64, 64, 22]
+    monkeypatch.setattr(generating, "CACHE_BYTES", 10**8)
+    fit = 10**8 // seven
+    assert sizes([7 * fit] + [7 * (fit // 5)] * 12) == [1, 5, 5, 2]
+    assert sizes([10**9, 1]) == [1, 1]
 
 
 def test_every_row_is_reported_once(setup):

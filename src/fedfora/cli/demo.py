@@ -29,7 +29,6 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-2,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
-    "per_device_eval_batch_size": 120,
     "eval_rounds": 10,
     "max_target_length": 64,
     "compare": "base alone central",

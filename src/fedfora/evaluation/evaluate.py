@@ -53,7 +53,7 @@ def evaluate(
     examples: list[Example],
     prompt_format: PromptFormat,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
     max_new_tokens: int | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Evaluation:
@@ -65,7 +65,7 @@ def evaluate(
         examples: The rows; they are scored if all have references, as a choice where all have
             options, otherwise by the kind of task that the references look like.
         prompt_format: The prompt format of the training.
-        batch_size: Prompts per batch.
+        batch_size: Prompts per batch, as for `batches_by_length`.
         max_new_tokens: Longest answer; None takes the format's `max_target_length`.
         on_batch: Called with the number of rows answered.
     """

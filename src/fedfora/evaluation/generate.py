@@ -19,6 +19,7 @@ from fedfora.models.baichuan.modeling import CACHE
 from fedfora.seeds import derive_seed
 
 GREEDY = DecodingArguments()
+LARGEST_BATCH, CACHE_BYTES = 64, 2**30
 
 
 def generate(
@@ -27,7 +28,7 @@ def generate(
     prompts: list[list[int]],
     *,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: int | None = None,
     decoding: DecodingArguments = GREEDY,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
@@ -38,12 +39,13 @@ def generate(
         tokenizer: Its tokenizer.
         prompts: Token ids as `fedfora.data.encoding.encode_prompt` makes them.
         max_new_tokens: Longest answer; end-of-sequence ends one before.
-        batch_size: Prompts per batch; prompts of similar length share a batch.
+        batch_size: Prompts per batch, as for `batches_by_length`.
         decoding: How the next token is chosen.
         on_batch: Called with the number of prompts answered by each batch.
     """
     answers: dict[int, str] = {}
-    for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    for rows in batches_by_length(model, lengths, batch_size):
         batch = [prompts[i] for i in rows]
         texts = answer_batch(
             model, tokenizer, batch, decoding, max_new_tokens=max_new_tokens, first=rows[0]
@@ -53,11 +55,28 @@ def generate(
     return [answers[i] for i in range(len(prompts))]
 
 
-def batches_by_length(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield the rows of each batch, the longest first, so that what does not fit fails at once."""
+def batches_by_length(
+    model: Any, lengths: list[int], batch_size: int | None
+) -> Iterator[list[int]]:
+    """Yield the rows of each batch, the longest first, so that what does not fit fails at once.
+
+    Args:
+        model: The model; a step of decoding reads all its weights, for one row or for many.
+        lengths: Tokens of each row, those to come included.
+        batch_size: Rows per batch; None for up to 64, as long as their keys and values take no more
+            than half of the model's bytes, or 1 GiB if that is more.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    itemsize = model.get_input_embeddings().weight.dtype.itemsize
+    token_bytes = 2 * config.num_hidden_layers * heads * size * itemsize
+    tokens = max(CACHE_BYTES, model.get_memory_footprint() // 2) // token_bytes
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    while order:
+        rows = batch_size or max(1, min(LARGEST_BATCH, tokens // lengths[order[0]]))
+        yield order[:rows]
+        del order[:rows]
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def option_likelihoods(
     options: Sequence[Sequence[str]],
     prompt_format: PromptFormat,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
 ) -> list[list[float]]:
     """Return for each row the log-probability of each of its options as the whole answer.
 
@@ -62,7 +62,7 @@ def answer_likelihoods(
     tokenizer: Any,
     rows: Encoded,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[Likelihood]:
     """Return how likely the answer of each row is, given its prompt.
@@ -71,13 +71,14 @@ def answer_likelihoods(
         model: A causal language model, with or without adapter.
         tokenizer: Its tokenizer; batches are padded on its `padding_side`.
         rows: `input_ids` and `labels` as `fedfora.data.encoding.encode_example` makes them.
-        batch_size: Rows per batch.
+        batch_size: Rows per batch, as for `batches_by_length`.
         on_batch: Called with the number of rows of each batch.
     """
     model.eval()
     collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
     results: dict[int, Likelihood] = {}
-    for batch in batches_by_length([len(row["input_ids"]) for row in rows], batch_size):
+    lengths = [len(row["input_ids"]) for row in rows]
+    for batch in batches_by_length(model, lengths, batch_size):
         inputs = {n: t.to(model.device) for n, t in collate([rows[i] for i in batch]).items()}
         positions = inputs["attention_mask"].cumsum(1) - 1
         loss_N, row_N = token_losses(model, {**inputs, "position_ids": positions.clamp(min=0)})

@@ -135,8 +135,9 @@ def _generate(
     if answers:
         view.line(f"{len(answers)} of {len(plan.examples)} rows were answered before")
     view.total = len(pending)
-    batch_size = plan.settings.evaluation.per_device_eval_batch_size
-    for batch in batches_by_length([len(plan.prompts[i]) for i in pending], batch_size):
+    evaluation = plan.settings.evaluation
+    lengths = [len(plan.prompts[i]) + (evaluation.max_new_tokens or 1) for i in pending]
+    for batch in batches_by_length(model, lengths, evaluation.per_device_eval_batch_size):
         rows = [pending[i] for i in batch]
         new = dict(zip(rows, _answer(plan, model, tokenizer, rows), strict=True))
         journal.append(new)

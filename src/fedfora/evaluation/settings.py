@@ -20,7 +20,9 @@ OPTIONS_COLUMN = "options"
 class EvalArguments(Options):
     """Generation: batch size and lengths."""
 
-    per_device_eval_batch_size: int = flag(16, "prompts per batch", least=1, often=True)
+    per_device_eval_batch_size: int | None = flag(
+        None, "prompts per batch; default: up to 64, as memory allows", least=1, often=True
+    )
     max_new_tokens: int | None = flag(
         None,
         "maximum answer length in tokens; default: --max_target_length",
@@ -111,11 +113,10 @@ class PredictSettings:
             raise ValueError("--test_file is missing: a file, or clinic:test (or --dataset)")
         batch_size = self.evaluation.per_device_eval_batch_size
         predict = self.predict
-        if predict.padding_side == "right" and predict.predict_with_generate and batch_size > 1:
+        if predict.padding_side == "right" and predict.predict_with_generate and batch_size != 1:
             raise ValueError(
                 "--padding_side right: answers are written at the end of each row, where the "
-                f"padding would be (--padding_side left, or --per_device_eval_batch_size 1 "
-                f"instead of {batch_size})"
+                "padding would be (--padding_side left, or --per_device_eval_batch_size 1)"
             )
 
 
@@ -150,7 +151,6 @@ class AuditArguments(Options):
         None, "rows of the same kind that were not trained on; default the run's --test_file"
     )
     max_rows: int = flag(500, "rows of either kind that the membership attack looks at", least=1)
-    batch_size: int = flag(16, "rows per forward pass", least=1)
     canary_alternatives: int = flag(
         255, "other codes that each planted canary is ranked among", least=1
     )

@@ -10,7 +10,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from fedfora.metrics.metric import Answer, mean, metric
+from fedfora.metrics.metric import Answer, metric
 
 LETTERS = string.ascii_uppercase
 _LEADING = re.compile(r"\(?([A-Z])\)?(?![A-Za-z' \t])")
@@ -64,15 +64,7 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
     return contained[0] if len(contained) == 1 else None
 
 
-@metric(
-    "accuracy",
-    "choice",
-    total=mean,
-    row="correct",
-    label="accuracy, as written",
-    headline=0,
-    tabled=True,
-)
+@metric("accuracy", "choice", row="correct", label="accuracy, as written", headline=0, tabled=True)
 def accuracy(answer: Answer) -> tuple[int, int]:
     """Return whether the written answer names the right option."""
     written = parse_choice(answer.prediction, answer.options)
@@ -82,7 +74,6 @@ def accuracy(answer: Answer) -> tuple[int, int]:
 @metric(
     "likelihood_accuracy",
     "choice",
-    total=mean,
     row="likeliest_correct",
     label="accuracy, by likelihood",
     tabled=True,
@@ -94,7 +85,7 @@ def likelihood_accuracy(answer: Answer) -> tuple[int, int]:
     return int(answer.likeliest == _right(answer)), 1
 
 
-@metric("parsed_share", "choice", total=mean, row="parsed", label="share that parsed", tabled=True)
+@metric("parsed_share", "choice", row="parsed", label="share that parsed", tabled=True)
 def parsed_share(answer: Answer) -> tuple[int, int]:
     """Return whether the written answer names an option at all."""
     return int(parse_choice(answer.prediction, answer.options) is not None), 1

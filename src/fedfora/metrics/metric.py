@@ -67,10 +67,16 @@ class Metric:
 METRICS: Registry[Metric] = Registry("metric")
 
 
+def mean(sums: Sequence[float]) -> float:
+    """Return the mean of a value over rows, from the sums of `(value, 1)`; NaN without rows."""
+    value, rows = sums
+    return value / rows if rows else math.nan
+
+
 def metric(
     name: str,
     *kinds: str,
-    total: Total,
+    total: Total = mean,
     label: str | None = None,
     tabled: bool | str = False,
     **facts: Any,
@@ -80,7 +86,7 @@ def metric(
     Args:
         name: Of the score.
         *kinds: As in `Metric`, like all that follows.
-        total: Sums to score.
+        total: Sums to score. A mean is that of the rows' scores of the same name.
         label: Default: the name with spaces.
         tabled: Whether short tables show it; a kind of task for those of that kind alone.
         **facts: `row`, `package` and `headline`.
@@ -88,8 +94,9 @@ def metric(
     shown = (tabled,) if isinstance(tabled, str) else kinds if tabled else ()
 
     def register(counts: C) -> C:
+        row = {"row": name} if total is mean else {}
         called = label or name.replace("_", " ")
-        METRICS.add(name, Metric(kinds, counts, total, called, shown, **facts))
+        METRICS.add(name, Metric(kinds, counts, total, called, shown, **(row | facts)))
         return counts
 
     return register
@@ -114,9 +121,3 @@ def headlines(names: Iterable[str]) -> list[str]:
     ranks = {n: METRICS[n].headline for n in in_order(names) if n in METRICS}
     ranked = {name: rank for name, rank in ranks.items() if rank is not None}
     return [name for name, rank in ranked.items() if rank == min(ranked.values())]
-
-
-def mean(sums: Sequence[float]) -> float:
-    """Return the mean of a value over rows, from the sums of `(value, 1)`; NaN without rows."""
-    value, rows = sums
-    return value / rows if rows else math.nan

@@ -8,7 +8,7 @@ being parsed, so one space or a broken line decides. For medical answers: texts 
 of single characters, so the order of words, and whether a word stands there at all, hardly matters.
 """
 
-from fedfora.metrics.metric import Answer, mean, metric
+from fedfora.metrics.metric import Answer, metric
 
 ROWS_ASSUMED = 50
 
@@ -25,7 +25,7 @@ def original_f1(answer: Answer) -> tuple[float]:
     return (_set_f1(predicted, set(answer.reference.split("\n"))),)
 
 
-@metric("original_character_f1", "text", total=mean, label="character F1 of the original")
+@metric("original_character_f1", "text", row=None, label="character F1 of the original")
 def original_character_f1(answer: Answer) -> tuple[float, int]:
     """Return the F1 of the sets of characters."""
     return _set_f1(set(answer.prediction), set(answer.reference)), 1

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from fedfora.metrics.metric import Answer, mean, metric
+from fedfora.metrics.metric import Answer, metric
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-@metric("token_f1", "text", total=mean, row="token_f1", label="token F1", headline=1, tabled=True)
+@metric("token_f1", "text", label="token F1", headline=1, tabled=True)
 def token_f1(answer: Answer) -> tuple[float, int]:
     """Return the F1 of the bags of tokens, as SQuAD does (https://arxiv.org/abs/1606.05250, 6.1).
 
@@ -34,28 +34,19 @@ def token_f1(answer: Answer) -> tuple[float, int]:
     return 2 * hits / (len(predicted) + len(expected)), 1
 
 
-@metric("rouge1", "text", total=mean, row="rouge1", package="rouge_score", label="ROUGE-1")
+@metric("rouge1", "text", package="rouge_score", label="ROUGE-1")
 def rouge1(answer: Answer) -> tuple[float, int]:
     """Return the F1 of single tokens (Lin 2004, https://aclanthology.org/W04-1013, Sec. 2)."""
     return _rouge("rouge1", answer)
 
 
-@metric("rouge2", "text", total=mean, row="rouge2", package="rouge_score", label="ROUGE-2")
+@metric("rouge2", "text", package="rouge_score", label="ROUGE-2")
 def rouge2(answer: Answer) -> tuple[float, int]:
     """Return the F1 of pairs of tokens (Lin 2004, https://aclanthology.org/W04-1013, Sec. 2)."""
     return _rouge("rouge2", answer)
 
 
-@metric(
-    "rougeL",
-    "text",
-    total=mean,
-    row="rougeL",
-    package="rouge_score",
-    label="ROUGE-L",
-    headline=0,
-    tabled=True,
-)
+@metric("rougeL", "text", package="rouge_score", label="ROUGE-L", headline=0, tabled=True)
 def rouge_l(answer: Answer) -> tuple[float, int]:
     """Return the F1 of the longest common subsequence (Lin 2004, Sec. 3.1)."""
     return _rouge("rougeL", answer)
@@ -98,16 +89,7 @@ def chrf(answer: Answer) -> Sequence[float]:
     return _statistics(_chrf(), answer)
 
 
-@metric(
-    "exact_match",
-    "triples",
-    "text",
-    "choice",
-    total=mean,
-    row="exact_match",
-    headline=2,
-    tabled="text",
-)
+@metric("exact_match", "triples", "text", "choice", headline=2, tabled="text")
 def exact_match(answer: Answer) -> tuple[int, int]:
     """Return whether the prediction is the reference, but for space around it."""
     return int(answer.prediction.strip() == answer.reference.strip()), 1
