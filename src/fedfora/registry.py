@@ -1,6 +1,7 @@
 """Named implementations, the one extension mechanism of the package; names that others chose."""
 
 import difflib
+import os
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -69,6 +70,27 @@ def need(module: str, extra: str = "privacy") -> Any:
     except ImportError as error:
         package = module.split(".")[0].replace("_", "-")
         raise ValueError(f'{package} is missing: pip install "fedfora[{extra}]"') from error
+
+
+def try_hub() -> str:
+    """Return why the Hub of Hugging Face cannot be reached; "" if it can, or nobody can say.
+
+    If not, the process works offline: the Hub's library would ask for 24 seconds for each file.
+    """
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    if getproxies() or os.environ.get("HF_HUB_OFFLINE"):
+        return ""
+    port = url.port or (80 if url.scheme == "http" else 443)
+    try:
+        socket.create_connection((url.hostname, port), timeout=5).close()
+    except OSError as error:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
+        return f"{url.hostname} cannot be reached ({error}), and it is not in the Hub's cache"
+    return ""
 
 
 def installed_version(package: str) -> str | None:

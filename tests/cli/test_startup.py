@@ -5,19 +5,28 @@ loads a heavy package spoils those after it, so the earliest entry with one is t
 """
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fedfora.cli.main import main
+from fedfora.config import ConfigParser
+from fedfora.training.checkpoints import Progress, identity_of, write_progress
+from fedfora.training.settings import NO_EFFECT, SECTIONS, TrainSettings
 
 PROBE = Path(__file__).with_name("startup_probe.py")
 PREDICT = "predict --model_dir {d}/adapter --test_file clinic:test "
 TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
 SIMULATE = "simulate --model_name_or_path clinic-base --output_dir {d}/out "
+RESUMED = "train --model_name_or_path clinic-base --output_dir {d}/run --train_file clinic "
+RESUMED += "--resume_from_checkpoint last "
+BEGUN = RESUMED.replace("{d}/run", "{d}/begun")
+EXPORT = "export --model_dir {d}/adapter --output_dir {d}/exported "
 
 MISTAKES = {
     "train --nonsense": "unknown option --nonsense",
@@ -90,6 +99,21 @@ MISTAKES = {
     TRAIN + "--train_file clinic --resume_from_checkpoint {d}/kits": "holds no whole checkpoint",
     TRAIN + "--train_file clinic --history_column hist": 'no row has "hist"',
     TRAIN + "--train_file clinic --response_column outputt": "did you mean 'output'",
+    TRAIN + "--train_file clinic --report_to foo": "unknown tracker 'foo' (known: none, tensorb",
+    TRAIN + "--train_file clinic --report_to no wandb": "unknown tracker 'no'; did you mean 'none'",
+    TRAIN + "--train_file clinic --report_to neptune": "--report_to neptune needs: pip install nep",
+    TRAIN + "--train_file clinic --fp16 --device cpu": "--fp16 needs a GPU",
+    SIMULATE + "--train_file clinic --num_clients 2 --fp16 --device cpu": "--fp16 needs a GPU",
+    RESUMED + "--learning_rate 0.1": "learning_rate was 0.0002, now it is 0.1",
+    RESUMED + "--resume_from_checkpoint {d}/run/checkpoint-2 --lora_rank 4": "lora_rank was 8, now",
+    BEGUN + "--lora_rank 4": "{d}/begun: lora_rank was 8, now it is 4",
+    EXPORT + "--format gguf-lora --base_gguf {d}/no.gguf": "--base_gguf",
+    EXPORT + "--format merged --base_gguf {d}/no.gguf": "--format gguf-lora",
+    EXPORT + "--format gguf --base_gguf {d}/no.gguf": "--format gguf-lora",
+    EXPORT + "--merge_into original": "--merge_into original: --format lora merges nothing",
+    EXPORT + "--output_dir {d}/empty --format quantized-base --quantization none": "nf4 or int8",
+    EXPORT + "--output_dir {d}/kits": "--output_dir {d}/kits is not empty",
+    EXPORT + "--output_dir {d}/adapter": "is where {d}/adapter lies",
     "audit": "no run there",
     "audit {d}/kits": "no run there",
     "verify {d}/nowhere": "{d}/nowhere: no such directory",
@@ -135,6 +159,14 @@ def place(tmp_path_factory):
         (place / name / "fedfora.json").write_text(json.dumps(record))
         if name != "half":
             (place / name / "adapter_model.safetensors").write_bytes(b"")
+    parser = ConfigParser(SECTIONS.values(), prog="fedfora train", without=NO_EFFECT)
+    began = TrainSettings(*parser.parse(RESUMED.format(d=place).split()[1:]))
+    for name in ("run", "begun"):
+        (place / name).mkdir()
+        (place / name / "metrics.jsonl").write_text("")
+    (place / "begun" / "config.yaml").write_text(yaml.safe_dump(asdict(began)))
+    (place / "run" / "checkpoint-2").mkdir()
+    write_progress(place / "run" / "checkpoint-2", Progress(), identity_of(asdict(began)))
     (place / "answers").mkdir()
     (place / "answers" / "predictions.jsonl").write_text("")
     (place / "answers" / "environment.json").write_text('{"identity": "another"}')
@@ -161,3 +193,16 @@ def test_nothing_heavy_is_loaded_before_the_first_line(expected, place):
     ):
         assert message.format(d=place) in line, words
         assert heavy == [], words
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path):
+    """Its library would ask again for 24 seconds; a port where nobody listens stands for it."""
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    for name in ("HF_HUB_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        environment.pop(name, None)
+    train = [sys.executable, "-m", "fedfora", *TRAIN.format(d=tmp_path).split(), "--train_file"]
+    for words in (["no/such"], ["clinic", "--model_name_or_path", "no/such"]):
+        done = subprocess.run([*train, *words], capture_output=True, text=True, env=environment)
+        assert done.returncode == 2
+        assert "127.0.0.1 cannot be reached (" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1  # the library tells of each try

@@ -72,3 +72,10 @@ def test_no_plain_file_stays_behind_a_sealed_one(tmp_path, monkeypatch):
     path.write_bytes(b"somebody else's")
     with pytest.raises(ValueError, match="beside its sealed form"):
         load_tensors(path)
+
+
+def test_a_damaged_file_of_tensors_is_named(tmp_path):
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(b"half")
+    with pytest.raises(ValueError, match="safetensors: no safetensors file that can"):
+        load_tensors(path)

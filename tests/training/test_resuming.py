@@ -181,7 +181,7 @@ def test_checkpoints_hold_nothing_that_runs_code(uninterrupted):
     [
         ("--learning_rate 0.1", "learning_rate was 0.01, now it is 0.1"),
         ("--lora_rank 4", "lora_rank was 2, now it is 4"),
-        ("--train_file clinic --max_steps 9", "rows_fingerprint was"),
+        ("--train_file clinic --max_steps 9", "train_file was"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(words, uninterrupted, capsys, change, message):

@@ -224,7 +224,7 @@ def test_a_row_longer_than_the_context_is_named_before_any_work(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--report_to tensorbord", "unknown report 'tensorbord'; did you mean 'tensorboard'"),
+        ("--report_to tensorbord", "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
         ("--early_stopping_patience 2", "--early_stopping_patience needs --validation_file"),
         ("--packing --group_by_length", "--packing and --group_by_length exclude each other"),
         ("--fp16", "--fp16 needs a GPU"),

@@ -217,13 +217,7 @@ Nothing is read and nothing spent.
 
     fedfora check privacy --rows 600 --sites 4 --target_epsilon 8 --model_name_or_path MODEL
 """
-PRIVACY_SECTIONS = (
-    OutlookArguments,
-    PrivacyArguments,
-    TrainArguments,
-    ModelArguments,
-    AdapterArguments,
-)
+PRIVACY_SECTIONS = (OutlookArguments, PrivacyArguments, *SECTIONS[1:])
 
 
 def run_privacy(words: Sequence[str]) -> None:
@@ -235,7 +229,7 @@ def run_privacy(words: Sequence[str]) -> None:
     parser = ConfigParser(
         PRIVACY_SECTIONS, prog="fedfora check privacy", description=CHECK_PRIVACY_HELP
     )
-    chosen, privacy, train, model, adapter = parser.parse(["--privacy_unit", "record", *words])
+    chosen, privacy, model, adapter, train = parser.parse(["--privacy_unit", "record", *words])
     if chosen.rows is None:
         raise ValueError("how many? fedfora check privacy --rows N --target_epsilon 8")
     check_record_privacy(privacy, train, model)
@@ -281,15 +275,11 @@ def _adapter_size(model: ModelArguments, adapter: AdapterArguments) -> int:
 
 def _noises(num_sites: int) -> dict[str, int]:
     """Return how sites can add noise, with the shares that make it whole."""
-    from fedfora.federated.secure_aggregation.messages import (
-        MIN_SITES,
-        NUM_CURIOUS_SITES,
-        fewest_survivors,
-    )
+    from fedfora.federated.secure_aggregation import messages
     from fedfora.federated.settings import SecureAggregationArguments
 
     kinds = {"each site adds all of the noise": 1}
-    if num_sites >= MIN_SITES:
-        fewest = fewest_survivors(num_sites, SecureAggregationArguments.secagg_threshold)
-        kinds["sites share the noise (--shared_noise)"] = fewest - NUM_CURIOUS_SITES
+    if num_sites >= messages.MIN_SITES:
+        fewest = messages.fewest_survivors(num_sites, SecureAggregationArguments.secagg_threshold)
+        kinds["sites share the noise (--shared_noise)"] = fewest - messages.NUM_CURIOUS_SITES
     return kinds

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedfora.data.clinic import clinic_rows
 from fedfora.data.settings import DataArguments
-from fedfora.registry import nearest, unknown
+from fedfora.registry import nearest, try_hub, unknown
 
 BUNDLED = {"clinic": "train", "clinic:train": "train", "clinic:test": "test"}
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
@@ -113,6 +113,7 @@ def _hub_rows(source: str) -> Iterable[Any]:
     path = Path(source)
     if path.is_dir() and not any(file.suffix in FORMATS for file in path.rglob("*")):
         raise DataError(f"{source}: a directory without rows, no {', '.join(FORMATS)} in it")
+    unreached = "" if path.is_dir() else try_hub()
     from datasets import load_dataset
 
     name, _, split = source.partition(":")
@@ -121,7 +122,7 @@ def _hub_rows(source: str) -> Iterable[Any]:
     try:
         return load_dataset(name, split=split or "train")  # type: ignore[no-any-return]
     except Exception as error:  # whatever the hub, the network or a file format brings up
-        reason = str(error).split("\n")[0]
+        reason = unreached or str(error).split("\n")[0]
         raise DataError(
             f"{source}: no such file, and no data set could be loaded by that name: {reason}"
         ) from error
@@ -220,7 +221,6 @@ def _json_mistake(where: str, error: Exception) -> str:
 # `--dataset NAME` in `--dataset_dir DIR`: dataset_info.json says which file and which columns.
 #
 # The format is that of LLaMA-Factory, from which the original program took its two flags.
-
 
 CATALOG = "dataset_info.json"
 

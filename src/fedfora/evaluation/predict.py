@@ -28,13 +28,7 @@ from fedfora.evaluation.output import (
 from fedfora.evaluation.scores import score
 from fedfora.evaluation.settings import NO_EFFECT, PredictSettings
 from fedfora.metrics import Answer
-from fedfora.models.adapter_base import (
-    check_base,
-    deviation,
-    logits,
-    merge_adapter,
-    same_limit,
-)
+from fedfora.models.adapter_base import check_base, deviation, logits, merge_adapter, same_limit
 from fedfora.models.loading import (
     Base,
     context_length,

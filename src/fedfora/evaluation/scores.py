@@ -138,7 +138,6 @@ def _rows(
 
 # Numbers of rows to confidence intervals of what their sums give, by resampling the rows.
 
-
 RESAMPLES = 1000
 LEVEL = 0.95
 _CHUNK = 2**22  # drawn row numbers held at a time

@@ -37,7 +37,6 @@ from fedfora.models.resolve import WEIGHTS, source
 from fedfora.registry import need
 
 ADAPTER, MODEL = "adapter.gguf", "model.gguf"
-LLAMA_CPP = "pip install llama-cpp-python"
 _QUESTION = "fedfora's question"
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -377,8 +376,6 @@ def llama_cpp_logits(base: str | Path, adapter: Path | None, ids: Tensor) -> Ten
     """
     from llama_cpp import GGML_TYPE_F32, Llama
 
-    if not Path(base).is_file():
-        raise ValueError(f"--base_gguf: no such file: {base}")
     model = Llama(
         str(base),
         n_ctx=ids.shape[1],

@@ -3,7 +3,6 @@
 import os
 import shutil
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
@@ -13,7 +12,6 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer
 
 from fedfora.exporting.gguf import (
-    LLAMA_CPP,
     architecture_of,
     llama_cpp_logits,
     model_to_gguf,
@@ -34,7 +32,6 @@ from fedfora.models.adapter_base import (
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_adapter, load_base, own_dtype
 from fedfora.models.resolve import read_prompt_format, resolve_model, settings_of_base, source
-from fedfora.registry import need
 from fedfora.reporting.record import write_json, write_text
 
 EXACT = 1e-5  # float32 products in another order differ by less
@@ -160,9 +157,6 @@ def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
         ValueError: If llama.cpp has no place for the model, or a package is missing.
     """
     arguments, model = settings.export, settings.model
-    need("gguf", "gguf")
-    if arguments.base_gguf is not None:
-        raise ValueError("--base_gguf compares an adapter alone: --format gguf-lora")
     architecture_of(AutoConfig.from_pretrained(**source(resolve_model(model))).get_text_config())
     directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=directory.parent, prefix=".merged-") as scratch:
@@ -181,9 +175,6 @@ def export_gguf_lora(settings: ExportSettings, directory: Path) -> list[str]:
         ValueError: If llama.cpp has no place for the model or the adapter, or a package is missing.
     """
     arguments, model = settings.export, settings.model
-    need("gguf", "gguf")
-    if arguments.base_gguf is not None and find_spec("llama_cpp") is None:
-        raise ValueError(f"--base_gguf compares the logits in llama.cpp, which needs: {LLAMA_CPP}")
     path = to_gguf(str(arguments.model_dir), resolve_model(model), directory)
     lines = ["read back, equal to the bit"]
     if arguments.base_gguf is None:
@@ -218,8 +209,6 @@ def export_quantized_base(settings: ExportSettings, directory: Path) -> list[str
     Raises:
         ValueError: If the base is not to be quantized, or what was written is another function.
     """
-    if settings.model.quantization == "none":
-        raise ValueError("--format quantized-base needs --quantization nf4 or int8")
     base = load_base(settings.model)
     name = fingerprint(base)
     base.model.save_pretrained(directory)

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from fedfora.config import flag
+from fedfora.config import flag, refuse
 from fedfora.models.resolve import adapter_dir_of, base_name_of, check_named, checked_model_name
 from fedfora.models.settings import ModelArguments
+from fedfora.registry import need
 
 MARK = "fedfora_export.json"  # lists what an export wrote
 
@@ -82,9 +84,26 @@ class ExportSettings:
     model: ModelArguments
 
     def __post_init__(self) -> None:
-        """Refuse an export of nothing."""
-        if self.export.model_dir is None and FORMATS[self.export.format].of != "base":
-            raise ValueError("--model_dir is missing: the directory of the adapter")
+        """Refuse an export of nothing, and options that this format would not look at."""
+        asked = self.export
+        refuse(
+            (
+                asked.model_dir is None and FORMATS[asked.format].of != "base",
+                "--model_dir is missing: the directory of the adapter",
+            ),
+            (
+                asked.base_gguf is not None and asked.format != "gguf-lora",
+                "--base_gguf compares an adapter alone: --format gguf-lora",
+            ),
+            (
+                asked.merge_into == "original" and asked.format not in ("merged", "gguf", "llama"),
+                f"--merge_into original: --format {asked.format} merges nothing",
+            ),
+            (
+                asked.format == "quantized-base" and self.model.quantization == "none",
+                "--format quantized-base needs --quantization nf4 or int8",
+            ),
+        )
 
     @property
     def of_whole_model(self) -> bool:
@@ -106,6 +125,13 @@ def check_place(settings: ExportSettings) -> None:
         ValueError: Naming the flag and the directory.
     """
     arguments, named = settings.export, settings.model.model_name_or_path
+    if arguments.format.startswith("gguf"):
+        need("gguf", "gguf")
+    if arguments.base_gguf is not None:
+        if find_spec("llama_cpp") is None:
+            raise ValueError("--base_gguf needs llama.cpp: pip install llama-cpp-python")
+        if not Path(arguments.base_gguf).is_file():
+            raise ValueError(f"--base_gguf: no such file: {arguments.base_gguf}")
     output = Path(arguments.output_dir).resolve()
     if FORMATS[arguments.format].of == "base":
         checked_model_name(settings.model)

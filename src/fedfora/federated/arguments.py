@@ -65,7 +65,6 @@ class RoundArguments(Options):
 
 # What the user says about how updates travel and become one.
 
-
 WEIGHTINGS = ("tokens", "rows", "equal")
 
 

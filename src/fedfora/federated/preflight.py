@@ -19,6 +19,7 @@ from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.trackers import check_trackers
 from fedfora.reporting.view import EVALUATED_ROW
 from fedfora.seeds import derive_seed
+from fedfora.training.settings import check_device
 
 
 def preflight(
@@ -36,6 +37,7 @@ def preflight(
             to_resume=f"--resume {run.output_dir}",
         )
     check_trackers(settings.rounds.report_to)
+    check_device(settings.train, settings.model.device)
     if own_rows is None:
         checked_model_name(settings.model)
         check_targets(settings.model, settings.adapter.target_modules)
@@ -89,7 +91,6 @@ def work_of(settings: FederationSettings, num_sites: int = 0) -> float:
 
 # `--resume DIRECTORY`: the settings of a run, from its own config.yaml, all unchanged.
 
-
 MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume"}
 
 
@@ -140,7 +141,6 @@ def _check_unchanged(
 
 
 # The sites of a simulated federation: which rows each of them has.
-
 
 SITES_DIR = "sites"  # directory of a run in which each site keeps what is its own
 

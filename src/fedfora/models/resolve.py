@@ -13,7 +13,7 @@ from typing import Any
 
 from fedfora.data.encoding import PromptFormat
 from fedfora.models.settings import AdapterArguments, ModelArguments
-from fedfora.registry import nearest, need
+from fedfora.registry import nearest, need, try_hub
 
 RECORD, WEIGHTS = "fedfora.json", "adapter_model.safetensors"
 BUNDLED = {"clinic-base": "clinic_base"}
@@ -35,12 +35,13 @@ def checked_model_name(settings: ModelArguments) -> str:
         raise ValueError("--model_name_or_path is missing: a directory, a Hub id, or clinic-base")
     check_model_name(name)
     if settings.hub == "huggingface" and name not in BUNDLED and not Path(name).exists():
+        unreached = try_hub()
         from huggingface_hub import hf_hub_download
 
         try:
             hf_hub_download(name, "config.json", cache_dir=settings.cache_dir)
         except Exception as error:  # of many kinds: no such id, private, gated, no network
-            reason = f"no such directory, and no model of that id on the Hub: {error}"
+            reason = f"no such directory, and no model of that id on the Hub: {unreached or error}"
             raise ValueError(f"--model_name_or_path {name}: {reason}") from error
     return name
 

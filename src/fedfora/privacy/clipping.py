@@ -76,7 +76,6 @@ def shrink_factor(norm_B: Tensor, clipping_norm: float) -> Tensor:
 # 2012, https://doi.org/10.1145/2382196.2382264). Where sums are of integers, `discrete_normal` has
 # no such bits: it uses uniform integers alone.
 
-
 KEY_BYTES, NONCE_BYTES = 32, 16
 BLOCK = 2**17  # numbers that are drawn at a time
 

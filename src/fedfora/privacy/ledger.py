@@ -243,7 +243,6 @@ def _read(path: Path) -> list[Line]:
 
 # What differential privacy was given, in one sentence with its assumptions.
 
-
 NONE = "No differential privacy: the noise multiplier is 0."
 ACCOUNTED = "accounted by dp-accounting's PLD accountant"
 FLOATS = "floating-point numbers are as good as real ones"

@@ -64,11 +64,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, sealed or not.
 
     Raises:
-        ValueError: If there is no file, or it is sealed and this machine's key does not open it.
+        ValueError: If there is no file, it is damaged, or this machine's key does not open it.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    return dict(load(read_bytes(path)))
+    try:
+        return dict(load(read_bytes(path)))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: no safetensors file that can be read: {error}") from error
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:

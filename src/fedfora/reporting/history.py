@@ -153,7 +153,6 @@ class Follower:
 # of what a run may measure: a number that a rule, a mechanism or a screen adds to its round's line
 # gets its curve by being there.
 
-
 Points = list[tuple[float, float]]  # whole numbers stay integers: they are shown as such
 
 # They say where a line stands, not what was measured.

@@ -17,6 +17,11 @@ from fedfora.reporting.history import curves_of
 from fedfora.reporting.record import Event, Listener
 
 PROJECT = "fedfora"
+# What transformers reports to beside `TRACKERS`: only `fedfora train` does. Name to package.
+OF_TRANSFORMERS = {"azure_ml": "azureml", "flyte": "flytekit"} | {
+    name: name
+    for name in ("clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "neptune", "swanlab")
+}
 Make = Callable[
     [Path, Mapping[str, Any]], Any
 ]  # returns what has `log(values, step)` and `finish()`
@@ -32,15 +37,16 @@ def trackers(names: list[str], directory: Path, config: Mapping[str, Any]) -> li
     return [_listener(TRACKERS[name](directory, config)) for name in names if name != "none"]
 
 
-def check_trackers(names: list[str]) -> None:
-    """Raise if a tracker is unknown or not installed, with the flag and the remedy."""
+def check_trackers(names: list[str], more: Mapping[str, str] | None = None) -> None:
+    """Raise if a tracker, of `TRACKERS` or `more`, is unknown or not installed, with the remedy."""
+    packages = {name: name for name in ("none", *TRACKERS)} | dict(more or {})
     for name in names:
-        if name != "none" and name not in TRACKERS:
-            raise ValueError(f"--report_to: {unknown('report', name, ['none', *TRACKERS])}")
+        if name not in packages:
+            raise ValueError(f"--report_to: {unknown('tracker', name, packages)}")
         if name == "none" and len(names) > 1:
             raise ValueError("--report_to none stands alone")
-        if name != "none" and find_spec(name) is None:
-            raise ValueError(f"--report_to {name} needs: pip install {name}")
+        if name != "none" and find_spec(packages[name]) is None:
+            raise ValueError(f"--report_to {name} needs: pip install {packages[name]}")
 
 
 def _listener(tracker: Any) -> Listener:

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from fedfora.training.schedule import StepWindow
-from fedfora.training.settings import LEARNING_RATE, TrainArguments
+from fedfora.training.settings import LEARNING_RATE, TrainArguments, check_device
 
 # transformers 5.23 renamed the flag; older ones know only the old name.
 _NAMES = ("activation_checkpointing", "gradient_checkpointing")
@@ -50,17 +50,3 @@ def trainer_arguments(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # a launcher starts one process for each GPU; no DataParallel
     return arguments
-
-
-def check_device(settings: TrainArguments, device: str) -> None:
-    """Raise if the device cannot do what the settings ask for.
-
-    Raises:
-        ValueError: Naming the flag and what works instead.
-    """
-    if device != "cpu":
-        return
-    if settings.fp16:
-        raise ValueError("--fp16 needs a GPU; a CPU can --bf16")
-    if settings.optim.endswith("8bit"):
-        raise ValueError(f"--optim {settings.optim} needs a GPU; use adamw_torch")

@@ -18,6 +18,8 @@ from fedfora.reporting.record import is_ours, write_json
 
 PROGRESS = "progress.json"
 NEWEST_ALIASES = ("last", "true", "True")
+IDENTIFYING = ("model", "adapter", "data", "train", "privacy")  # sections of the settings
+FACTS = {"base_fingerprint", "rows_fingerprint", "num_processes"}  # known once all is loaded
 
 # What may differ between the pieces of one training: where and how often is written, not what.
 MAY_DIFFER = {
@@ -114,8 +116,8 @@ def read_progress(checkpoint: Path, identity: Mapping[str, Any]) -> Progress:
 
 
 def check_same(place: str | Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Raise if what lies in a place belongs to another training, naming what differs."""
-    for name in sorted((stored.keys() | identity.keys()) - MAY_DIFFER):
+    """Raise if what lies in a place is another training's, as far as `identity` is known."""
+    for name in sorted((stored.keys() - FACTS | identity.keys()) - MAY_DIFFER):
         if stored.get(name) != identity.get(name):
             raise ValueError(
                 f"--resume_from_checkpoint {place}: {name} was {stored.get(name)}, now it is "
@@ -140,10 +142,10 @@ def step_of(checkpoint: Path) -> int:
 def identity_of(settings: Mapping[str, Mapping[str, Any]], **facts: Any) -> dict[str, Any]:
     """Return what must be the same in every piece of one training: settings that matter, and facts.
 
-    `settings` are sections and their fields, as `dataclasses.asdict` gives them; `facts` are, e.g.,
-    fingerprints of base and rows.
+    `settings` are sections and their fields, as `dataclasses.asdict` gives them; `facts` are those
+    of `FACTS`, and are left out where nothing has been loaded yet.
     """
-    flat = {name: v for section in settings.values() for name, v in section.items()}
+    flat = {name: v for section in IDENTIFYING for name, v in settings[section].items()}
     return {name: v for name, v in flat.items() if name not in MAY_DIFFER} | facts
 
 

@@ -25,12 +25,12 @@ from fedfora.adapter.state import write_state
 from fedfora.data.encoding import IGNORED, Encoded
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.settings import PrivacyArguments
-from fedfora.training.arguments import check_device, trainer_arguments
+from fedfora.training.arguments import trainer_arguments
 from fedfora.training.checkpoints import read_progress, step_of
 from fedfora.training.dp_sgd import TRAINER_ARGUMENTS, RecordPrivacy, self_test
 from fedfora.training.packing import check_no_leak, collate_packed, pack
 from fedfora.training.schedule import StepWindow
-from fedfora.training.settings import TrainArguments
+from fedfora.training.settings import TrainArguments, check_device
 from fedfora.training.trainer import AdapterTrainer, StepReport
 
 if TYPE_CHECKING:
@@ -217,7 +217,6 @@ class ProximalTerm(TrainerCallback):  # type: ignore[misc]  # transformers is un
 
 
 # Ctrl-C and a polite kill: finish the step, save, stop. A second one stops at once.
-
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -5,17 +5,28 @@ Rows, directories and names are checked first, so that a mistake there is report
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from fedfora.config import read_yaml
 from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.models.resolve import check_start, check_targets, checked_model_name
 from fedfora.privacy.settings import check_delta
 from fedfora.reporting.record import check_output_dir
-from fedfora.training.checkpoints import checkpoint_to_resume
-from fedfora.training.settings import TrainSettings
+from fedfora.reporting.trackers import OF_TRANSFORMERS, check_trackers
+from fedfora.training.checkpoints import (
+    IDENTIFYING,
+    NEWEST_ALIASES,
+    check_same,
+    checkpoint_to_resume,
+    identity_of,
+    newest_checkpoint,
+    read_progress,
+)
+from fedfora.training.settings import TrainSettings, check_device
 
+LOCAL = "local"  # what a private training keeps to itself: checkpoints, losses; never published
 STALE_LOCK_S = 600  # DeepSpeed's operators compile in about two minutes
 
 
@@ -33,13 +44,9 @@ def preflight(settings: TrainSettings) -> Rows:
     Raises:
         ValueError: Naming the flag, or the file and the line.
     """
-    resume, output_dir = settings.checkpoint.resume_from_checkpoint, settings.run.output_dir
-    checkpoint_to_resume(output_dir, resume)
-    check_output_dir(
-        output_dir,
-        overwrite=settings.run.overwrite_output_dir or resume is not None,
-        to_resume="--resume_from_checkpoint last",
-    )
+    place_of(settings)
+    reports(settings.launch.report_to)
+    check_device(settings.train, settings.model.device)
     checked_model_name(settings.model)
     check_targets(settings.model, settings.adapter.target_modules)
     check_start(settings.adapter)
@@ -57,6 +64,72 @@ def read_rows(settings: TrainSettings) -> Rows:
         load_chosen(data.train_file, data, flag="--train_file"),
         None if validation_file is None else load_examples(validation_file, data),
     )
+
+
+def place_of(settings: TrainSettings) -> tuple[Path | None, bool, bool]:
+    """Return the checkpoint to resume from, if it is in this run, and if a run here is replaced.
+
+    Raises:
+        ValueError: If the directory is taken, or what is to be resumed began with other settings.
+    """
+    run, resume = settings.run, settings.checkpoint.resume_from_checkpoint
+    checkpoints = checkpoints_of(settings)
+    resume_from = checkpoint_to_resume(str(checkpoints), resume)
+    resumes_here = resume_from and resume_from.resolve().parent == checkpoints.resolve()
+    overwrite = run.overwrite_output_dir or begins_again(settings)
+    replaced = overwrite or bool(resumes_here)
+    check_output_dir(run.output_dir, overwrite=replaced, to_resume="--resume_from_checkpoint last")
+    if resume_from is not None:
+        read_progress(resume_from, identity_of(asdict(settings)))
+    return resume_from, bool(resumes_here), overwrite
+
+
+def begins_again(settings: TrainSettings) -> bool:
+    """Say whether "last" means the beginning: the same training was stopped before a checkpoint.
+
+    Raises:
+        ValueError: If the directory holds a finished run, or one with other settings.
+    """
+    run, directory = settings.run, Path(settings.run.output_dir)
+    path = directory / "config.yaml"
+    resumes = settings.checkpoint.resume_from_checkpoint in NEWEST_ALIASES
+    begun = (directory / "metrics.jsonl").is_file()
+    if not resumes or newest_checkpoint(checkpoints_of(settings)) or not begun:
+        return False
+    if (directory / "adapter_config.json").is_file():
+        raise ValueError(
+            f"--output_dir {run.output_dir} holds a finished adapter and no checkpoint to resume: "
+            "--overwrite_output_dir starts over"
+        )
+    if path.is_file():  # it is written after metrics.jsonl
+        stored = read_yaml(path, "--resume_from_checkpoint last: ")
+        if not (
+            isinstance(stored, dict) and all(isinstance(stored.get(n), dict) for n in IDENTIFYING)
+        ):
+            raise ValueError(f"--resume_from_checkpoint last: {path} is not that of a training")
+        check_same(run.output_dir, *map(identity_of, (stored, asdict(settings))))
+    return True
+
+
+def checkpoints_of(settings: TrainSettings) -> Path:
+    """Return where checkpoints lie; with losses and digests of private rows they stay local."""
+    run_dir = Path(settings.run.output_dir)
+    return run_dir if settings.privacy.privacy_unit == "none" else run_dir / LOCAL
+
+
+def reports(names: list[str]) -> list[str]:
+    """Return what transformers is told to report to: trackers, or the word "all" or "none".
+
+    "auto" is TensorBoard where it is installed, and nobody elsewhere.
+
+    Raises:
+        ValueError: If a tracker is unknown or not installed.
+    """
+    if names == ["auto"]:
+        return ["tensorboard" if find_spec("tensorboard") else "none"]
+    if names != ["all"]:
+        check_trackers(names, OF_TRANSFORMERS)
+    return names
 
 
 def check_deepspeed(config: str) -> None:

@@ -2,18 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
-    get_available_reporting_integrations,
-)
 
 from fedfora.adapter.state import AdapterState
-from fedfora.config import read_yaml
 from fedfora.data.canaries import planted
 from fedfora.data.encoding import (
     Encoded,
@@ -28,25 +22,20 @@ from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_row
 from fedfora.models.loading import Base, context_length, load_base
 from fedfora.models.resolve import read_record
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
-from fedfora.registry import unknown
-from fedfora.reporting.record import RunRecord, append_event, check_disk_space, check_output_dir
+from fedfora.reporting.record import RunRecord, append_event, check_disk_space
 from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
 from fedfora.seeds import derive_seed
 from fedfora.training.checkpoints import (
-    NEWEST_ALIASES,
     Progress,
-    check_same,
-    checkpoint_to_resume,
     identity_of,
-    newest_checkpoint,
     read_progress,
     remove_checkpoints,
     step_of,
 )
 from fedfora.training.launch import Processes, start_processes
 from fedfora.training.local import LocalResult, check_trainable, train_locally, training_rows
-from fedfora.training.preflight import Rows, read_rows
+from fedfora.training.preflight import LOCAL, Rows, checkpoints_of, place_of, read_rows, reports
 from fedfora.training.privacy_plan import (
     PaySteps,
     PrivateTraining,
@@ -57,9 +46,6 @@ from fedfora.training.privacy_plan import (
 from fedfora.training.schedule import StepWindow, num_steps
 from fedfora.training.settings import NO_EFFECT, TrainSettings
 from fedfora.training.trainer import StepReport
-
-LOCAL = "local"  # what a private training keeps to itself: checkpoints, losses; never published
-IDENTIFYING = ("model", "adapter", "data", "train", "privacy")
 
 
 @dataclass(frozen=True)
@@ -88,11 +74,11 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         KeyboardInterrupt: After Ctrl-C, when the step is finished and saved.
     """
     processes = start_processes(settings)
-    resume_from, resumes_here, overwrite = _place_of(settings)
+    resume_from, resumes_here, overwrite = place_of(settings)
     report_to = reports(settings.launch.report_to)
     prepared = prepare(settings, processes, rows or read_rows(settings))
     identity = identity_of(
-        {name: asdict(getattr(settings, name)) for name in IDENTIFYING},
+        asdict(settings),
         base_fingerprint=prepared.base_fingerprint,
         rows_fingerprint=fingerprint_of_rows(prepared.encoded),
         num_processes=processes.number,
@@ -167,7 +153,7 @@ class Training:
         )
         if self.private is not None:
             (record.directory / LOCAL).mkdir(exist_ok=True)
-        remove_checkpoints(_checkpoints_of(self.settings), keep_up_to=self.resume_from)
+        remove_checkpoints(checkpoints_of(self.settings), keep_up_to=self.resume_from)
         record.write_config(asdict(self.settings), NO_EFFECT)
         record.write_environment(
             seed=self.settings.train.seed,
@@ -204,7 +190,7 @@ class Training:
         """Return for transformers where and when to save, evaluate and report, and DeepSpeed's."""
         settings, validation = self.settings, self.settings.validation
         arguments: dict[str, Any] = {
-            "output_dir": str(_checkpoints_of(settings)),
+            "output_dir": str(checkpoints_of(settings)),
             "save_strategy": "steps",
             "save_steps": settings.checkpoint.save_steps,
             "report_to": self.report_to,
@@ -248,60 +234,6 @@ class Training:
             self.record.log("privacy", **self.private.event())
             view.line(self.private.statement)
         finish_run(self.record)
-
-
-def _place_of(settings: TrainSettings) -> tuple[Path | None, bool, bool]:
-    """Return the checkpoint to resume from, if it is in this run, and if a run here is replaced."""
-    run, resume = settings.run, settings.checkpoint.resume_from_checkpoint
-    checkpoints = _checkpoints_of(settings)
-    resume_from = checkpoint_to_resume(str(checkpoints), resume)
-    goes_on_here = resume_from is not None and (
-        resume_from.resolve().parent == checkpoints.resolve()
-    )
-    overwrite = run.overwrite_output_dir or begins_again(settings)
-    check_output_dir(
-        run.output_dir,
-        overwrite=overwrite or goes_on_here,
-        to_resume="--resume_from_checkpoint last",
-    )
-    return resume_from, goes_on_here, overwrite
-
-
-def begins_again(settings: TrainSettings) -> bool:
-    """Say whether "last" means the beginning: the same training was stopped before a checkpoint.
-
-    Raises:
-        ValueError: If the directory holds a finished run, or one with other settings.
-    """
-    run, directory = settings.run, Path(settings.run.output_dir)
-    path = directory / "config.yaml"
-    resumes = settings.checkpoint.resume_from_checkpoint in NEWEST_ALIASES
-    begun = (directory / "metrics.jsonl").is_file()
-    if not resumes or newest_checkpoint(_checkpoints_of(settings)) or not begun:
-        return False
-    if (directory / "adapter_config.json").is_file():
-        raise ValueError(
-            f"--output_dir {run.output_dir} holds a finished adapter and no checkpoint to resume: "
-            "--overwrite_output_dir starts over"
-        )
-    if path.is_file():  # it is written after metrics.jsonl
-        stored = read_yaml(path, "--resume_from_checkpoint last: ")
-        if not (
-            isinstance(stored, dict) and all(isinstance(stored.get(n), dict) for n in IDENTIFYING)
-        ):
-            raise ValueError(f"--resume_from_checkpoint last: {path} is not that of a training")
-        began, now = (
-            identity_of({name: dict(sections[name]) for name in IDENTIFYING})
-            for sections in (stored, asdict(settings))
-        )
-        check_same(run.output_dir, began, now)
-    return True
-
-
-def _checkpoints_of(settings: TrainSettings) -> Path:
-    """Return where checkpoints lie; with losses and digests of private rows they stay local."""
-    run_dir = Path(settings.run.output_dir)
-    return run_dir if settings.privacy.privacy_unit == "none" else run_dir / LOCAL
 
 
 def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepared:
@@ -383,26 +315,3 @@ def _headline(prepared: Prepared, processes: Processes, first_step: int) -> str:
 def _trainable(model: Any) -> int:
     trained = (p for p in model.parameters() if p.requires_grad)
     return sum(int(getattr(p, "ds_numel", p.numel())) for p in trained)  # ZeRO-3 shares p out
-
-
-def reports(names: list[str]) -> list[str]:
-    """Return the integrations of transformers to report to.
-
-    Args:
-        names: Names as transformers knows them; "none" alone for nobody; "all" alone for all that
-            are installed; "auto" alone for TensorBoard where it is installed.
-
-    Raises:
-        ValueError: If a name is unknown or its package is not installed.
-    """
-    available = get_available_reporting_integrations()
-    if len(names) == 1 and names[0] in ("none", "all", "auto"):
-        auto = ["tensorboard"] if find_spec("tensorboard") else []
-        return {"none": [], "all": list(available), "auto": auto}[names[0]]
-    for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            known = ["auto", "none", "all", *INTEGRATION_TO_CALLBACK]
-            raise ValueError(f"--report_to: {unknown('report', name, known)}")
-        if name not in available:
-            raise ValueError(f"--report_to {name}: its package is not installed (pip install)")
-    return names

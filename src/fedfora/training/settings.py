@@ -257,6 +257,20 @@ def check_record_privacy(
         )
 
 
+def check_device(settings: TrainArguments, device: str) -> None:
+    """Raise if the device cannot do what the settings ask for.
+
+    Raises:
+        ValueError: Naming the flag and what works instead.
+    """
+    if device != "cpu":
+        return
+    if settings.fp16:
+        raise ValueError("--fp16 needs a GPU; a CPU can --bf16")
+    if settings.optim.endswith("8bit"):
+        raise ValueError(f"--optim {settings.optim} needs a GPU; use adamw_torch")
+
+
 def private_steps(train: TrainArguments, privacy: PrivacyArguments, num_rows: int) -> int:
     """Return the steps of a private training: those named, those of the passes named, or 120."""
     if train.max_steps > 0:

@@ -129,7 +129,6 @@ def _statement(site: int, public: bytes, context: bytes) -> bytes:
 # counter may start at zero. Flower's own secure aggregation seeds a Mersenne twister with 32 bits,
 # which two cores try out in minutes; here there is nothing to try out.
 
-
 SEED_BYTES = 32
 BLOCK_WORDS = 2**16  # small enough to stay in the processor's cache
 
@@ -162,7 +161,6 @@ def _apply(vector: Words, seed: bytes, operation: np.ufunc) -> None:
 # a random polynomial f of degree t - 1 with f(0) the secret; share i is f(i). Python multiplies
 # such integers natively, so this is some hundred times faster than pycryptodome's scheme over
 # GF(2^128), which a round of 500 sites kept busy for a minute.
-
 
 P = 2**256 - 189  # the largest prime below 2^256
 
@@ -237,7 +235,6 @@ def _weights(indices: tuple[int, ...]) -> tuple[int, ...]:
 
 
 # A site's signed word that it takes part, and its prompts' digest: it writes, others read them.
-
 
 TAKES_PART = b"takes part\0"
 

@@ -115,7 +115,6 @@ class FixedPoint:
 # The first two in fixed point times the weight, the last three as counts. So the coordinator learns
 # neither how much one site trained on, nor how well, nor whose numbers were clipped.
 
-
 MAX_LOSS = 32.0  # in nats for each token; the logarithm of 10^13 tokens
 COUNTS = 3
 ROUNDING = 1e-9  # more than a norm in float64 can be wrong by

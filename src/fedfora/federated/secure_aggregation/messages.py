@@ -19,7 +19,6 @@ Roster = dict[int, SignedKey]
 # https://eprint.iacr.org/2020/704). The order comes from a digest that every site computes by
 # itself, so the coordinator cannot choose a site's neighbors.
 
-
 MIN_SITES = 3  # of two, each knows the other's vector from the sum
 FEW = 32  # up to here everybody is everybody's neighbor
 COLLUDING = 0.05

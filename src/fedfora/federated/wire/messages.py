@@ -26,7 +26,6 @@ class FrozenFactorsMissingError(RuntimeError):
 #
 # Both sides use the names in this file, and the coordinator accepts no others.
 
-
 ARRAYS, METRICS, ORIGIN = "arrays", "metrics", "origin"
 RECORDS = {ARRAYS, METRICS, ORIGIN}
 
