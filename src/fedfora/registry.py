@@ -53,6 +53,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, e.g. 1 row, 2,400 rows."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def printable(text: object, most: int = 200, keep: str = "") -> str:
     """Return what somebody else wrote, short and so that no terminal obeys; `keep` may be lines."""
     shown = "".join(c if c.isprintable() or c in keep else " " for c in str(text)[: 4 * most])
@@ -82,11 +87,10 @@ def try_hub() -> str:
     from urllib.request import getproxies
 
     url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    if getproxies() or os.environ.get("HF_HUB_OFFLINE"):
-        return ""
     port = url.port or (80 if url.scheme == "http" else 443)
     try:
-        socket.create_connection((url.hostname, port), timeout=5).close()
+        if not getproxies() and "HF_HUB_OFFLINE" not in os.environ:
+            socket.create_connection((url.hostname, port), timeout=5).close()
     except OSError as error:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
         return f"{url.hostname} cannot be reached ({error}), and it is not in the Hub's cache"

@@ -346,7 +346,7 @@ def test_the_command_shows_the_journal_and_says_which_line_is_wrong(provisioned,
     assert main(["site", "journal", "--kit", str(kit)]) == 0
     said = capsys.readouterr().out
     assert "round=3  epsilon=0.5" in said
-    assert "2 lines, each follows the one before" in said
+    assert "lines: 2, each follows the one before" in said
     append(done.kit.state, RECEIVED, site="cardiology", id="q2", digest="a1")
     words = ["coordinator", "journal", "--kit", str(done.kit.directory)]
     assert main(words) == 0

@@ -293,9 +293,9 @@ def test_a_rehearsal_passes_a_site_that_is_ready_and_says_what_is_wrong_with_ano
     lines = {line.split()[1]: line for line in printed.out.splitlines() if line[:4] in RESULTS}
     assert lines["coordinator"].startswith("ok")
     assert lines[ready].startswith("ok")
-    assert "1 of 1 rounds" in lines[ready]
+    assert "1 of 1 round" in lines[ready]
     assert lines[other].startswith("FAIL")
-    assert "0 of 1 rounds: site-error DATA" in lines[other]
+    assert "0 of 1 round: site-error DATA" in lines[other]
     assert "no such file: /not/there.json" in lines[other]
     assert "1 of 3 checks failed" in printed.err
 

@@ -181,7 +181,7 @@ def test_every_event_of_a_run_is_told_and_a_loss_that_is_hidden_is_left_out(tmp_
     tell(shown, lines.append)
     assert lines == [
         "round 1        2 sites   epsilon 0.500",
-        "round 2        1 sites   training loss 2.000   F1 0.250",
+        "round 2        1 site   training loss 2.000   F1 0.250",
         "round 3: lost: wrong shares of b",
     ]
 

@@ -290,7 +290,7 @@ def test_trainers_may_share_a_model_and_are_left_as_they_were(own, tiny_dir, enc
         ({"model": "clinic-base"}, "--model_name_or_path: with trainer_factory"),
         ({"num_clients": None}, "--num_clients is missing"),
         ({"test_file": "clinic:test", "compare": ["alone"]}, "--compare: not with"),
-        ({"clients_per_round": 4}, "there are only 3 sites"),
+        ({"clients_per_round": 4}, "only 3 sites"),
         ({"adapter": LORA, "aggregation": "core"}, "core alone, and LoRA has none"),
         ({"aggregation": "core"}, 'needs ForaConfig\\(init_weights="svd"\\)'),
         ({"adapter": LoraConfig(r=2, use_dora=True)}, "use_dora=True"),

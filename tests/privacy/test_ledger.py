@@ -134,7 +134,7 @@ def test_a_ledger_that_was_cut_or_is_none_is_not_spent_from(tmp_path, content):
 
 
 def test_a_budget_that_no_noise_keeps_is_refused_with_what_can_be_had():
-    with pytest.raises(ValueError, match=r"--target_epsilon 0.0001 cannot be reached in 60 steps"):
+    with pytest.raises(ValueError, match=r"_epsilon 0.0001 cannot be reached \(steps: 60\)"):
         noise_multiplier_for(target_epsilon=1e-4, delta=DELTA, sampling_rate=1.0, count=60)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fedfora.registry import counted
 from fedfora.reporting.wording import describe, score_lines
 
 
@@ -64,3 +65,16 @@ def test_every_score_has_a_line_and_the_usual_ones_come_first():
 
 def test_rows_without_references_say_so():
     assert score_lines({}) == ["no references, so no scores"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (2400, "2,400 rows")]
+)
+def test_one_of_a_kind_has_no_s(number, text):
+    assert counted(number, "row") == text
+
+
+def test_a_round_of_one_site_is_told_in_the_singular():
+    assert (
+        describe({"event": "round", "round": 1, "sites": [{}]}).split("  ")[-1].strip() == "1 site"
+    )

@@ -44,7 +44,7 @@ def _canaries(result: dict[str, Any]) -> list[str]:
         return ["", "canaries: none were planted (--canaries, when training)"]
     lines = [
         "",
-        f"{len(row['after_bits'])} canaries, {row['copies']} copies each, among "
+        f"canaries: {len(row['after_bits'])}, copies of each: {row['copies']}, among "
         f"{row['alternatives']} other codes: exposure in bits, mean and highest",
     ]
     for name, when in (("before_bits", "before"), ("after_bits", "after")):

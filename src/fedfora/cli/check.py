@@ -20,7 +20,7 @@ from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.outlook import OutlookArguments, expectation, noise_to_signal
 from fedfora.privacy.settings import PrivacyArguments, check_delta
-from fedfora.registry import printable
+from fedfora.registry import counted, printable
 from fedfora.training.settings import TrainArguments, check_record_privacy, private_steps
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ def run_data(words: Sequence[str]) -> None:
     if model.model_name_or_path is not None and report.examples:
         _print_cost(model, adapter, train, _print_lengths(report, data, model))
     if report.broken and not data.skip_bad_rows:
-        raise ValueError(f"{source}: {len(report.broken)} broken rows (--skip_bad_rows skips them)")
+        raise ValueError(f"{source}: {counted(len(report.broken), 'broken row')} (--skip_bad_rows)")
 
 
 def _print_rows(report: "RowsReport") -> None:
     rows = len(report.examples) + len(report.broken)
-    print(f"{report.source}: {rows} rows")
+    print(f"{report.source}: {counted(rows, 'row')}")
     for column, count in report.columns.most_common():
-        print(f"  column {column!r}: in {count} rows")
+        print(f"  column {column!r}: in {counted(count, 'row')}")
     _print_findings("broken rows", report.broken)
     _print_findings("empty answers", report.empty_answers())
     doubles = [f"{place} says the same as {first}" for place, first in report.duplicates()]
@@ -101,11 +101,8 @@ def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArgume
     for name, values in token_percentiles(report.examples, tokenizer, prompt_format).items():
         numbers = "".join(f"{values[p]:8d}" for p in PERCENTILES)
         print(f"  {name:14s}{numbers}{limits[name]:8d}")
-    spelled = [
-        place
-        for place, example in zip(report.places, report.examples, strict=True)
-        if spells_control_token(example, tokenizer)
-    ]
+    rows = zip(report.places, report.examples, strict=True)
+    spelled = [place for place, row in rows if spells_control_token(row, tokenizer)]
     _print_findings("rows that spell a control token (it stays text)", spelled)
     encoded, cut = encode_and_count(report.examples, tokenizer, prompt_format)
     print(f"rows that are cut: {cut} ({100 * cut / len(encoded):.1f} %)")
@@ -169,7 +166,7 @@ def _print_cost(
         on_step=lambda _: ends.append(time.perf_counter()),
     )
     pace = ends[1] - ends[0]
-    print(f"time of a training: {steps:,} steps of {pace:.2g} s, {clock(steps * pace)} in all")
+    print(f"time of a training: {counted(steps, 'step')} of {pace:.2g} s: {clock(steps * pace)}")
 
 
 CHECK_KIT_HELP = """\
@@ -235,7 +232,8 @@ def run_privacy(words: Sequence[str]) -> None:
     check_record_privacy(privacy, train, model)
     check_delta(privacy, chosen.rows)
     trained = chosen.trained or _adapter_size(model, adapter)
-    print(f"{chosen.rows:,} rows, {chosen.sites} sites, {trained:,} trained numbers", flush=True)
+    rows_and_sites = f"{counted(chosen.rows, 'row')}, {counted(chosen.sites, 'site')}"
+    print(f"{rows_and_sites}, {trained:,} trained numbers", flush=True)
     from fedfora.privacy.accounting import Release, epsilon_of, noise_multiplier_for
     from fedfora.privacy.accounting import replace_one_epsilon_of as replaced
 
@@ -248,7 +246,7 @@ def run_privacy(words: Sequence[str]) -> None:
         )
     spent = [Release(rate, noise, steps)]
     print(
-        f"{steps} steps, each row in a sample with probability {rate:.3g}: "
+        f"{counted(steps, 'step')}, each row in a sample with probability {rate:.3g}: "
         f"{steps * rate:.3g} passes over the rows"
     )
     print(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
 
-from fedfora.registry import printable, unknown
+from fedfora.registry import counted, printable, unknown
 
 if TYPE_CHECKING:
     from fedfora.deployment.checks import CheckResult
@@ -105,7 +105,7 @@ def print_results(results: "Iterable[CheckResult]") -> None:
         print(result.line(), flush=True)
         passed.append(result.ok)
     if failed := passed.count(False):
-        raise ValueError(f"{failed} of {len(passed)} checks failed")
+        raise ValueError(f"{failed} of {counted(len(passed), 'check')} failed")
 
 
 def log_line(text: str) -> None:

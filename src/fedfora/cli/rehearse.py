@@ -10,6 +10,7 @@ from fedfora.cli.console import log_line, print_results, silence_libraries
 from fedfora.config import ConfigParser, Options, flag
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.deployment.supervisor import stoppable
+from fedfora.registry import counted
 
 
 @dataclass
@@ -38,7 +39,7 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError("which federation? fedfora rehearse SITES.yaml")
     silence_libraries()
     plan = read_sites_file(arguments.sites_file)
-    log_line(f"rehearsal of {plan.federation} with {len(plan.sites)} sites, all on this machine")
+    log_line(f"rehearsal of {plan.federation} on this machine: {counted(len(plan.sites), 'site')}")
     from fedfora.deployment.rehearse import rehearse
 
     with ExitStack() as held, stoppable():

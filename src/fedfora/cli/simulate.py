@@ -13,6 +13,7 @@ from typing import Any
 from fedfora.cli.console import announce, silence_libraries
 from fedfora.federated.preflight import preflight, resolve_settings, work_of
 from fedfora.federated.settings import FederationSettings, settings_parser
+from fedfora.registry import counted
 from fedfora.reporting.card import Card, card_of
 from fedfora.reporting.history import read_run
 
@@ -48,11 +49,10 @@ def _plan(settings: FederationSettings, rows: dict[str, int]) -> str:
     """Return in two or three lines who is going to train on how many rows, and what."""
     shown = [f"{name} ({count:,})" for name, count in list(rows.items())[:8]]
     more = " ..." if len(rows) > 8 else ""
-    model, federation, train = settings.model, settings.federation, settings.train
-    step = train.rows_per_step
+    model, federation, step = settings.model, settings.federation, settings.train.rows_per_step
     lines = [
-        f"{len(rows)} sites (rows): {', '.join(shown)}{more}",
-        f"{federation.num_rounds} rounds of {settings.aggregation.aggregation} for "
+        f"{counted(len(rows), 'site')} (rows): {', '.join(shown)}{more}",
+        f"{counted(federation.num_rounds, 'round')} of {settings.aggregation.aggregation} for "
         f"{model.model_name_or_path} ({model.quantization})",
     ]
     if small := [f"{name} ({count})" for name, count in rows.items() if count < step]:

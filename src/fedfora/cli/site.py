@@ -63,5 +63,5 @@ def show_journal(state: Path) -> list[Line]:
     lines = read_journal(state)
     for line in lines:
         print(shown(line))
-    print(f"{len(lines)} lines, each follows the one before; last digest {last_digest(state)}")
+    print(f"lines: {len(lines)}, each follows the one before; last digest {last_digest(state)}")
     return lines

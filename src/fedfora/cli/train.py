@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from fedfora.cli.console import announce, silence_libraries
 from fedfora.config import ConfigParser
+from fedfora.registry import counted
 from fedfora.training.preflight import preflight
 from fedfora.training.settings import NO_EFFECT, SECTIONS, TrainSettings
 
@@ -27,7 +28,7 @@ def run(argv: Sequence[str]) -> None:
     if is_first:
         data, model = settings.data, settings.model
         announce(
-            f"{len(rows.examples):,} rows of {data.train_file or data.dataset} for "
+            f"{counted(len(rows.examples), 'row')} of {data.train_file or data.dataset} for "
             f"{model.model_name_or_path} ({model.quantization}), to {settings.run.output_dir}"
         )
     from fedfora.reporting.view import View, clock

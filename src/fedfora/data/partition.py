@@ -3,6 +3,7 @@
 from typing import Any
 
 from fedfora.data.loading import DataError, Example
+from fedfora.registry import counted
 
 JOINED = "small sites"
 FORMS = "iid, by-column:COLUMN, dirichlet:COLUMN:ALPHA"
@@ -34,8 +35,8 @@ def partition(
     if small:
         counts = ", ".join(f"{name} {len(rows)}" for name, rows in parts.items())
         raise DataError(
-            f"--min_rows_per_site {min_rows}: {small[0]} has {len(parts[small[0]])} rows "
-            f"(rows of all sites: {counts})"
+            f"--min_rows_per_site {min_rows}: {small[0]} has "
+            f"{counted(len(parts[small[0]]), 'row')} (rows of all sites: {counts})"
         )
     return parts
 
@@ -54,7 +55,7 @@ def _parts(
         raise DataError(f"--partition {how} needs --num_clients")
     if num_clients > len(examples):
         raise DataError(
-            f"--num_clients {num_clients}: there are only {len(examples)} rows to share out"
+            f"--num_clients {num_clients}: only {counted(len(examples), 'row')} to share out"
         )
     if kind == "iid":
         import numpy as np
@@ -75,8 +76,8 @@ def _by_column(
         parts.setdefault(value, []).append(index)
     if num_clients not in (None, len(parts)):
         raise DataError(
-            f"--partition by-column:{column} makes {len(parts)} clients, --num_clients says "
-            f"{num_clients}; leave --num_clients out"
+            f"--partition by-column:{column} makes {counted(len(parts), 'client')}, "
+            f"--num_clients says {num_clients}; leave --num_clients out"
         )
     return parts
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedfora.data.clinic import clinic_rows
 from fedfora.data.settings import DataArguments
-from fedfora.registry import nearest, try_hub, unknown
+from fedfora.registry import counted, nearest, try_hub, unknown
 
 BUNDLED = {"clinic": "train", "clinic:train": "train", "clinic:test": "test"}
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
@@ -61,11 +61,10 @@ def _numbered(source: str, rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 # Rows that a Python program holds: they have a name like a file's and are written nowhere.
-#
 # The name has no digest of them: it stands on the adapter's card, where somebody who knows all rows
 # but one could use a digest to find that row.
 
-_IN_MEMORY = re.compile(r"\w+ in memory \([\d,]+ rows\)")
+_IN_MEMORY = re.compile(r"\w+ in memory \([\d,]+ rows?\)")
 _held: dict[str, Collection[Any]] = {}
 
 
@@ -75,7 +74,7 @@ def held_rows(option: str, rows: Collection[Any]) -> Iterator[str]:
 
     They are the value of `option`, e.g. "train_file": a list of mappings, or a `datasets.Dataset`.
     """
-    name = f"{option} in memory ({len(rows):,} rows)"
+    name = f"{option} in memory ({counted(len(rows), 'row')})"
     if name in _held:
         raise DataError(f"{name}: another call of this process, as many rows, is still at work")
     _held[name] = rows
@@ -219,7 +218,6 @@ def _json_mistake(where: str, error: Exception) -> str:
 
 
 # `--dataset NAME` in `--dataset_dir DIR`: dataset_info.json says which file and which columns.
-#
 # The format is that of LLaMA-Factory, from which the original program took its two flags.
 
 CATALOG = "dataset_info.json"

@@ -44,6 +44,7 @@ from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base, load_tokenizer
 from fedfora.models.memory_estimate import LIBRARIES_BYTES, free_memory
 from fedfora.protection.keys import read_signing_key
+from fedfora.registry import counted
 from fedfora.training.packing import estimate_step
 
 LOGS_BYTES = 256 * 2**20
@@ -137,8 +138,8 @@ class Work:
         source, data = chosen_source(data.train_file, data, flag="train_file")
         self.rows = rows = read_rows(source, data)
         message = (
-            f"{len(rows.examples)} rows, {len(rows.broken)} broken, {len(rows.empty_answers())} "
-            f"empty answers, {len(rows.duplicates())} twice"
+            f"{counted(len(rows.examples), 'row')}, {len(rows.broken)} broken, "
+            f"{counted(len(rows.empty_answers()), 'empty answer')}, {len(rows.duplicates())} twice"
         )
         if rows.broken and not data.skip_bad_rows:
             raise Fault(message, f"fedfora check data {source} lists them; or skip_bad_rows: true")

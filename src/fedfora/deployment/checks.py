@@ -21,7 +21,7 @@ from fedfora.deployment.gate import gate_command
 from fedfora.deployment.kit import DIRECTORY, CoordinatorKit
 from fedfora.deployment.settings import settings_of
 from fedfora.federated.site.identity import read_site_keys
-from fedfora.registry import installed_version
+from fedfora.registry import counted, installed_version
 from fedfora.reporting.record import PACKAGES, check_disk_space
 
 PROVISION = "fedfora provision SITES.yaml"
@@ -178,7 +178,7 @@ def until_when(certificate: x509.Certificate, request: str) -> str:
     """Return when a certificate ends; where that is soon, with a request."""
     ends = certificate.not_valid_after_utc
     days = (ends - datetime.now(UTC)).days
-    return f"until {ends:%Y-%m-%d} ({days} days)" + (f"; {request}" if days < SOON_DAYS else "")
+    return f"until {ends:%Y-%m-%d} ({counted(days, 'day')})" + f"; {request}" * (days < SOON_DAYS)
 
 
 def _signed(server: x509.Certificate, authority: x509.Certificate) -> bool:
@@ -204,10 +204,9 @@ def _sites(kit: CoordinatorKit) -> str:
 
 def _settings(kit: CoordinatorKit) -> str:
     settings = settings_of(kit.settings)
-    return (
-        f"{settings.federation.num_rounds} rounds of {settings.federation.local_steps} steps, "
-        f"{settings.aggregation.aggregation}"
-    )
+    rounds = counted(settings.federation.num_rounds, "round")
+    steps = counted(settings.federation.local_steps, "step")
+    return f"{rounds} of {steps}, {settings.aggregation.aggregation}"
 
 
 def _gate(kit: CoordinatorKit) -> str:

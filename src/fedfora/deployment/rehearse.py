@@ -19,6 +19,7 @@ from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.provision import Provisioned, provision
 from fedfora.deployment.sites_file import SitesFile
 from fedfora.deployment.supervisor import Child, Supervisor
+from fedfora.registry import counted
 from fedfora.reporting.history import read_lines
 from fedfora.reporting.record import METRICS, Event
 
@@ -95,7 +96,7 @@ def _verdict(provisioned: Provisioned, name: str, events: list[Event]) -> CheckR
     """Return how a site did, from the run's record and, where it is of use, the site's own log."""
     planned = int(provisioned.kit.settings["num_rounds"])
     rounds = [event for event in events if event["event"] == "round"]
-    took_part = sum(name in [site["site"] for site in event["sites"]] for event in rounds)
+    came = sum(name in [site["site"] for site in event["sites"]] for event in rounds)
     called = (name, f"node {run_state.read_nodes(provisioned.kit.state).get(name)}")
     reasons = [
         str(event["reason"])
@@ -104,7 +105,7 @@ def _verdict(provisioned: Provisioned, name: str, events: list[Event]) -> CheckR
     ]
     reason = reasons[-1] if reasons else "it never came"
     remedy = reason + _from_log(provisioned.place / "sites" / name, reason)
-    return CheckResult(name, took_part == planned, f"{took_part} of {planned} rounds", remedy)
+    return CheckResult(name, came == planned, f"{came} of {counted(planned, 'round')}", remedy)
 
 
 def _from_log(kit: Path, reason: str) -> str:

@@ -113,7 +113,7 @@ def _wait_for_sites(
         time.sleep(POLL_S)
     if len(present) < quorum:
         raise ValueError(
-            f"only {len(present)} of {len(nodes)} sites came within {deadline_s:g} s, {quorum} "
+            f"sites that came within {deadline_s:g} s: {len(present)} of {len(nodes)}, {quorum} "
             f"needed; missing: {', '.join(missing[:10])}"
         )
 

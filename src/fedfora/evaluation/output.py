@@ -219,7 +219,6 @@ def _held(directory: Path) -> str | None:
 
 
 # Answers as they come, in a file that a killed run leaves whole and its successor reads.
-#
 # One line per batch, written and synced at once. A line that was cut by the kill is dropped.
 
 

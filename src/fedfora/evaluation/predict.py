@@ -127,7 +127,7 @@ def _generate(
     answers = journal.read()
     pending = [i for i in range(len(plan.examples)) if i not in answers]
     if answers:
-        view.line(f"{len(answers)} of {len(plan.examples)} rows were answered before")
+        view.line(f"rows answered before: {len(answers)} of {len(plan.examples)}")
     view.total = len(pending)
     evaluation = plan.settings.evaluation
     lengths = [len(plan.prompts[i]) + (evaluation.max_new_tokens or 1) for i in pending]
@@ -136,7 +136,7 @@ def _generate(
         new = dict(zip(rows, _answer(plan, model, tokenizer, rows), strict=True))
         journal.append(new)
         answers |= new
-        view.advance(len(rows), f"{len(answers)}/{len(plan.examples)} rows")
+        view.advance(len(rows), f"row {len(answers)}/{len(plan.examples)}")
     ordered = [answers[i] for i in range(len(plan.examples))]
     scores, row_scores = _score(plan, ordered)
     path = record.directory / PREDICTIONS
@@ -212,7 +212,7 @@ def _measure_loss(
         tokenizer,
         encode_examples(plan.examples, tokenizer, plan.layout),
         batch_size=plan.settings.evaluation.per_device_eval_batch_size,
-        on_batch=lambda rows: view.advance(rows, f"{int(view.done) + rows} rows"),
+        on_batch=lambda rows: view.advance(rows, f"row {int(view.done) + rows}"),
     )
     scores = loss_scores(likelihoods)
     record.write_json(SCORES, scores)

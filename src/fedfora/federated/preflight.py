@@ -15,6 +15,7 @@ from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.federated.settings import NO_EFFECT, SECTIONS, FederationSettings
 from fedfora.models.resolve import check_start, check_targets, checked_model_name
 from fedfora.privacy.settings import check_delta
+from fedfora.registry import counted
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.trackers import check_trackers
 from fedfora.reporting.view import EVALUATED_ROW
@@ -55,8 +56,8 @@ def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
     rounds = settings.rounds
     num_sampled = settings.federation.clients_per_round or num_sites
     if num_sampled > num_sites:
-        raise ValueError(f"--clients_per_round {num_sampled}: there are only {num_sites} sites")
-    secure, only = settings.secure, f"a round has only {num_sampled} sites"
+        raise ValueError(f"--clients_per_round {num_sampled}: only {counted(num_sites, 'site')}")
+    secure, only = settings.secure, f"a round has only {counted(num_sampled, 'site')}"
     judged = rounds.validation_fraction > 0 or settings.data.test_file is not None
     refuse(
         (
@@ -154,7 +155,7 @@ def site_rows(settings: FederationSettings) -> dict[str, int]:
     _, parts = partition_sites(settings)
     if settings.data.canaries and settings.data.canary_site >= len(parts):
         raise ValueError(
-            f"--canary_site {settings.data.canary_site}: there are only {len(parts)} sites, "
+            f"--canary_site {settings.data.canary_site}: only {counted(len(parts), 'site')}, "
             "counted from 0"
         )
     return {name: len(rows) for name, rows in parts.items()}

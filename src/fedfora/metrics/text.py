@@ -136,7 +136,6 @@ def _chrf() -> Any:
 
 
 # Text to the tokens that ROUGE and token F1 compare: words, and characters where none are spaced.
-#
 # rouge-score's own tokenizer keeps a-z and 0-9 and silently drops everything else, all of Chinese
 # included: two different Chinese texts would score 0, and so would two equal ones.
 

@@ -112,7 +112,7 @@ def noise_multiplier_for(
         too_little, enough = enough, 2 * enough
         if enough > LARGEST_NOISE:
             raise ValueError(
-                f"--target_epsilon {target_epsilon:g} cannot be reached in {count} steps: even "
+                f"--target_epsilon {target_epsilon:g} cannot be reached (steps: {count}): even "
                 f"noise of {too_little:.0f} times the clipping norm leaves epsilon "
                 f"{spent(too_little):.2g}"
             )

@@ -66,12 +66,10 @@ def shrink_factor(norm_B: Tensor, clipping_norm: float) -> Tensor:
 
 
 # Random numbers that nobody can repeat: the noise and the samples of differential privacy.
-#
 # An adversary who can guess the noise subtracts it, so it never comes from the run's seed, nor from
 # a generator of a statistics library, whose state can be computed from its output. Here the bits
 # are the key stream of AES-256 in counter mode under a key from the operating system, drawn anew
 # for each `SecretNoise` and never written down.
-#
 # Not covered: the lowest bits of a float betray a little about the value under the noise (Mironov
 # 2012, https://doi.org/10.1145/2382196.2382264). Where sums are of integers, `discrete_normal` has
 # no such bits: it uses uniform integers alone.

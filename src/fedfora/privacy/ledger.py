@@ -23,6 +23,7 @@ from fedfora.privacy.accounting import (
     noise_multiplier_for,
     replace_one_epsilon_of,
 )
+from fedfora.registry import counted
 
 LOCK_S = 60.0  # another process holds a ledger for milliseconds
 MOST_NOISE = 4.0  # times what the plan needs alone: where more is needed, the budget is spent
@@ -258,10 +259,10 @@ def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> 
     """
     if ledger.epsilon == float("inf"):
         return NONE
-    steps, noise = _steps_and_noise(ledger)
+    steps, noise = _times_and_noise(ledger, "step")
     return (
         f"Each of the {num_rows} training records has {_level(ledger, 'one record')} against "
-        f"anyone who sees every gradient step on them: {steps} steps{_in_runs(ledger)} of DP-SGD "
+        f"anyone who sees every gradient step on them: {steps} of DP-SGD "
         f"with Poisson sampling, gradients clipped to {clipping_norm:g} and noise multiplier "
         f"{noise}, {ACCOUNTED}; assumed: one person's data are one record, the number of records "
         f"is public, noise and samples stay secret, {FLOATS}, and the files under `local` stay "
@@ -283,7 +284,7 @@ def site_statement(
     """
     if ledger.epsilon == float("inf"):
         return NONE
-    rounds, noise = _steps_and_noise(ledger)
+    rounds, noise = _times_and_noise(ledger, "round")
     whom = "anyone who sees the global adapters and the coordinator's record"
     who = "the coordinator, who sees single updates, adds the noise honestly"
     floats = f", and {FLOATS}"
@@ -295,8 +296,8 @@ def site_statement(
         )
         floats = "; the noise is an exact discrete normal, so nothing is assumed of floats"
     return (
-        f"Each of {num_sites} sites has {_level(ledger, 'one site')} against {whom}: {rounds} "
-        f"rounds{_in_runs(ledger)}, updates clipped to {clipping_norm:g} and noise multiplier "
+        f"Each of {num_sites} sites has {_level(ledger, 'one site')} against {whom}: {rounds}, "
+        f"updates clipped to {clipping_norm:g} and noise multiplier "
         f"{noise} on their sum, no credit for drawing sites, {ACCOUNTED}; assumed: {who}, the "
         f"number of sites is public{floats}."
     )
@@ -318,10 +319,11 @@ def _in_runs(ledger: Ledger) -> str:
     return f" in {len(ledger.runs)} runs ({names})"
 
 
-def _steps_and_noise(ledger: Ledger) -> tuple[int, str]:
+def _times_and_noise(ledger: Ledger, noun: str) -> tuple[str, str]:
     noises = sorted({release.noise_multiplier for release in ledger.releases})
     count = sum(release.count for release in ledger.releases)
-    return count, " to ".join(f"{noise:.3g}" for noise in dict.fromkeys((noises[0], noises[-1])))
+    noise = " to ".join(f"{noise:.3g}" for noise in dict.fromkeys((noises[0], noises[-1])))
+    return counted(count, noun) + _in_runs(ledger), noise
 
 
 def federation_statement(

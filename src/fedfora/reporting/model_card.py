@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from fedfora.registry import counted
 from fedfora.reporting.card import Card
 from fedfora.reporting.sections import score_table
 from fedfora.reporting.wording import data_size, label
@@ -53,9 +54,9 @@ def _training(card: Card) -> str:
         sites, settings = federation["sites"], federation["settings"]
         names = f": {', '.join(sites)}" if len(sites) <= 8 else ""
         lines += [
-            f"- federation of {len(sites)} sites{names}",
-            f"- {federation['rounds']} rounds of {settings.get('local_steps')} steps, aggregation "
-            f"`{settings.get('aggregation')}`",
+            f"- federation of {counted(len(sites), 'site')}{names}",
+            f"- {counted(federation['rounds'], 'round')} of "
+            f"{counted(settings['local_steps'], 'step')}, aggregation `{settings['aggregation']}`",
             f"- sent by all sites together: {data_size(federation['uplink_bytes'])}",
         ]
     lines += [f"- {name}: {value}" for name, value in card["training"].items()]

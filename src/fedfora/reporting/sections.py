@@ -7,6 +7,7 @@ from typing import Any
 
 from fedfora.metrics import headlines, in_order
 from fedfora.metrics.triples import parse_triples
+from fedfora.registry import counted
 from fedfora.reporting.card import Card, card_of
 from fedfora.reporting.history import Run, sites_of
 from fedfora.reporting.view import Board
@@ -38,15 +39,17 @@ def summary(run: Run, card: Card) -> str:
     if "federation" in card:
         federation = card["federation"]
         sites, settings = len(federation["sites"]), federation["settings"]
-        parts.append(f"A federation of {sites} site{'' if sites == 1 else 's'}")
-        parts.append(f"{federation['rounds']} of {settings['num_rounds']} rounds")
-        parts += [f"{settings['local_steps']} steps a round"] if "local_steps" in settings else []
+        parts.append(f"A federation of {counted(sites, 'site')}")
+        parts.append(f"{federation['rounds']} of {counted(settings['num_rounds'], 'round')}")
+        if "local_steps" in settings:
+            parts.append(f"{counted(settings['local_steps'], 'step')} a round")
         parts += [f"rule {settings['aggregation']}"] if "aggregation" in settings else []
         parts += ["secure aggregation"] if run.setting("secure", "secure_aggregation") else []
     elif run.of("trained") or run.of("step"):
         parts.append("Training of one adapter")
     elif run.scores:
-        parts.append(f"Predictions for {run.scores.get('rows', len(run.predictions))} rows")
+        rows = run.scores.get("rows", len(run.predictions))
+        parts.append(f"Predictions for {counted(rows, 'row')}")
     if "lora_rank" in adapter:
         parts.append(f"FoRA rank {adapter['lora_rank']}")
     if base["name"]:

@@ -18,13 +18,9 @@ from fedfora.reporting.record import Event, Listener
 
 PROJECT = "fedfora"
 # What transformers reports to beside `TRACKERS`: only `fedfora train` does. Name to package.
-OF_TRANSFORMERS = {"azure_ml": "azureml", "flyte": "flytekit"} | {
-    name: name
-    for name in ("clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "neptune", "swanlab")
-}
-Make = Callable[
-    [Path, Mapping[str, Any]], Any
-]  # returns what has `log(values, step)` and `finish()`
+_ALIKE = "clearml codecarbon comet_ml dagshub dvclive neptune swanlab"
+OF_TRANSFORMERS = {n: n for n in _ALIKE.split()} | {"azure_ml": "azureml", "flyte": "flytekit"}
+Make = Callable[[Path, Mapping[str, Any]], Any]  # gives `log(values, step)` and `finish()`
 
 
 def trackers(names: list[str], directory: Path, config: Mapping[str, Any]) -> list[Listener]:

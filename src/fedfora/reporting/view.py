@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from fedfora.registry import counted
 from fedfora.reporting.history import sites_of
 from fedfora.reporting.record import Event
 from fedfora.reporting.wording import data_size, describe, first_numbers, number_words
@@ -142,10 +143,10 @@ class View(Screen):
             self._announced = True
             left = max(0.0, self.total - self.done)
             if pace * left >= LONG_S:
+                steps = counted(round(left), "step")
                 fewer = "--num_rounds, --local_steps" if self._round else "--max_steps"
                 self.line(
-                    f"about {clock(pace * left)} to go: {left:,.0f} steps of {pace:.1f} s "
-                    f"(fewer: {fewer})"
+                    f"about {clock(pace * left)} to go: {steps} of {pace:.1f} s (fewer: {fewer})"
                 )
 
     def render(self) -> RenderableType:

@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from fedfora.registry import counted
 from fedfora.reporting.history import Follower, Run, read_run
 from fedfora.reporting.record import PASSING, Event
 from fedfora.reporting.view import Board, Screen, clock, progress_bar, render
@@ -85,14 +86,13 @@ class RunStatus:
 
     def _take(self, event: Event) -> None:
         self.board.take(event)
-        if event["event"] == self.axis:
+        kind = event["event"]
+        if kind == self.axis:
             self.position = event.get(self.axis, self.position)
         self.seconds = event.get("seconds", self.seconds)
         self.total = event.get("steps", self.total) if self.axis == "step" else self.total
-        self.finished = event["event"] == "finished" or (
-            self.finished and event["event"] != "resumed"
-        )
-        if event["event"] == "row" and event["kind"] in self._arms:
+        self.finished = kind == "finished" or (self.finished and kind != "resumed")
+        if kind == "row" and event["kind"] in self._arms:
             self._compared.add(event["name"])
         self.over = self.finished and not self._arms_left()
 
@@ -122,7 +122,7 @@ class RunStatus:
         remaining_s, silent = self._seconds_left(), time.time() - self.heard
         parts = [] if remaining_s is None else [f"{clock(remaining_s)} left"]
         if parts and (arms := len(self._arms_left())):
-            parts[0] += f", with {arms} {'arms' if arms > 1 else 'arm'} to compare"
+            parts[0] += f", with {counted(arms, 'arm')} to compare"
         parts += [f"last line {duration(silent)} ago"] if silent > QUIET_S else []
         return "  ".join(parts)
 

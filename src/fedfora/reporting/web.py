@@ -50,10 +50,8 @@ def serve(directory: Path, *, host: str, port: int, with_token: bool) -> None:
     with socket.create_server((host, port), family=family) as listener:
         place = f"[{host}]" if ":" in host else host
         address = f"http://{place}:{listener.getsockname()[1]}/"
-        print(
-            f"{directory}: {address}{f'?token={token}' if token else ''}   (Ctrl-C leaves)",
-            flush=True,
-        )
+        query = f"?token={token}" if token else ""
+        print(f"{directory}: {address}{query}   (Ctrl-C leaves)", flush=True)
         if host not in LOOPBACK:
             print("not encrypted: over a network, ssh -L 8765:localhost:8765 is safer than --host")
         config = uvicorn.Config(

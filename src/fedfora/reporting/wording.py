@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedfora.metrics import METRICS, headlines, in_order
-from fedfora.registry import printable
+from fedfora.registry import counted, printable
 
 _LABELS = {
     "loss": "training loss",
@@ -75,7 +75,7 @@ def describe(event: Mapping[str, Any], total: int | None = None) -> str | None:
     place = next((f"{name} {event[name]}{of}" for name in ("round", "step") if name in event), "")
     match kind:
         case "round" | "step":
-            sites = [f"{len(event['sites'])} sites"] if "sites" in event else []
+            sites = [counted(len(event["sites"]), "site")] if "sites" in event else []
             return "   ".join([f"{place:12s}", *sites, *number_words(first_numbers(event))]).strip()
         case "validation":
             return f"{place}: validation loss {event['loss']:.4f}"

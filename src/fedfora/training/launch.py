@@ -9,7 +9,6 @@ import torch
 
 from fedfora.protection.keys import ENCRYPTION_FILE, encryption_key
 from fedfora.training.arguments import trainer_arguments
-from fedfora.training.preflight import check_deepspeed
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainSettings
 
@@ -33,14 +32,11 @@ def start_processes(settings: TrainSettings) -> Processes:
     """Connect with the other processes of this training, if a launcher started any.
 
     Raises:
-        ValueError: If DeepSpeed is asked for and missing, would wait for ever, or would write in
-            plain what is to be encrypted.
+        ValueError: If DeepSpeed or FSDP would write in plain what is to be encrypted.
     """
     launch = settings.launch
     if launch.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
-    if launch.deepspeed is not None:
-        check_deepspeed(launch.deepspeed)
     by_launcher = (os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in _IN_PLAIN)
     if encryption_key() is not None and (launch.deepspeed is not None or any(by_launcher)):
         raise ValueError(

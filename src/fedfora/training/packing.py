@@ -61,7 +61,7 @@ def estimate_step(
         gradient_checkpointing=train.gradient_checkpointing,
         on_gpu=on_gpu,
     )
-    return estimate, f"{rows} rows a step, up to {len(largest) * tokens:,} tokens at once"
+    return estimate, f"rows a step: {rows}, up to {len(largest) * tokens:,} tokens at once"
 
 
 def _largest_pass(encoded: Encoded, rows: int, limit: int, seed: int) -> Encoded:

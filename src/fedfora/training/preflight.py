@@ -75,13 +75,16 @@ def place_of(settings: TrainSettings) -> tuple[Path | None, bool, bool]:
     run, resume = settings.run, settings.checkpoint.resume_from_checkpoint
     checkpoints = checkpoints_of(settings)
     resume_from = checkpoint_to_resume(str(checkpoints), resume)
-    resumes_here = resume_from and resume_from.resolve().parent == checkpoints.resolve()
+    resumes_here = bool(resume_from and resume_from.resolve().parent == checkpoints.resolve())
     overwrite = run.overwrite_output_dir or begins_again(settings)
-    replaced = overwrite or bool(resumes_here)
-    check_output_dir(run.output_dir, overwrite=replaced, to_resume="--resume_from_checkpoint last")
+    check_output_dir(
+        run.output_dir,
+        overwrite=overwrite or resumes_here,
+        to_resume="--resume_from_checkpoint last",
+    )
     if resume_from is not None:
         read_progress(resume_from, identity_of(asdict(settings)))
-    return resume_from, bool(resumes_here), overwrite
+    return resume_from, resumes_here, overwrite
 
 
 def begins_again(settings: TrainSettings) -> bool:

@@ -22,6 +22,7 @@ from fedfora.models.fingerprint import describe, fingerprint, fingerprint_of_row
 from fedfora.models.loading import Base, context_length, load_base
 from fedfora.models.resolve import read_record
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
+from fedfora.registry import counted
 from fedfora.reporting.record import RunRecord, append_event, check_disk_space
 from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
@@ -307,7 +308,7 @@ def _headline(prepared: Prepared, processes: Processes, first_step: int) -> str:
     where = f" from step {first_step}" if first_step else ""
     shared = f", {processes.number} processes" if processes.number > 1 else ""
     return (
-        f"{len(prepared.encoded)} rows, {prepared.steps} steps{where}, "
+        f"{counted(len(prepared.encoded), 'row')}, {counted(prepared.steps, 'step')}{where}, "
         f"{_trainable(prepared.model):,} trainable parameters{shared}"
     )
 

@@ -41,7 +41,6 @@ _STATE, _TENSORS = "state.json", "state.safetensors"
 
 
 # Which round was best so far, and whether to go on.
-#
 # A round is judged by the loss on the rows that the sites keep back, where they keep any; otherwise
 # by the score on the common test rows, where there are any (then that score is optimistic, as it
 # chose the round). Lower losses and higher scores are better; of equal rounds the later one, which

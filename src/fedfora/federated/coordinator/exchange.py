@@ -28,7 +28,7 @@ from fedfora.federated.wire.formats import FORMATS
 from fedfora.federated.wire.messages import Origin, Report, RoundMessages
 from fedfora.federated.wire.secure_records import digest_of_task
 from fedfora.federated.wire.transport import Layout, payload_bytes, unflatten
-from fedfora.registry import printable
+from fedfora.registry import counted, printable
 from fedfora.reporting.record import RunRecord
 from fedfora.seeds import derive_seed
 
@@ -265,7 +265,7 @@ class SiteExchange:
         used, needed = len(self.used), self.settings.rounds.min_clients
         if used >= needed:
             return
-        have = f"only {used} of {num_sampled} sites" if used else "no site"
+        have = f"only {used} of {counted(num_sampled, 'site')}" if used else "no site"
         reasons = [f"{entry['site']}: {entry['reason']}" for entry in self.rejected[:SHOWN]]
         more = f"; and {len(self.rejected) - SHOWN} more" if len(self.rejected) > SHOWN else ""
         raise NoQuorum(

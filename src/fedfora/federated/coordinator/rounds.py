@@ -295,7 +295,6 @@ class _Rounds:
 
 
 # The coordinator's side of the federation, as a Flower ServerApp.
-#
 # The coordinator needs no model: names, shapes and the first adapter come from the sites. Only to
 # score the global adapter on test rows does it open the base, in one process the sites' own.
 

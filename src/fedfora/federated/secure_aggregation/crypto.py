@@ -124,7 +124,6 @@ def _statement(site: int, public: bytes, context: bytes) -> bytes:
 
 
 # A mask: as many uniform words as a vector has, from a seed of 256 bits.
-#
 # AES-256 in counter mode over zeros, from `cryptography`. A seed is used for one mask only, so the
 # counter may start at zero. Flower's own secure aggregation seeds a Mersenne twister with 32 bits,
 # which two cores try out in minutes; here there is nothing to try out.
@@ -156,7 +155,6 @@ def _apply(vector: Words, seed: bytes, operation: np.ufunc) -> None:
 
 
 # A secret of 256 bits in shares, of which a threshold is needed and fewer say nothing.
-#
 # Shamir's scheme (1979, https://doi.org/10.1145/359168.359176) over the integers modulo a prime p:
 # a random polynomial f of degree t - 1 with f(0) the secret; share i is f(i). Python multiplies
 # such integers natively, so this is some hundred times faster than pycryptodome's scheme over

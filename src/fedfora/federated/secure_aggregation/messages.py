@@ -13,7 +13,6 @@ Roster = dict[int, SignedKey]
 
 
 # Who shares masks with whom: all with all where they are few, a sparse graph where they are many.
-#
 # In a sparse graph each site has k neighbors: the sites stand on a circle in an order drawn for the
 # round, and each is joined to the k / 2 next to it on either side (Bell et al. 2020, Sec. 4,
 # https://eprint.iacr.org/2020/704). The order comes from a digest that every site computes by

@@ -23,7 +23,6 @@ class FrozenFactorsMissingError(RuntimeError):
 
 
 # What a site answers in a round: one adapter, some numbers, and where the answer belongs.
-#
 # Both sides use the names in this file, and the coordinator accepts no others.
 
 ARRAYS, METRICS, ORIGIN = "arrays", "metrics", "origin"
