@@ -80,6 +80,7 @@ def test_every_key_of_the_file_is_a_limit_and_has_a_code(tmp_path):
         ("hours: 20-6", "line 1: hours: expected local times"),
         ("hours: 25:00-06:00", "line 1: hours: expected local times"),
         ("until: soon", "line 1: until: expected a day as in 2027-03-31"),
+        ("until: 2027-03-31 12:00:00", "line 1: until: expected a day as in 2027-03-31"),
         ("rules: fedavgg", "did you mean 'fedavg'"),
         ("rules: []", "line 1: rules: is empty"),
         ("base: clinic-base", "line 1: base: expected fingerprints"),

@@ -1,5 +1,6 @@
 """The resident trainer: a closed set of operations, its own paths, codes instead of texts."""
 
+import base64
 import errno
 import json
 import re
@@ -144,9 +145,20 @@ def test_no_answer_leaves_that_the_journal_does_not_hold(site, monkeypatch):
         assert re.fullmatch(r"site-error DISK [0-9a-f]{6}", reply.error.reason)
 
 
+def test_a_runs_settings_are_written_down_whatever_an_earlier_run_was_called(site, tmp_path):
+    """Their digest in a name does not pass for them."""
+    digest = client_app._written_down(tmp_path / "elsewhere", {"local_steps": 1000})
+    client_app._written_down(tmp_path, {RUN_NAME: f'"digest": "{digest}"'})
+    for _ in range(2):
+        assert client_app._written_down(tmp_path, {"local_steps": 1000}) == digest
+    lines = journal.read_journal(tmp_path)
+    assert [line["settings"].get("local_steps") for line in lines] == [None, 1000]
+
+
 @pytest.mark.parametrize("operation", ["quit", "exec", "", None, "__class__", "query"])
 def test_other_operations_are_refused(site, operation):
-    head, content = told(site, operation)
+    """Before anything else is looked at."""
+    head, content = told(site, operation, {"lora_rank": "no number"})
     assert word(head) == "MESSAGE"
     assert not content
 
@@ -158,10 +170,31 @@ def test_no_setting_of_the_coordinator_chooses_a_path(site, name):
 
 
 def test_a_runs_name_chooses_no_path(site):
-    before = {path.name for path in (site.state / "runs").glob("*")}
-    told(site, "describe", {RUN_NAME: "../../../../tmp/elsewhere"}, **QUESTION)
-    after = {path.name for path in site.state.rglob("*")}
-    assert not any("elsewhere" in name for name in after | before)
+    names = ["clinics/001", "../../../../tmp/elsewhere", "/tmp/elsewhere", ".", ""]
+    places = {
+        Path(site._settings({**SETTINGS, RUN_NAME: name}, "1")["output_dir"]) for name in names
+    }
+    assert {place.parent for place in places} == {site.state / "runs"}
+    assert len({place.resolve() for place in places}) == len(names)
+    assert all(re.fullmatch("[0-9a-f]{16}", place.name) for place in places)
+
+
+def test_what_was_checked_is_what_is_done_though_the_run_had_other_settings_before(site, tmp_path):
+    """A policy that was made stricter holds at once: the first message's settings are not kept."""
+    working = Trainer("cardiology", 1, site.own, tmp_path / "state")
+    working.state.mkdir()
+    fresh = told(site, "describe", **QUESTION)[1]["fresh"]
+    config = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""}
+    question = RecordDict({"arrays": fresh, "config": ConfigRecord(config)})
+
+    def asked(steps):
+        settings = {**SETTINGS, "local_steps": steps}
+        return working.answer({"operation": "train", "run": 1, "settings": settings}, question)
+
+    assert asked(2)[1]["metrics"]["steps"] == 2
+    (tmp_path / "policy.yaml").write_text("steps: 1\n")
+    assert word(asked(2)[0]) == "POLICY_STEPS"
+    assert asked(1)[1]["metrics"]["steps"] == 1
 
 
 def test_a_wrong_setting_is_refused_and_nothing_of_it_comes_back(site):
@@ -244,7 +277,7 @@ def private(tmp_path, tiny_dir):
     (tmp_path / "state").mkdir()
     working = Trainer("cardiology", 0, own, tmp_path / "state")
 
-    def asked(run, scale=1.0, **settings):
+    def asked(run, **settings):
         merged = {**SETTINGS, RUN_NAME: str(run), **settings}
         head, described = working.answer(
             {"operation": "describe", "run": run, "settings": merged}, RecordDict(QUESTION)
@@ -254,7 +287,10 @@ def private(tmp_path, tiny_dir):
         arrays = described["fresh"]
         config = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""}
         content = RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
-        head, _ = working.answer({"operation": "train", "run": run, "settings": merged}, content)
+        head, content = working.answer(
+            {"operation": "train", "run": run, "settings": merged}, content
+        )
+        asked.sent, asked.content = arrays, content
         return word(head) if client_app.CODE in head else None
 
     return working, asked
@@ -293,6 +329,7 @@ def test_what_a_promise_rests_on_is_fixed_where_its_kit_was_written_by_hand(priv
     assert asked(33, shared_noise=True, **secure) == "SETTINGS"
     working.own["secure_aggregation"] = True
     assert asked(34, secagg_threshold=0.51, **secure) == "SETTINGS"
+    assert asked(35, secagg_min_sites=3, **secure) == "SETTINGS"
     assert not (working.state / "privacy").exists()
 
 
@@ -308,3 +345,106 @@ def test_a_coordinator_gets_nothing_beyond_the_budget(private):
     assert sum(release.count for release in ledger.releases) >= 10
     assert 0.9 < ledger.epsilon <= 1
     assert asked(3, num_rounds=1, local_steps=10) == "BUDGET"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, ValueError])
+def test_after_payment_a_failure_that_depends_on_rows_changes_no_answer(
+    private, monkeypatch, error
+):
+    """Of the sums, the samples, the loader: its word, or that an answer is none, told of a row."""
+    from fedfora.training import dp_sgd
+
+    working, asked = private
+    settings = {"num_rounds": 2, "warmup_ratio": 0.0}
+    settings["per_device_train_batch_size"] = 12  # every row is in every sample
+    collate = dp_sgd.collate_any
+
+    def fails(rows):
+        raise error("this row is here")
+
+    def guarded(plain):
+        return lambda rows: collate(fails if rows else plain)(rows)
+
+    assert asked(1, **settings) is None
+    usual = asked.content
+    monkeypatch.setattr(dp_sgd, "collate_any", guarded)
+    assert asked(2, **settings) is None
+    noise = asked.content
+    assert noise["metrics"] == usual["metrics"]
+    assert noise["arrays"].count_bytes() == usual["arrays"].count_bytes()
+    assert noise["arrays"].object_id not in (usual["arrays"].object_id, asked.sent.object_id)
+    ledger = json.loads((working.state / "privacy" / "site.json").read_text())
+    assert [line["count"] for line in ledger["releases"]] == [1, 1]
+
+
+NUM_SITES = 6
+
+
+@pytest.fixture
+def in_secret(tmp_path, tiny_dir):
+    """A function that starts a site whose kit asks for secure aggregation, and one that invites."""
+    from fedfora.federated.secure_aggregation.client import Memory, SecureSite
+    from fedfora.federated.secure_aggregation.crypto import Identity, SignedKey
+    from fedfora.federated.secure_aggregation.messages import Terms, digest_of
+    from fedfora.federated.wire.secure_records import ANSWER, ROSTER, TERMS, read, write
+    from fedfora.protection.keys import make_signing_key, read_signing_key
+
+    make_signing_key(tmp_path / "site.key")
+    others = {index: Identity.generate() for index in range(1, NUM_SITES)}
+    private = read_signing_key(tmp_path / "site.key").private_bytes_raw()
+    pinned = {0: Identity(private).public_bytes}
+    pinned |= {index: identity.public_bytes for index, identity in others.items()}
+    encoded = {index: base64.b64encode(key).decode() for index, key in pinned.items()}
+    (tmp_path / "sites.json").write_text(json.dumps(encoded))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in clinic_rows()[:12]))
+    own = {"train_file": str(rows), "model_name_or_path": tiny_dir, "secure_aggregation": True}
+    own["secagg_threshold"] = 0.66
+    keys = (tmp_path / "site.key", tmp_path / "sites.json")
+    (tmp_path / "state").mkdir(exist_ok=True)
+
+    def started():
+        return Trainer("cardiology", 0, own, tmp_path / "state", keys)
+
+    def invited(working, run, participants=range(NUM_SITES), number=1, **settings):
+        head = {"run": run, "settings": {**SETTINGS, **settings}}
+        refusal, content = working.answer({**head, "operation": "introduce"}, RecordDict())
+        if refusal:
+            return word(refusal)
+        roster = {0: read(SignedKey, content[ANSWER])}
+        for index, identity in others.items():
+            member = SecureSite(index, identity, pinned, Memory())
+            roster[index] = member.introduce(str(run))
+        terms = Terms(number, tuple(participants), 0.66, digest_of(roster))
+        asked = RecordDict({ROSTER: write(roster), TERMS: write(terms)})
+        refusal, _ = working.answer({**head, "operation": "share"}, asked)
+        return word(refusal) if refusal else None
+
+    return started, invited
+
+
+def test_a_site_takes_part_in_a_round_once_though_it_was_restarted(in_secret):
+    started, invited = in_secret
+    assert invited(started(), 1) is None
+    for participants in (range(NUM_SITES), range(5)):
+        assert invited(started(), 1, participants) == "SHARE"
+    assert invited(started(), 1, number=2) is None
+
+
+def test_a_coordinator_does_not_say_how_few_sites_are_enough(in_secret):
+    """A kit that names no number asks for the threshold's share of all sites that it knows."""
+    started, invited = in_secret
+    assert invited(started(), 1, participants=range(3), secagg_min_sites=3) == "SETTINGS"
+    assert invited(started(), 2, participants=range(3), clients_per_round=3) == "SHARE"
+    assert invited(started(), 3, participants=range(4)) is None
+
+
+def test_a_site_that_keeps_its_update_secret_judges_no_adapter_in_clear(in_secret):
+    """A loss on one adapter after another would tell its rows."""
+    started, _ = in_secret
+    for operation in ("train", "evaluate"):
+        head = {"operation": operation, "run": 1, "settings": SETTINGS}
+        config = ConfigRecord({"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""})
+        refusal, content = started().answer(head, RecordDict({"config": config}))
+        assert word(refusal) == operation.upper()
+        assert not content

@@ -179,12 +179,24 @@ def test_the_runs_seed_repeats_neither_noise_nor_samples(workplace):
 
 def test_samples_differ_in_size_and_empty_ones_are_steps_too(workplace):
     privacy = RecordPrivacy(1.0, 1.0, expected_rows=0.6, num_rows=12)
-    sizes = [len(rows) for rows in PoissonBatches(privacy, 200, SecretNoise(KEY))]
+    sizes = [len(rows) for rows in PoissonBatches(12, 0.05, 200, SecretNoise(KEY))]
     assert 0 in sizes
     assert len(set(sizes)) > 2
     after, result = train(workplace, privacy)
     assert result.steps == 4
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
+
+
+@pytest.mark.parametrize("workplace", ["none"], indirect=True)
+def test_a_training_on_no_rows_is_its_noise_alone(workplace):
+    """What a site answers where its own rows bring the training down."""
+    model, tokenizer, _ = workplace
+    before, privacy = read_state(model), RecordPrivacy(3.0, 0.5, expected_rows=6, num_rows=12)
+    options = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    after, result = train((model, tokenizer, []), privacy, warmup_ratio=0.0, **options)
+    assert (result.steps, result.tokens) == (4, 0)
+    moved = torch.cat([(after[name] - before[name]).flatten() for name in after])
+    assert float(moved.std()) == pytest.approx(0.1 * 3.0 * 0.5 / 6 * 4**0.5, rel=0.05)
 
 
 def test_a_row_that_fails_counts_as_nothing(workplace, monkeypatch):
@@ -267,14 +279,20 @@ def test_the_self_test_has_no_record_in_it(workplace, monkeypatch):
 
 @pytest.mark.parametrize("workplace", ["none"], indirect=True)
 def test_a_piece_of_a_width_has_one_shape_whatever_the_sample(workplace):
-    """One row alone is worked through beside as many empty ones as it has others elsewhere."""
+    """One row alone is worked through beside as many empty ones as it has others elsewhere.
+
+    And never without padding, also where all rows fill a width: then attention drops its mask, and
+    takes another kernel.
+    """
     _, tokenizer, encoded = workplace
-    shapes = {
-        tuple(piece["input_ids"].shape)
-        for rows in (encoded, encoded[:1], encoded[3:5])
+    full = [{name: (3 * ids)[:32] for name, ids in row.items()} for row in encoded]
+    pieces = [
+        piece
+        for rows in (encoded, encoded[:1], encoded[3:5], full[:4], full[:3])
         for piece, _ in pieces_of(batch_of(tokenizer, rows), 4, 2048)
-    }
-    assert {num_rows for num_rows, _ in shapes} == {4}
+    ]
+    assert {len(piece["input_ids"]) for piece in pieces} == {4}
+    assert all((piece["attention_mask"] == 0).any() for piece in pieces)
 
 
 def test_a_rows_gradient_does_not_depend_on_the_others_in_bfloat16(workplace):

@@ -133,7 +133,8 @@ def _written_down(directory: Path, settings: dict[str, Any]) -> str:
     text = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = directory / journal.JOURNAL
-    if not path.is_file() or digest.encode() not in path.read_bytes():
+    line = f'"event": "settings", "digest": "{digest}"'  # no run's name holds such quotes
+    if not path.is_file() or line.encode() not in path.read_bytes():
         journal.append(directory, "settings", digest=digest, settings=settings)
     return digest
 

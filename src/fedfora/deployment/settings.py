@@ -146,7 +146,7 @@ def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     plain = {name.replace("-", "_"): value for name, value in received.items()}
     fixed = {"canaries"}
     if own.get("secure_aggregation"):
-        fixed |= IMPLIED_FLAGS["secure_aggregation"]
+        fixed |= {"secagg_min_sites"} | IMPLIED_FLAGS["secure_aggregation"]
     if own.get("privacy_unit", "none") != "none":
         check_promise(own)
         fixed |= {"noise_multiplier"} | IMPLIED_FLAGS["privacy_unit"] | READING

@@ -186,16 +186,17 @@ class Trainer:
     def _context(self, run_id: int, run_config: dict[str, Scalar]) -> Context:
         """Return Flower's context of a run; keys of secure aggregation live in it, and only here.
 
-        Only the newest run has one: a trainer serves one federation.
+        Only the newest run has one: a trainer serves one federation. Its settings are these.
         """
+        node_config: dict[str, Scalar] = {"partition-id": self.index, SITE_NAME: self.name}
+        if self.keys and from_run_config(run_config).secure.secure_aggregation:
+            files = map(str, (*self.keys, self.state))
+            node_config |= dict(zip((SIGNING_KEY, SITE_KEYS, SITE_STATE), files, strict=True))
         if run_id not in self._contexts:
-            node_config: dict[str, Scalar] = {"partition-id": self.index, SITE_NAME: self.name}
-            if self.keys and from_run_config(run_config).secure.secure_aggregation:
-                files = map(str, (*self.keys, self.state))
-                node_config |= dict(zip((SIGNING_KEY, SITE_KEYS, SITE_STATE), files, strict=True))
-            state = RecordDict()
-            self._contexts = {run_id: Context(run_id, 1, node_config, state, run_config)}
-        return self._contexts[run_id]
+            self._contexts = {run_id: Context(run_id, 1, {}, RecordDict(), {})}
+        context = self._contexts[run_id]
+        context.node_config, context.run_config = node_config, run_config
+        return context
 
 
 def word_for(error: Exception, operation: str) -> str:

@@ -96,7 +96,7 @@ class Ledger:
         if self.target_epsilon is None:
             return
         after = epsilon_of([*self.releases, release], self.delta)
-        if after > self.target_epsilon:
+        if not after <= self.target_epsilon:
             raise BudgetSpent(
                 f"the privacy budget does not allow {release.count} more steps: epsilon would be "
                 f"{after:.3f}, --target_epsilon is {self.target_epsilon:g} and {self.epsilon:.3f} "

@@ -70,7 +70,8 @@ class RecordPrivacy:
 class PoissonBatches:
     """The indices of each step's sample; a batch sampler for a DataLoader, empty ones too."""
 
-    privacy: RecordPrivacy
+    num_rows: int
+    rate: float
     num_steps: int
     noise: SecretNoise
 
@@ -80,7 +81,7 @@ class PoissonBatches:
     def __iter__(self) -> Iterator[list[int]]:
         """Draw anew for every step; the run's seed has no part in it."""
         for _ in range(self.num_steps):
-            yield self.noise.sample(self.privacy.num_rows, self.privacy.sampling_rate)
+            yield self.noise.sample(self.num_rows, self.rate)
 
 
 def collate_any(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
@@ -267,7 +268,7 @@ def _pieces(batch: Batch, batch_size: int, max_tokens: int) -> Iterator[tuple[Ba
     order_NL = (mask_NL == 0).long().argsort(dim=1, stable=True)  # all padding behind the tokens
     packed = {name: tensor.gather(1, order_NL) for name, tensor in batch.items()}
     length_N = mask_NL.sum(dim=1).clamp(min=1)
-    width_N = (length_N + WIDTH - 1) // WIDTH * WIDTH
+    width_N = (length_N // WIDTH + 1) * WIDTH  # each has padding: without any, kernels are others
     for width in sorted(set(width_N.tolist())):
         of_width = torch.nonzero(width_N == width).flatten()
         num_rows = max(1, min(batch_size, max_tokens // width))
@@ -307,8 +308,9 @@ class PrivateSteps:
         if trainer.args.world_size > 1 or trainer.is_deepspeed_enabled:
             raise ValueError("--privacy_unit record trains in one process, without DeepSpeed")
         collate = collate_any(trainer.data_collator)
-        samples = PoissonBatches(self.privacy, trainer.stretch.num_steps, self.noise)
-        return DataLoader(trainer.train_dataset, batch_sampler=samples, collate_fn=collate)
+        rows, rate = trainer.train_dataset, self.privacy.sampling_rate
+        samples = PoissonBatches(len(rows), rate, trainer.stretch.num_steps, self.noise)
+        return DataLoader(rows, batch_sampler=samples, collate_fn=collate)
 
     def step(self, trainer: Any, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Write a sample's noisy gradient into the parameters, and return its loss."""

@@ -85,18 +85,14 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
     if not secure:
         secure_answers.check_in_clear(context)
     assignment = read_assignment(message.content, context.state, runtime.layout)
-    validation_loss, validation_tokens = validate(runtime, site, assignment.adapter)
+    validation = validate(runtime, site, assignment.adapter)
     number, arrays = assignment.round_index + 1, None
     result = LocalResult(steps=0, loss=0.0, answer_tokens=1, tokens=0, seconds=0.0)
     terms = secure_answers.begin(context, site, number) if secure else None
     try:
+        seed, tell = secure_answers.seed_of_order(context, number), partial(on_step, site.name)
         arrays, result = carry_out(
-            runtime,
-            site,
-            assignment,
-            context.state,
-            seed=secure_answers.seed_of_order(context, number),
-            on_step=lambda report: on_step(site.name, report),
+            runtime, site, assignment, context.state, seed=seed, on_step=tell
         )
     except Exception:
         if not runtime.settings.shares_noise:
@@ -109,12 +105,7 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
             message.content, context, site, assignment, terms, arrays, result
         )
         return Message(content, reply_to=message)
-    report = Report(
-        **asdict(result),
-        rows=len(site.encoded),
-        validation_loss=validation_loss,
-        validation_tokens=validation_tokens,
-    )
+    report = Report(**asdict(result), rows=len(site.encoded), **validation)
     content[METRICS] = MetricRecord(vars(report))
     return Message(content, reply_to=message)
 
@@ -126,8 +117,7 @@ def evaluate(message: Message, context: Context) -> Message:
     round_index = int(message.content["config"]["round-index"])
     state = memory_of(context).read(before=round_index + 2)
     assignment = read_assignment(message.content, state, runtime.layout)
-    loss, tokens = validate(runtime, site, assignment.adapter)
-    metrics = MetricRecord({"validation_loss": loss, "validation_tokens": tokens})
+    metrics = MetricRecord(validate(runtime, site, assignment.adapter))
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 

@@ -1,8 +1,10 @@
 """What a site does with an adapter in a round: judge it on the rows kept back, and train it."""
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import DataCollatorForSeq2Seq
@@ -27,11 +29,13 @@ from fedfora.training.privacy_plan import (
 from fedfora.training.schedule import StepWindow
 from fedfora.training.trainer import StepReport
 
+logger = logging.getLogger(__name__)
 
-def validate(runtime: SiteRuntime, site: SiteData, adapter: AdapterState) -> tuple[float, int]:
+
+def validate(runtime: SiteRuntime, site: SiteData, adapter: AdapterState) -> dict[str, Any]:
     """Return an adapter's loss per answer token on a site's rows kept back, and their tokens."""
     if not site.validation:
-        return 0.0, 0
+        return {"validation_loss": 0.0, "validation_tokens": 0}
     runtime.load(adapter)
     likelihoods = answer_likelihoods(
         runtime.model,
@@ -39,7 +43,8 @@ def validate(runtime: SiteRuntime, site: SiteData, adapter: AdapterState) -> tup
         site.validation,
         batch_size=runtime.settings.evaluation.per_device_eval_batch_size,
     )
-    return loss_scores(likelihoods)["loss"], sum(each.num_tokens for each in likelihoods)
+    tokens = sum(each.num_tokens for each in likelihoods)
+    return {"validation_loss": loss_scores(likelihoods)["loss"], "validation_tokens": tokens}
 
 
 def plan_round(
@@ -73,6 +78,8 @@ def train_round(
 ) -> tuple[AdapterState, LocalResult]:
     """Take a site's steps of one round (counted from 0) and return its adapter's five factors.
 
+    With record privacy a failure that depends on rows changes no answer: what is left is the noise.
+
     Args:
         runtime: Base model and settings.
         site: Whose rows.
@@ -87,29 +94,28 @@ def train_round(
     private = plan_round(settings, site.ledger, num_rows=len(site.encoded), first_step=first_step)
     if private is not None:
         private.pay(federation.local_steps, round=round_index + 1)
-    trained, result = runtime.train(
-        adapter,
-        site.encoded,
-        with_learning_rate(
-            settings.train,
-            settings.privacy,
-            settings.adapter,
-            runtime.model,
-            federation.total_steps,
-        ),
-        stretch=StepWindow(
-            first_step=first_step,
-            num_steps=federation.local_steps,
-            total_steps=federation.total_steps,
-        ),
-        seed=derive_seed(
-            settings.train.seed if seed is None else seed, "train", round_index, site.index
-        ),
-        on_step=on_step,
-        factors=factors,
-        proximal_mu=settings.aggregation.proximal_mu,
-        privacy=None if private is None else private.privacy,
+    train = with_learning_rate(
+        settings.train, settings.privacy, settings.adapter, runtime.model, federation.total_steps
     )
+    seed = settings.train.seed if seed is None else seed
+    for rows in (site.encoded, []):
+        try:
+            trained, result = runtime.train(
+                adapter,
+                rows,
+                train,
+                stretch=StepWindow(first_step, federation.local_steps, federation.total_steps),
+                seed=derive_seed(seed, "train", round_index, site.index),
+                on_step=on_step,
+                factors=factors,
+                proximal_mu=settings.aggregation.proximal_mu,
+                privacy=None if private is None else private.privacy,
+            )
+            break
+        except Exception:  # the steps are paid for: without rows they are noise alone
+            if private is None or not rows:
+                raise
+            logger.exception("round %d failed, and is trained on no rows", round_index + 1)
     if private is not None:
         result = public_part(result, private.privacy)
     return trained, result
