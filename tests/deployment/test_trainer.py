@@ -4,6 +4,7 @@ import base64
 import errno
 import json
 import re
+import socket
 import stat
 import threading
 from pathlib import Path
@@ -64,6 +65,12 @@ def test_only_its_own_user_may_open_the_socket(site):
     assert stat.S_IMODE(mode) == 0o600
 
 
+def test_not_for_a_moment_may_another_user_open_the_socket(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "chmod", lambda *args: None)
+    with trainer._listening(tmp_path):
+        assert stat.S_IMODE((tmp_path / SOCKET).stat().st_mode) == 0o600
+
+
 def test_it_says_who_it_is_and_keeps_its_rows_to_itself(site):
     head, content = told(site, "describe", **QUESTION)
     assert head == {}
@@ -87,6 +94,21 @@ def test_it_trains_and_the_base_stays_loaded(site, monkeypatch):
     assert content["origin"]["round_number"] == 1
 
 
+def asking(site, directory):
+    """A trainer in the kit of a directory, and what asks it for the first round of run 1."""
+    working = Trainer("cardiology", 1, site.own, directory / "state")
+    working.state.mkdir()
+    fresh = told(site, "describe", **QUESTION)[1]["fresh"]
+
+    def asked(config=None, **settings):
+        head = {"operation": "train", "run": 1, "settings": {**SETTINGS, **settings}}
+        known = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""}
+        known |= config or {}
+        return working.answer(head, RecordDict({"arrays": fresh, "config": ConfigRecord(known)}))
+
+    return working, asked
+
+
 @pytest.mark.parametrize(
     ("policy", "config", "expected"),
     [
@@ -103,19 +125,11 @@ def test_a_policy_holds_for_settings_message_and_past_and_is_read_at_every_messa
     site, tmp_path, policy, config, expected
 ):
     """Without it the same question is answered; only the base has to be opened to be known."""
-    working = Trainer("cardiology", 1, site.own, tmp_path / "state")
-    working.state.mkdir()
+    working, asked = asking(site, tmp_path)
     for number in range(2):  # rounds that it has answered, in another run
         journal.append(working.state, journal.SENT, id=f"q{number}", operation="train")
-    fresh = told(site, "describe", **QUESTION)[1]["fresh"]
-    head = {"operation": "train", "run": 1, "settings": SETTINGS}
-
-    def asked(**more):
-        known = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": "", **more}
-        return working.answer(head, RecordDict({"arrays": fresh, "config": ConfigRecord(known)}))
-
     (tmp_path / "policy.yaml").write_text(policy + "\n")
-    refusal, content = asked(**config)
+    refusal, content = asked(config=config)
     assert word(refusal) == expected
     assert not content
     assert (working.state / trainer.LAST_RUN).exists() is (expected == "POLICY_BASE")
@@ -181,20 +195,19 @@ def test_a_runs_name_chooses_no_path(site):
 
 def test_what_was_checked_is_what_is_done_though_the_run_had_other_settings_before(site, tmp_path):
     """A policy that was made stricter holds at once: the first message's settings are not kept."""
-    working = Trainer("cardiology", 1, site.own, tmp_path / "state")
-    working.state.mkdir()
-    fresh = told(site, "describe", **QUESTION)[1]["fresh"]
-    config = {"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""}
-    question = RecordDict({"arrays": fresh, "config": ConfigRecord(config)})
-
-    def asked(steps):
-        settings = {**SETTINGS, "local_steps": steps}
-        return working.answer({"operation": "train", "run": 1, "settings": settings}, question)
-
-    assert asked(2)[1]["metrics"]["steps"] == 2
+    _, asked = asking(site, tmp_path)
+    assert asked(local_steps=2)[1]["metrics"]["steps"] == 2
     (tmp_path / "policy.yaml").write_text("steps: 1\n")
-    assert word(asked(2)[0]) == "POLICY_STEPS"
-    assert asked(1)[1]["metrics"]["steps"] == 1
+    assert word(asked(local_steps=2)[0]) == "POLICY_STEPS"
+    assert asked(local_steps=1)[1]["metrics"]["steps"] == 1
+
+
+def test_messages_that_come_together_do_not_get_more_rounds_than_are_allowed(site, tmp_path):
+    """The line in the journal is another process's, which may write it after the next message."""
+    _, asked = asking(site, tmp_path)
+    (tmp_path / "policy.yaml").write_text("rounds: 2\n")
+    codes = [head and word(head) for head, _ in (asked(), asked(), asked())]
+    assert codes == [{}, {}, "POLICY_ROUNDS"]
 
 
 def test_a_wrong_setting_is_refused_and_nothing_of_it_comes_back(site):
@@ -207,6 +220,15 @@ def test_a_message_that_is_too_long_is_refused_and_the_next_one_answered(site):
     head, _ = told(site, "describe", a=ConfigRecord({"b": "x" * (2 << 20)}))
     assert word(head) == "MESSAGE"
     assert told(site, "describe", **QUESTION)[0] == {}
+
+
+def test_a_connection_that_says_nothing_does_not_keep_others_waiting(site, monkeypatch):
+    monkeypatch.setattr(trainer, "SILENCE_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as silent:
+        with client_app.socket_path(site.state) as path:
+            silent.connect(path)
+        head, _ = ask(site.state, {"operation": "none"}, RecordDict(), answer_s=60)
+    assert word(head) == "MESSAGE"
 
 
 def test_another_base_than_the_kit_asks_for_is_refused(site, tmp_path):
@@ -428,7 +450,10 @@ def test_a_site_takes_part_in_a_round_once_though_it_was_restarted(in_secret):
     assert invited(started(), 1) is None
     for participants in (range(NUM_SITES), range(5)):
         assert invited(started(), 1, participants) == "SHARE"
-    assert invited(started(), 1, number=2) is None
+    working = started()
+    assert invited(working, 1, number=2) is None
+    assert invited(working, 2) is None
+    assert list(working._contexts) == [2]  # the keys of another run are forgotten
 
 
 def test_a_coordinator_does_not_say_how_few_sites_are_enough(in_secret):

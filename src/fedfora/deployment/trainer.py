@@ -83,6 +83,7 @@ class Trainer:
     base_fingerprint: str | None = None
     heartbeat: Heartbeat = field(init=False)
     _contexts: dict[int, Context] = field(default_factory=dict)
+    _answered: int = 0  # rounds, also where the line in the journal is still to come
 
     def __post_init__(self) -> None:
         introduce_this_process()
@@ -117,12 +118,12 @@ class Trainer:
         self, operation: str, head: client_app.Header, content: RecordDict
     ) -> tuple[client_app.Header, RecordDict]:
         run_config = self._settings(head["settings"], str(head["run"]))
-        policy = self._policy()
+        policy, answered = self._policy(), max(self._answered, rounds_answered(self.state))
         policy.check(
             from_run_config(run_config),
             operation,
             dict(content.get(CONFIG, {})),
-            answered=rounds_answered(self.state),
+            answered=answered,
             now=datetime.now(),
         )
         context = self._context(int(head["run"]), run_config)
@@ -134,6 +135,7 @@ class Trainer:
         logger.info("%s, for %g s at most", operation, limit_s)
         with self.heartbeat.during(limit_s):
             reply = self._app(message, context).content
+        self._answered = answered + (operation == "train")
         return self._spent(run_config), reply
 
     def _policy(self) -> Policy:
