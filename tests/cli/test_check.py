@@ -85,7 +85,7 @@ def test_with_a_model_lengths_a_row_memory_and_time_are_shown(
     assert "Extract:one\na_b_c</s>" in out
     assert "in all" in out
     # Two rows are a step, and three epochs the default.
-    assert re.search(r"time of a training: 3 steps of [\d.e-]+ s: \d+:\d\d\n", out)
+    assert re.search(r"time of a training: \d+:\d\d, 3 steps of [\d.e-]+ s\n", out)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
     status, out, _ = check(capsys, path, "--model", tiny_dir, *limits)
     assert status == 0

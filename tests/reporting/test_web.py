@@ -366,6 +366,27 @@ def test_in_a_browser_the_page_follows_the_run_and_keeps_what_one_chose(
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_page_that_follows_a_run_leaves_the_reader_where_they_were(
+    write_run, tmp_path, monkeypatch, capsys
+):
+    """In the list of events, and it says what became of a copied command."""
+    run = write_run(events=[round_line(n) for n in range(1, 31)])
+    with Served(run, monkeypatch, capsys) as web, Browser(tmp_path / "profile") as browser:
+        browser.open(web.address)
+        timeline = "document.querySelector('[aria-label=timeline]')"
+        assert browser.value(f"{timeline}.scrollWidth == {timeline}.clientWidth")  # all in sight
+        browser.value("document.querySelector('.commands button').click()")
+        browser.wait("document.querySelector('.commands button').textContent != 'copy'")
+        events = "document.querySelector('[aria-label=events]')"
+        browser.value(f"{events}.scrollTop = 90")
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(round_line(31)) + "\n")
+        browser.wait(f"{events}.textContent.includes('round 31')")
+        assert browser.value(f"{events}.scrollTop") == 90
+        assert browser.complaints == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_the_page_to_send_filters_its_answers_without_a_script(write_run, tmp_path):
     page = tmp_path / "page.html"
     page.write_text(report([read_run(write_run(predictions=ANSWERS))]))

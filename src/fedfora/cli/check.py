@@ -166,7 +166,7 @@ def _print_cost(
         on_step=lambda _: ends.append(time.perf_counter()),
     )
     pace = ends[1] - ends[0]
-    print(f"time of a training: {counted(steps, 'step')} of {pace:.2g} s: {clock(steps * pace)}")
+    print(f"time of a training: {clock(steps * pace)}, {counted(steps, 'step')} of {pace:.2g} s")
 
 
 CHECK_KIT_HELP = """\

@@ -101,7 +101,7 @@ def _levels(levels: Mapping[str, float], y: Axis, name: str, left: float) -> str
     marks: list[str] = []
     taken: dict[float, float] = {}
     for label, value in levels.items():
-        height, words = y(value), f"{label} {number(name, value)}"
+        height, words = y(value), f"{label}: {number(name, value)}"
         above = height - 4 if height > TOP + 12 else height + 13
         near = [width for at, width in taken.items() if abs(at - above) < 13]
         taken[above] = sum(near) + 7 * len(words) + 10

@@ -18,12 +18,12 @@ function keep(old, fresh) {
     const same = [...after.options].findIndex((option) => option.text === before.value);
     after.selectedIndex = Math.max(0, same);
   }
-  const scrolls = pairs(".scroll").map(([before, after]) => [after, before.scrollLeft]);
+  const scrolls = pairs(".scroll, .examples").map(([before, after]) => [after, before.scrollLeft, before.scrollTop]);
   const can = "a, button, select, summary, input, [tabindex]";
   const focused = pairs(can).find(([before]) => before === document.activeElement);
   old.replaceWith(fresh);
   addButtons(fresh);
-  for (const [element, left] of scrolls) element.scrollLeft = left;
+  for (const [element, left, top] of scrolls) element.scrollTo(left, top);
   if (focused) focused[1].focus({ preventScroll: true });
 }
 
@@ -52,7 +52,14 @@ function addButtons(place) {
   for (const code of place.querySelectorAll(".commands code")) {
     const copy = document.createElement("button");
     copy.textContent = "copy";
-    copy.addEventListener("click", () => navigator.clipboard?.writeText(code.textContent));
+    copy.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        copy.textContent = "copied";
+      } catch { // over plain http from elsewhere, or not allowed
+        copy.textContent = "not allowed here: mark it and copy";
+      }
+    });
     code.after(" ", copy);
   }
 }

@@ -20,6 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fedfora.metrics import METRICS
+from fedfora.registry import counted
 from fedfora.reporting import sections
 from fedfora.reporting.card import FILE as CARD
 from fedfora.reporting.card import Card, card_of
@@ -97,7 +98,7 @@ def report(runs: Sequence[Run], live: Live | None = None) -> str:
     def date(seconds: float) -> str:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
-    environment.filters |= {"label": label, "quoted": shlex.quote, "date": date}
+    environment.filters |= {"label": label, "quoted": shlex.quote, "date": date, "counted": counted}
     environment.globals |= {"number": number}
     source = files("fedfora.reporting").joinpath("report.html.j2").read_text(encoding="utf-8")
     style = files("fedfora.reporting").joinpath("report.css").read_text(encoding="utf-8")

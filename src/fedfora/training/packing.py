@@ -17,6 +17,7 @@ from transformers import DataCollatorWithFlattening
 from fedfora.data.encoding import IGNORED, Encoded
 from fedfora.models.memory_estimate import MemoryEstimate, estimate_memory
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.registry import counted
 from fedfora.training.settings import TrainArguments
 
 Batch = dict[str, torch.Tensor]
@@ -61,7 +62,8 @@ def estimate_step(
         gradient_checkpointing=train.gradient_checkpointing,
         on_gpu=on_gpu,
     )
-    return estimate, f"rows a step: {rows}, up to {len(largest) * tokens:,} tokens at once"
+    at_once = f"up to {len(largest) * tokens:,} tokens at once"
+    return estimate, f"{counted(rows, 'row')} a step, {at_once}"
 
 
 def _largest_pass(encoded: Encoded, rows: int, limit: int, seed: int) -> Encoded:
