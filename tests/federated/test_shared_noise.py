@@ -20,7 +20,7 @@ from fedfora.federated.secure_aggregation.server import RoundLost
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.shared_noise import MIN_STEPS_PER_STD, ROWS_OF_UNIT, SharedNoise
 from fedfora.federated.simulation import read_rounds, simulate
-from fedfora.federated.site import secure_answers
+from fedfora.federated.site import client_app, secure_answers
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.accounting import Release, epsilon_of
 from fedfora.privacy.clipping import SecretNoise
@@ -337,22 +337,27 @@ def test_a_site_sends_nothing_beyond_its_budget_to_a_coordinator_that_asks_all_t
     assert len(sent) == 6
 
 
+@pytest.mark.parametrize("ends", ["with an error", "with numbers that are none"])
 @pytest.mark.parametrize(("unit", "work"), [("record", "private_sum"), ("site", "train_round")])
 def test_a_site_pays_before_it_looks_at_rows_and_answers_whatever_they_do(
-    clinics, run, ledgers, monkeypatch, unit, work
+    clinics, run, ledgers, monkeypatch, unit, work, ends
 ):
     """An error before it paid told of the rows, and the round could be asked for again for nothing.
 
-    Now the noise is sent alone.
+    Now the noise is sent alone, also where a coordinator's adapter leads to numbers that are not
+    finite with some rows and not with others.
     """
-    paid = []
+    paid, original = [], getattr(client_app, work)
 
     def fails(runtime, site, *args, **options):
         kept = json.loads((ledgers / f"{site.ledger}.json").read_text())["releases"]
         paid.append(sum(line["count"] for line in kept))
-        raise RuntimeError("only with this row")
+        if ends == "with an error":
+            raise RuntimeError("only with this row")
+        trained, result = original(runtime, site, *args, **options)
+        return {name: torch.full_like(value, math.nan) for name, value in trained.items()}, result
 
-    monkeypatch.setattr(f"fedfora.federated.site.client_app.{work}", fails)
+    monkeypatch.setattr(client_app, work, fails)
     out = {"record": clinics, "site": run}[unit]("out", noise_multiplier=3.0)
     sites = {"record": 3, "site": 4}[unit]
     assert paid == [1] * sites + [2] * sites

@@ -27,8 +27,10 @@ from fedfora.federated.secure_aggregation.messages import (
     COLLUDING,
     Delivery,
     Reveal,
+    digest_of_sites,
     fewest_survivors,
     mask_context,
+    round_context,
 )
 from secagg_world import TASK, World, plain_sum, random_vectors
 
@@ -252,10 +254,11 @@ def test_a_signature_from_another_round_or_purpose_is_not_counted(replayed):
     earlier = world.play(world.terms(1), random_vectors(world.sites, 5))
     seen = world.masked(world.terms(2), random_vectors(world.sites, 5))
     world.confirm(seen)
+    content, key_context = digest_of_sites(seen.survivors), round_context(world.terms(2))
     forged = {
         "round": earlier.signatures[1],
         "terms": world.sites[1].identity.sign(1, bytes(32), context=b"survivors").signature,
-        "purpose": seen.answers[1].key.signature,
+        "purpose": world.sites[1].identity.sign(1, content, context=key_context).signature,
     }[replayed]
     with pytest.raises(ValueError, match="3 sites have signed"):
         world.sites[0].reveal({**seen.signatures, 1: forged})

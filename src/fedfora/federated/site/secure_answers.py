@@ -32,7 +32,7 @@ from fedfora.federated.site.memory import answered_rounds
 from fedfora.federated.site_runtime import SiteData
 from fedfora.federated.wire import secure_records as wire
 from fedfora.federated.wire.messages import Assignment
-from fedfora.federated.wire.transport import Layout, flatten, unpack
+from fedfora.federated.wire.transport import Layout, flatten
 from fedfora.training.local import LocalResult
 from fedfora.training.privacy_plan import open_ledger
 
@@ -151,7 +151,8 @@ def hide(
     start = part(assignment.adapter, rule.travels)
     received = part(assignment.adapter, rule.travels + rule.frozen)
     layout, code = Layout.of(start), _code(settings, terms)
-    update_N = np.zeros(layout.size) if arrays is None else flatten(unpack(arrays, layout), layout)
+    # Not `unpack`, which raises where a number is not finite: under noise that would tell of rows.
+    update_N = np.zeros(layout.size) if arrays is None else arrays["numbers"].numpy()
     if arrays is not None and not settings.privacy.shared_noise:  # else it is a step already
         update_N = update_N - flatten(start, layout)
     if settings.shares_noise:
