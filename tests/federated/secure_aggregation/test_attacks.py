@@ -292,7 +292,7 @@ def test_keys_of_an_earlier_run_are_refused():
         world.sites[0].accept_roster(old)
 
 
-@pytest.mark.parametrize("forge", ["own key", "replayed", "another site's"])
+@pytest.mark.parametrize("forge", ["own key", "replayed", "renamed", "another site's"])
 def test_a_rounds_key_that_is_not_its_sites_own_is_refused(forge):
     world = World(5)
     earlier = world.play(world.terms(1), random_vectors(world.sites, 5))
@@ -301,11 +301,31 @@ def test_a_rounds_key_that_is_not_its_sites_own_is_refused(forge):
     forged = {
         "own key": dataclasses.replace(delivery.keys[1], public=public_key(new_private_key())),
         "replayed": earlier.answers[1].key,
-        "another site's": dataclasses.replace(delivery.keys[2], site=1),
+        "renamed": dataclasses.replace(delivery.keys[2], site=1),
+        "another site's": delivery.keys[2],
     }[forge]
     changed = dataclasses.replace(delivery, keys={**delivery.keys, 1: forged})
-    with pytest.raises(ValueError, match="said to come from site 1 is not signed"):
+    with pytest.raises(ValueError, match=r"said to come from site [12] is not signed"):
         world.sites[0].mask(np.zeros(5, np.uint32), changed, task=TASK)
+
+
+@pytest.mark.parametrize("name", ["keys", "sealed"])
+@pytest.mark.parametrize("change", ["one less", "one more"])
+def test_a_delivery_that_is_not_of_all_neighbors_that_are_present_is_refused(name, change):
+    """Without a neighbor's key its mask would be missing from the vector."""
+    world = World(5)
+    seen = world.shared(world.terms(), 5)
+    delivery = seen.deliveries[0]
+    near = dict(getattr(delivery, name))
+    if change == "one less":
+        del near[1]
+    else:
+        near[0] = near[1]
+    with pytest.raises(ValueError, match="from each present neighbor"):
+        world.sites[0].mask(
+            np.zeros(5, np.uint32), dataclasses.replace(delivery, **{name: near}), task=TASK
+        )
+    assert not world.sites[0].memory.open_round.present
 
 
 @pytest.mark.parametrize("forge", ["changed", "replayed", "another's"])
