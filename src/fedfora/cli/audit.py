@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> None:
 def _membership(result: dict[str, Any]) -> list[str]:
     lines = [
         "membership inference by loss: 0.5 learns nothing, 1.0 knows every row",
-        f"{'':8s}  AUC (95 % interval)      found at 1 % false   loss in / out",
+        f"{'':8s}  AUC (95 % interval)      TPR at 1 % FPR       loss in / out",
     ]
     for name in ("adapter", "base"):
         row = result[name]

@@ -261,7 +261,7 @@ def record_statement(ledger: Ledger, *, clipping_norm: float, num_rows: int) -> 
         return NONE
     steps, noise = _times_and_noise(ledger, "step")
     return (
-        f"Each of the {num_rows} training records has {_level(ledger, 'one record')} against "
+        f"Each of the {num_rows:,} training records has {_level(ledger, 'one record')} against "
         f"anyone who sees every gradient step on them: {steps} of DP-SGD "
         f"with Poisson sampling, gradients clipped to {clipping_norm:g} and noise multiplier "
         f"{noise}, {ACCOUNTED}; assumed: one person's data are one record, the number of records "

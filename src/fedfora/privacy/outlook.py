@@ -19,7 +19,7 @@ from fedfora.privacy.accounting import Release
 
 # Up to which nu a training gives (nearly all, about half) of what it gives without privacy.
 FROM_SCRATCH, FROM_PUBLIC = (0.7, 1.5), (3.0, 6.0)
-WORDS = ("close to a training without privacy", "about half of it", "next to nothing")
+WORDS = ("nearly all", "about half", "next to nothing")
 
 
 @dataclass
@@ -54,14 +54,15 @@ def noise_to_signal(
 def expectation(nu: float, *, public_start: bool) -> str:
     """Return in words what a training under so much noise learns."""
     most, half = FROM_PUBLIC if public_start else FROM_SCRATCH
-    return WORDS[0] if nu <= most else WORDS[1] if nu <= half else WORDS[2]
+    word = WORDS[0] if nu <= most else WORDS[1] if nu <= half else WORDS[2]
+    return f"{word} of what a training without privacy learns"
 
 
 def outlook_line(nu: float, *, public_start: bool) -> str:
     """Return what a run is told before it begins; a warning where it is hopeless."""
     expected = expectation(nu, public_start=public_start)
     line = f"noise is {nu:.2g} times the longest gradient (nu): expect {expected}"
-    if expected != WORDS[2]:
+    if not expected.startswith(WORDS[2]):
         return line
     start = "" if public_start else ", --start_adapter with one of public rows"
     return f"WARNING: {line}. More rows or sites, a larger budget{start}; see fedfora check privacy"

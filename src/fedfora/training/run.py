@@ -105,7 +105,7 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
             warm = settings.adapter.start_adapter is not None
             trained = _trainable(prepared.model)
             expected = private.outlook(trained, num_steps=prepared.steps, public_start=warm)
-            view.line(f"learning rate {chosen.learning_rate:.3g}; {expected}")
+            view.line(f"learning rate {chosen.learning_rate:.3g}\n{expected}")
         tokens = 0 if private else earlier.tokens
         record.log("started", steps=prepared.steps, step=first_step, tokens=tokens)
     result = train_locally(
