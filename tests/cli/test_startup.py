@@ -80,6 +80,8 @@ MISTAKES = {
     "chat --model_dir {d}/kits": "--model_dir {d}/kits: the directory holds no adapter_config.json",
     "chat --adapter {d}/old": "fedfora.json is no adapter's record",
     "predict --test_file clinic:test --model_dir {d}/old": "fedfora.json is no adapter's record",
+    "chat --adapter {d}/sealed": "safetensors.sealed is encrypted: its key is missing",
+    "export --model_dir {d}/sealed": "adapter_model.safetensors.sealed is encrypted",
     "predict --test_file clinic:test --model_dir {d}/half": "safetensors, are missing",
     PREDICT + "--output_dir {d}/answers": "holds another run (predictions.jsonl)",
     PREDICT + "--output_dir {d}/adapter": "holds an adapter: name another directory",
@@ -151,14 +153,15 @@ def place(tmp_path_factory):
     (place / "empty").mkdir()
     prompts = {"template": "plain", "source_prefix": ""}
     lengths = {"max_source_length": 64, "max_target_length": 64}
-    for name in ("adapter", "old", "half"):
+    for name in ("adapter", "old", "half", "sealed"):
         (place / name).mkdir()
         config = {"base_model_name_or_path": "clinic-base", "r": 8}
         (place / name / "adapter_config.json").write_text(json.dumps(config))
         record = {} if name == "old" else {"prompts": prompts | lengths}
         (place / name / "fedfora.json").write_text(json.dumps(record))
         if name != "half":
-            (place / name / "adapter_model.safetensors").write_bytes(b"")
+            sealed = ".sealed" * (name == "sealed")
+            (place / name / f"adapter_model.safetensors{sealed}").write_bytes(b"")
     parser = ConfigParser(SECTIONS.values(), prog="fedfora train", without=NO_EFFECT)
     began = TrainSettings(*parser.parse(RESUMED.format(d=place).split()[1:]))
     for name in ("run", "begun"):

@@ -25,14 +25,14 @@ def run(argv: Sequence[str]) -> None:
 def _membership(result: dict[str, Any]) -> list[str]:
     lines = [
         "membership inference by loss: 0.5 learns nothing, 1.0 knows every row",
-        f"{'':8s}  AUC (95 % interval)      TPR at 1 % FPR       loss in / out",
+        f"{'':8s}  AUC (95 % interval)      found at 1 % false alarms   loss in / out",
     ]
     for name in ("adapter", "base"):
         row = result[name]
         interval = f"{row['auc']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
         losses = f"{row['loss_in']:.3f} / {row['loss_out']:.3f}"
         share = row["true_positive_rate"]
-        lines.append(f"{name:8s}  {interval:24s} {share:8.1%}             {losses}")
+        lines.append(f"{name:8s}  {interval:24s} {share:8.1%}                    {losses}")
     return [
         *lines,
         "The base has seen none of the rows; what it tells apart is a difference of the files.",

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedfora.data.encoding import PromptFormat
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.protection.sealing import is_sealed, read_bytes
 from fedfora.registry import nearest, need, try_hub
 
 RECORD, WEIGHTS = "fedfora.json", "adapter_model.safetensors"
@@ -134,14 +135,10 @@ def check_model_name(name: str) -> None:
             "loaded with the base; move adapter_config.json and adapter_model.* elsewhere"
         )
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(
-            f"--model_name_or_path {name}: "
-            + (
-                "that is an adapter, not a base model (an adapter: --model_dir)"
-                if (path / "adapter_config.json").is_file()
-                else "the directory holds no config.json"
-            )
-        )
+        what = "the directory holds no config.json"
+        if (path / "adapter_config.json").is_file():
+            what = "that is an adapter, not a base model (an adapter: --model_dir)"
+        raise ValueError(f"--model_name_or_path {name}: {what}")
     is_no_id = name.startswith(("/", ".", "~")) or name.count("/") > 1  # an id is `owner/name`
     hint = "" if "/" in name else nearest(name, BUNDLED)
     if not path.is_dir() and (is_no_id or hint):
@@ -202,6 +199,8 @@ def check_adapter_dir(adapter_dir: str | Path, flag: str = "--model_dir") -> Non
         raise ValueError(f"{flag} {adapter_dir}: {what}{remedy}")
     if not any(path.glob("adapter_model.*")):
         raise ValueError(f"{flag} {adapter_dir}: the adapter's weights, {WEIGHTS}, are missing")
+    if is_sealed(path / WEIGHTS):
+        read_bytes(path / WEIGHTS)  # says where this machine's key does not open it
 
 
 def check_start(settings: AdapterArguments) -> None:
