@@ -1,6 +1,7 @@
 """Kits: what is written is read; keys stay; who is revoked is nowhere; nothing is half done."""
 
 import json
+import re
 import shutil
 import stat
 from dataclasses import fields, replace
@@ -66,6 +67,24 @@ def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
     parts["shared_noise"] = False  # what a coordinator cannot turn on
     assert kit.settings == {**promised, **parts, "train_file": "/data/notes.json"}
     assert kit.planned == planned
+
+
+def test_a_promise_holds_however_its_flags_are_spelled(provisioned):
+    """With dashes it was none: the coordinator stated the noise."""
+    promised = {"secure_aggregation": True, "privacy_unit": "record", "target_epsilon": 3.0}
+    dashed = {name.replace("_", "-"): value for name, value in promised.items()}
+    done = provisioned(settings={**dashed, "weighting": "equal"})
+    kit = done.place / "sites" / "cardiology"
+    own = read_kit(kit, SiteKit).settings
+    assert promised.items() <= own.items()
+    description = kit / "kit.yaml"  # as somebody writes it by hand
+    text = description.read_text()
+    description.write_text(re.sub(r"(secure|privacy|target|noise)_(?=\w+:)", r"\1-", text))
+    assert "privacy-unit: record" in description.read_text()
+    own = read_kit(kit, SiteKit).settings
+    for sent in ({"noise_multiplier": 0.0}, {"clipping-norm": 9.0}, {"secagg_min_sites": 3}):
+        with pytest.raises(ValueError, match="what the site is promised rests on it"):
+            check_sent(sent, {name: own[name] for name in promised})
 
 
 def test_with_a_promise_of_privacy_a_kit_says_how_rows_are_read(provisioned):

@@ -467,9 +467,11 @@ def test_a_coordinator_does_not_say_how_few_sites_are_enough(in_secret):
 def test_a_site_that_keeps_its_update_secret_judges_no_adapter_in_clear(in_secret):
     """A loss on one adapter after another would tell its rows."""
     started, _ = in_secret
+    working, head = started(), {"run": 1, "settings": SETTINGS}
+    _, described = working.answer({**head, "operation": "describe"}, RecordDict(QUESTION))
+    config = ConfigRecord({"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""})
+    question = RecordDict({"arrays": described["fresh"], "config": config})
     for operation in ("train", "evaluate"):
-        head = {"operation": operation, "run": 1, "settings": SETTINGS}
-        config = ConfigRecord({"round-index": 0, "rule": "fedavg", "rank": 2, "frozen-digest": ""})
-        refusal, content = started().answer(head, RecordDict({"config": config}))
+        refusal, content = working.answer({**head, "operation": operation}, question)
         assert word(refusal) == operation.upper()
         assert not content

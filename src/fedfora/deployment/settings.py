@@ -171,7 +171,8 @@ def check_flags(
     Raises:
         ValueError: Naming file, line and flag.
     """
-    flags = document.mapping(keys, empty=True)
+    written = document.mapping(keys, empty=True)
+    flags = {name.replace("-", "_"): value for name, value in written.items()}
     allowed = SITE_FLAGS | (READING if federation is None else set())
     for name in flags:
         if name in NOT_OF_FEDERATION:
