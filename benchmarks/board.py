@@ -54,6 +54,7 @@ RULES: dict[str, dict[str, Any]] = {
     "refactor": {"aggregation": "refactor"},
     "core": {"aggregation": "core"},
     "fedavg-momentum": {"server_optimizer": "momentum", "server_momentum": 0.5},
+    "fedavg-momentum-0.8": {"server_optimizer": "momentum", "server_momentum": 0.8},
 }
 ARMS = ("base", "base-3", "alone", *RULES, "central")
 OTHERS = "others"
