@@ -55,7 +55,7 @@ def test_an_audit_finds_rows_and_secrets_that_were_trained_on(rows_file, tmp_pat
     few = "--canary_alternatives 63"
     assert main(f"audit --run {out} --held_out_file {held_out} {few}".split()) == 0
     shown = capsys.readouterr().out
-    for words in ("adapter", "2 canaries", "before"):
+    for words in ("adapter", "canaries: 2", "before"):
         assert words in shown
     found = json.loads((out / "audit.json").read_text())
     assert found["adapter"]["auc"] > 0.6

@@ -12,11 +12,10 @@ from fedfora.data.settings import DataArguments
 from fedfora.models.adapter_base import add_adapter
 from fedfora.models.loading import load_base
 from fedfora.models.settings import AdapterArguments, ModelArguments
-from fedfora.training.arguments import check_device
 from fedfora.training.local import train_locally
 from fedfora.training.packing import check_no_leak, collate_packed, pack, passes_of
 from fedfora.training.schedule import StepWindow
-from fedfora.training.settings import TrainArguments
+from fedfora.training.settings import TrainArguments, check_device
 from fedfora.training.trainer import GroupedByLength
 
 STEP = {

@@ -69,7 +69,7 @@ def gate_command(kit: CoordinatorKit) -> list[str]:
     if nginx is None:
         raise ValueError(
             "nginx is not installed (Debian: apt-get install nginx-light); without the gate, "
-            "whoever reaches the port could start runs at every site"
+            "anyone who reaches the port could start runs at every site"
         )
     errors = str(kit.state / "gate-error.log")
     # Root's nginx would let its workers be somebody else, who cannot enter the kit.

@@ -49,7 +49,7 @@ from fedfora.reporting.record import write_text
 from fedfora.training.privacy_plan import ledger_directory
 
 LAST_RUN = "last-run.json"
-SILENCE_S = 60.0  # whoever connects and says nothing for so long is cut off
+SILENCE_S = 60.0  # a peer that connects and says nothing for this long is cut off
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class BaseError(RuntimeError):
 
 @dataclass
 class Trainer:
-    """One site's training, for whoever runs its federation.
+    """One site's training, for the process that runs its federation.
 
     Args:
         name: The site's name.
@@ -259,7 +259,7 @@ def _converse(connection: socket.socket, trainer: Trainer, max_bytes: int) -> No
             return
         client_app.send(connection, *trainer.answer(head, content))
     except OSError:
-        logger.exception("whoever asked went away")
+        logger.exception("the process that asked went away")
 
 
 def _listening(directory: Path) -> socket.socket:

@@ -314,7 +314,7 @@ def base_of(directory: Path) -> str:
 
 
 def check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -> None:
-    """Raise unless base model and rows are those of the run that is gone on with.
+    """Raise unless base model and rows are those of the run to resume.
 
     Raises:
         ValueError: Naming what changed.

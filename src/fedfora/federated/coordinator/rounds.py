@@ -66,7 +66,7 @@ def run_rounds(
     Raises:
         ValueError: If most sites hold no common base model, a round has no quorum for
             `--quorum_wait` seconds, or the run directory cannot be written; what is finished is
-            kept, and can be gone on from.
+            kept, and the run can be resumed.
     """
     settings = from_run_config(run_config)
     directory = Path(settings.run.output_dir)
