@@ -276,7 +276,7 @@ def test_what_does_not_fit_the_kits_is_refused_and_nothing_changes(provisioned, 
         ({"coordinator": {"host": "127.0.0.1", "port": 2}}, "port is 2"),
         ({"sites": {"cardiology": {}}}, r"sites\.dermatology is missing.*--revoke dermatology"),
         ({"revoke": "surgery"}, "--revoke surgery: no such site"),
-        ({"revoke": "cardiology", "quorum": 2}, "quorum: 2, but 1 sites are left"),
+        ({"revoke": "cardiology", "quorum": 2}, "quorum: 2; sites left: 1"),
     ):
         with pytest.raises(ValueError, match=text):
             provisioned(**words)

@@ -176,7 +176,7 @@ def _check_way(
             )
     remaining = (set(plan.sites) | set(provisioned.kit.sites)) - {revoke}
     if plan.quorum is not None and plan.quorum > len(remaining):
-        raise ValueError(f"{plan.path}: quorum: {plan.quorum}, but {len(remaining)} sites are left")
+        raise ValueError(f"{plan.path}: quorum: {plan.quorum}; sites left: {len(remaining)}")
     if renew and not provisioned.kit.authority_key.is_file():
         raise ValueError(
             f"--renew needs {provisioned.kit.authority_key}: put it back for the time of it"
