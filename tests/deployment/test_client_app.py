@@ -1,6 +1,7 @@
 """What goes over the trainer's socket comes out as it went in, and nothing else is taken."""
 
 import io
+import re
 import socket
 import struct
 import subprocess
@@ -9,11 +10,13 @@ import threading
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedfora.deployment import client_app, journal
 from fedfora.deployment.client_app import WireError, decode, encode, receive, send
+from fedfora.federated.embedded import introduce_this_process
 
 DTYPES = st.sampled_from(["float32", "float16", "int64", "uint8", "uint16", "uint32", "bool"])
 NAMES = st.text(min_size=1, max_size=8)
@@ -84,6 +87,37 @@ def test_a_message_that_breaks_off_is_refused():
         there.close()
         with pytest.raises(WireError, match="10 of 100"):
             receive(here)
+
+
+@pytest.mark.parametrize(
+    ("failure", "word"),
+    [
+        (ValueError("Jane Roe"), "MESSAGE"),
+        (client_app.TrainerGoneError("Jane Roe"), "TRAINER"),
+        ({client_app.CODE: "Jane Roe"}, "MESSAGE"),
+        ({client_app.CODE: "site-error DATA 0a1b2c Jane Roe"}, "MESSAGE"),
+    ],
+)
+def test_whatever_goes_wrong_on_the_way_a_code_is_all_that_leaves(
+    tmp_path, monkeypatch, failure, word
+):
+    """Also where the trainer itself were to answer with a text."""
+
+    def ask(*args, **options):
+        if isinstance(failure, Exception):
+            raise failure
+        return failure, RecordDict()
+
+    monkeypatch.setattr(client_app, "ask", ask)
+    introduce_this_process()
+    message = Message(RecordDict(), dst_node_id=1, message_type="train")
+    message.metadata.__dict__["_message_id"] = "q1"
+    context = Context(1, 1, {client_app.TRAINER: str(tmp_path)}, RecordDict(), {})
+    reply = client_app.forward("train", message, context)
+    assert not reply.has_content()
+    assert re.fullmatch(rf"site-error {word} [0-9a-f]{{6}}", reply.error.reason)
+    (line,) = journal.read_journal(tmp_path)
+    assert (line["operation"], line["error"]) == ("train", reply.error.reason)
 
 
 def test_an_adapter_of_twenty_megabytes_costs_next_to_nothing_beside_its_bytes():
