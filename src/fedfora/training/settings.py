@@ -43,7 +43,7 @@ class TrainArguments(Options):
         "passes over the training rows; default 3, with --privacy_unit record 120 steps",
         often=True,
     )
-    max_steps: int = flag(-1, "optimizer steps; if positive, overrides num_train_epochs")
+    max_steps: int = flag(-1, "optimizer steps; if positive, in place of epochs", often=True)
     per_device_train_batch_size: int = flag(
         BATCH[0], "rows per optimizer step and device ...", least=1, often=True
     )
