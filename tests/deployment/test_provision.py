@@ -69,6 +69,18 @@ def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
     assert kit.planned == planned
 
 
+def test_no_kit_promises_privacy_without_a_budget(provisioned):
+    """With a noise multiplier alone a coordinator got as many rounds as it asked for."""
+    with pytest.raises(ValueError, match="needs --target_epsilon"):
+        provisioned(settings={"privacy_unit": "record", "noise_multiplier": 1.0})
+    done = provisioned(settings={"privacy_unit": "record", "target_epsilon": 3.0})
+    description = done.place / "sites" / "cardiology" / "kit.yaml"
+    text = description.read_text()
+    description.write_text(text.replace("target_epsilon: 3.0", "noise_multiplier: 1.0"))
+    with pytest.raises(ValueError, match="needs --target_epsilon"):
+        read_kit(description.parent, SiteKit)
+
+
 def test_a_promise_holds_however_its_flags_are_spelled(provisioned):
     """With dashes it was none: the coordinator stated the noise."""
     promised = {"secure_aggregation": True, "privacy_unit": "record", "target_epsilon": 3.0}

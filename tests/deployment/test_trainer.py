@@ -177,6 +177,12 @@ def test_other_operations_are_refused(site, operation):
     assert not content
 
 
+def test_a_coordinator_plants_no_rows_where_nothing_was_promised_either(site):
+    assert word(told(site, "describe", {"canaries": 4, "canary_site": 1}, **QUESTION)[0]) == (
+        "SETTINGS"
+    )
+
+
 @pytest.mark.parametrize("name", ["train_file", "output-dir", "model_name_or_path", "resume"])
 def test_no_setting_of_the_coordinator_chooses_a_path(site, name):
     head, _ = told(site, "describe", {name: "/etc/passwd"}, **QUESTION)
@@ -352,6 +358,9 @@ def test_what_a_promise_rests_on_is_fixed_where_its_kit_was_written_by_hand(priv
     working.own["secure_aggregation"] = True
     assert asked(34, secagg_threshold=0.51, **secure) == "SETTINGS"
     assert asked(35, secagg_min_sites=3, **secure) == "SETTINGS"
+    del working.own["secure_aggregation"], working.own["target_epsilon"]
+    working.own |= {"noise_multiplier": 1.0, "target_delta": 1e-5, "clipping_norm": 1.0}
+    assert asked(36) == "SETTINGS"  # else as many rounds as it asks for
     assert not (working.state / "privacy").exists()
 
 
