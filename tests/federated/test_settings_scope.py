@@ -50,13 +50,10 @@ def test_a_flag_that_takes_any_text_is_a_sites_own_or_known_to_be_harmless():
 def test_what_a_site_sets_wins_and_what_is_its_own_does_not_travel():
     settings = {"num_rounds": 3, "train_file": "/data/of/the/coordinator", "lora_rank": 4}
     assert common_part(settings) == {"num_rounds": 3, "lora_rank": 4}
-    merged = at_site(common_part(settings), {"train_file": "/rows", "prompt_column": "text"})
-    assert merged == {
-        "num_rounds": 3,
-        "lora_rank": 4,
-        "train_file": "/rows",
-        "prompt_column": "text",
-    }
+    own = {"train_file": "/rows", "prompt_column": "text", "privacy_unit": "record"}
+    for sent in ({}, {"prompt_column": "x", "privacy_unit": "none"}, {"privacy-unit": "none"}):
+        merged = at_site({**common_part(settings), **sent}, own)
+        assert merged == {"num_rounds": 3, "lora_rank": 4, **own}
 
 
 @pytest.mark.parametrize("name", sorted(LOCAL_ONLY))
