@@ -14,6 +14,7 @@ from fedfora.federated.secure_aggregation.crypto import (
     combine,
     new_private_key,
     public_key,
+    seal,
     subtract_mask,
 )
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
@@ -328,7 +329,7 @@ def test_a_delivery_that_is_not_of_all_neighbors_that_are_present_is_refused(nam
     assert not world.sites[0].memory.open_round.present
 
 
-@pytest.mark.parametrize("forge", ["changed", "replayed", "another's"])
+@pytest.mark.parametrize("forge", ["changed", "replayed", "another's", "short"])
 def test_sealed_shares_that_are_not_for_this_round_and_site_are_not_kept(forge):
     world = World(5)
     earlier = world.shared(world.terms(1), 5)
@@ -338,6 +339,7 @@ def test_sealed_shares_that_are_not_for_this_round_and_site_are_not_kept(forge):
         "changed": delivery.sealed[1][:-1] + b"?",
         "replayed": earlier.answers[1].sealed[0],
         "another's": seen.answers[1].sealed[2],
+        "short": seal(world.sites[1]._channel(world.terms(2), 1, 0), bytes(40)),
     }[forge]
     changed = dataclasses.replace(delivery, sealed={**delivery.sealed, 1: forged})
     world.sites[0].mask(np.zeros(5, np.uint32), changed, task=TASK)

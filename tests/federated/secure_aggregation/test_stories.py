@@ -31,6 +31,7 @@ from fedfora.federated.secure_aggregation.messages import (
     fewest_survivors,
     mask_context,
     round_context,
+    survivors_context,
 )
 from secagg_world import TASK, World, plain_sum, random_vectors
 
@@ -263,6 +264,21 @@ def test_a_signature_from_another_round_or_purpose_is_not_counted(replayed):
     with pytest.raises(ValueError, match="3 sites have signed"):
         world.sites[0].reveal({**seen.signatures, 1: forged})
     assert world.sites[0].reveal({**seen.signatures, 99: forged}).seeds.keys() == {1, 2, 3}
+
+
+def test_signatures_of_sites_that_are_not_in_the_sum_are_not_counted():
+    """Colluding sites, which take no part in the round or were dropped, would sign any list."""
+    world = World(8)
+    terms = world.terms(participants=range(5))
+    seen = world.masked(terms, random_vectors(range(5), 5), silent={4})
+    world.confirm(seen)
+    content, context = digest_of_sites(seen.survivors), survivors_context(terms)
+    shown = {
+        u: world.sites[u].identity.sign(u, content, context=context).signature for u in (4, 5, 6, 7)
+    }
+    shown |= {u: seen.signatures[u] for u in (0, 1, 2)}
+    with pytest.raises(ValueError, match=r"3 sites have signed .*; 4 of 5 must"):
+        world.sites[0].reveal(shown)
 
 
 @pytest.mark.parametrize("fraction", [0.51, 0.55, 0.6, 0.66, 0.7, 0.75, 0.8, 1.0])
