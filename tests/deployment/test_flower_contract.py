@@ -5,10 +5,12 @@ Each test names what would no longer hold at a site or at the coordinator.
 
 import hashlib
 import inspect
+import io
 import ssl
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from zipfile import ZipFile
 
@@ -241,6 +243,87 @@ def test_another_flower_is_refused_by_name_and_nothing_is_run(monkeypatch):
         flower_processes.clientapp()
     assert version("flwr") in str(refused.value)
     assert f"flwr=={KNOWN_TO_WORK}" in str(refused.value)
+
+
+def test_a_client_unpacks_and_imports_nothing_of_what_came_with_a_run(monkeypatch):
+    """Its token comes by standard input, and nothing is installed for it."""
+    from flwr.supernode import runtime
+
+    from fedfora.deployment import client_app, supervisor
+
+    other, used = ModuleType("flwr.supernode.runtime.run_clientapp"), {}
+
+    def came(*args, **kwargs):
+        raise AssertionError("code of the run is used")
+
+    def run(**options):
+        other.install_from_fab("fab")
+        app = other.get_load_client_app_fn(app_dir=other.get_project_dir("fab"))("id", "1.0")
+        used.update(options, app=app)
+
+    other.install_from_fab = other.get_project_dir = other.get_load_client_app_fn = came
+    other.run_clientapp = run
+    monkeypatch.setattr(runtime, "run_clientapp", other, raising=False)
+    monkeypatch.setitem(sys.modules, other.__name__, other)
+    monkeypatch.setattr(supervisor, "exit_with_parent", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["clientapp", "127.0.0.1:1"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("token"))
+    flower_processes.clientapp()
+    assert used["app"] is client_app.app
+    assert (used["token"], used["runtime_dependency_install"]) == ("token", False)
+    installs = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+    assert environment(Path("home"))[installs] == "1"
+
+
+def test_a_supernode_listens_on_loopback_starts_nothing_and_knows_its_own_secret(monkeypatch):
+    program = import_module("flwr.supernode.cli.flower_supernode")
+    seen, pull = [], LOOP._pull_and_store_message
+
+    def starts():
+        options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+        secret = Path(options["--superexec-auth-secret-file"]).read_bytes()
+        seen.append((options["--host"], options["--isolation"], len(secret)))
+        assert LOOP._pull_and_store_message is not pull  # the refusal of other runs is on
+
+    monkeypatch.setattr(LOOP, "_pull_and_store_message", pull)
+    monkeypatch.setattr(program, "start_client_internal", program.start_client_internal)
+    monkeypatch.setattr(program, "flower_supernode", starts)
+    monkeypatch.setattr(sys, "argv", ["supernode"])
+    monkeypatch.setattr(flower_processes.os, "_exit", seen.append)
+    flower_processes.supernode()
+    assert seen == [("127.0.0.1", "process", 32), 1]
+
+
+def test_a_site_asks_for_clients_tasks_alone_and_shows_no_token(monkeypatch):
+    """A list of processes is for every account to read."""
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    class Api:
+        def AcquireTask(self, wanted):
+            asked.append(list(wanted.supported_task_types))
+            if len(asked) > 1:
+                raise ConnectionError
+            return SimpleNamespace(token="the token")
+
+    class Client(io.BytesIO):
+        def __init__(self, words, *, stdin):
+            started.append(words)
+            self.stdin = self
+
+        def write(self, text):
+            started.append(text)
+
+    asked, started, ended = [], [], []
+    monkeypatch.setattr(RuntimeHttpClient, "from_server_address", lambda **options: Api())
+    monkeypatch.setattr(flower_processes.subprocess, "Popen", Client)
+    monkeypatch.setattr(Client, "poll", lambda self: None, raising=False)
+    monkeypatch.setattr(flower_processes.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(flower_processes.os, "_exit", ended.append)
+    flower_processes.start_clients("127.0.0.1:1", bytes(32))
+    assert asked == [["flwr-clientapp"]] * 2
+    words, token = started
+    assert (token, ended) == (b"the token", [1])
+    assert not any("the token" in word for word in words)
 
 
 def test_flowers_client_of_the_gate_shows_the_sites_certificate(tmp_path, monkeypatch):
