@@ -189,6 +189,28 @@ def test_a_question_for_the_sum_of_too_few_is_refused(updates, survivors, messag
         world.sites[0].confirm(survivors)
 
 
+def test_a_site_that_is_told_that_too_few_neighbors_are_left_takes_no_part():
+    """In a sparse graph; enough sites are there, but a few hold all that hides its vector."""
+    world = World(40)
+    terms = world.terms()
+    seen = world.shared(terms, 5)
+    gone = terms.graph[0][terms.threshold - 1 :]
+    left = tuple(u for u in world.sites if u not in gone)
+    assert len(left) >= terms.min_survivors
+    delivery = seen.deliveries[0]
+    few = dataclasses.replace(
+        delivery,
+        present=left,
+        keys={u: key for u, key in delivery.keys.items() if u in left},
+        sealed={u: shares for u, shares in delivery.sealed.items() if u in left},
+    )
+    with pytest.raises(ValueError, match="neighbors of site 0 have shared"):
+        world.sites[0].mask(np.zeros(5, np.uint32), few, task=TASK)
+    world.sites[0].mask(np.zeros(5, np.uint32), delivery, task=TASK)
+    with pytest.raises(ValueError, match="neighbors of site 0 have sent a vector"):
+        world.sites[0].confirm(left)
+
+
 def test_groups_without_a_bridge_are_refused_by_everybody(monkeypatch):
     """Were the graph in two parts, the sum of each part would show."""
     halves = {u: tuple(v for v in range(8) if v != u and v // 4 == u // 4) for u in range(8)}
