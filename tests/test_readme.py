@@ -20,7 +20,7 @@ def test_every_link_of_the_readme_leads_somewhere():
 
 def test_every_claim_beside_others_names_its_test():
     text = README.read_text(encoding="utf-8")
-    table = text.split("## Beside others")[1].split("\n## ")[0]
+    table = text.split("## Comparison with others")[1].split("\n## ")[0]
     rows = [line.split("|")[2] for line in table.split("\n") if line.startswith("| ")][1:]
     assert len(rows) > 10
     for ours in rows:
