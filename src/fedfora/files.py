@@ -16,11 +16,12 @@ def write_atomically(
         durable: Return only when a power cut could not undo it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    if mode is not None:
-        temporary.unlink(missing_ok=True)  # whose rights might be others
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-        temporary.chmod(mode)
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.unlink(missing_ok=True)  # whose rights might be others, or a link to another file
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with open(os.open(temporary, flags, 0o666 if mode is None else mode), "wb") as file:
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
+        file.write(content.encode() if isinstance(content, str) else content)
     if durable:
         sync(temporary)
     temporary.replace(path)

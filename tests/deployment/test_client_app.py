@@ -10,7 +10,16 @@ import threading
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,6 +127,22 @@ def test_whatever_goes_wrong_on_the_way_a_code_is_all_that_leaves(
     assert re.fullmatch(rf"site-error {word} [0-9a-f]{{6}}", reply.error.reason)
     (line,) = journal.read_journal(tmp_path)
     assert (line["operation"], line["error"]) == ("train", reply.error.reason)
+
+
+def test_a_message_that_holds_an_error_is_answered_by_a_code_and_stands_in_the_journal(tmp_path):
+    """Its content cannot be asked for; Flower answered with the text of what was raised."""
+    introduce_this_process()
+    message = Message(Error(2, "Jane Roe"), reply_to=Message(RecordDict(), 1, "train"))
+    message.metadata.__dict__["_message_id"] = "q1"
+    context = Context(1, 1, {client_app.TRAINER: str(tmp_path)}, RecordDict(), {})
+    reply = client_app.forward("train", message, context)
+    assert re.fullmatch(r"site-error MESSAGE [0-9a-f]{6}", reply.error.reason)
+    assert journal.read_journal(tmp_path)[-1]["error"] == reply.error.reason
+
+
+def test_the_digest_of_a_runs_settings_is_whole(tmp_path):
+    """Two settings with the same 64 bits are found in an hour, and the second was not noted."""
+    assert len(client_app._written_down(tmp_path, {"local_steps": 1})) == 64
 
 
 def test_an_adapter_of_twenty_megabytes_costs_next_to_nothing_beside_its_bytes():

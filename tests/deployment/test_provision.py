@@ -26,7 +26,7 @@ from fedfora.deployment.provision import provision
 from fedfora.deployment.settings import PROTECTION, check_sent, own_flags
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.settings_scope import at_site
+from fedfora.federated.settings_scope import agreed_part, at_site
 from fedfora.federated.site.identity import open_identity, read_signing_key, read_site_keys
 from fedfora.privacy.settings import PrivacyArguments
 
@@ -109,6 +109,15 @@ def test_with_a_promise_of_privacy_a_kit_says_how_rows_are_read(provisioned):
     settings = from_run_config(at_site({**said, "max_source_length": 9}, own))
     assert settings.data.max_source_length == 300
     assert not said.keys() & own_flags({**said, "num_rounds": 3}, {}).keys() - {"source_prefix"}
+
+
+def test_with_masks_a_kit_says_all_of_how_rows_are_read_that_no_digest_holds(provisioned):
+    said = {"source_prefix": "Notes: ", "task": "triples", "max_source_length": 300}
+    done = provisioned(settings={"secure_aggregation": True, **said, "num_rounds": 3})
+    own = read_kit(done.place / "sites" / "cardiology", SiteKit).settings
+    assert {"source_prefix": "Notes: ", "task": "triples"}.items() <= own.items()
+    check_sent(said, own)
+    assert "max_source_length" in agreed_part({"max_source_length": 300})
 
 
 @pytest.mark.parametrize(

@@ -473,6 +473,20 @@ def test_a_coordinator_does_not_say_how_few_sites_are_enough(in_secret):
     assert invited(started(), 3, participants=range(4)) is None
 
 
+UNBOUND = ("task", "source_prefix", *(f"{n}_column" for n in ("prompt", "response", "instruction")))
+
+
+def test_a_coordinator_does_not_let_one_sites_rows_be_read_otherwise_than_the_others(in_secret):
+    """No digest holds how rows are read, as sites may say it: the masks of sites whose rows have a
+    prefix, under which the adapter learns nothing, would cancel with those of their victim."""
+    started, invited = in_secret
+    for number, name in enumerate((*UNBOUND, "history_column"), 1):
+        assert invited(started(), number, **{name: "triples"}) == "SETTINGS"
+    working = started()
+    working.own["source_prefix"] = "Notes: "
+    assert invited(working, 9, source_prefix="another") is None  # its own holds
+
+
 def test_a_site_that_keeps_its_update_secret_judges_no_adapter_in_clear(in_secret):
     """A loss on one adapter after another would tell its rows."""
     started, _ = in_secret

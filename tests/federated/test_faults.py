@@ -116,10 +116,13 @@ FAULTS = {
     "more in the origin": (origin("more", 1), "more than was asked"),
     "weight 1e9": (metric("answer_tokens", 10**9), "weight"),
     "weight zero": (metric("answer_tokens", 0), "weight"),
-    "weight negative": (metric("answer_tokens", -5), "not a number from 0 on"),
-    "weight not a number": (metric("answer_tokens", float("nan")), "not a number from 0 on"),
-    "weight a list": (metric("answer_tokens", [1, 2]), "not a number from 0 on"),
-    "loss infinite": (metric("loss", float("inf")), "not a number from 0 on"),
+    "weight negative": (metric("answer_tokens", -5), "not a number to 1e+12"),
+    "weight not a number": (metric("answer_tokens", float("nan")), "not a number to 1e+12"),
+    "weight a list": (metric("answer_tokens", [1, 2]), "not a number to 1e+12"),
+    "rows zero": (metric("rows", 0), "weight: 0 rows"),
+    "seconds beyond all clocks": (metric("seconds", 1e308), "not a number to 1e+12"),
+    "loss that no sum holds": (metric("loss", 1e308), "not a number to 1e+12"),
+    "loss infinite": (metric("loss", float("inf")), "not a number to 1e+12"),
     "extra metric": (metric("secret", 1.0), "metrics: missing or unknown ['secret']"),
     "no metrics": (without("metrics"), "records"),
     "no origin": (without("origin"), "records"),
@@ -176,6 +179,20 @@ def test_a_bad_reply_is_left_out_and_the_site_named(run, monkeypatch, name):
     assert refused["site"] == VICTIM
     assert reason in refused["reason"]
     assert VICTIM not in [site["site"] for site in second["sites"]]
+
+
+@pytest.mark.parametrize("rows", [0, 11, 10**12, 1e308])
+def test_a_site_weighs_no_more_rows_than_any_site_has_and_some(settings, misbehave, rows):
+    """With more its update was the mean, with 1e308 the mean was no number and the run ended."""
+
+    def behave(honest, message, context):
+        return Message(metric("rows", rows)(honest(message, context).content), reply_to=message)
+
+    misbehave(behave, from_round=2)
+    _, second = simulate(settings(weighting="rows"), View(1))
+    ((site, reason),) = [line.values() for line in second["rejected"]]
+    assert site == VICTIM
+    assert reason.startswith(("weight: ", "metrics: rows is 1e+308"))
 
 
 @dataclass

@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord, Message
 
+import strange_bytes
 from fedfora.federated import embedded
 from fedfora.federated.aggregation import RULES
 from fedfora.federated.secure_aggregation.client import SecureSite
@@ -206,24 +208,42 @@ def test_a_restarted_site_is_asked_for_a_new_key_and_takes_part_again(run, monke
     assert len(wire.of("query.introduce")) == 5
 
 
-@pytest.mark.parametrize("what", ["adapter", "settings"])
+@pytest.mark.parametrize("what", ["base", "adapter", "settings"])
 def test_a_site_that_is_given_something_else_than_the_others_is_not_uncovered(
     run, monkeypatch, what
 ):
     original = secure_answers.wire.digest_of_task
     seen = []
 
-    def inconsistent(rule, received, run_config):
+    def inconsistent(rule, base, received, run_config):
         seen.append(rule)
+        if len(seen) == 2 and what == "base":
+            base = "another"
         if len(seen) == 2 and what == "adapter":
             received = {name: value + 1e-3 for name, value in received.items()}
         if len(seen) == 2 and what == "settings":
             run_config = {**run_config, "learning_rate": 0.0}
-        return original(rule, received, run_config)
+        return original(rule, base, received, run_config)
 
     monkeypatch.setattr(secure_answers.wire, "digest_of_task", inconsistent)
     with pytest.raises(ValueError, match="round 1: secure aggregation: the sum makes no sense"):
         run()
+
+
+@pytest.mark.parametrize("bytes_", strange_bytes.ALL)
+def test_words_that_are_no_array_cost_their_site_the_round_and_not_the_run(run, misbehave, bytes_):
+    def behave(honest, message, context):
+        content = honest(message, context).content
+        words = content["arrays"]["words"]
+        strange = Array(words.dtype, words.shape, words.stype, strange_bytes.ALL[bytes_])
+        content["arrays"] = ArrayRecord({"words": strange})
+        return Message(content, reply_to=message)
+
+    misbehave(behave, from_round=2)
+    (_, second), _ = run()
+    ((site, reason),) = [entry.values() for entry in second["rejected"]]
+    assert (site, bool(reason)) == ("neurology", True)
+    assert len(second["sites"]) == 3
 
 
 def test_out_of_range_numbers_are_clipped_counted_and_said(run, caplog):

@@ -3,9 +3,11 @@
 import base64
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 
+from fedfora.federated.coordinator.checkpoint import publish_best
 from fedfora.protection import keys
 from fedfora.protection.provenance import NAME, sign_directory, verify_directory
 
@@ -69,6 +71,42 @@ def test_who_changes_the_files_and_signs_anew_is_refused(signed, tmp_path, monke
     sign_directory(directory, FACTS)
     with pytest.raises(ValueError, match=f"signed by key {thief}"):
         verify_directory(directory)
+
+
+@pytest.mark.parametrize("change", ["nothing", "weights", "facts", "no record", "signed anew"])
+def test_a_round_that_was_changed_on_the_disk_gets_no_signature_as_the_best_one(
+    signed, tmp_path, monkeypatch, change
+):
+    """`best` is signed once more, without the state: whatever lay there got the owner's name."""
+    monkeypatch.delenv(keys.TRUSTED)  # this machine signs; who loads `best` elsewhere trusts it
+    source = tmp_path / "round-001"
+    shutil.copytree(signed[0], source)
+    (source / "state.json").write_text("{}")
+    sign_directory(source, FACTS)
+    weights = source / "adapter_model.safetensors"
+    if change in ("weights", "signed anew"):
+        weights.write_bytes(b"poison")
+    if change == "facts":
+        _edit(source, lambda c: c["statement"]["facts"].update(epsilon=0.1))
+    if change == "no record":
+        (source / NAME).unlink()
+    if change == "signed anew":
+        keys.make_signing_key(tmp_path / "thief.pem")
+        monkeypatch.setenv(keys.SIGNING, str(tmp_path / "thief.pem"))
+        sign_directory(source, FACTS)
+        monkeypatch.setenv(keys.SIGNING, str(tmp_path / "owner.pem"))
+    refused = pytest.raises(ValueError, match=r"not the file that|the signature is")
+    with refused if change in ("weights", "facts") else nullcontext():
+        publish_best(tmp_path, 1)
+    monkeypatch.setenv(keys.TRUSTED, str(tmp_path / "owner.pem.pub"))
+    if change == "nothing":
+        assert verify_directory(tmp_path / "best").facts == FACTS
+        assert not list((tmp_path / "best").glob("state.*"))
+    elif change in ("no record", "signed anew"):
+        with pytest.raises(ValueError, match="best is not signed"):
+            verify_directory(tmp_path / "best")
+    else:
+        assert not (tmp_path / "best").exists()
 
 
 def test_a_record_does_not_fit_another_directory(signed, tmp_path):

@@ -93,11 +93,11 @@ def forward(operation: str, message: Message, context: Context) -> Message:
     """
     directory = Path(str(context.node_config[TRAINER]))
     settings = dict(context.run_config)
-    facts = {"id": message.metadata.message_id, "operation": operation}
+    facts: dict[str, Any] = {"id": message.metadata.message_id, "operation": operation}
     facts["run"] = str(settings.get(journal.RUN_NAME, context.run_id))
-    facts["round"] = _round(message.content)
     wait_s = message.metadata.ttl
     try:
+        facts["round"] = _round(message.content)
         head = {"operation": operation, "run": context.run_id, "settings": settings}
         head, content = ask(directory, {**head, ANSWER_S: wait_s}, message.content, answer_s=wait_s)
         if CODE not in head:
@@ -131,7 +131,7 @@ def measured(content: RecordDict) -> dict[str, Any]:
 def _written_down(directory: Path, settings: dict[str, Any]) -> str:
     """Return a digest of a run's settings, which stand in the journal once."""
     text = json.dumps(settings, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(text.encode()).hexdigest()  # whole: it must not fit two settings
     path = directory / journal.JOURNAL
     line = f'"event": "settings", "digest": "{digest}"'  # no run's name holds such quotes
     if not path.is_file() or line.encode() not in path.read_bytes():

@@ -34,6 +34,7 @@ PROTECTION = frozenset(
 )
 # How rows are read: where it fails, it tells of a row, and nothing is paid for.
 READING = frozenset(item.name for item in fields(DataArguments)) - LOCAL_ONLY
+UNBOUND = READING & SITE_MAY_OVERRIDE  # in no digest of a task, on which masks depend
 # Which belong to a promise even where nobody named them: their defaults are written down with it.
 IMPLIED_FLAGS = {
     "secure_aggregation": {"secagg_threshold"},
@@ -103,9 +104,11 @@ def own_flags(
         site: The site's own.
         quorum: With how many updates a round is content.
     """
-    # What is left to the site travels as a default; with privacy nothing does.
-    private = {**federation, **site}.get("privacy_unit", "none") != "none"
-    shared_names = SITE_FLAGS - (SITE_MAY_OVERRIDE - PROTECTION) | (READING if private else set())
+    # What is left to the site travels as a default; how promised rows are read does not.
+    said = {**federation, **site}
+    read = READING if said.get("privacy_unit", "none") != "none" else frozenset()
+    read |= UNBOUND if said.get("secure_aggregation") else frozenset()
+    shared_names = SITE_FLAGS - (SITE_MAY_OVERRIDE - PROTECTION) | read
     shared = {name: value for name, value in federation.items() if name in shared_names}
     own = {**shared, **site}
     threshold = own.get("secagg_threshold", SecureAggregationArguments.secagg_threshold)
@@ -146,7 +149,7 @@ def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     plain = {name.replace("-", "_"): value for name, value in received.items()}
     fixed = {"canaries"}
     if own.get("secure_aggregation"):
-        fixed |= {"secagg_min_sites"} | IMPLIED_FLAGS["secure_aggregation"]
+        fixed |= {"secagg_min_sites"} | IMPLIED_FLAGS["secure_aggregation"] | UNBOUND
     if own.get("privacy_unit", "none") != "none":
         check_promise(own)
         fixed |= {"noise_multiplier"} | IMPLIED_FLAGS["privacy_unit"] | READING

@@ -179,10 +179,7 @@ class Trainer:
         actual = runtime.base_fingerprint
         if self.base_fingerprint not in (None, actual):
             raise BaseError(f"the base is {actual}, the kit asks for {self.base_fingerprint}")
-        text = json.dumps(run_config, indent=1)
-        path = self.state / LAST_RUN
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+        write_text(self.state / LAST_RUN, json.dumps(run_config, indent=1))
         return runtime
 
     def _context(self, run_id: int, run_config: dict[str, Scalar]) -> Context:

@@ -143,13 +143,15 @@ class FederationSettings:
         """The largest weight that a site can have in a round, under secure aggregation."""
         if self.aggregation.weighting == "equal":
             return 1
-        return int(self.rounds.max_weight or self.most_tokens)
+        return int(self.rounds.max_weight or self.most_tokens())
 
-    @property
-    def most_tokens(self) -> float:
-        """The most answer tokens that a site's steps of a round can train on."""
+    def most_tokens(self, most_rows: float = math.inf) -> float:
+        """Return the most answer tokens that a round's steps can train on, of at most so many rows.
+
+        With record privacy, rows stand for tokens; without a batch a step takes a share of them.
+        """
         if self.privacy.privacy_unit == "record" and not self.train.names_batch:
-            return math.inf  # a step's rows are a share of a site's, and no number of them
+            return self.federation.local_steps * most_rows
         return self.federation.local_steps * self.train.rows_per_step * self.data.max_target_length
 
     def run_config(self) -> dict[str, Scalar]:
@@ -218,7 +220,7 @@ def _of_secure_aggregation(s: FederationSettings) -> Iterator[str]:
         )
     if chosen.weighting == "rows" and rounds.max_weight is None:
         yield f"--weighting rows {with_it} needs --max_weight: the most rows of a site"
-    if chosen.weighting == "tokens" and s.most_tokens == math.inf and not rounds.max_weight:
+    if chosen.weighting == "tokens" and s.most_tokens() == math.inf and not rounds.max_weight:
         yield (
             f"--weighting tokens {with_it} and samples that are a share of a site's rows needs "
             "--max_weight, or --weighting equal"

@@ -11,7 +11,6 @@ in the settings that a coordinator sends to its sites. So there are no flags, on
 """
 
 import base64
-import binascii
 import hashlib
 import os
 import secrets
@@ -162,7 +161,7 @@ def _read(path: Path, variable: str) -> str:
 def _decoded(text: str, where: str) -> bytes:
     try:
         key = base64.b64decode(text.strip(), validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{where}: no key in base64") from error
     if len(key) != ENCRYPTION_BYTES:
         raise ValueError(f"{where}: a key has {ENCRYPTION_BYTES} bytes, this one {len(key)}")

@@ -36,18 +36,15 @@ class Provenance:
     facts: dict[str, Any]
 
 
-def sign_directory(directory: Path, facts: dict[str, Any] | None = None) -> None:
+def sign_directory(directory: Path, facts: dict[str, Any] | None) -> None:
     """Write a signed record of a directory's protected files; nothing if this machine has no key.
 
     Args:
         directory: With its files complete.
-        facts: How they came about; JSON. None repeats those of the record that is there, for a
-            directory whose own writer adds or removes files.
+        facts: How they came about; JSON. None signs nothing, see `facts_signed_here`.
     """
     path, key = directory / NAME, signing_key()
-    if facts is None:
-        facts = _read(path)[0]["facts"] if path.is_file() else {}
-    if key is None:
+    if key is None or facts is None:
         path.unlink(missing_ok=True)  # an older record would not fit the files any more
         return
     statement = {"files": _digests(directory), "facts": facts}
@@ -80,6 +77,19 @@ def verify_directory(directory: Path) -> Provenance | None:
         )
     _check_files(directory, statement["files"])
     return Provenance(key_id(public_key), statement["facts"])
+
+
+def facts_signed_here(directory: Path) -> dict[str, Any] | None:
+    """Return the facts of a record with this machine's own signature; None if there is none.
+
+    Only such files may be signed once more: others would get a signature that they never had.
+
+    Raises:
+        ValueError: As `verify_directory`, where this machine has a key.
+    """
+    if (key := signing_key()) is None or (found := verify_directory(directory)) is None:
+        return None
+    return found.facts if found.signer == key_id(key.public_key().public_bytes_raw()) else None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes, bytes]:

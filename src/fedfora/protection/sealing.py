@@ -1,8 +1,8 @@
 """Tensors on a disk, encrypted where this machine has a key for it.
 
 A sealed file has `.sealed` behind its name and holds a mark, a fresh random nonce of 12 bytes, and
-the safetensors file under AES-256-GCM; the name is authenticated with it, so one sealed file cannot
-stand in for another. Who has no key learns the size, nothing else; who changes a bit is noticed.
+the safetensors file under AES-256-GCM; the name is authenticated with it, so none can stand in for
+one of another name. Who has no key learns the size, nothing else; who changes a bit is noticed.
 """
 
 from __future__ import annotations

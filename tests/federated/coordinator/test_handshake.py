@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
+import strange_bytes
 from fedfora.federated.coordinator.handshake import (
     ASK_AGAIN_ROUNDS,
     Agreement,
@@ -115,6 +116,7 @@ SPOILED = {
     "a fingerprint that a terminal obeys": says(base_fingerprint=ESCAPES),
     "an empty fingerprint": says(base_fingerprint=""),
     "a signature that is a word": says(public_key="x", signature="y"),
+    "a key of an exabyte": says(public_key=10**18, signature=b"y"),
     "an error that a terminal obeys": lambda content: Error(2, ESCAPES),
 }
 
@@ -138,6 +140,17 @@ FORMS = {
     "nothing": lambda content: {"site": content["site"]},
     "an error": lambda content: Error(2, ESCAPES),
 }
+
+
+def as_numbers(data):
+    def change(content):
+        array = Array("float32", (6,), "numpy.ndarray", data)
+        return {**content, "fresh": ArrayRecord({"numbers": array})}
+
+    return change
+
+
+FORMS |= {name: as_numbers(data) for name, data in strange_bytes.ALL.items()}
 
 
 @pytest.mark.parametrize("lie", FORMS)

@@ -1,6 +1,7 @@
 """Lengths against the median, in bounded memory; what the fault tests cannot show."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from flwr.app import (
     RecordDict,
 )
 
+from fedfora.federated.coordinator.exchange import _limits
 from fedfora.federated.coordinator.screening import (
     WINDOW,
     Limits,
@@ -24,6 +26,7 @@ from fedfora.federated.coordinator.screening import (
     screen,
 )
 from fedfora.federated.embedded import EmbeddedGrid
+from fedfora.federated.settings import from_run_config
 from fedfora.federated.wire.messages import ARRAYS, METRICS, ORIGIN, ExpectedReply, Origin, Report
 from fedfora.federated.wire.transport import Layout, pack
 
@@ -60,7 +63,7 @@ def screened(replies, **limits):
         for item in screen(
             replies,
             lambda sender: EXPECTED,
-            Limits(**{"max_weight": 100, **limits}),
+            Limits(**{"max_tokens": 100, **limits}),
             lambda sender, reason: refused.__setitem__(sender, reason),
         )
     ]
@@ -106,7 +109,7 @@ def test_no_more_than_the_window_is_held_back():
             taken = next(read)
             yield sender, reply(1.0 + sender % 3)
 
-    limits = Limits(max_weight=100, max_norm_ratio=10.0)
+    limits = Limits(max_tokens=100, max_norm_ratio=10.0)
     lags = [
         taken - given
         for given, _ in enumerate(screen(stream(), lambda s: EXPECTED, limits, print), start=1)
@@ -120,6 +123,33 @@ def test_limits_are_inclusive():
     assert screened([(0, reply(5.1))], max_update_norm=5.0)[0] == []
     assert screened([(0, reply(1.0, tokens=100))])[0] == [0]
     assert screened([(0, reply(1.0, tokens=101))])[0] == []
+
+
+BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (BATCH, (2 * 8 * 512, math.inf)),
+        ({**BATCH, "max_weight": 9.0}, (9, math.inf)),
+        ({**BATCH, "weighting": "rows"}, (2 * 8 * 512, 40)),
+        ({**BATCH, "weighting": "rows", "max_weight": 9.0}, (2 * 8 * 512, 9)),
+        ({**BATCH, "weighting": "rows", "max_weight": 1e6}, (1e6, 1e6)),
+        ({"privacy_unit": "record", "target_epsilon": 8.0}, (2 * 40, math.inf)),
+    ],
+)
+def test_no_weight_is_above_what_steps_and_rows_can_have_earned(flags, expected):
+    """With record privacy it had no bound, and with --weighting rows neither."""
+    settings = from_run_config({"local_steps": 2, "max_target_length": 512, **flags})
+    limits = _limits(settings, most_rows=40)
+    assert (limits.max_tokens, limits.max_rows) == expected
+
+
+def test_a_yes_is_no_number():
+    yes = reply(1.0)
+    yes.content[METRICS] = ConfigRecord({**vars(Report(1.0, 10, 20, 0.1, 1, 5)), "rows": True})
+    assert screened([(0, yes)])[1] == {0: "metrics: rows is True, not a number to 1e+12"}
 
 
 def test_an_error_is_named_with_its_reason():

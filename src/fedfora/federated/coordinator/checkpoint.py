@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from fedfora.federated.preflight import SITES_DIR
 from fedfora.files import sync
-from fedfora.protection.provenance import sign_directory, verify_directory
+from fedfora.protection.provenance import facts_signed_here, sign_directory, verify_directory
 from fedfora.protection.sealing import load_tensors, save_tensors
 from fedfora.reporting.record import is_ours
 
@@ -106,7 +106,7 @@ def save_checkpoint(
     directory = run_directory / f"round-{progress.round_number:03d}"
     temporary = directory.with_name(f".{directory.name}.tmp")
     remove(temporary)
-    save_adapter_to(temporary)
+    temporary.mkdir()
     tensors = {f"adapter.{name}": value for name, value in progress.adapter.items()}
     tensors |= {f"server.{name}": value for name, value in progress.server.items()}
     save_tensors(temporary / _TENSORS, tensors)
@@ -116,7 +116,7 @@ def save_checkpoint(
         "metrics_bytes": progress.metrics_bytes,
     }
     (temporary / _STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    sign_directory(temporary)
+    save_adapter_to(temporary)  # and sign the whole
     _to_disk(temporary)
     remove(directory)
     temporary.rename(directory)
@@ -160,9 +160,11 @@ def publish_best(run_directory: Path, best_round: int) -> None:
     temporary, old = run_directory / f".{BEST}.tmp", run_directory / f".{BEST}.old"
     remove(temporary)
     remove(old)
-    source = find_checkpoints(run_directory)[best_round]
-    shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(_STATE, f"{_TENSORS}*"))
-    sign_directory(temporary)
+    shutil.copytree(find_checkpoints(run_directory)[best_round], temporary)
+    facts = facts_signed_here(temporary)
+    for path in temporary.glob("state.*"):  # what a resumed run needs
+        path.unlink()
+    sign_directory(temporary, facts)
     (temporary / "round.json").write_text(
         json.dumps({"round": best_round}) + "\n", encoding="utf-8"
     )

@@ -19,7 +19,7 @@ from fedfora.federated.aggregation.means import Reading
 from fedfora.federated.aggregation.update import AdapterState, Weighted, part
 from fedfora.federated.coordinator.aggregator import Aggregator
 from fedfora.federated.coordinator.handshake import Agreement, SiteInfo
-from fedfora.federated.coordinator.receiving import UNREADABLE, receive
+from fedfora.federated.coordinator.receiving import receive
 from fedfora.federated.coordinator.screening import Limits, read_masked, read_validation, screen
 from fedfora.federated.coordinator.secure_rounds import SecureRounds
 from fedfora.federated.settings import FederationSettings, weight_of
@@ -140,7 +140,7 @@ class SiteExchange:
         for reply in self._ask(MessageType.EVALUATE, contents):
             try:
                 answers.append(read_validation(reply))
-            except UNREADABLE as error:
+            except Exception as error:  # whatever reading their bytes may raise
                 self._reject(reply.metadata.src_node_id, f"validation: {printable(error)}")
         return _mean(answers)
 
@@ -160,7 +160,8 @@ class SiteExchange:
         if self.secure is not None:
             rule = round_messages.rule
             received = part(round_messages.adapter, rule.travels + rule.frozen)
-            task = digest_of_task(rule.name, received, agreed_part(self.settings.run_config()))
+            base, settings = self.agreement.base_fingerprint, self.settings.run_config()
+            task = digest_of_task(rule.name, base, received, agreed_part(settings))
             size = Layout.of(round_messages.current).size
             invited = self.secure.open(self._number, list(invited), size, task)
         contents = {}
@@ -203,7 +204,7 @@ class SiteExchange:
         for accepted in screen(
             named,
             lambda site: round_messages.expected(site.rank, origin),
-            _limits(self.settings),
+            _limits(self.settings, max(site.rows for site in self.sites.values())),
             lambda site, reason: self._reject(site.node_id, reason),
         ):
             site, report = accepted.sender, accepted.report
@@ -226,8 +227,8 @@ class SiteExchange:
             try:
                 masked = read_masked(reply, origin)
                 secure.take(site.node_id, masked)
-            except UNREADABLE as error:
-                self._reject(site.node_id, printable(error))
+            except Exception as error:  # whatever reading their bytes may raise
+                self._reject(site.node_id, printable(error) or type(error).__name__)
                 continue
             self._frozen_at[site.node_id] = round_messages.digest
             self._note(site, payload_bytes(masked) + secure.uplink_bytes[site.node_id])
@@ -286,13 +287,19 @@ def public(settings: FederationSettings, numbers: dict[str, Any]) -> dict[str, A
     return {name: v for name, v in numbers.items() if name != "loss" or unit == "none"}
 
 
-def _limits(settings: FederationSettings) -> Limits:
-    """Return what is refused: by default no weight that a site's steps cannot have earned."""
+def _limits(settings: FederationSettings, most_rows: int) -> Limits:
+    """Return what is refused: by default no weight that a site's steps and rows cannot have earned.
+
+    No site has more than `most_rows` rows, as they said before the first round.
+    """
     rounds, infinity = settings.rounds, math.inf
+    limit, by_rows = rounds.max_weight, settings.aggregation.weighting == "rows"
+    most = settings.most_tokens(most_rows)
     # Of hidden sites, a median of the others would let one decide whether another one counts.
     hidden = settings.privacy.privacy_unit == "site"
     return Limits(
-        max_weight=rounds.max_weight or settings.most_tokens,
+        max_tokens=max(limit or 0, most) if by_rows else limit or most,
+        max_rows=(limit or most_rows) if by_rows else infinity,
         max_update_norm=rounds.max_update_norm or infinity,
         max_norm_ratio=infinity if hidden else rounds.max_norm_ratio or infinity,
     )
@@ -300,8 +307,6 @@ def _limits(settings: FederationSettings) -> Limits:
 
 def _mean(answers: Iterable[tuple[float, int]]) -> float | None:
     """Return the mean of losses weighted by tokens; None where there are no tokens."""
-    total, tokens = 0.0, 0
-    for loss, answer_tokens in answers:
-        total += loss * answer_tokens
-        tokens += answer_tokens
-    return total / tokens if tokens else None
+    answers = list(answers)
+    tokens = sum(each for _, each in answers)
+    return sum(loss * each for loss, each in answers) / tokens if tokens else None

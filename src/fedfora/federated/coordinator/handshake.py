@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedfora.federated.aggregation.update import AdapterState
-from fedfora.federated.coordinator.receiving import UNREADABLE, receive
+from fedfora.federated.coordinator.receiving import receive
 from fedfora.federated.secure_aggregation.crypto import prompts_digest, verify_participation
 from fedfora.federated.wire.transport import Layout, digest_of, unpack
 from fedfora.registry import printable
@@ -165,8 +165,8 @@ class Handshake:
             try:
                 site = _read_site(reply)
                 objection = self.members.objection(node_id, site.index, site.name)
-            except UNREADABLE as error:
-                objection = str(error)
+            except Exception as error:  # whatever reading their bytes may raise
+                objection = str(error) or repr(error)
             if objection is None:
                 yield site
             else:
@@ -213,7 +213,7 @@ class Handshake:
             (reply,) = receive(self.grid, [question], deadline_s=self.deadline_s)
             try:
                 return _read_form(reply, site.facts)
-            except UNREADABLE as error:
+            except Exception as error:  # whatever reading their bytes may raise
                 reason = printable(f"its fresh adapter is not used: {error}")
                 self._absent(self.members.name_of(site.node_id), reason)
         raise ValueError("no site sent the fresh adapter")

@@ -17,11 +17,6 @@ from fedfora.registry import printable
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.1
-# What Python raises where somebody else's records are not what was expected.
-UNREADABLE = (
-    *(ValueError, TypeError, KeyError, IndexError),
-    *(AttributeError, OverflowError, RecursionError),
-)
 EXPIRED = 3  # Flower's error code for a message that has outlived its time
 NO_REPLY = 4  # Flower's error code for a reply that is not there
 

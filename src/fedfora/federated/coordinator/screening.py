@@ -17,7 +17,6 @@ from typing import Generic, TypeVar
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedfora.federated.aggregation.update import AdapterState
-from fedfora.federated.coordinator.receiving import UNREADABLE
 from fedfora.federated.wire.messages import (
     ARRAYS,
     METRIC_NAMES,
@@ -33,6 +32,7 @@ from fedfora.federated.wire.transport import unpack_from
 from fedfora.registry import printable
 
 WINDOW = 16
+MOST = 1e12  # of anything that a site counts; sums of such numbers are numbers
 
 Sender = TypeVar("Sender")
 
@@ -46,12 +46,14 @@ class Limits:
     """How much a site may claim and change.
 
     Args:
-        max_weight: Largest number of answer tokens.
+        max_tokens: Largest number of answer tokens.
+        max_rows: Largest number of rows.
         max_update_norm: Longest update; infinity for no limit.
         max_norm_ratio: Longest update as a multiple of the median; infinity for no limit.
     """
 
-    max_weight: float
+    max_tokens: float
+    max_rows: float = math.inf
     max_update_norm: float = math.inf
     max_norm_ratio: float = math.inf
 
@@ -85,7 +87,7 @@ def screen(
     for sender, reply in replies:
         try:
             held.append(_inspect(sender, reply, expected(sender), limits))
-        except UNREADABLE as error:
+        except Exception as error:  # whatever reading their bytes may raise
             on_rejected(sender, printable(error))
             continue
         insort(norms, held[-1].norm)
@@ -149,11 +151,9 @@ def _inspect(
     _check_origin(content, expected.origin)
     _check_metrics(content, METRIC_NAMES)
     report = Report(**content[METRICS])
-    if not 0 < report.answer_tokens <= limits.max_weight:
-        raise RejectedError(
-            f"weight: {report.answer_tokens} answer tokens are not in (0, {limits.max_weight:g}] "
-            "(--max_weight)"
-        )
+    for name, most in (("answer_tokens", limits.max_tokens), ("rows", limits.max_rows)):
+        if not 0 < (number := getattr(report, name)) <= most:
+            raise RejectedError(f"weight: {number} {name} are not in (0, {most:g}] (--max_weight)")
     if not isinstance(content[ARRAYS], ArrayRecord):
         raise RejectedError(f"records: {ARRAYS!r} holds no arrays")
     check_arrays(content[ARRAYS], expected.example)
@@ -192,8 +192,8 @@ def _check_metrics(content: RecordDict, names: set[str]) -> None:
     if set(record) != names:
         raise RejectedError(f"metrics: missing or unknown {sorted(set(record) ^ names)[:5]}")
     for name, value in record.items():
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise RejectedError(f"metrics: {name} is {str(value)[:40]}, not a number from 0 on")
+        if type(value) not in (int, float) or not 0 <= value <= MOST:
+            raise RejectedError(f"metrics: {name} is {str(value)[:40]}, not a number to {MOST:g}")
 
 
 def _like_the_others(

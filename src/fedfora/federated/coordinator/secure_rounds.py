@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedfora.federated.coordinator.receiving import UNREADABLE, receive
+from fedfora.federated.coordinator.receiving import receive
 from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.fixed_point import (
     FixedPoint,
@@ -211,11 +211,11 @@ class SecureRounds:
             self.uplink_bytes[node] += sum(len(part.deflate()) for part in records)
             try:
                 take(self.numbers[node], wire.read(kind, reply.content[wire.ANSWER]))
-            except UNREADABLE as error:
+            except Exception as error:  # whatever reading their bytes may raise
                 self._reject(node, error)
 
     def _reject(self, node: int, reason: object) -> None:
-        told = printable(reason)
+        told = printable(reason) or type(reason).__name__
         self._reasons.append(f"site {self.numbers[node]}: {told}")
         self.on_rejected(node, f"secure aggregation: {told}")
 

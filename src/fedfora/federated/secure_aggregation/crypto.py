@@ -248,8 +248,6 @@ def verify_participation(public: bytes, signature: bytes, index: int, base: str)
     Raises:
         ValueError: If it did not sign this.
     """
-    try:
-        verify(SignedKey(index, base.encode(), signature), public, context=TAKES_PART)
-    except ValueError:
-        raise ValueError(f"site {index} did not sign with the key that it shows") from None
+    if not is_signed(SignedKey(index, base.encode(), signature), public, context=TAKES_PART):
+        raise ValueError(f"site {index} did not sign with the key that it shows")
     return key_id(public)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import ceil, comb
@@ -29,7 +29,8 @@ INCOMPLETE = 2.0**-20
 Graph = dict[int, tuple[int, ...]]
 
 
-def draw_graph(sites: Sequence[int], degree: int, seed: bytes) -> Graph:
+@lru_cache(maxsize=2)  # all simulated sites of a round ask for the same
+def draw_graph(sites: tuple[int, ...], degree: int, seed: bytes) -> Graph:
     """Return each site's k neighbors, in ascending order, on a circle that the seed orders.
 
     Raises:
@@ -168,7 +169,7 @@ class Terms:
     @cached_property
     def graph(self) -> Graph:
         """Who is whose neighbor."""
-        return _graph(self.participants, self.degree, self.digest)
+        return draw_graph(self.participants, self.degree, self.digest)
 
     def check_enough(self, sites: Collection[int], what: str, of: Collection[int]) -> None:
         """Raise unless a sum of some sites' vectors protects each of them.
@@ -286,8 +287,3 @@ def round_context(terms: Terms) -> bytes:
 def survivors_context(terms: Terms) -> bytes:
     """Return the context in which a site signs the digest of a round's survivors."""
     return b"survivors\0" + terms.digest
-
-
-@lru_cache(maxsize=2)  # all simulated sites of a round ask for the same
-def _graph(participants: tuple[int, ...], degree: int, seed: bytes) -> Graph:
-    return draw_graph(participants, degree, seed)

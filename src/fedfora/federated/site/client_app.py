@@ -102,7 +102,8 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
     content = RecordDict({ARRAYS: arrays or ArrayRecord(), ORIGIN: ConfigRecord(vars(origin))})
     if terms is not None:
         content[ARRAYS] = secure_answers.hide(
-            message.content, context, site, assignment, terms, arrays, result
+            *(message.content, context, site, runtime.base_fingerprint),
+            *(assignment, terms, arrays, result),
         )
         return Message(content, reply_to=message)
     report = Report(**asdict(result), rows=len(site.encoded), **validation)

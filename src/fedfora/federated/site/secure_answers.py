@@ -137,6 +137,7 @@ def hide(
     content: RecordDict,
     context: Context,
     site: SiteData,
+    base: str,
     assignment: Assignment,
     terms: Terms,
     arrays: ArrayRecord | None,
@@ -170,7 +171,7 @@ def hide(
         )
     if (answered := answered_rounds(context)) is not None:
         answered.leave(_run_of(context), terms.round_number)
-    task = wire.digest_of_task(rule.name, received, agreed_part(settings.run_config()))
+    task = wire.digest_of_task(rule.name, base, received, agreed_part(settings.run_config()))
     with _secure_site(context) as member:
         member.mask(words, wire.read(Delivery, content[wire.DELIVERY]), task=task)
     return ArrayRecord({wire.WORDS: Array(words)})

@@ -68,8 +68,7 @@ class Format:
         """Return dtype and length of each array for `size` numbers."""
         if not self.levels:
             return {"numbers": (np.dtype(self.name), size)}
-        codes = size if self.levels > 7 else -(-size // 2)
-        kind = "int8" if self.levels > 7 else "uint8"
+        kind, codes = ("int8", size) if self.levels > 7 else ("uint8", -(-size // 2))
         return {
             "numbers": (np.dtype(kind), codes),
             "scales": (np.dtype("float32"), -(-size // GROUP)),
@@ -79,16 +78,18 @@ class Format:
         groups = _grouped(row)
         scales = np.abs(groups).max(axis=1, initial=0) / np.float32(self.levels)
         divisors = np.where(scales > 0, scales, np.float32(1))[:, None]
-        codes = np.rint(groups / divisors).clip(-self.levels, self.levels).astype(np.int8)
-        codes = codes.ravel()[: len(row)]
-        return {
-            "numbers": codes if self.levels > 7 else _two_in_a_byte(codes),
-            "scales": scales.astype(np.float32),
-        }
+        codes: NDArray[Any] = np.rint(groups / divisors).clip(-self.levels, self.levels)
+        codes = codes.astype(np.int8).ravel()[: len(row)]
+        if self.levels <= 7:  # two in a byte
+            nibbles = np.pad(codes + 8, (0, len(codes) % 2)).astype(np.uint8)
+            codes = nibbles[::2] | (nibbles[1::2] << 4).astype(np.uint8)
+        return {"numbers": codes, "scales": scales.astype(np.float32)}
 
     def _decode_groups(self, arrays: Arrays, size: int) -> Row:
-        numbers = arrays["numbers"]
-        codes = numbers if self.levels > 7 else _from_bytes(numbers, size)
+        codes = arrays["numbers"]
+        if self.levels <= 7:
+            nibbles = np.stack([codes & 15, codes >> 4], axis=1).ravel()[:size]
+            codes = nibbles.astype(np.int8) - 8
         with np.errstate(over="ignore", invalid="ignore"):
             row = _grouped(codes.astype(np.float32)) * arrays["scales"][:, None]
         return np.asarray(row.ravel()[:size], dtype=np.float32)
@@ -109,14 +110,3 @@ def _grouped(row: Row) -> Row:
     """Return rows of GROUP numbers, the last filled up with zeros."""
     missing = -len(row) % GROUP
     return np.pad(row, (0, missing)).reshape(-1, GROUP)
-
-
-def _two_in_a_byte(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    nibbles = np.pad(codes + 8, (0, len(codes) % 2)).astype(np.uint8)
-    packed: NDArray[np.uint8] = nibbles[::2] | (nibbles[1::2] << 4).astype(np.uint8)
-    return packed
-
-
-def _from_bytes(packed: NDArray[np.uint8], size: int) -> NDArray[np.int8]:
-    nibbles = np.stack([packed & 15, packed >> 4], axis=1).ravel()[:size]
-    return nibbles.astype(np.int8) - 8

@@ -21,17 +21,17 @@ from fedfora.federated.wire.transport import Layout, flatten
 INTRODUCE, SHARE = "query.introduce", "query.share"
 CONFIRM, REVEAL = "query.confirm", "query.reveal"
 # Records of a message: to a site, and from one.
-TERMS, ROSTER, DELIVERY, SURVIVORS, SIGNATURES = (
-    *("terms", "roster", "delivery"),
-    *("survivors", "signatures"),
-)
+TERMS, ROSTER, DELIVERY = "terms", "roster", "delivery"
+SURVIVORS, SIGNATURES = "survivors", "signatures"
 ANSWER, WORDS = "answer", "words"
 
 
-def digest_of_task(rule: str, received: AdapterState, run_config: Mapping[str, Scalar]) -> bytes:
-    """Return 32 bytes that differ for every other rule, adapter or settings."""
+def digest_of_task(
+    rule: str, base: str, received: AdapterState, run_config: Mapping[str, Scalar]
+) -> bytes:
+    """Return 32 bytes that differ for every other rule, base's fingerprint, adapter or settings."""
     layout = Layout.of(received)
-    text = json.dumps([rule, layout.shapes, sorted(run_config.items())])
+    text = json.dumps([rule, base, layout.shapes, sorted(run_config.items())])
     return hashlib.sha256(text.encode() + b"\0" + flatten(received, layout).tobytes()).digest()
 
 
