@@ -76,7 +76,7 @@ def test_mistakes_in_the_file_are_errors(tmp_path, text):
         (["--rule", "fedavgg"], "did you mean 'fedavg'"),
         (["--lora_rank", "two"], "--lora_rank.*'two'"),
         (["--config", "missing.yaml"], "no such file: missing.yaml"),
-        (["stray"], "'stray' follows no option"),
+        (["stray"], "'stray' belongs to no option"),
     ],
 )
 def test_mistakes_are_named_with_the_nearest_right_word(argv, message):

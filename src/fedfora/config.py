@@ -18,7 +18,7 @@ import yaml
 
 Scalar = str | int | float | bool
 
-# What other programs call it, or what it is elsewhere, to what it is here.
+# Other programs' names for an option or a value, to the name here.
 _MEANT = {
     **dict.fromkeys(("int4", "4bit", "4", "fp4", "bnb", "q4"), "nf4"),
     **dict.fromkeys(("8bit", "8", "llm.int8", "q8"), "int8"),
@@ -33,7 +33,7 @@ _BOOLEANS = {
     **dict.fromkeys(("false", "no", "off", "f", "n", "0"), False),
 }
 _OPTION = re.compile(r"--|-[A-Za-z](?!nf$)[^ ]*$")  # -h is one, -inf is a number
-FEW = 16  # options; `--help` shows all of a command that has no more
+FEW = 16  # a command with at most this many options shows them all in `--help`
 
 
 class ConfigError(ValueError):
@@ -74,10 +74,10 @@ def flag(
 
 
 class Options:
-    """What a dataclass of flags inherits: it refuses numbers that are out of their flags' range."""
+    """Base class of every dataclass of flags: refuses numbers outside their flag's range."""
 
     def __post_init__(self) -> None:
-        """Check every number; what two flags say together is the subclass's to check.
+        """Check every number; conflicts between flags are for the subclass to check.
 
         Raises:
             ConfigError: Naming the flag, its range and the value.
@@ -93,12 +93,12 @@ class Options:
             for number in value if isinstance(value, list) else [value]:
                 above = low <= number if interval[0] == "[" else low < number
                 below = number <= high if interval[-1] == "]" else number < high
-                if not (above and below):  # as of what is not a number
+                if not (above and below):  # both are false for NaN
                     raise ConfigError(f"--{item.name} must be {allowed}, got {number}")
 
 
 def refuse(*rules: tuple[bool, str]) -> None:
-    """Raise for the first rule that is broken: `(broken, message)`, as a table that reads.
+    """Raise for the first broken rule of a table of `(broken, message)`.
 
     Raises:
         ConfigError: With its message.
@@ -119,7 +119,7 @@ def read_yaml(path: Path, flag: str = "") -> Any:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{flag}{path} cannot be read: {reason}") from error
-    except Exception as error:  # PyYAML lets through whatever its constructors raise
+    except Exception as error:  # PyYAML passes on whatever its constructors raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{flag}{path} is not valid YAML: {reason}") from error
 
@@ -131,7 +131,7 @@ class ConfigParser(argparse.ArgumentParser):
         sections: The dataclasses, in the order of `--help`.
         prog: The command.
         description: What `--help` says first.
-        first: The option that words before the first flag stand for, as in `report RUN...`.
+        first: The option that takes the words before the first flag, as in `report RUN...`.
         without: Options of the sections that have no effect in this command and are not offered.
     """
 
@@ -155,9 +155,9 @@ class ConfigParser(argparse.ArgumentParser):
         )
         self.sections, self.first, self.without = list(sections), first, frozenset(without)
         self._shown: dict[str, bool] = {}  # option to whether `--help` shows it
-        self._empty: dict[str, list[Any]] = {}  # option to None or [], where it may be that
+        self._empty: dict[str, list[Any]] = {}  # option to None or [], where it may be empty
         for section in self.sections:
-            # Its options stand under a heading of their own, its first sentence.
+            # Its first sentence is the heading of its options.
             group = self.add_argument_group((section.__doc__ or "").split("\n")[0].rstrip("."))
             hints = get_type_hints(section)
             for item in dataclasses.fields(section):
@@ -246,7 +246,7 @@ class ConfigParser(argparse.ArgumentParser):
         return from_files | vars(typed)
 
     def _with_first(self, words: Sequence[str]) -> Iterator[str]:
-        """Name the option that words without one stand for: at the start, or after a switch."""
+        """Insert the option for words that have none: at the start, or after a switch."""
         before = "--switch"
         for word in words:
             action = self._option_string_actions.get(before)
@@ -300,9 +300,9 @@ class ConfigParser(argparse.ArgumentParser):
             self.error(f"--{key} takes one value, got {value}")
         items = value if isinstance(value, list) else [value]
         if strange := [item for item in items if item is None or isinstance(item, list | dict)]:
-            self.error(f"--{key}: {strange[0]!r} is no value")
+            self.error(f"--{key}: {strange[0]!r} is not a valid value")
         if hidden := [item for item in items if _OPTION.match(str(item))]:
-            self.error(f"--{key}: {hidden[0]!r} is no value, but an option")
+            self.error(f"--{key}: {hidden[0]!r} is an option, not a value")
         try:
             typed = [
                 self._get_value(action, str(item).lower() if isinstance(item, bool) else str(item))
@@ -325,7 +325,7 @@ class ConfigParser(argparse.ArgumentParser):
     def _unknown(self, word: str) -> str:
         name = word.split("=")[0]
         if not word.startswith("-"):
-            return f"{word!r} follows no option; {self.prog} --help-all lists them all"
+            return f"{word!r} belongs to no option; {self.prog} --help-all lists them all"
         actions = self._option_string_actions
         options = [option for option in actions if actions[option].dest in self._shown]
         asked = "--" + name.lstrip("-").replace("-", "_")
@@ -372,7 +372,7 @@ class ConfigParser(argparse.ArgumentParser):
 
 
 class _Help(argparse.Action):
-    """Prints the help, of the options that are often used or of all, and exits."""
+    """Prints the help, for the common options or for all of them, and exits."""
 
     def __call__(self, parser: Any, *_: Any) -> None:
         print(parser.format_help(whole=self.dest == "help_all"), end="")

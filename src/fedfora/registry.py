@@ -1,4 +1,4 @@
-"""Named implementations, the one extension mechanism of the package; names that others chose."""
+"""Named implementations, the package's one extension mechanism; names that appear in messages."""
 
 import difflib
 import os
@@ -59,7 +59,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def printable(text: object, most: int = 200, keep: str = "") -> str:
-    """Return what somebody else wrote, short and so that no terminal obeys; `keep` may be lines."""
+    """Return untrusted text, shortened and without control characters but for those in `keep`."""
     shown = "".join(c if c.isprintable() or c in keep else " " for c in str(text)[: 4 * most])
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
@@ -78,9 +78,9 @@ def need(module: str, extra: str = "privacy") -> Any:
 
 
 def try_hub() -> str:
-    """Return why the Hub of Hugging Face cannot be reached; "" if it can, or nobody can say.
+    """Return why the Hugging Face Hub cannot be reached; "" if it can be, or if that is unknown.
 
-    If not, the process works offline: the Hub's library would ask for 24 seconds for each file.
+    If not, the process works offline: the Hub's library would retry for 24 seconds for each file.
     """
     import socket
     from urllib.parse import urlsplit

@@ -80,16 +80,16 @@ def test_with_a_model_lengths_a_row_memory_and_time_are_shown(
     limits = ("--max_target_length", "32", "--quantization", "none", "--device", "cpu")
     status, out, _ = check(capsys, path, "--model", tiny_dir, *limits)
     assert status == 0
-    assert "rows that are cut: 1 (50.0 %)" in out
+    assert "rows truncated: 1 (50.0 %)" in out
     assert "loss on" in out
     assert "Extract:one\na_b_c</s>" in out
-    assert "in all" in out
+    assert "total" in out
     # Two rows are a step, and three epochs the default.
-    assert re.search(r"time of a training: \d+:\d\d, 3 steps of [\d.e-]+ s\n", out)
+    assert re.search(r"training time: \d+:\d\d, 3 steps of [\d.e-]+ s\n", out)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
     status, out, _ = check(capsys, path, "--model", tiny_dir, *limits)
     assert status == 0
-    assert "time of a training: not measured, only 0.0 GiB are free" in out
+    assert "training time: not measured, only 0.0 GiB are free" in out
 
 
 def test_an_unknown_check_names_the_known_ones(capsys):

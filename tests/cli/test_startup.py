@@ -119,7 +119,7 @@ MISTAKES = {
     "audit": "no run there",
     "audit {d}/kits": "no run there",
     "verify {d}/nowhere": "{d}/nowhere: no such directory",
-    "predict {d}/kits": "'{d}/kits' follows no option",
+    "predict {d}/kits": "'{d}/kits' belongs to no option",
     "audit --run {d}/kits": "no run there",
     TRAIN + "--train_file clinic --lora_rank 0": "--lora_rank must be at least 1",
     TRAIN + "--train_file clinic --target_modules query": "no layer of clinic-base is called that",

@@ -426,7 +426,7 @@ def test_the_command_says_what_to_hand_to_whom(sites_file, tmp_path, capsys):
     assert "revoked: cardiology" in out
     assert "dermatology" in out.split("each older site")[1]
     assert main(["provision", "--output_dir", str(tmp_path / "other")]) == 2
-    assert "which federation?" in capsys.readouterr().err
+    assert "no sites file given" in capsys.readouterr().err
 
 
 def test_kits_are_values():

@@ -88,7 +88,7 @@ def test_a_coordinator_cannot_set_it_by_another_name_either(alias):
 def test_a_coordinator_cannot_hide_an_option_in_a_value(carrier, option):
     """A list travels as one text, and is taken apart at the site."""
     text = f"1 {option}" if carrier != "source_prefix" else option
-    with pytest.raises(ConfigError, match="is no value, but an option"):
+    with pytest.raises(ConfigError, match="is an option, not a value"):
         from_run_config(at_site({carrier: text}, {"privacy_dir": "/own"}))
 
 

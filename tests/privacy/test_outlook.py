@@ -61,7 +61,7 @@ def test_check_privacy_says_what_to_expect(capsys):
     words = "check privacy --rows 600 --sites 4 --target_epsilon 8 --trained 102144"
     assert main(words.split()) == 0
     out = capsys.readouterr().out
-    assert "600 rows, 4 sites, 102,144 trained numbers" in out
+    assert "600 rows, 4 sites, 102,144 trained parameters" in out
     assert "60 passes over the rows" in out
     assert "epsilon 8 at delta 1e-05; for a record replaced by another 18.1" in out
     assert out.count("nu 1.3\n") == out.count("nu 0.9\n") == 1
@@ -70,7 +70,7 @@ def test_check_privacy_says_what_to_expect(capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--target_epsilon 8 --trained 9", "how many? fedfora check privacy --rows N"),
+        ("--target_epsilon 8 --trained 9", "--rows is missing: fedfora check privacy --rows N"),
         ("--rows 600 --trained 9", "needs --target_epsilon or --noise_multiplier"),
         ("--rows 600 --target_epsilon 8", "--trained N, or --model_name_or_path"),
         ("--rows 600 --target_epsilon 1e-4 --trained 9", "--target_epsilon 0.0001 cannot be"),

@@ -258,7 +258,7 @@ def test_the_command_writes_the_page_and_names_mistakes(write_run, tmp_path, cap
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert main(["report"]) == 2
     errors = capsys.readouterr().err
-    for said in ("no such directory: no", "nowhere: no such directory", "which run?"):
+    for said in ("no such directory: no", "nowhere: no such directory", "no run given"):
         assert said in errors
 
 

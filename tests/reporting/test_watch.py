@@ -132,7 +132,7 @@ def test_once_shows_where_a_run_stands(write_run, capsys, words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "which run?"),
+        ([], "no run given"),
         (["nowhere"], "no such directory"),
         (["nowhere", "--interval_s", "0"], "--interval_s must be in"),
     ],

@@ -1,4 +1,4 @@
-"""fedfora audit RUN: attack a run's adapter, and say what the attacks learned."""
+"""fedfora audit RUN: attack a run's adapter and report what the attacks learned."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from fedfora.evaluation.settings import AuditArguments, audited_run
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, attack, and print the numbers, also when they are bad."""
+    """Parse, attack, and print the numbers, good or bad."""
     (arguments,) = ConfigParser(
         [AuditArguments], prog="fedfora audit RUN", description=__doc__, first="run"
     ).parse(argv)
@@ -35,27 +35,27 @@ def _membership(result: dict[str, Any]) -> list[str]:
         lines.append(f"{name:8s}  {interval:24s} {share:8.1%}                    {losses}")
     return [
         *lines,
-        "The base has seen none of the rows; what it tells apart is a difference of the files.",
+        "The base has seen none of the rows; what it tells apart is a difference between files.",
     ]
 
 
 def _canaries(result: dict[str, Any]) -> list[str]:
     if (row := result.get("canaries")) is None:
-        return ["", "canaries: none were planted (--canaries, when training)"]
+        return ["", "canaries: none were planted (train with --canaries to plant some)"]
     lines = [
         "",
-        f"canaries: {len(row['after_bits'])}, copies of each: {row['copies']}, among "
-        f"{row['alternatives']} other codes: exposure in bits, mean and highest",
+        f"canaries: {len(row['after_bits'])}, copies of each: {row['copies']}, ranked among "
+        f"{row['alternatives']} other codes: exposure in bits, mean and maximum",
     ]
     for name, when in (("before_bits", "before"), ("after_bits", "after")):
         bits = row[name]
         lines.append(f"{when:8s}  {sum(bits) / len(bits):5.2f}  {max(bits):5.2f}")
-    lines.append(f"Codes that were never seen have {row['unseen_bits']:.2f} bits on average.")
+    lines.append(f"Codes never seen in training have {row['unseen_bits']:.2f} bits on average.")
     if "guessed" in row:
         right = f"{row['guessed']} of {len(row['after_bits'])} planted codes were told from another"
         bound = f"{row['epsilon_at_least']:.2f} with 95 % confidence"
         lines += [
-            f"{right}: for one record replaced by any other one, epsilon is",
+            f"{right}: for one record replaced by any other, epsilon is",
             f"at least {bound} (what the run promised is in its README.md).",
         ]
     return lines

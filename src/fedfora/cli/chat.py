@@ -1,6 +1,6 @@
-"""fedfora chat --adapter DIR: try an adapter on the spot.
+"""fedfora chat --adapter DIR: try an adapter interactively.
 
-One question per line; the answer comes word by word. An empty line or Ctrl-D leaves.
+One question per line; the answer appears word by word. An empty line or Ctrl-D quits.
 """
 
 import sys
@@ -19,16 +19,16 @@ class ChatArguments(Options):
     """Adapter, instruction and length of answers."""
 
     model_dir: str | None = flag(
-        None, "directory of the adapter; without it the base answers", "--adapter"
+        None, "directory of the adapter; without one, the base model answers", "--adapter"
     )
     instruction: str | None = flag(
-        None, "goes before every question; default the training rows' own, where they share one"
+        None, "goes before every question; default: the training rows' own, if they share one"
     )
     max_new_tokens: int | None = flag(None, "longest answer in tokens; default as trained", least=1)
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, load the model, and answer each question by itself, as `predict` does."""
+    """Parse, load the model, and answer each question on its own, as `predict` does."""
     parser = ConfigParser([ChatArguments, ModelArguments], prog="fedfora chat", description=__doc__)
     given = parser.values(argv)
     chat, settings = parser.build(given)
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
 
     class Plain(TextStreamer):  # type: ignore[misc]  # transformers is untyped here
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            """Show a piece of the answer; a terminal obeys none."""
+            """Show a piece of the answer, without control characters."""
             super().on_finalized_text(printable(text, 10**6, "\n"), stream_end)
 
     base, model = load_with_adapter(settings, chat.model_dir, given)

@@ -1,10 +1,10 @@
-"""fedfora check data FILE: what is in a file of rows, what would go wrong, what it would take.
+"""fedfora check data FILE: what a file of rows holds, what is wrong, what training would take.
 
-`fedfora check site --kit DIR` and `fedfora check federation --kit DIR` look at a kit;
+`fedfora check site --kit DIR` and `fedfora check federation --kit DIR` check a kit;
 `fedfora check privacy --rows N --target_epsilon 8` says what a budget leaves to learn.
 
-With --test_file also the rows that both files hold; with --model also token lengths, a rendered
-row, the memory of a training, and its time, from two steps that are thrown away.
+--test_file adds the rows that are in both files; --model adds token lengths, a rendered row, and
+the memory and time that training would take, timed on two steps that are thrown away.
 """
 
 import time
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from fedfora.data.encoding import Encoded
 
 
-SHOWN = 10  # findings of a kind that are listed; all are counted
+SHOWN = 10  # findings listed of each kind; all are counted
 SECTIONS = (DataArguments, ModelArguments, AdapterArguments, TrainArguments)
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run the check that the first word names; a file of rows needs none."""
+    """Run the check that the first word names; without one, that of a file of rows."""
     kits = {kind: partial(run_kit, kind) for kind in ("site", "federation")}
     parts: dict[str, Any] = {"data": run_data, **kits, "privacy": run_privacy}
     if Path(*argv[:1]).suffix or not runs_part(argv, parts):
@@ -105,13 +105,13 @@ def _print_lengths(report: "RowsReport", data: DataArguments, model: ModelArgume
     spelled = [place for place, row in rows if spells_control_token(row, tokenizer)]
     _print_findings("rows that spell a control token (it stays text)", spelled)
     encoded, cut = encode_and_count(report.examples, tokenizer, prompt_format)
-    print(f"rows that are cut: {cut} ({100 * cut / len(encoded):.1f} %)")
+    print(f"rows truncated: {cut} ({100 * cut / len(encoded):.1f} %)")
     _print_row(encoded[0], tokenizer, report.places[0], prompt_format.template)
     return encoded
 
 
 def _print_row(row: dict[str, list[int]], tokenizer: Any, where: str, template: str) -> None:
-    """Print a row as the model reads it: on a terminal what has a loss in green, the rest dim."""
+    """Print a row as the model reads it; on a terminal, tokens with a loss in green, others dim."""
     from rich.console import Console
     from rich.text import Text
 
@@ -129,7 +129,7 @@ def _print_row(row: dict[str, list[int]], tokenizer: Any, where: str, template: 
 def _print_cost(
     model: ModelArguments, adapter: AdapterArguments, train: TrainArguments, encoded: "Encoded"
 ) -> None:
-    """Print the memory of a training, and its time at the pace of the second of two steps."""
+    """Print the memory that training takes, and its time at the pace of the second of two steps."""
     from fedfora.models.adapter_base import add_adapter
     from fedfora.models.loading import load_base
     from fedfora.models.memory_estimate import LIBRARIES_BYTES, free_memory
@@ -140,16 +140,16 @@ def _print_cost(
 
     estimate, what = estimate_step(model, adapter, train, encoded)
     print(
-        f"memory of a training, {what}, --quantization {model.quantization}, rank "
+        f"memory for training, {what}, --quantization {model.quantization}, rank "
         f"{adapter.lora_rank} ({estimate.adapter_parameters:,} trained):"
     )
     parts = asdict(estimate)
     del parts["adapter_parameters"]
-    for name, size in {**parts, "in all": estimate.total}.items():
+    for name, size in {**parts, "total": estimate.total}.items():
         print(f"  {name:12s}{size / 2**30:9.3f} GiB")
     print(f"  and on a CPU about {LIBRARIES_BYTES / 2**30:.1f} GiB for the libraries", flush=True)
     if estimate.total > (free := free_memory(model.device)):
-        print(f"time of a training: not measured, only {free / 2**30:.1f} GiB are free")
+        print(f"training time: not measured, only {free / 2**30:.1f} GiB are free")
         return
     ends: list[float] = []
     steps = num_steps(train, PrivacyArguments(), len(training_rows(encoded, train)))
@@ -166,18 +166,18 @@ def _print_cost(
         on_step=lambda _: ends.append(time.perf_counter()),
     )
     pace = ends[1] - ends[0]
-    print(f"time of a training: {clock(steps * pace)}, {counted(steps, 'step')} of {pace:.2g} s")
+    print(f"training time: {clock(steps * pace)}, {counted(steps, 'step')} of {pace:.2g} s")
 
 
 CHECK_KIT_HELP = """\
-fedfora check site --kit DIR, fedfora check federation --kit DIR: what is not yet right.
+fedfora check site --kit DIR, fedfora check federation --kit DIR: what still has to be fixed.
 
-One line for each thing; what fails says what to do. The exit status is 2 where something fails.
+One line for each check; one that fails says what to do. The exit status is 2 if any fails.
 """
 
 
 def run_kit(kind: str, words: Sequence[str]) -> None:
-    """Look at a kit, and print a line for each thing as soon as it is found.
+    """Check a kit, and print a line for each result as soon as it is there.
 
     Raises:
         ValueError: If there is no kit, it is broken, or something would keep it from running.
@@ -208,9 +208,9 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
 CHECK_PRIVACY_HELP = """\
 fedfora check privacy --rows 600 --sites 4 --target_epsilon 8: what a budget leaves to learn.
 
-From rows per site, sites and budget: the noise, the passes it takes and what to expect, each site
-with noise of its own or sharing it under secure aggregation, from scratch or from a public start.
-Nothing is read and nothing spent.
+From rows per site, sites and budget: the noise, the passes over the rows, and what to expect from
+scratch or from a public start, where each site adds its own noise or sites share it under secure
+aggregation. No data is read and no budget spent.
 
     fedfora check privacy --rows 600 --sites 4 --target_epsilon 8 --model_name_or_path MODEL
 """
@@ -228,12 +228,12 @@ def run_privacy(words: Sequence[str]) -> None:
     )
     chosen, privacy, model, adapter, train = parser.parse(["--privacy_unit", "record", *words])
     if chosen.rows is None:
-        raise ValueError("how many? fedfora check privacy --rows N --target_epsilon 8")
+        raise ValueError("--rows is missing: fedfora check privacy --rows N --target_epsilon 8")
     check_record_privacy(privacy, train, model)
     check_delta(privacy, chosen.rows)
     trained = chosen.trained or _adapter_size(model, adapter)
     rows_and_sites = f"{counted(chosen.rows, 'row')}, {counted(chosen.sites, 'site')}"
-    print(f"{rows_and_sites}, {trained:,} trained numbers", flush=True)
+    print(f"{rows_and_sites}, {trained:,} trained parameters", flush=True)
     from fedfora.privacy.accounting import Release, epsilon_of, noise_multiplier_for
     from fedfora.privacy.accounting import replace_one_epsilon_of as replaced
 
@@ -264,7 +264,7 @@ def run_privacy(words: Sequence[str]) -> None:
 
 def _adapter_size(model: ModelArguments, adapter: AdapterArguments) -> int:
     if model.model_name_or_path is None:
-        raise ValueError("--trained N, or --model_name_or_path MODEL whose adapter is counted")
+        raise ValueError("give --trained N, or --model_name_or_path MODEL to count its adapter's")
     silence_libraries()
     from fedfora.models.memory_estimate import estimate_memory
 
@@ -272,7 +272,7 @@ def _adapter_size(model: ModelArguments, adapter: AdapterArguments) -> int:
 
 
 def _noises(num_sites: int) -> dict[str, int]:
-    """Return how sites can add noise, with the shares that make it whole."""
+    """Return the ways in which sites can add noise, each with the shares that make up the whole."""
     from fedfora.federated.secure_aggregation import messages
     from fedfora.federated.settings import SecureAggregationArguments
 

@@ -19,7 +19,7 @@ NOISY = ("flwr", "bitsandbytes", "bitsandbytes.backends.utils")
 
 
 class Once(logging.Filter):
-    """Lets each message through once: rows are read several times, their faults are told once."""
+    """Lets each message through once: rows are read several times, their faults reported once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Once(logging.Filter):
 def silence_libraries() -> None:
     """Show warnings of fedfora and errors of everybody else; no bars but our own.
 
-    Loads none of those libraries: they are quiet as soon as somebody does.
+    Loads none of those libraries: each is silenced once something else loads it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -61,14 +61,14 @@ def _quiet_transformers(transformers: Any) -> None:
 
 def _quiet_datasets(datasets: Any) -> None:
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs is raised, too
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs is also raised
 
 
 def runs_part(argv: Sequence[str], parts: Mapping[str, Callable[[Sequence[str]], None]]) -> bool:
-    """Run the part of a command that its first word names, and say whether there was one.
+    """Run the part of a command that its first word names; return whether there was one.
 
     Raises:
-        ValueError: If the first word is no flag, and no part is called that.
+        ValueError: If the first word is neither a flag nor the name of a part.
     """
     if not argv or argv[0].startswith("-"):
         return False
@@ -79,12 +79,12 @@ def runs_part(argv: Sequence[str], parts: Mapping[str, Callable[[Sequence[str]],
 
 
 def announce(text: str) -> None:
-    """Say what is going to run, and why nothing more is to be seen for some seconds."""
+    """Say what is about to run, and why nothing more will appear for some seconds."""
     print(f"{text}; loading PyTorch and its libraries ...", flush=True)
 
 
 def announce_loading(command: str) -> None:
-    """Fill the seconds in which PyTorch and its libraries load, for who looks at a terminal."""
+    """Tell a terminal why nothing happens while PyTorch and its libraries load."""
     if sys.stderr.isatty():
         print(f"fedfora {command}: loading PyTorch and its libraries ...", file=sys.stderr)
 

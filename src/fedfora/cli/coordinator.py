@@ -1,11 +1,11 @@
-"""fedfora coordinator: what the coordinator of a real federation runs.
+"""fedfora coordinator: run the coordinator of a real federation.
 
 `fedfora coordinator --kit DIR` keeps SuperLink and gate running; with the word `run` before the
-flags, it does so for one run, and resumes a run that was interrupted.
-`fedfora coordinator journal --kit DIR` shows who was let in and out, what came from which site, and
-who started what, and whether the journal is whole; a site's journal is compared with it.
+flags, it does so for one run, resuming one that was interrupted.
+`fedfora coordinator journal --kit DIR` shows which sites were admitted or removed, what came from
+which site, who started what, and whether the journal is intact; it can be compared with a site's.
 
-On a terminal, a board below the lines shows the run that is on.
+On a terminal, a board below the log lines shows the current run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ from fedfora.reporting.watch import RunsBoard
 class RunChoice:
     """Which run."""
 
-    new: bool = flag(False, "begin a new run, although the last one has not come to its end")
+    new: bool = flag(False, "start a new run even if the last one has not finished")
 
 
 @dataclass
@@ -36,12 +36,12 @@ class JournalChoice:
     """Whose journal is compared with the coordinator's."""
 
     site_journal: str | None = flag(
-        None, "directory with a site's journal.jsonl and journal.head, to be compared"
+        None, "directory with a site's journal.jsonl and journal.head, to compare with"
     )
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run the coordinator's processes, for ever or for one run, or show its journal."""
+    """Run the coordinator's processes, forever or for one run, or show its journal."""
     if runs_part(argv, {"run": _run, "journal": _journal}):
         return
     parser = ConfigParser([KitArguments], prog="fedfora coordinator", description=__doc__)
@@ -78,12 +78,12 @@ def _journal(argv: Sequence[str]) -> None:
     if choice.site_journal is not None:
         if found := disagreements(lines, read_journal(Path(choice.site_journal))):
             raise ValueError(f"--site_journal {choice.site_journal}: {'; '.join(found[:5])}")
-        print(f"every answer from there is the one that {choice.site_journal} says was sent")
+        print(f"every answer from that site is the one that {choice.site_journal} says was sent")
 
 
 @contextmanager
 def _told(kit: CoordinatorKit) -> Iterator[Callable[[str], None]]:
-    """Return how to say a line, above the board of the run that is on; say the first one."""
+    """Give a function that prints a line above the current run's board; print the first line."""
     with RunsBoard(kit.state / RUNS) as board:
 
         def say(text: str) -> None:

@@ -1,6 +1,6 @@
-"""fedfora demo: four clinics learn together, and a table says what it brought.
+"""fedfora demo: four clinics learn together, and a table shows what each gains.
 
-Needs nothing but the package: the base model and the notes come with it.
+Needs nothing but the package: the base model and the notes are included.
 """
 
 import time
@@ -15,7 +15,7 @@ from fedfora.config import ConfigParser, flag
 from fedfora.reporting.card import card_of
 from fedfora.reporting.history import read_lines, read_run
 
-# What `fedfora simulate` would be told; docs/log.md says how the numbers were found.
+# The options of `fedfora simulate`; docs/log.md says how the numbers were found.
 SETTINGS: dict[str, Any] = {
     "model_name_or_path": "clinic-base",
     "quantization": "nf4",
@@ -41,7 +41,7 @@ class DemoArguments:
 
     output_dir: str = flag("out/demo", "run directory: adapter, metrics, summary.json")
     overwrite_output_dir: bool = flag(False, "write over an earlier run in output_dir")
-    seed: int = flag(42, "all randomness of the demo derives from it")
+    seed: int = flag(42, "seed of all the demo's randomness")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def summarize(output_dir: str) -> dict[str, Any]:
-    """Return what summary.json holds beside the seconds."""
+    """Return the contents of summary.json, apart from the time."""
     card = card_of(read_run(output_dir))
     table, names = table_of_arms(card), ("precision", "recall", "f1", "parse_rate")
     return {

@@ -1,4 +1,4 @@
-"""fedfora export: an adapter in the form that others load, checked after writing.
+"""fedfora export: write an adapter in a form that other programs load, and check it.
 
 fedfora export --model_dir out/adapter --output_dir out/lora
 fedfora export --model_dir out/adapter --format merged --output_dir out/merged
@@ -12,7 +12,7 @@ from fedfora.exporting.settings import SECTIONS, ExportSettings, check_place
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, export, and print how far the result is from its source."""
+    """Parse, export, and print how much the result differs from its source."""
     parser = ConfigParser(SECTIONS.values(), prog="fedfora export", description=__doc__)
     given = parser.values(argv)
     settings = ExportSettings(frozenset(given), *parser.build(given))

@@ -14,7 +14,7 @@ class KeysArguments:
     signing_key: str | None = flag(
         None, "file for a new Ed25519 key; its public half is written next to it"
     )
-    encryption_key: str | None = flag(None, "file for a new key of encryption at rest")
+    encryption_key: str | None = flag(None, "file for a new key for encryption at rest")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -24,14 +24,14 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.protection import keys
 
     if arguments.signing_key is None and arguments.encryption_key is None:
-        raise ValueError("nothing to make: --signing_key FILE, --encryption_key FILE, or both")
+        raise ValueError("nothing to make: give --signing_key FILE, --encryption_key FILE, or both")
     if arguments.signing_key is not None:
         path = Path(arguments.signing_key)
         print(f"signing key {keys.make_signing_key(path)}")
         print(f"  sign with it:     export {keys.SIGNING}={path}")
-        print(f"  for who trusts it: export {keys.TRUSTED}={path}.pub")
+        print(f"  trust it:         export {keys.TRUSTED}={path}.pub")
     if arguments.encryption_key is not None:
         path = Path(arguments.encryption_key)
         keys.make_encryption_key(path)
-        print("encryption key; who loses it loses what was encrypted")
+        print("encryption key; losing it means losing what was encrypted with it")
         print(f"  encrypt with it:  export {keys.ENCRYPTION_FILE}={path}")

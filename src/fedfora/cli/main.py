@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
-# Each command is a module of this package with `run(argv)`; loaded only when it is asked for.
+# Each command is a module of this package with `run(argv)`, loaded only when it is used.
 COMMANDS = {
     "demo": "a federation of four clinics, results in a table",
     "train": "fine-tune on one device or many",
     "simulate": "a whole federation on this machine",
     "predict": "answer the rows of a file with an adapter",
     "evaluate": "score a predictions file",
-    "chat": "try an adapter on the spot",
+    "chat": "try an adapter interactively",
     "export": "an adapter as LoRA, as GGUF, or merged with its base",
     "keys": "keys for signing, and for encryption at rest",
     "verify": "check and show where an adapter comes from",
-    "audit": "attack a run's adapter and say what that learned",
+    "audit": "attack a run's adapter and report what the attacks learned",
     "report": "one HTML page from run directories",
     "watch": "follow a run from another terminal",
-    "check": "what a file of rows or a kit holds, and what would go wrong",
+    "check": "check a file of rows, a kit or a privacy budget before a run",
     "provision": "keys and kits for the coordinator and the sites of a real federation",
-    "site": "what one site of a real federation runs",
-    "coordinator": "what its coordinator runs; `coordinator run`: one run to its end",
+    "site": "run one site of a real federation",
+    "coordinator": "run its coordinator; `coordinator run` takes one run to its end",
     "rehearse": "a real federation with all its processes, on this machine",
     "fate": "a party of a FATE federation",
     "info": "versions and hardware",
@@ -35,7 +35,7 @@ EXTRAS = {
     **{"starlette": "web", "uvicorn": "web"},
 }
 
-# Whose extra brings all that they need, whichever package was missed first.
+# Commands whose extra brings all that they need, whichever package turns out to be missing.
 FEDERATIONS = {"demo", "simulate", "provision", "site", "coordinator", "rehearse"}
 
 
@@ -65,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"fedfora {command}: error: {message}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `fedfora ... | head` has seen enough
+    except BrokenPipeError:  # as in `fedfora ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError) as error:
-        sys.stdout.flush()  # what was printed before the mistake was found comes before it
+        sys.stdout.flush()  # so that earlier output comes before the error
         line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
-        # A name may hold half a character, and a row what a terminal obeys.
+        # A name may hold half a character, and a row terminal control codes.
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
         print(f"fedfora {command}: error: {line}", file=sys.stderr)
         return 2

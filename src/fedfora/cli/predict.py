@@ -2,8 +2,8 @@
 
     fedfora predict --model_dir out/adapter --test_file test.json --output_dir out/answers
 
-The adapter knows its base; --model_name_or_path is for a base that lies elsewhere now, or that
-answers without an adapter.
+The adapter knows its base; give --model_name_or_path if the base has moved, or to answer without
+an adapter.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """fedfora provision SITES.yaml: a kit for the coordinator and one for each site.
 
-Given again with the same --output_dir, it adds the sites that are new and leaves the others' keys
-as they are.
+Run again with the same --output_dir, it adds the new sites and leaves the others' keys as they
+are.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parse, write the kits, and say what to do with them.
+    """Parse, write the kits, and explain what to do with them.
 
     Raises:
         ValueError: If no file is named, or something in it or in the kits is wrong.
@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.deployment.sites_file import read_sites_file
 
     if arguments.sites_file is None:
-        raise ValueError("which federation? fedfora provision SITES.yaml")
+        raise ValueError("no sites file given: fedfora provision SITES.yaml")
     provisioned = provision(
         read_sites_file(arguments.sites_file),
         arguments.output_dir,
@@ -51,14 +51,14 @@ def _print(provisioned: "Provisioned") -> None:
     for name in provisioned.added:
         print(f"site {name}: {sites / name} (send it over a private channel, then delete it here)")
     if provisioned.revoked is not None:
-        print(f"revoked: {provisioned.revoked}; its keys are in no list any more")
+        print(f"revoked: {provisioned.revoked}; its keys have been removed from every list")
     if provisioned.revoked is not None or (provisioned.added and provisioned.need_keys):
-        print("  a coordinator that runs on this kit knows it within seconds; one on another")
-        print(f"  machine needs nodes, *.json, *.pem, *.conf and *.yaml of {kit.directory}")
+        print("  a coordinator running on this kit notices within seconds; one on another")
+        print(f"  machine needs nodes, *.json, *.pem, *.conf and *.yaml from {kit.directory}")
     if provisioned.need_keys:
         names = ", ".join(provisioned.need_keys)
         print(f"new list of keys: {kit.site_keys}")
-        print(f"  put it into the kit of each older site, and restart the site: {names}")
+        print(f"  copy it into the kit of each older site, and restart the site: {names}")
     for note in provisioned.notes:
         print(note)
     if kit.authority_key.exists():

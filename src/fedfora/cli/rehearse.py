@@ -17,14 +17,14 @@ from fedfora.registry import counted
 class RehearsalArguments(Options):
     """Sites file, rounds and time limit."""
 
-    sites_file: str | None = flag(None, "the federation and its sites; or the first word")
-    rehearsal_rounds: int = flag(2, "rounds at most", least=1)
+    sites_file: str | None = flag(None, "sites.yaml of the federation; also the first word")
+    rehearsal_rounds: int = flag(2, "maximum number of rounds", least=1)
     deadline: float = flag(900.0, "seconds after which the rehearsal is stopped", above=0)
-    keep: str | None = flag(None, "a new directory in which kits, logs and run are kept")
+    keep: str | None = flag(None, "keep kits, logs and run in this new directory")
 
 
 def run(argv: Sequence[str]) -> None:
-    """Rehearse, print the verdicts, and fail if one is bad.
+    """Rehearse, print the verdicts, and fail if a site failed.
 
     Raises:
         ValueError: If a site failed.
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> None:
         first="sites_file",
     ).parse(argv)
     if arguments.sites_file is None:
-        raise ValueError("which federation? fedfora rehearse SITES.yaml")
+        raise ValueError("no sites file given: fedfora rehearse SITES.yaml")
     silence_libraries()
     plan = read_sites_file(arguments.sites_file)
     log_line(f"rehearsal of {plan.federation} on this machine: {counted(len(plan.sites), 'site')}")
@@ -52,4 +52,4 @@ def run(argv: Sequence[str]) -> None:
         print_results(results)
         print("the rehearsal passed")
         return
-    raise ValueError("stopped before its end")
+    raise ValueError("the rehearsal was stopped before its end")

@@ -14,9 +14,9 @@ from fedfora.config import ConfigError, ConfigParser, flag
 class ReportArguments:
     """Which runs, and where the page goes."""
 
-    runs: list[str] = flag([], "run directories; or the words before the options")
+    runs: list[str] = flag([], "run directories; also the words before the options")
     output_file: str | None = flag(
-        None, "the page; default report.html in the run directory, or here for several runs"
+        None, "file to write; default report.html in the run directory, or here for several runs"
     )
     no_examples: bool = flag(False, "leave out the answered test rows, e.g. patients' texts")
 
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> None:
     ).parse(argv)
     runs = arguments.runs
     if not runs:
-        raise ConfigError("which run? fedfora report RUN..., e.g. fedfora report out/demo")
+        raise ConfigError("no run given: fedfora report RUN..., e.g. fedfora report out/demo")
     from fedfora.reporting.report import FILE, write_report
 
     path = Path(arguments.output_file or (Path(runs[0]) / FILE if len(runs) == 1 else FILE))

@@ -3,7 +3,7 @@
     fedfora simulate --model_name_or_path MODEL --train_file rows.json --test_file test.json
         --partition iid --num_clients 4 --num_rounds 10 --output_dir out/federation
 
-It leaves an adapter as `fedfora train` does. --compare base alone central shows what each site
+It writes an adapter, as `fedfora train` does. --compare base alone central shows what each site
 gains. --resume DIRECTORY resumes a stopped run.
 """
 
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _plan(settings: FederationSettings, rows: dict[str, int]) -> str:
-    """Return in two or three lines who is going to train on how many rows, and what."""
+    """Return two or three lines on who will train what, on how many rows."""
     shown = [f"{name} ({count:,})" for name, count in list(rows.items())[:8]]
     more = " ..." if len(rows) > 8 else ""
     model, federation, step = settings.model, settings.federation, settings.train.rows_per_step
@@ -57,8 +57,8 @@ def _plan(settings: FederationSettings, rows: dict[str, int]) -> str:
     ]
     if small := [f"{name} ({count})" for name, count in rows.items() if count < step]:
         lines.append(
-            f"fewer rows than the {step} of a step: {', '.join(small[:8])} (--min_rows_per_site "
-            "joins small sites)"
+            f"fewer rows than the {step} of one step: {', '.join(small[:8])} (--min_rows_per_site "
+            "merges small sites)"
         )
     return "\n".join(lines)
 
@@ -77,7 +77,7 @@ def table_of_arms(card: Card) -> list[tuple[str, dict[str, float], int, float]]:
 
 
 def print_comparison(output_dir: str, title: str) -> None:
-    """Print what every arm came to on all test rows, and what each site gains on its own kind."""
+    """Print each arm's scores on all test rows, and what each site gains on its own kind."""
     from rich.console import Console
 
     from fedfora.reporting.sections import arms, own_kinds

@@ -1,8 +1,8 @@
-"""fedfora site: what one site of a real federation runs.
+"""fedfora site: run one site of a real federation.
 
-`fedfora site request --kit DIR --name NAME` makes a new site's keys there, and the request to be
-handed to the coordinator; in a kit, keys that are to replace its own.
-`fedfora site journal --kit DIR` shows what has left the site, and whether its journal is whole.
+`fedfora site request --kit DIR --name NAME` makes a new site's keys in DIR, and a request to hand
+to the coordinator; in an existing kit, it makes keys to replace the kit's own.
+`fedfora site journal --kit DIR` shows what has left the site, and whether its journal is intact.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from fedfora.deployment.settings import KitArguments
 class RequestArguments:
     """A site that makes its keys itself."""
 
-    kit: str = flag(".", "directory of the kit that is to be, or whose keys are to be replaced")
+    kit: str = flag(".", "directory for a new kit, or of a kit whose keys are to be replaced")
     name: str | None = flag(None, "name of the site, as the coordinator's sites.yaml has it")
 
 
@@ -54,12 +54,12 @@ def _request(argv: Sequence[str]) -> None:
     from fedfora.deployment.certificates import make_request
 
     path = make_request(Path(arguments.kit), arguments.name)
-    print(f"{path}: for the coordinator; the keys beside it are this site's alone")
-    print(f"read to each other over the telephone: {sha256(path.read_bytes()).hexdigest()}")
+    print(f"{path}: give it to the coordinator; the keys beside it stay at this site")
+    print(f"compare by telephone: {sha256(path.read_bytes()).hexdigest()}")
 
 
 def show_journal(state: Path) -> list[Line]:
-    """Print a kit's journal, checked, and return it."""
+    """Check a kit's journal, print it, and return it."""
     lines = read_journal(state)
     for line in lines:
         print(shown(line))

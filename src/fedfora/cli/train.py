@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> None:
     settings = TrainSettings(*parser.parse(argv))
     silence_libraries()
     rows = preflight(settings)
-    is_first = os.environ.get("RANK", "0") == "0"  # launchers start many processes; one talks
+    is_first = os.environ.get("RANK", "0") == "0"  # launchers start many processes; one prints
     if is_first:
         data, model = settings.data, settings.model
         announce(

@@ -1,4 +1,4 @@
-"""fedfora verify DIR: check an adapter's or checkpoint's signed provenance, and show it."""
+"""fedfora verify DIR: check and show the signed provenance of an adapter or a checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,5 +30,5 @@ def run(argv: Sequence[str]) -> None:
     if provenance is None:
         raise ValueError(f"{arguments.model_dir} is not signed")
     trust = "trusted" if trusted_keys() is not None else f"unknown: {TRUSTED} names no keys"
-    print(f"signed by {provenance.signer} ({trust}); files and record are what was signed")
+    print(f"signed by {provenance.signer} ({trust}); files and record match what was signed")
     print(yaml.safe_dump(provenance.facts, sort_keys=True, allow_unicode=True), end="")

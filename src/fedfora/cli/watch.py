@@ -1,7 +1,7 @@
 """fedfora watch RUN: follow a run from another terminal, or in a browser, by its record.
 
-Ctrl-C leaves the view and not the run. Without a terminal, one line for each round or logged step.
-With --web RUN may also be a directory of runs, which a browser shows and compares.
+Ctrl-C ends the view, not the run. Without a terminal, it prints a line for each round or logged
+step. With --web, RUN may also be a directory of runs, which a browser shows and compares.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from fedfora.config import ConfigError, ConfigParser, Options, flag
 class WatchArguments(Options):
     """Run, interval, and where to show it."""
 
-    run: str | None = flag(None, "the run directory; or the first word")
-    interval_s: float = flag(1.0, "seconds between two looks at the record", within="[0.05, 3600]")
-    once: bool = flag(False, "show where the run stands, and leave")
+    run: str | None = flag(None, "the run directory; also the first word")
+    interval_s: float = flag(1.0, "seconds between reads of the record", within="[0.05, 3600]")
+    once: bool = flag(False, "show where the run stands, and exit")
     web: bool = flag(False, "serve a read-only page of the run, or of all runs in a directory")
-    host: str = flag("127.0.0.1", "with --web: listen at this address; any but the own has a token")
-    port: int = flag(8765, "with --web: its port; 0 takes a free one", within="[0, 65535]")
-    token: bool = flag(False, "with --web: ask for a token on this machine, too, as others use it")
+    host: str = flag("127.0.0.1", "with --web: address to listen on; any but loopback has a token")
+    port: int = flag(8765, "with --web: port to listen on; 0 takes a free one", within="[0, 65535]")
+    token: bool = flag(False, "with --web: ask for a token even on this machine, if others use it")
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
+        """Refuse flags that contradict each other."""
         super().__post_init__()
         if self.web and self.once:
             raise ConfigError("--web serves a page, --once prints where the run stands: choose one")
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
         [WatchArguments], prog="fedfora watch RUN", description=__doc__, first="run"
     ).parse(argv)
     if arguments.run is None:
-        raise ConfigError("which run? fedfora watch RUN, e.g. fedfora watch out/demo")
+        raise ConfigError("no run given: fedfora watch RUN, e.g. fedfora watch out/demo")
     path, host, port = Path(arguments.run), arguments.host, arguments.port
     if arguments.web:
         from fedfora.reporting.web import serve

@@ -6,7 +6,7 @@ of 60 steps (of T steps each may have sqrt(T / 60) times as much, since their no
     nu = z sqrt(d) / (q N sqrt(K)) sqrt(60 / T)             each of K sites adds noise of its own
     nu = z sqrt(d) sqrt(K / s) / (q N K) sqrt(60 / T)       s sites' shares make the noise whole
 
-with noise multiplier z, d trained numbers, sampling rate q and N rows at a site. A clipped mean
+with noise multiplier z, d trained parameters, sampling rate q and N rows at a site. A clipped mean
 gradient is C long at most, and about C / 2 at first. The bounds below are those of the clinics'
 notes on a small base that has learned no task (docs/log.md); a base that has stands more noise.
 """
