@@ -5,6 +5,9 @@ inner width, which has about LoRA's number of parameters; and LoRA whose ranks a
 layer to FoRA's number of parameters. Each learning rate and seed is one run.
 
     OMP_NUM_THREADS=1 python benchmarks/fora_learning.py
+    OMP_NUM_THREADS=1 python benchmarks/fora_learning.py --model_name_or_path SMOLLM2 \
+        --train_file ade_train.json --test_file ade_test.json --ranks 8 --learning_rates 1e-3 \
+        --forms lora fora "lora, wide" --steps 64 --results fora_learning-ade
 """
 
 import argparse
@@ -29,15 +32,13 @@ from fedfora.training.local import StepWindow, train_locally
 from fedfora.training.settings import TrainArguments
 from record import write
 
-RANKS = (1, 2, 4, 8)
 FORMS = ("lora", "fora", "fora, narrow", "lora, wide")
 BATCH = 8
-ON_CPU = ModelArguments(model_name_or_path="clinic-base", quantization="none", device="cpu")
 
 
-def adapted(form: str, rank: int, seed: int) -> tuple[Any, Any]:
-    """Return the bundled base with a fresh adapter, and its tokenizer."""
-    base = load_base(ON_CPU)
+def adapted(model: str, form: str, rank: int, seed: int) -> tuple[Any, Any]:
+    """Return the base with a fresh adapter, and its tokenizer."""
+    base = load_base(ModelArguments(model_name_or_path=model, quantization="none", device="cpu"))
     torch.manual_seed(seed)
     common: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
     if form == "fora":
@@ -47,21 +48,21 @@ def adapted(form: str, rank: int, seed: int) -> tuple[Any, Any]:
     elif form == "lora":
         config = LoraConfig(r=rank, lora_alpha=2 * rank, **common)
     else:
-        ranks = wide_ranks(rank)
+        ranks = wide_ranks(model, rank)
         alphas = {name: 2 * r for name, r in ranks.items()}
         config = LoraConfig(r=rank, rank_pattern=ranks, alpha_pattern=alphas, **common)
     return get_peft_model(base.model, config), base.tokenizer
 
 
-def wide_ranks(rank: int) -> dict[str, int]:
+def wide_ranks(name: str, rank: int) -> dict[str, int]:
     """Return for each layer the LoRA rank with FoRA's number of parameters, rounded."""
-    model, _ = adapted("fora", rank, 0)
+    model, _ = adapted(name, "fora", rank, 0)
     ranks = {}
-    for name, layer in model.named_modules():
+    for module, layer in model.named_modules():
         if isinstance(layer, ForaLinear):
             numbers = sum(p.numel() for n, p in layer.named_parameters() if "fora_" in n)
             width = layer.in_features + layer.out_features
-            ranks[name.removeprefix("base_model.model.")] = max(1, round(numbers / width))
+            ranks[module.removeprefix("base_model.model.")] = max(1, round(numbers / width))
     return ranks
 
 
@@ -70,8 +71,8 @@ def held_out_loss(model: Any, tokenizer: Any, encoded: list[dict[str, list[int]]
     """Return the mean loss of an answer token."""
     collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
     total, count = 0.0, 0
-    for start in range(0, len(encoded), 60):
-        batch = collate(encoded[start : start + 60])
+    for start in range(0, len(encoded), 2 * BATCH):
+        batch = collate(encoded[start : start + 2 * BATCH])
         labels: Tensor = batch["labels"]
         tokens = int((labels[:, 1:] != -100).sum())
         total += float(model(**batch).loss) * tokens
@@ -79,21 +80,23 @@ def held_out_loss(model: Any, tokenizer: Any, encoded: list[dict[str, list[int]]
     return total / count
 
 
-def run(form: str, rank: int, learning_rate: float, seed: int, steps: int) -> dict[str, Any]:
+def run(
+    options: argparse.Namespace, form: str, rank: int, learning_rate: float, seed: int
+) -> dict[str, Any]:
     """Train one adapter and return its held-out loss and size."""
-    model, tokenizer = adapted(form, rank, seed)
+    model, tokenizer = adapted(options.model_name_or_path, form, rank, seed)
     data = DataArguments(max_target_length=64)
     prompts = prompt_format_of(data, tokenizer)
     rows, test = (
         encode_examples(load_examples(name, data), tokenizer, prompts)
-        for name in ("clinic", "clinic:test")
+        for name in (options.train_file, options.test_file)
     )
     settings = TrainArguments(
         learning_rate=learning_rate,
         per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=1,
     )
-    stretch = StepWindow(first_step=0, num_steps=steps, total_steps=steps)
+    stretch = StepWindow(first_step=0, num_steps=options.steps, total_steps=options.steps)
     train_locally(model, tokenizer, rows, settings, stretch=stretch, seed=seed)
     return {
         "form": form,
@@ -105,14 +108,14 @@ def run(form: str, rank: int, learning_rate: float, seed: int, steps: int) -> di
     }
 
 
-def table(runs: list[dict[str, Any]], rates: list[float]) -> list[dict[str, Any]]:
+def table(runs: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a line for each rank and form: loss over the seeds at each rate, and the best."""
     lines = []
-    for rank, form in itertools.product(RANKS, FORMS):
+    for rank, form in itertools.product(options.ranks, options.forms):
         mine = [r for r in runs if (r["rank"], r["form"]) == (rank, form)]
         losses = {
             str(rate): [r["held_out_loss"] for r in mine if r["learning_rate"] == rate]
-            for rate in rates
+            for rate in options.learning_rates
         }
         line = {"rank": rank, "form": form, "parameters": mine[0]["parameters"], "losses": losses}
         lines.append(line | {"best_mean": min(mean(values) for values in losses.values())})
@@ -125,21 +128,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-3, 1e-2])
+    parser.add_argument("--model_name_or_path", default="clinic-base")
+    parser.add_argument("--train_file", default="clinic")
+    parser.add_argument("--test_file", default="clinic:test")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--results", default="fora_learning", help="name of the file written")
     options = parser.parse_args()
     silence_libraries()
     runs = []
     for rank, form, rate, seed in itertools.product(
-        RANKS, FORMS, options.learning_rates, range(options.seeds)
+        options.ranks, options.forms, options.learning_rates, range(options.seeds)
     ):
-        runs.append(run(form, rank, rate, seed, options.steps))
+        runs.append(run(options, form, rank, rate, seed))
         print(runs[-1], flush=True)
     figures = {
         "steps": options.steps,
         "batch": BATCH,
         "seeds": options.seeds,
-        "table": table(runs, options.learning_rates),
+        "table": table(runs, options),
     }
-    write("fora_learning", figures)
+    write(options.results, figures)
 
 
 if __name__ == "__main__":
