@@ -273,7 +273,7 @@ def _of_shared_record_noise(s: FederationSettings) -> Iterator[str]:
         yield f"--aggregation {chosen.aggregation}: {with_it} fedavg"
     if chosen.weighting != "equal":
         yield f"--weighting {chosen.weighting}: {with_it} equal"
-    if not _is_plain(chosen) or train.optim != "adamw_torch" or train.weight_decay != 0:
+    if not _is_plain(chosen) or "adamw_torch" not in train.optim or train.weight_decay != 0:
         adam = "takes Adam's steps at --learning_rate and no other optimizer does"
         yield f"{with_it} the coordinator {adam}"
     if chosen.proximal_mu:

@@ -26,7 +26,7 @@ BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit format
 SCALES = 256  # scales that share a scale of their own in double quantization
 QUANTIZABLE = (nn.Linear, Conv1D)  # by bitsandbytes; subclasses, such as Falcon's, are not
 LIBRARIES_BYTES = 7 * 2**30 // 10  # on a CPU: PyTorch and the rest, and what the heap wastes
-OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "sgd": 0.0}
+OPTIMIZER_BYTES = {"adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "sgd": 0.0}  # else two moments
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def estimate_memory(
     rows: int,
     tokens: int,
     answer_tokens: int | None = None,
-    optim: str = "adamw_torch",
+    optim: str = "adamw_torch_fused",
     gradient_checkpointing: bool = False,
     on_gpu: bool = False,
 ) -> MemoryEstimate:
@@ -113,7 +113,7 @@ def estimate_memory(
     logits_gradient = 4 * rows * answer_tokens * base.model.config.vocab_size
     return MemoryEstimate(
         base=base_bytes,
-        adapter=int(trained * (8 + OPTIMIZER_BYTES[optim])),
+        adapter=int(trained * (8 + OPTIMIZER_BYTES.get(optim, 8.0))),
         activations=activations + logits_gradient,
         adapter_parameters=trained,
     )

@@ -24,7 +24,7 @@ PLAIN_INTERVAL_S = 10.0
 LONG_S = 120  # work that takes longer is announced, with the way to make it shorter
 SITES_SHOWN = 12
 _STYLES = {"waits": "dim", "sent": "green", "in": "green", "left out": "red", "absent": "red"}
-EVALUATED_ROW = 0.05  # answering a row costs about so much of an optimizer step
+EVALUATED_ROW = 0.12  # answering a row costs about so much of an optimizer step
 
 
 class Screen:

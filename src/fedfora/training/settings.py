@@ -54,8 +54,8 @@ class TrainArguments(Options):
         "default 2048 on a CPU, 16384 on a GPU",
         least=1,
     )
-    optim: Literal["adamw_torch", "sgd", "adamw_8bit", "paged_adamw_8bit"] = flag(
-        "adamw_torch", "optimizer; the 8-bit ones need a GPU"
+    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "adamw_8bit", "paged_adamw_8bit"] = (
+        flag("adamw_torch_fused", "optimizer; the 8-bit ones need a GPU")
     )
     weight_decay: float = flag(0.0, "weight decay of the optimizer", least=0)
     max_grad_norm: float = flag(1.0, "gradient clipping norm; 0 disables clipping", least=0)
@@ -268,7 +268,7 @@ def check_device(settings: TrainArguments, device: str) -> None:
     if settings.fp16:
         raise ValueError("--fp16 needs a GPU; a CPU can --bf16")
     if settings.optim.endswith("8bit"):
-        raise ValueError(f"--optim {settings.optim} needs a GPU; use adamw_torch")
+        raise ValueError(f"--optim {settings.optim} needs a GPU; use adamw_torch_fused")
 
 
 def private_steps(train: TrainArguments, privacy: PrivacyArguments, num_rows: int) -> int:
