@@ -41,6 +41,7 @@ def silence_libraries() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # e.g. of transformers' reader of GGUF files
     handler = logging.StreamHandler()
     handler.addFilter(Once())
     logging.basicConfig(
