@@ -241,7 +241,7 @@ def test_a_site_that_is_ready_passes_and_a_fault_is_said_with_its_remedy(kits, t
         fingerprint = out.split("fingerprint ")[1][:16]
         write_description(replace(kit, port=port, base_fingerprint=fingerprint))
         assert main(["check", "site", "--kit", str(kit.directory)]) == 0
-        assert f"fingerprint {fingerprint} as the federation's" in capsys.readouterr().out
+        assert f"fingerprint {fingerprint}, the same as the federation's" in capsys.readouterr().out
         write_description(replace(kit, port=port, base_fingerprint="0" * 16))
         kit.node_key.chmod(0o644)
         assert main(["check", "site", "--kit", str(kit.directory)]) == 2
@@ -249,7 +249,7 @@ def test_a_site_that_is_ready_passes_and_a_fault_is_said_with_its_remedy(kits, t
     failed = [line for line in captured.out.splitlines() if line.startswith("FAIL")]
     assert ["files" in failed[0], "base" in failed[1], len(failed)] == [True, True, 2]
     assert "chmod 600" in failed[0]
-    assert "the federation 0000000000000000" in failed[1]
+    assert "the federation's base has 0000000000000000" in failed[1]
     assert "2 of 12 checks failed" in captured.err
 
 
@@ -269,7 +269,7 @@ def test_keys_that_do_not_belong_together(kits):
     other = kit.directory.parent / "b"
     assert check_keys(kit) == "site 0 of 2"
     shutil.copy(other / "site.key", kit.signing_key)
-    with pytest.raises(ValueError, match=r"not that of site\.key"):
+    with pytest.raises(ValueError, match=r"does not match site\.key"):
         check_keys(kit)
     shutil.copy(other / "node.pub", kit.node_public_key)
     with pytest.raises(ValueError, match=r"node\.key and node\.pub"):
@@ -326,7 +326,7 @@ def test_a_file_of_the_kit_that_is_none_is_named(kits, broken):
     kit = kits[1]
     other = make_authority("another")[0] if broken == "client_key" else b"no certificate"
     getattr(kit, broken).write_bytes(other)
-    what = {"authority": "ca.crt is no certificate", "client_key": "client.key is not that of"}
+    what = {"authority": "ca.crt is not a certificate", "client_key": "client.key does not match"}
     with pytest.raises(Fault, match=what[broken]):
         site._Gate(kit, None).certificate()
 
@@ -350,12 +350,12 @@ def test_a_kit_names_the_versions_that_a_bases_fingerprint_depends_on(kits):
 @pytest.mark.parametrize(
     ("name", "here", "there", "said"),
     [
-        ("flwr", "1.41.0", "1.42.0", "flwr 1.42.0, differs: tried together"),
-        ("flwr", "1.42.0", "1.22.0", "flwr 1.22.0, differs: not tried"),
-        ("transformers", "5.24.0", "5.20.0", "transformers 5.20.0, differs: tried together"),
-        ("transformers", "5.24.0", "5.9.1", "transformers 5.9.1, differs: not tried"),
+        ("flwr", "1.41.0", "1.42.0", "flwr 1.42.0 (tried together)"),
+        ("flwr", "1.42.0", "1.22.0", "flwr 1.22.0 (not tried together)"),
+        ("transformers", "5.24.0", "5.20.0", "transformers 5.20.0 (tried together)"),
+        ("transformers", "5.24.0", "5.9.1", "transformers 5.9.1 (not tried together)"),
         ("torch", "2.13.0+cpu", "2.13.0+cu130", ""),
-        ("fedfora", "0.1.0", "0.2.0rc1", "fedfora 0.2.0rc1, differs: not tried"),
+        ("fedfora", "0.1.0", "0.2.0rc1", "fedfora 0.2.0rc1 (not tried together)"),
     ],
 )
 def test_other_versions_are_named_and_keep_no_site_away(monkeypatch, name, here, there, said):
@@ -365,7 +365,7 @@ def test_other_versions_are_named_and_keep_no_site_away(monkeypatch, name, here,
 
 def test_modes_and_disk(kits, tmp_path):
     kit = kits[1]
-    assert "you alone" in check_modes(kit.directory, kit.private_files)
+    assert "readable only by you" in check_modes(kit.directory, kit.private_files)
     kit.directory.chmod(0o750)
     with pytest.raises(Fault) as fault:
         check_modes(kit.directory, [])
@@ -402,7 +402,7 @@ def test_what_is_wrong_with_a_coordinator_is_found(kits, tmp_path):
         (expired, "not now"),
         ((elsewhere[0], elsewhere[1]), None),
         (other, "not signed by ca.crt"),
-        ((expired[0], good[1]), "server.key is not that of server.crt"),
+        ((expired[0], good[1]), "server.key does not match server.crt"),
     ):
         kit.server_key.write_bytes(certified[0])
         kit.server_certificate.write_bytes(certified[1])
@@ -481,6 +481,6 @@ def test_the_wrong_kit_or_none(kits, capsys, tmp_path, monkeypatch):
     assert main(["check", "site"]) == 2
     assert "--kit .: no kit there" in capsys.readouterr().err
     assert main(["check", "site", "--kit", str(kits[0].directory)]) == 2
-    assert "is that of a coordinator" in capsys.readouterr().err
+    assert "is a coordinator's kit" in capsys.readouterr().err
     assert main(["check", "federations"]) == 2
     assert "did you mean 'federation'" in capsys.readouterr().err

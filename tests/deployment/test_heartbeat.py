@@ -66,7 +66,7 @@ def test_an_operation_that_outlives_its_time_is_ended_and_its_process_started_ag
     child, said, until = supervised(0.3, 1000)
     first = child.process.pid
     until(lambda: child.is_alive and child.process.pid != first)
-    assert ends(said) == ["trainer hangs: no sign of life for 1 s; it is ended"]
+    assert ends(said) == ["trainer hangs: no sign of life for 1 s; ending it"]
     assert any("killed by signal 9" in text for text in said)
 
 
@@ -75,7 +75,7 @@ def test_a_process_that_is_stopped_is_ended(supervised):
     first = child.process.pid
     os.kill(first, signal.SIGSTOP)
     until(lambda: child.is_alive and child.process.pid != first)
-    assert ends(said) == ["trainer hangs: no sign of life for 1 s; it is ended"]
+    assert ends(said) == ["trainer hangs: no sign of life for 1 s; ending it"]
 
 
 def test_who_works_within_its_time_or_waits_is_left_alone(supervised):

@@ -55,13 +55,13 @@ def test_lines_follow_each_other_and_only_the_owner_reads_them(state):
     [
         (lambda x: x.__setitem__(2, x[2].replace('"a2"', '"b2"')), "line 3: was changed"),
         (lambda x: x.__setitem__(4, x[4].replace('"a4"', '"b4"')), "line 5: was changed"),
-        (lambda x: x.pop(2), "line 3: it says it is line 4"),
-        (lambda x: x.pop(0), "line 1: it says it is line 2"),
+        (lambda x: x.pop(2), "line 3: is numbered 4"),
+        (lambda x: x.pop(0), "line 1: is numbered 2"),
         (lambda x: x.pop(), "ends with line 4; lines up to 5 were cut off"),
         (lambda x: x.clear(), "ends with line 0; lines up to 5 were cut off"),
-        (lambda x: x.insert(1, x.pop(3)), "line 2: it says it is line 4"),
-        (lambda x: x.insert(2, x[1]), "line 3: it says it is line 2"),
-        (lambda x: x.__setitem__(3, x[3][:20]), "line 4: is not whole"),
+        (lambda x: x.insert(1, x.pop(3)), "line 2: is numbered 4"),
+        (lambda x: x.insert(2, x[1]), "line 3: is numbered 2"),
+        (lambda x: x.__setitem__(3, x[3][:20]), "line 4: is incomplete"),
         (lambda x: x.append("[]\n"), "line 6"),
     ],
 )
@@ -74,8 +74,8 @@ def test_a_changed_cut_or_moved_line_is_named(state, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x.pop(), "line 5: it says it is line 6"),
-        (lambda x: x.clear(), "line 1: it says it is line 6"),
+        (lambda x: x.pop(), "line 5: is numbered 6"),
+        (lambda x: x.clear(), "line 1: is numbered 6"),
         (lambda x: x.__setitem__(4, x[4].replace('"a4"', '"b4"')), "line 5: was changed"),
     ],
 )
@@ -171,7 +171,7 @@ def test_an_answer_in_a_sites_name_that_it_did_not_send_shows_in_the_comparison(
     forged = answers(RECEIVED, ("q3", "x"), ("q2", "y"))
     assert disagreements(forged, own) == [
         "line 2: north has not sent the answer to q3",
-        "line 3: north sent another answer to q2",
+        "line 3: north sent a different answer to q2",
     ]
 
 
@@ -354,4 +354,4 @@ def test_the_command_shows_the_journal_and_says_which_line_is_wrong(provisioned,
     assert "cardiology has not sent the answer to q2" in capsys.readouterr().err
     changed(kit / "state", lambda lines: lines.pop(0))
     assert main(["site", "journal", "--kit", str(kit)]) == 2
-    assert "line 1: it says it is line 2" in capsys.readouterr().err
+    assert "line 1: is numbered 2" in capsys.readouterr().err

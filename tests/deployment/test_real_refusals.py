@@ -246,7 +246,7 @@ def test_a_coordinator_whose_certificate_is_over_says_so_and_goes_on_with_a_new_
     real.coordinate()
     assert real.wait() == 2
     said = (real.place / "logs" / "coordinator.log").read_text()
-    assert "server.crt holds from" in said
+    assert "server.crt is valid from" in said
     assert "--renew" in said
     real.provision(renew=True)
     real.coordinate()

@@ -122,7 +122,7 @@ def test_a_running_coordinator_takes_up_a_renewed_certificate_and_says_when_one_
     assert got == [("gate", signal.SIGHUP), ("SuperLink", signal.SIGKILL)]
     assert "renew it soon" in said[0]
     renewed(now=datetime.now(UTC) - timedelta(days=9))
-    assert said[-1].startswith("no site gets in: server.crt holds from")
+    assert said[-1].startswith("no site gets in: server.crt is valid from")
     assert len(got) == 2
 
 
@@ -136,7 +136,7 @@ def test_an_account_starts_what_it_has_the_key_for(provisioned, monkeypatch):
         monkeypatch.setattr(os, "access", lambda path, mode, key=key: path == key)
         assert [child.name for child in children(kit)] == [expected.name]
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="may read none of its keys"):
+    with pytest.raises(ValueError, match="can read none of its keys"):
         run_site(kit, print)
 
 

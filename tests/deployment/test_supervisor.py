@@ -53,9 +53,7 @@ def test_what_is_killed_is_started_again_after_longer_and_longer_pauses(tmp_path
             os.kill(first, signal.SIGKILL)
             until(lambda: child.process.poll() is not None)
             supervisor.check()
-            assert (
-                f"worker ended (killed by signal 9); it is started again in {pause_s} s" in said[-1]
-            )
+            assert f"worker ended (killed by signal 9); restarting it in {pause_s} s" in said[-1]
             supervisor.check()
             assert child.process is None, "not before its pause is over"
             child.due = 0.0

@@ -244,7 +244,7 @@ def test_another_base_than_the_kit_asks_for_is_refused(site, tmp_path):
 
 
 def test_a_second_trainer_in_the_same_place_is_refused(site):
-    with pytest.raises(ValueError, match="already works"):
+    with pytest.raises(ValueError, match="already runs"):
         serve(Trainer("y", 0, site.own, site.state))
 
 

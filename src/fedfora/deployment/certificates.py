@@ -8,8 +8,8 @@ SuperNode authentication).
 A site may make its keys where they stay: `node.key`, `site.key`, which is its identity in secure
 aggregation, and `client.key`, which opens the gate's TLS. Its request holds the public halves,
 signed by `site.key`; one that replaces keys is signed by the earlier `site.key` too. The gate
-accepts the certificates in its list alone, each for itself, so no authority's key is needed to take
-a site in or to throw it out.
+accepts only the certificates in its list, each on its own, so no authority's key is needed to admit
+or remove a site.
 """
 
 import base64
@@ -43,7 +43,7 @@ AUTHORITY_DAYS = 3650
 CLOCKS_DIFFER = timedelta(minutes=5)  # a site whose clock is a little behind must not be shut out
 LOOPBACK = ("localhost", "127.0.0.1")  # how the gate and Flower's own processes reach the SuperLink
 NO_AUTHORITY = x509.BasicConstraints(ca=False, path_length=None)
-USES = (  # of a key, all that a certificate must say yes or no to
+USES = (  # all key usages, each of which a certificate must allow or deny
     *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
     *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
 )
@@ -72,18 +72,18 @@ def make_server(
     Args:
         authority: Key and certificate that sign it.
         host: DNS name or address by which sites reach it; loopback is added.
-        valid_days: How long it holds from `now` on.
-        now: Start of its time; default the present.
+        valid_days: How long it is valid from `now` on.
+        now: Start of its validity; default the present.
 
     Raises:
-        ValueError: If the authority's key is not that of its certificate.
+        ValueError: If the authority's key does not match its certificate.
     """
     signer = serialization.load_pem_private_key(authority[0], password=None)
     issuer = x509.load_pem_x509_certificate(authority[1])
     if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != (
         issuer.public_key()
     ):
-        raise ValueError("the authority's key is not that of its certificate")
+        raise ValueError("the authority's key does not match its certificate")
     key = ec.generate_private_key(ec.SECP384R1())
     names = [
         x509.IPAddress(address) if (address := address_of(name)) else x509.DNSName(name)
@@ -100,7 +100,7 @@ def make_server(
 
 
 def make_client(name: str) -> Certified:
-    """Return key and certificate by which the gate knows a site, in PEM; nobody else signs it."""
+    """Return key and certificate by which the gate knows a site, in PEM; it is self-signed."""
     key = ec.generate_private_key(ec.SECP384R1())
     subject = _common_name(name)
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
@@ -167,10 +167,10 @@ class Request:
     """The public halves of a site's keys.
 
     Args:
-        name: Of the site.
+        name: The site's name.
         node: Public key of its SuperNode, as OpenSSH writes it.
         site: Public key of its identity, 32 bytes.
-        certificate: By which the gate knows it, in PEM.
+        certificate: The one by which the gate knows it, in PEM.
         earlier: Signature by the identity that is replaced; empty for a new site.
     """
 
@@ -187,7 +187,7 @@ class Request:
         return PURPOSE + b"".join(hashlib.sha256(part).digest() for part in parts)
 
     def replaces(self, site: bytes) -> bool:
-        """Say whether the holder of an earlier identity has signed that these keys replace it."""
+        """Return whether the holder of an earlier identity signed that these keys replace it."""
         return _verifies(site, self.earlier, self.signed)
 
 
@@ -206,25 +206,25 @@ def make_keys(kit: SiteKit) -> Request:
 
 
 def make_request(directory: Path, name: str | None) -> Path:
-    """Make a site's keys, or those that are to replace them, and return the request.
+    """Make a new site's keys, or keys to replace a site's, and return the request.
 
     Args:
-        directory: Of the kit that is to be, or that is there.
+        directory: Of a new kit, or of an existing one.
         name: Of a new site.
 
     Raises:
-        ValueError: If the directory or the name is not what it has to be.
+        ValueError: If the directory or the name cannot be used.
     """
     replaced = read_kit(directory, SiteKit) if (directory / DESCRIPTION).exists() else None
     place = directory / NEXT if replaced else directory
     if replaced is not None:
         name = name or replaced.name
         if name != replaced.name:
-            raise ValueError(f"--name {name}: the kit in {directory} is that of {replaced.name}")
+            raise ValueError(f"--name {name}: the kit in {directory} belongs to {replaced.name}")
     if name is None or not NAME.fullmatch(name):
-        raise ValueError("--name: the site's, as the coordinator's sites.yaml has it")
+        raise ValueError("--name is missing: the site's name in the coordinator's sites.yaml")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise ValueError(f"{place} is not empty; keys are never written over")
+        raise ValueError(f"{place} is not empty; keys are never overwritten")
     place.mkdir(parents=True, exist_ok=True, mode=DIRECTORY)
     place.chmod(DIRECTORY)
     kit = SiteKit(directory=place, federation="", name=name, index=0, host="", port=0)
@@ -243,7 +243,7 @@ def read_requests(directory: Path) -> dict[str, Request]:
     """Return the requests in a directory by the site's name.
 
     Raises:
-        ValueError: Naming the file, if one is no request, or not signed by its own keys.
+        ValueError: Naming the file, if one is not a request, or not signed by its own keys.
     """
     if not directory.is_dir():
         raise ValueError(f"--requests {directory}: no such directory")
@@ -272,14 +272,14 @@ def _read(path: Path) -> Request:
         names = {request.name, path.stem, common.value}
         whole = isinstance(node, ec.EllipticCurvePublicKey) and node.curve.name == "secp384r1"
         whole = whole and common.oid == NameOID.COMMON_NAME and not limits.ca  # it signs no other
-    except Exception as error:  # cryptography's own are no ValueErrors
-        raise ValueError(f"{path}: no request of a site: {error}") from None
+    except Exception as error:  # cryptography's own are not ValueErrors
+        raise ValueError(f"{path}: not a site's request: {error}") from None
     if not whole or len(names) != 1 or not NAME.fullmatch(path.stem):
         raise ValueError(
-            f"{path}: its keys or its names are not those of a site called {path.stem}"
+            f"{path}: its keys or its names do not belong to a site called {path.stem}"
         )
     if not _verifies(request.site, signature, request.signed):
-        raise ValueError(f"{path}: is not signed by its own key; was it changed on its way?")
+        raise ValueError(f"{path}: is not signed by its own key; was it changed in transit?")
     return request
 
 

@@ -1,6 +1,6 @@
 """A site's kit to what would keep it from taking part: keys, gate, disk, data, memory, base.
 
-The base is loaded as the trainer will load it, and let go again; nothing is trained, and nothing
+The base is loaded as the trainer will load it, and released again; nothing is trained, and nothing
 of the rows is shown or sent.
 """
 
@@ -48,32 +48,32 @@ from fedfora.registry import counted
 from fedfora.training.packing import estimate_step
 
 LOGS_BYTES = 256 * 2**20
-ADAPTERS_KEPT = 8  # messages on their way, error feedback, copies while writing
+ADAPTERS_KEPT = 8  # messages in transit, error feedback, copies while writing
 TIMEOUT_S = 10.0
-# Flower takes a signature from 5 s in its future to 305 s in its past; the rest is for the way.
+# Flower takes a signature from 5 s in its future to 305 s in its past; the rest allows for transit.
 MOST_AHEAD_S, MOST_BEHIND_S = 4.0, 290.0
-FORBIDDEN = "/v1/control/list-runs"  # what a gate must refuse, and harms nobody where it does not
+FORBIDDEN = "/v1/control/list-runs"  # what a gate must refuse, harmless if it does not
 
-THE_KIT = "ask the coordinator for the kit, or sites.json, once more"
-THE_BASE = f"model_name_or_path under settings in {DESCRIPTION}: the directory of the base"
+THE_KIT = "ask the coordinator for the kit, or for sites.json, again"
+THE_BASE = f"under settings in {DESCRIPTION}, set model_name_or_path to the base's directory"
 THE_ROWS = (
-    f"train_file (or dataset) under settings in {DESCRIPTION}; --own_trainer leaves rows and base "
-    "to your script, where it calls fedfora.federate"
+    f"under settings in {DESCRIPTION}, set train_file (or dataset); --own_trainer leaves rows and "
+    "base to your script, where it calls fedfora.federate"
 )
-# What OpenSSL says of a gate's certificate, to what to do about it.
+# What OpenSSL says about a gate's certificate, to what to do about it.
 REFUSED = {
     "expired": f"tell the coordinator: {RENEW}; is your clock right?",
     "not yet valid": "is your clock right?",
     "ismatch": "host in kit.yaml must be the name or address in the coordinator's certificate",
-    "": "not our coordinator, or another ca.crt: send nothing, and ask the coordinator",
+    "": "not our coordinator, or not its ca.crt: send nothing, and ask the coordinator",
 }
 
 
 def check_site(kit: SiteKit, *, own_trainer: bool = False) -> Iterator[CheckResult]:
-    """Yield what is found, one at a time, as it is found.
+    """Yield each result as soon as it is there.
 
-    What the kit does not know, such as the batch size, is as the coordinator planned it when the
-    kit was made. With an own Trainer, rows, memory and base are those of its script.
+    What the kit does not set, such as the batch size, is as the coordinator planned it when the kit
+    was made. With a Trainer of its own, rows, memory and base are up to the site's script.
     """
     yield run_check("versions", lambda: check_versions(kit.made_with))
     yield run_check("files", lambda: check_modes(kit.directory, kit.private_files))
@@ -99,21 +99,21 @@ def check_site(kit: SiteKit, *, own_trainer: bool = False) -> Iterator[CheckResu
 
 
 def check_keys(kit: SiteKit) -> str:
-    """Raise unless private and public halves belong together, and others know ours."""
+    """Raise unless private and public keys match, and the others have this site's."""
     node = load_ssh_private_key(kit.node_key.read_bytes(), None)
     if node.public_key() != load_ssh_public_key(kit.node_public_key.read_bytes()):
-        raise ValueError("node.key and node.pub do not belong together")
+        raise ValueError("node.key and node.pub do not match")
     own = read_signing_key(kit.signing_key).public_key().public_bytes_raw()
     pinned = read_site_keys(kit.site_keys)
     if kit.index not in pinned:
         raise ValueError("this site is not in sites.json; was it revoked?")
     if pinned[kit.index] != own:
-        raise ValueError("the key of this site in sites.json is not that of site.key")
+        raise ValueError("this site's key in sites.json does not match site.key")
     return f"site {kit.index} of {len(pinned)}"
 
 
 def _policy(kit: SiteKit, settings: FederationSettings) -> str:
-    """Say what the policy limits, and whether the run that is planned is within it."""
+    """Say what the policy limits, and raise unless the planned run is within it."""
     policy = read_policy(kit.directory)
     policy.check(settings, "describe", {}, answered=0, now=datetime.now())
     limits = {name: value for name, value in vars(policy).items() if value}
@@ -124,7 +124,7 @@ class Work:
     """What a site would train on; each check leaves what the next one needs.
 
     Args:
-        settings: Of the federation, as they hold here.
+        settings: The federation's, as they apply here.
     """
 
     def __init__(self, settings: FederationSettings) -> None:
@@ -148,12 +148,12 @@ class Work:
         return message
 
     def check_memory(self) -> str:
-        """Compare what a training takes with what this machine has left."""
+        """Compare the memory that training takes with what is free on this machine."""
         settings, device = self.settings, self.settings.model.device
         on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         if on_gpu and not torch.cuda.is_available():
-            remedy = f"device: cpu in {DESCRIPTION}, or a driver that PyTorch finds"
-            raise Fault("device is cuda, and there is no GPU", remedy)
+            remedy = f"set device: cpu in {DESCRIPTION}, or install a driver that PyTorch finds"
+            raise Fault("device is cuda, but there is no GPU", remedy)
         estimate, what = estimate_step(
             settings.model, settings.adapter, settings.train, self._encoded()
         )
@@ -162,7 +162,7 @@ class Work:
         free, where = free_memory(device), "free on the GPU" if on_gpu else "available"
         message = f"{needed / 2**30:.1f} GiB for {what}, {free / 2**30:.1f} GiB {where}"
         if free < needed:
-            remedy = "free some, gradient_checkpointing: true, or ask for smaller batches or nf4"
+            remedy = "free some, set gradient_checkpointing: true, or get smaller batches or nf4"
             raise Fault(message, remedy)
         return message
 
@@ -177,21 +177,21 @@ class Work:
 
 
 def _base(settings: FederationSettings, expected: str | None) -> str:
-    """Load the base, and compare its fingerprint with the one that is asked for."""
+    """Load the base, and compare its fingerprint with the expected one."""
     name, own = settings.model.model_name_or_path, fingerprint(load_base(settings.model))
     gc.collect()
     if expected is None:
         return f"{name}, fingerprint {own}: all sites must show the same"
     if own != expected:
-        message = f"{name} has fingerprint {own}, the federation {expected}"
-        raise Fault(message, "get the base from where the others have it")
-    return f"{name}, fingerprint {own} as the federation's"
+        message = f"{name} has fingerprint {own}, the federation's base has {expected}"
+        raise Fault(message, "get the base from where the other sites got it")
+    return f"{name}, fingerprint {own}, the same as the federation's"
 
 
 def check_gate(kit: SiteKit) -> Iterator[CheckResult]:
-    """Yield what a site finds at the gate, by one connection: port, certificate, paths, clock.
+    """Yield what a site finds at the gate, over one connection: port, certificate, paths, clock.
 
-    What cannot be asked any more is left out.
+    What can no longer be checked is left out.
     """
     proxy = _proxy_to(kit.host)
     if proxy:
@@ -221,7 +221,7 @@ class _Gate:
     def __init__(self, kit: SiteKit, proxy: str | None) -> None:
         self.kit = kit
         self.connection = HTTPConnection(kit.host, kit.port, timeout=TIMEOUT_S)
-        self.date: str | None = None  # of the gate's answer
+        self.date: str | None = None  # in the gate's answer
         if proxy:
             parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
             way = HTTPConnection(str(parts.hostname), parts.port or 80, timeout=TIMEOUT_S)
@@ -236,7 +236,7 @@ class _Gate:
         try:
             self.connection.connect()
         except socket.gaierror as error:
-            remedy = "ask your network's people for its address, or the coordinator for its name"
+            remedy = "ask your network's administrator for its address, or the coordinator"
             raise Fault(f"no address is known for {self.kit.host}", remedy) from error
         except ConnectionRefusedError as error:
             remedy = "the coordinator is not running, or a firewall refuses; ask the coordinator"
@@ -247,12 +247,12 @@ class _Gate:
         return f"{where} answers"
 
     def certificate(self) -> str:
-        """Begin TLS as the SuperNode does: looks for our authority, the name and the dates."""
+        """Start TLS as the SuperNode does: checks our authority, the name and the dates."""
         kit = self.kit
-        fault = "ca.crt is no certificate"
+        fault = "ca.crt is not a certificate"
         try:
             context = ssl.create_default_context(cafile=kit.authority)
-            fault = "client.key is not that of client.crt"
+            fault = "client.key does not match client.crt"
             if kit.client_certificate.is_file():
                 context.load_cert_chain(kit.client_certificate, kit.client_key)
         except ssl.SSLError as error:
@@ -269,10 +269,10 @@ class _Gate:
         self.connection.sock = channel
         certificate = x509.load_der_x509_certificate(channel.getpeercert(binary_form=True) or b"")
         until = until_when(certificate, "tell the coordinator to renew it")
-        return f"of our authority, for {kit.host}, {until}"
+        return f"signed by our authority, for {kit.host}, {until}"
 
     def paths(self) -> str:
-        """Ask for what nobody may have."""
+        """Request what the gate must refuse to everyone."""
         try:
             self.connection.request("POST", FORBIDDEN, body=b"")
             answer = self.connection.getresponse()
@@ -282,7 +282,7 @@ class _Gate:
         self.date = answer.getheader("Date")
         if answer.status == 400:
             remedy = "ask the coordinator whether this site was revoked, or its keys replaced"
-            raise Fault("does not let this site's certificate (client.crt) in", remedy)
+            raise Fault("does not accept this site's certificate (client.crt)", remedy)
         if answer.status != 403:
             remedy = "do not start: anybody could run code here; tell the coordinator"
             raise Fault(f"{FORBIDDEN} is answered with {answer.status} instead of 403", remedy)
@@ -291,11 +291,11 @@ class _Gate:
     def clock(self) -> str:
         """Compare the clocks; a date of HTTP has whole seconds."""
         if self.date is None:
-            raise Fault("the gate does not tell its time", "ask the coordinator")
+            raise Fault("the gate's answer has no date", "ask the coordinator")
         theirs = parsedate_to_datetime(self.date).timestamp() + 0.5
         ahead = time.time() - theirs
         message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
         if not -MOST_BEHIND_S <= ahead <= MOST_AHEAD_S:
             limits = f"at most {MOST_AHEAD_S:.0f} s ahead, {MOST_BEHIND_S:.0f} s behind"
-            raise Fault(message, f"{limits}: let this machine keep its time by NTP")
+            raise Fault(message, f"{limits}: synchronize this machine's clock by NTP")
         return message

@@ -1,4 +1,4 @@
-"""What would keep a kit from running: how a check is told, and what the coordinator checks.
+"""What would keep a kit from running: how a check reports, and what the coordinator checks.
 
 A check is a function that returns what it found, or raises a `Fault` with the remedy.
 """
@@ -30,7 +30,7 @@ RUN_BYTES = 2**30  # checkpoints, messages, logs
 SOON_DAYS = 30
 OTHERS = 0o077  # every right of group and world
 
-# The oldest and the newest version, each, that were tried together: in one federation (Flower), or
+# The oldest and the newest version of each that were tried together: in one federation (Flower), or
 # on one base with the same fingerprint (the others). docs/log.md says when.
 TRIED_TOGETHER = {
     "torch": ("2.13", "2.13"),
@@ -51,13 +51,13 @@ class Fault(ValueError):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        what: In one word.
+        what: What was checked, in one word.
         ok: Whether the kit's owner can take part as far as this goes.
         message: What was found.
-        remedy: What to do where it is not good.
+        remedy: What to do if it failed.
     """
 
     what: str
@@ -72,12 +72,12 @@ class CheckResult:
 
 
 def run_check(what: str, look: Callable[[], str], remedy: str = "") -> CheckResult:
-    """Return what `look` returns as good, or the error that it raises as bad.
+    """Return what `look` returns as passed, or the error that it raises as failed.
 
     Args:
-        what: In one word.
+        what: What is checked, in one word.
         look: The check.
-        remedy: Of an error that is no `Fault`.
+        remedy: For an error that is not a `Fault`.
     """
     try:
         return CheckResult(what, True, look())
@@ -95,15 +95,15 @@ def check_modes(directory: Path, private: Iterable[Path]) -> str:
         raise Fault(f"others may read {', '.join(open_ones)}", remedy)
     strange = [path.name for path in private if path.stat().st_uid != os.geteuid()]
     if strange:
-        remedy = "run as the account that owns the kit, or give it the kit with chown"
+        remedy = "run as the account that owns the kit, or chown the kit to this one"
         raise Fault(f"{', '.join(strange)} belongs to another account", remedy)
-    return "all there, private ones readable by you alone"
+    return "all there, private ones readable only by you"
 
 
 def check_versions(made_with: Mapping[str, str]) -> str:
-    """Return which versions differ from those that the kit was made with; none keeps a site away.
+    """Return which versions differ from those that the kit was made with; none excludes a site.
 
-    What they might change shows elsewhere: the base in its fingerprint.
+    What a difference may change is checked elsewhere: the base by its fingerprint.
     """
     installed = {name: installed_version(name) for name in PACKAGES}
     message = ", ".join(f"{name} {number or 'missing'}" for name, number in installed.items())
@@ -114,8 +114,8 @@ def check_versions(made_with: Mapping[str, str]) -> str:
         if _minor(own) != _minor(number):
             oldest, newest = map(_minor, TRIED_TOGETHER.get(name, ("0", "0")))
             tried = all(oldest <= _minor(each) <= newest for each in (own, number))
-            message += f"; the federation has {name} {number}, differs: "
-            message += "tried together" if tried else "not tried"
+            message += f"; the federation has {name} {number} "
+            message += "(tried together)" if tried else "(not tried together)"
     return message
 
 
@@ -134,14 +134,14 @@ def check_disk(state: Path, needed_bytes: int) -> str:
 
 
 def check_federation(kit: CoordinatorKit) -> Iterator[CheckResult]:
-    """Yield what is found in a coordinator's kit, one at a time, as it is found."""
+    """Yield each result about a coordinator's kit as soon as it is there."""
     yield run_check("versions", lambda: check_versions(kit.made_with))
     yield run_check("files", lambda: check_modes(kit.directory, kit.private_files))
     if kit.authority_key.exists():
-        yield CheckResult("authority", True, "ca.key is still here; it belongs on no network")
+        yield CheckResult("authority", True, "ca.key is still here; keep it off the network")
     yield run_check("certificate", lambda: check_certificate(kit), RENEW)
-    yield run_check("sites", lambda: _sites(kit), f"{PROVISION} once more")
-    yield run_check("settings", lambda: _settings(kit), "change sites.yaml and provision once more")
+    yield run_check("sites", lambda: _sites(kit), f"run {PROVISION} again")
+    yield run_check("settings", lambda: _settings(kit), "change sites.yaml and provision again")
     yield run_check("gate", lambda: _gate(kit), "install it, and check again")
     yield run_check("port", lambda: _port(kit, "", kit.port))
     yield run_check("superlink", lambda: _port(kit, "127.0.0.1", kit.superlink_port))
@@ -149,10 +149,10 @@ def check_federation(kit: CoordinatorKit) -> Iterator[CheckResult]:
 
 
 def check_certificate(kit: CoordinatorKit) -> str:
-    """Return until when the gate's certificate holds.
+    """Return until when the gate's certificate is valid.
 
     Raises:
-        ValueError: If it does not hold, now or for this host, or has another key.
+        ValueError: If it is not valid now or for this host, or does not match its key.
     """
     trusted = x509.load_pem_x509_certificates(kit.authority.read_bytes())
     server = x509.load_pem_x509_certificate(kit.server_certificate.read_bytes())
@@ -161,7 +161,7 @@ def check_certificate(kit: CoordinatorKit) -> str:
         raise ValueError("server.crt is not signed by ca.crt")
     key = load_pem_private_key(kit.server_key.read_bytes(), None)
     if key.public_key() != server.public_key():
-        raise ValueError("server.key is not that of server.crt")
+        raise ValueError("server.key does not match server.crt")
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     addresses = map(str, names.get_values_for_type(x509.IPAddress))
     if kit.host not in (*names.get_values_for_type(x509.DNSName), *addresses):
@@ -170,12 +170,12 @@ def check_certificate(kit: CoordinatorKit) -> str:
     for certificate, file in ((authority, "ca.crt"), (server, "server.crt")):
         since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if not since <= now <= until:
-            raise ValueError(f"{file} holds from {since:%Y-%m-%d} to {until:%Y-%m-%d}, not now")
+            raise ValueError(f"{file} is valid from {since:%Y-%m-%d} to {until:%Y-%m-%d}, not now")
     return f"for {kit.host}, {until_when(server, 'renew it soon')}"
 
 
 def until_when(certificate: x509.Certificate, request: str) -> str:
-    """Return when a certificate ends; where that is soon, with a request."""
+    """Return when a certificate expires; if that is soon, with a request."""
     ends = certificate.not_valid_after_utc
     days = (ends - datetime.now(UTC)).days
     return f"until {ends:%Y-%m-%d} ({counted(days, 'day')})" + f"; {request}" * (days < SOON_DAYS)
@@ -184,7 +184,7 @@ def until_when(certificate: x509.Certificate, request: str) -> str:
 def _signed(server: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         server.verify_directly_issued_by(authority)
-    except Exception:  # InvalidSignature is no ValueError
+    except Exception:  # InvalidSignature is not a ValueError
         return False
     return True
 
@@ -193,12 +193,12 @@ def _sites(kit: CoordinatorKit) -> str:
     """Return how many sites have keys."""
     pinned = read_site_keys(kit.site_keys)
     if strange := sorted(set(pinned) ^ set(kit.sites.values())):
-        raise ValueError(f"sites.json and kit.yaml do not agree on the sites {strange}")
+        raise ValueError(f"sites.json and kit.yaml disagree about the sites {strange}")
     for name in kit.sites:
         load_ssh_public_key(kit.node(name).read_bytes())
     nobody = {path.stem for path in (kit.directory / "nodes").iterdir()} - set(kit.sites)
     if nobody:
-        raise ValueError(f"nodes/ lets in {', '.join(sorted(nobody))}, who is not in kit.yaml")
+        raise ValueError(f"nodes/ lets in {', '.join(sorted(nobody))}, not listed in kit.yaml")
     return f"{len(kit.sites)} with keys, {len(kit.revoked)} revoked"
 
 
@@ -210,13 +210,13 @@ def _settings(kit: CoordinatorKit) -> str:
 
 
 def _gate(kit: CoordinatorKit) -> str:
-    """Let nginx read its configuration."""
+    """Let nginx check its configuration."""
     command = gate_command(kit)
     kit.state.mkdir(mode=DIRECTORY, exist_ok=True)
     process = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60)
     if process.returncode != 0:
-        raise Fault(" ".join(process.stderr.split()), f"{PROVISION} writes nginx.conf anew")
-    return "nginx takes nginx.conf"
+        raise Fault(" ".join(process.stderr.split()), f"{PROVISION} rewrites nginx.conf")
+    return "nginx accepts nginx.conf"
 
 
 def _port(kit: CoordinatorKit, host: str, port: int) -> str:
@@ -227,16 +227,16 @@ def _port(kit: CoordinatorKit, host: str, port: int) -> str:
         with socket.create_server((host, port)):
             return f"port {port} is free"
     except OSError as error:
-        text = f"port {port} cannot be listened on ({error})"
-        remedy = "ports below 1024 need rights; take a higher one in sites.yaml"
+        text = f"cannot listen on port {port} ({error})"
+        remedy = "ports below 1024 need privileges; choose a higher one in sites.yaml"
         if error.errno == errno.EADDRINUSE:
             text = f"port {port} is in use"
-            remedy = "end what uses it, or take another port in sites.yaml"
+            remedy = "stop what uses it, or choose another port in sites.yaml"
         raise Fault(text, remedy) from error
 
 
 def _is_running(kit: CoordinatorKit) -> bool:
-    """Say whether this kit's gate is running, by the number that nginx left."""
+    """Return whether this kit's gate is running, by the process id that nginx left."""
     try:
         number = int((kit.state / "gate.pid").read_text())
         return "nginx" in psutil.Process(number).name()

@@ -1,10 +1,10 @@
 """A real site's ClientApp: hands a message's records to the resident trainer, and its answer back.
 
 Flower starts a process for every message, so this one must be light: it imports neither torch nor
-transformers, and holds nothing. Whatever goes wrong, all that leaves the site is a code; the text
+transformers, and keeps nothing. Whatever goes wrong, all that leaves the site is a code; the text
 stays in the site's log.
 
-Between the two passes, over a local socket, a frame of JSON and Flower's protobuf:
+The two exchange frames of JSON and Flower's protobuf over a local socket:
 
     8 bytes   length of what follows, big-endian
     4 bytes   length of the JSON
@@ -40,8 +40,8 @@ from fedfora.deployment.supervisor import TRAINER
 
 SOCKET = "trainer.sock"
 EPSILON = "epsilon"  # in an answer's head: what the site's ledger has spent by now
-ANSWER_S = "answer-s"  # in a message's head: for so many seconds somebody waits for the answer
-CONNECT_S = 60.0  # a trainer that is being restarted may take so long to listen again
+ANSWER_S = "answer-s"  # in a message's head: how many seconds the caller waits for the answer
+CONNECT_S = 60.0  # a trainer that is being restarted may take this long to listen again
 RETRY_S = 0.2
 OPERATIONS = {  # of the trainer, and the type of Flower's message for each
     "describe": "query",
@@ -54,7 +54,7 @@ OPERATIONS = {  # of the trainer, and the type of Flower's message for each
 }
 RAISED = 2  # Flower's error code for an exception in a ClientApp
 CODE = "code"  # in an answer's head: what failed, as `new_code` says it
-CODES = frozenset(  # what failed: all that a site says of it
+CODES = frozenset(  # what failed: all that a site says about it
     {
         *("MESSAGE", "SETTINGS", "BASE", "DATA", "FACTORS", "BUDGET", "MEMORY", "DISK"),
         "TRAINER",  # the trainer does not answer, or ended while it worked
@@ -74,7 +74,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainerGoneError(Exception):
-    """There is no trainer to speak to."""
+    """No trainer answers."""
 
 
 def make_app() -> ClientApp:
@@ -89,7 +89,7 @@ def make_app() -> ClientApp:
 def forward(operation: str, message: Message, context: Context) -> Message:
     """Return the trainer's answer to a message, or an error that holds a code and nothing else.
 
-    The site's journal has it before it leaves; where it cannot be written, only a code leaves.
+    The site's journal records it before it leaves; if it cannot be recorded, only a code leaves.
     """
     directory = Path(str(context.node_config[TRAINER]))
     settings = dict(context.run_config)
@@ -129,7 +129,7 @@ def measured(content: RecordDict) -> dict[str, Any]:
 
 
 def _written_down(directory: Path, settings: dict[str, Any]) -> str:
-    """Return a digest of a run's settings, which stand in the journal once."""
+    """Return a digest of a run's settings, which the journal holds once."""
     text = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()  # whole: it must not fit two settings
     path = directory / journal.JOURNAL
@@ -156,14 +156,14 @@ def ask(
     """Send a message to the trainer whose socket lies in a directory, and return its answer.
 
     Raises:
-        TrainerGoneError: If it does not listen within `connect_s` seconds, goes while it works, or
+        TrainerGoneError: If it does not listen within `connect_s` seconds, goes away at work, or
             is silent for `answer_s` seconds.
-        WireError: If what it answers is no message.
+        WireError: If its answer is not a message.
     """
     with _connected(directory, connect_s) as connection:
         connection.settimeout(answer_s)
         try:
-            # A message that it would not read to its end is answered all the same.
+            # Even a message that it refuses to read to its end is answered.
             with contextlib.suppress(BrokenPipeError):
                 send(connection, head, content)
             return receive(connection)
@@ -189,7 +189,7 @@ def _connected(directory: Path, wait_s: float) -> socket.socket:
 
 @contextlib.contextmanager
 def socket_path(directory: Path) -> Iterator[str]:
-    """Give the socket's path by way of the open directory: its own may have 107 characters."""
+    """Give the socket's path via the open directory: a path may have only 107 characters."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         yield f"/proc/self/fd/{descriptor}/{SOCKET}"
@@ -198,11 +198,11 @@ def socket_path(directory: Path) -> Iterator[str]:
 
 
 class WireError(ValueError):
-    """What came is not a frame, or too large a one."""
+    """What arrived is not a frame, or is too large."""
 
 
 class CutOffError(WireError):
-    """The other side went away in the middle."""
+    """The other side went away in the middle of a frame."""
 
 
 def send(connection: socket.socket, header: Header, records: RecordDict) -> int:
@@ -226,7 +226,7 @@ def receive(connection: socket.socket, *, max_bytes: int = MAX_BYTES) -> tuple[H
     """
     (length,) = _FRAME.unpack(_exactly(connection, _FRAME.size))
     if length > max_bytes:
-        raise WireError(f"a message of {length} bytes; at most {max_bytes} are taken")
+        raise WireError(f"a message of {length} bytes; at most {max_bytes} are accepted")
     return decode(_exactly(connection, length))
 
 
@@ -238,7 +238,7 @@ def encode(header: Header, content: RecordDict) -> bytes:
 
 
 def decode(frame: bytes) -> tuple[Header, RecordDict]:
-    """Return what `encode` made a frame of; raise if it is not a frame."""
+    """Return what `encode` put into a frame; raise if it is not a frame."""
     try:
         (length,) = _JSON.unpack_from(frame)
         start = _JSON.size + length
@@ -249,7 +249,7 @@ def decode(frame: bytes) -> tuple[Header, RecordDict]:
 
 
 def _exactly(connection: socket.socket, length: int) -> bytes:
-    """Receive a number of bytes; memory grows with what comes, not with what was announced."""
+    """Receive a number of bytes; memory grows with what arrives, not with what was announced."""
     received = bytearray()
     while len(received) < length:
         piece = connection.recv(min(_CHUNK, length - len(received)))
@@ -260,7 +260,7 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
 
 
 def new_code(word: str) -> str:
-    """Return what a site says of a failure: a word of a closed list, and a number.
+    """Return what a site says about a failure: a word from a closed list, and a number.
 
     The number finds the entry in the site's own log; it is random, and says nothing else.
 
@@ -272,7 +272,7 @@ def new_code(word: str) -> str:
 
 
 def validated_code(code: str) -> str:
-    """Return a code as it is; of anything else, a code that says nothing."""
+    """Return a code unchanged; for anything else, a code that says nothing."""
     match = _FORM.fullmatch(code)
     return code if match and match[1] in CODES else new_code("MESSAGE")
 

@@ -1,8 +1,8 @@
-"""The coordinator's daemon: SuperLink on loopback, the gate before it, the sites' keys, the run.
+"""The coordinator's daemon: SuperLink on loopback behind the gate, the sites' keys, the run.
 
-The SuperLink keeps its state in memory and loses it when it ends: what must last lies in the kit
-and in the run's checkpoints. So a SuperLink that was started anew is told the sites' keys again,
-and the run that was on is started again, from its newest checkpoint.
+The SuperLink keeps its state in memory and loses it when it ends: what must last is in the kit and
+in the run's checkpoints. So a restarted SuperLink is told the sites' keys again, and the current
+run is restarted from its newest checkpoint.
 """
 
 import getpass
@@ -27,8 +27,8 @@ from fedfora.deployment.supervisor import Child, Supervisor, only_one, stoppable
 from fedfora.privacy.settings import PRIVACY_DIR
 
 CHECK_S = 0.5
-LOOK_S = 3600.0  # the certificate's dates are looked at so often
-WATCH_S = 5.0  # and the gate's log so often
+LOOK_S = 3600.0  # how often the certificate's dates are checked
+WATCH_S = 5.0  # and how often the gate's log is read
 
 
 class Coordinator:
@@ -36,7 +36,7 @@ class Coordinator:
 
     Args:
         kit: The coordinator's.
-        say: Told in one line what happens.
+        say: Receives one line about each event.
     """
 
     def __init__(self, kit: CoordinatorKit, say: Callable[[str], None]) -> None:
@@ -57,7 +57,7 @@ class Coordinator:
         """Run the processes while the block runs; call `check` in it now and then.
 
         Raises:
-            ValueError: If no site would talk to them: the gate's certificate does not hold.
+            ValueError: If no site would talk to them: the gate's certificate is not valid.
         """
         try:
             check_certificate(self.kit)
@@ -79,12 +79,12 @@ class Coordinator:
         journal.append(self.kit.state, event, **facts)
 
     def alarm(self, event: str, **facts: Any) -> None:
-        """Ask for a person: in the journal, on the terminal, and by the kit's own program."""
+        """Call for a person: in the journal, on the terminal, and by the kit's own program."""
         self.say(f"ALARM {event}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
         journal.alarm(self.kit.state, event, **facts)
 
     def check(self) -> None:
-        """Restart what has ended; let in and throw out the sites that the kit says."""
+        """Restart what has ended; admit and remove sites as the kit says."""
         self._supervisor.check()
         self._watch_certificate()
         self._follow_gate_files()
@@ -107,11 +107,11 @@ class Coordinator:
 
     @property
     def certificate_holds(self) -> bool:
-        """Whether the gate's certificate holds, now and for this host."""
+        """Whether the gate's certificate is valid, now and for this host."""
         return run_check("certificate", lambda: check_certificate(self.kit)).ok
 
     def _watch_gate(self) -> None:
-        """Write down, or give an alarm of, who comes to the gate and who stays away."""
+        """Record, or raise an alarm about, who comes to the gate and who stays away."""
         now = time.monotonic()
         if now < self._watch_at:
             return
@@ -120,7 +120,7 @@ class Coordinator:
             (self.alarm if is_alarm else self.note)(event, **facts)
 
     def _watch_certificate(self) -> None:
-        """Say when the certificate ends; let the processes read one that was renewed."""
+        """Say when the certificate expires; let the processes read one that was renewed."""
         renewed = self.kit.server_certificate.read_bytes() != self._certificate
         if not renewed and time.monotonic() < self._look_at:
             return
@@ -131,10 +131,10 @@ class Coordinator:
             self._say_once(f"no site gets in: {error}: {RENEW}")
             return
         if "renew" in said:
-            self._say_once(f"the certificate holds {said}: {RENEW}")
+            self._say_once(f"the certificate is valid {said}: {RENEW}")
         if renewed:
             self._certificate = self.kit.server_certificate.read_bytes()
-            self.say(f"the certificate is new, {said}: the gate takes it, the SuperLink restarts")
+            self.say(f"new certificate, {said}: the gate reloads it, the SuperLink restarts")
             self._reload_gate()
             self.restart_superlink()
 
@@ -143,7 +143,7 @@ class Coordinator:
         return b"".join(path.read_bytes() for path in paths if path.is_file())
 
     def _follow_gate_files(self) -> None:
-        """Let the gate read which sites it lets in, where that is new."""
+        """Let the gate read its list of admitted sites, if that has changed."""
         files = self._read_gate_files()
         if files != self._gate_files:
             self._gate_files = files
@@ -160,7 +160,7 @@ class Coordinator:
             self.say(text)
 
     def restart_superlink(self) -> None:
-        """End the SuperLink, so that it is started anew."""
+        """End the SuperLink, so that it is restarted."""
         self._supervisor.children[0].signal(signal.SIGKILL)
 
     def _follow_kit(self) -> None:
@@ -168,7 +168,7 @@ class Coordinator:
         gone = [name for name in self._keys if keys.get(name) != self._keys[name]]
         for name in gone:
             self.flower.unregister(self.nodes[name])
-            why = "it was revoked" if name not in keys else "its key is another one"
+            why = "it was revoked" if name not in keys else "its key has changed"
             self.note("let_out", site=name, node=self.nodes[name], why=why)
             del self.nodes[name], self._keys[name]
             run_state.write_nodes(self.kit.state, self.nodes)
@@ -225,7 +225,7 @@ def superlink_command(kit: CoordinatorKit) -> list[str]:
 
 
 def _addresses(state: Path) -> dict[str, str]:
-    """Return from where each site came last, by the journal; nothing where that is not whole."""
+    """Return each site's last address, from the journal; nothing if that is damaged."""
     with suppress(ValueError):
         lines = journal.read_journal(state)
         return {line["site"]: line["address"] for line in lines if line["event"] == "address"}

@@ -6,7 +6,7 @@ one of six programs for them, which unpack and import the code that came with a 
 - the SuperNode takes messages of a ServerApp's run alone (`refuse_other_runs`): of another run it
   does not even fetch the code;
 - no SuperExec runs. A thread of the SuperNode's (`start_clients`) asks for ClientApps' tasks and
-  starts `clientapp` below. The task's token travels by its standard input, and the right to ask for
+  starts `clientapp` below. It gets the task's token on its standard input, and the right to ask for
   tasks is a secret that never leaves the SuperNode's memory, so no other account gets a task;
 - the process ends when its main loop does, so that the supervisor can start it again.
 
@@ -35,9 +35,9 @@ from typing import Any
 from fedfora.deployment import journal
 
 KNOWN_TO_WORK = "1.42.0"  # of Flower: the tests on real processes ran with it
-SERVED_RUNS, STARTED_TASKS = "flwr-serverapp", "flwr-clientapp"  # of Flower's types of task
+SERVED_RUNS, STARTED_TASKS = "flwr-serverapp", "flwr-clientapp"  # Flower's types of task
 POLL_S = 0.2
-SMALL_REPLY = 8 << 20  # bytes that any reply may have, whatever the adapter's size
+SMALL_REPLY = 8 << 20  # bytes that every reply may have, whatever the adapter's size
 PROGRAM = "fedfora.deployment.flower_processes"  # this module, as it is started
 # Variables of a SuperNode: files with what it shows to the gate.
 CLIENT_CERTIFICATE, CLIENT_KEY = "FEDFORA_CLIENT_CERTIFICATE", "FEDFORA_CLIENT_KEY"
@@ -123,11 +123,11 @@ def _show_certificate(certificate: str, key: str) -> None:
 
 
 def refuse_other_runs(pull: Callable[..., Any], refusal: type[BaseException]) -> Callable[..., Any]:
-    """Return Flower's function that pulls a message; it takes those of ServerApps' runs alone.
+    """Return Flower's function that pulls a message, restricted to messages of ServerApps' runs.
 
     Args:
         pull: Flower's; it asks `get_run` for a message's run before it fetches the run's code.
-        refusal: What `get_run` raises where Flower is to drop the message.
+        refusal: What `get_run` raises to make Flower drop the message.
     """
 
     def guarded(*, get_run: Callable[[int], Any], **others: Any) -> Any:
@@ -153,7 +153,7 @@ def refuse_other_runs(pull: Callable[..., Any], refusal: type[BaseException]) ->
 
 
 def start_clients(address: str, secret: bytes) -> None:
-    """Start a client process for each task of a ClientApp, for ever; or end this process.
+    """Start a client process for each task of a ClientApp, forever; or end this process.
 
     Args:
         address: Of the SuperNode's own API, on loopback.
@@ -191,7 +191,7 @@ def start_clients(address: str, secret: bytes) -> None:
 
 
 def _start_client(address: str, token: str) -> subprocess.Popen[bytes]:
-    """Start a client; the token goes by its standard input, so no list of processes shows it."""
+    """Start a client; the token goes through its standard input, so no process list shows it."""
     words = [sys.executable, "-m", PROGRAM, "clientapp", address]
     client = subprocess.Popen(words, stdin=subprocess.PIPE)
     assert client.stdin is not None
@@ -204,7 +204,7 @@ def clientapp() -> None:
     """Run Flower's client process with the app that is installed here.
 
     Raises:
-        RuntimeError: If this version of Flower cannot be told so; then nothing runs at all.
+        RuntimeError: If this version of Flower does not allow that; then nothing runs at all.
     """
     from flwr.supernode.runtime import run_clientapp
 
@@ -235,11 +235,11 @@ class ReplyBound:
     """
 
     def __init__(self) -> None:
-        """Begin with what every reply may have; an adapter is not known yet."""
+        """Begin with the bound of every reply; the adapter's size is not known yet."""
         self.most_bytes = SMALL_REPLY
 
     def agreed(self, size: int) -> None:
-        """Let replies have twice the bytes of an adapter of so many float32 numbers, and a bit."""
+        """Allow replies twice the bytes of an adapter of `size` float32 numbers, and some more."""
         self.most_bytes = SMALL_REPLY + 8 * size
 
     def install(self) -> None:
@@ -258,7 +258,7 @@ class ReplyBound:
         Args:
             pull: Takes the parts' names, the reply's own last, and a function that gets a part.
             inflate: Takes a name and the parts.
-            failure: What `pull` raises where the reply is to become an error.
+            failure: What `pull` raises to turn the reply into an error.
         """
         refusal = type("Refusal", (failure,), {"__str__": lambda self: str(self.args[0])})
         whole: dict[str, Any] = {}
@@ -301,7 +301,7 @@ def _check_parts(module: Any, *names: str) -> None:
 
 
 def _readable(content: bytes) -> str:
-    """Return a file name under which this process, and no other account, reads the bytes once."""
+    """Return a file name by which this process, and no other account, can read the bytes once."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as pipe:
         pipe.write(content)
@@ -309,14 +309,14 @@ def _readable(content: bytes) -> str:
 
 
 class FlowerCommandError(RuntimeError):
-    """Flower's command did not do what it was asked for; the message holds what it said."""
+    """Flower's command failed; the message holds what it said."""
 
 
 @dataclass(frozen=True)
 class FlowerCommand:
-    """Flower's own command `flwr` for one SuperLink on loopback: sites in and out, runs started.
+    """Flower's own command `flwr` for one SuperLink on loopback: adds, removes sites, starts runs.
 
-    It runs inside this process, which saves some seconds a call; its words are those that an
+    It runs inside this process, which saves some seconds a call; its arguments are those that an
     administrator would type.
 
     Args:
@@ -341,11 +341,11 @@ class FlowerCommand:
         (self.home / "config.toml").write_text("\n".join(lines), encoding="utf-8")
 
     def register(self, public_key: Path) -> int:
-        """Let a SuperNode in, and return its number."""
+        """Register a SuperNode, and return its number."""
         return int(self._call("supernode", "register", str(public_key), CONNECTION)["node-id"])
 
     def unregister(self, node_id: int) -> None:
-        """Throw a SuperNode out."""
+        """Remove a SuperNode."""
         self._call("supernode", "unregister", str(node_id), CONNECTION)
 
     def start(self, app: Path) -> int:

@@ -1,8 +1,8 @@
-"""The gate: nginx in front of the SuperLink, so that sites reach what is theirs and nothing more.
+"""The gate: nginx in front of the SuperLink, so that sites reach what they need and nothing more.
 
-Flower serves the sites' API and the API that starts runs, that is code on all sites, on one port
-and without accounts. The SuperLink therefore listens on loopback, and the gate lets only the paths
-of the sites through. All of nginx's own files lie in the kit's `state`; it needs no privileges.
+Flower serves the sites' API and the API that starts runs (code on all sites) on one port, without
+accounts. The SuperLink therefore listens on loopback, and the gate lets only the sites' paths
+through. All of nginx's own files are in the kit's `state`; it needs no privileges.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 from fedfora.deployment.kit import CoordinatorKit, template
 from fedfora.deployment.sites_file import address_of
 
-# What a SuperNode of Flower asks for (flwr.supernode.fleet_http_client, 1.38 to 1.42).
+# What Flower's SuperNode requests (flwr.supernode.fleet_http_client, 1.38 to 1.42).
 FLEET_PATHS = (
     *("activate-node", "confirm-message-received", "deactivate-node", "get-fab", "get-run"),
     *("pull-messages", "pull-object", "push-messages", "push-object", "register-node"),
@@ -24,18 +24,18 @@ FLEET_PATHS = (
 )
 GATE_LOG = "gate.log"  # in the kit's state, by nginx
 MAX_BODY_MIB = 16  # Flower cuts what it sends into pieces of 5 MB
-# Each of a site's takes two; strangers' idle ones are to find room beside them.
+# A site's connection takes two; strangers' idle ones must fit beside them.
 CONNECTIONS = 16_384
-# Of one site, at most: connections, requests a second, and requests in a burst of messages.
+# Limits for one site: connections, requests a second, and requests in a burst of messages.
 SITE_CONNECTIONS, SITE_REQUESTS, SITE_BURST = 16, 20, 400
 
-MISSING_S = 3600.0  # a site that was not seen for so long is missing
+MISSING_S = 3600.0  # a site that was not seen for this long is missing
 REFUSED_S = 120.0  # a site that restarts is refused for a minute, until its heartbeats are missed
-TOLD_S = 3600.0  # the same alarm is not given again for so long
+TOLD_S = 3600.0  # the same alarm is not repeated for this long
 
 Finding = tuple[str, bool, dict[str, Any]]  # event, whether it is an alarm, and its facts
 
-# A site's certificate is in the list and vouches for itself alone; a stranger is told 400.
+# A site's certificate is in the list and vouches only for itself; a stranger gets a 400.
 CLIENTS = "ssl_client_certificate clients.pem;\n        ssl_verify_client on;"
 
 
@@ -72,13 +72,13 @@ def gate_command(kit: CoordinatorKit) -> list[str]:
             "anyone who reaches the port could start runs at every site"
         )
     errors = str(kit.state / "gate-error.log")
-    # Root's nginx would let its workers be somebody else, who cannot enter the kit.
+    # As root, nginx would run its workers as another user, who cannot enter the kit.
     user = ["-g", "user root;"] if os.geteuid() == 0 else []
     return [nginx, "-e", errors, "-p", str(kit.directory), "-c", str(kit.gate), *user]
 
 
 def _listening(host: str) -> str:
-    """Return where to listen: loopback stays loopback; a name may be that of a router before us."""
+    """Return where to listen: loopback stays loopback; a name may belong to a router before us."""
     if (address := address_of(host)) is None:
         return "127.0.0.1:" if host == "localhost" else ""
     written = f"[{host}]:" if address.version == 6 else f"{host}:"
@@ -86,11 +86,11 @@ def _listening(host: str) -> str:
 
 
 class GateWatch:
-    """Reads the gate's log as it grows: who holds a kit twice, is refused, or stays away.
+    """Reads the gate's log as it grows: whose kit is held twice, who is refused, who stays away.
 
     Args:
-        log: The log; what stands in it already is not looked at.
-        addresses: Site to the address that it came from last.
+        log: The log; lines that are in it already are skipped.
+        addresses: Site to the address that it last came from.
     """
 
     def __init__(self, log: Path, addresses: Mapping[str, str]) -> None:
@@ -98,7 +98,7 @@ class GateWatch:
         self.addresses = dict(addresses)
         self._at = log.stat().st_size if log.is_file() else 0
         self._seen: dict[str, float] = {}
-        self._refused: dict[str, tuple[float, str]] = {}  # since when, and from where at last
+        self._refused: dict[str, tuple[float, str]] = {}  # since when, and last from where
         self._missing: set[str] = set()
         self._told: dict[tuple[str, str, str], float] = {}
 
@@ -106,11 +106,11 @@ class GateWatch:
         """Yield what is new.
 
         Args:
-            sites: Those that are to come.
+            sites: Those that are expected.
             now: Seconds by a clock that never goes back.
         """
         for line in self._new():
-            known = line["certificate"] == "SUCCESS"  # else the name is what a stranger chose
+            known = line["certificate"] == "SUCCESS"  # otherwise a stranger chose the name
             site = line["site"].removeprefix("CN=") if known else ""
             for event, is_alarm, facts in self._findings(line, site, now):
                 key = (event, site, line["address"])
@@ -146,9 +146,9 @@ class GateWatch:
                 yield "address", before is not None, {"before": before}
 
     def _new(self) -> list[dict[str, Any]]:
-        """Return the lines since the last call; of a log that was begun anew, all.
+        """Return the lines since the last call; all of them if the log was started afresh.
 
-        A stranger chooses what a path is made of, and a full disk cuts lines: neither may end this.
+        A stranger chooses what is in a path, and a full disk cuts lines: neither may end this.
         """
         if not self.log.is_file():
             return []

@@ -6,8 +6,8 @@ was changed, removed or moved is named; `journal.head` says which was the last o
 may write both files can write another journal altogether: note the last digest elsewhere, or
 compare a site's journal with the coordinator's, where the same answer has the same id and digest.
 
-An alarm is a line as well. If the kit holds a program called `alarm`, that is started with the
-event's name as its argument and the line as its input.
+An alarm is a line, too. If the kit holds a program called `alarm`, it is started with the event's
+name as its argument and the line as its input.
 """
 
 import fcntl
@@ -29,10 +29,10 @@ from fedfora.registry import printable
 
 JOURNAL, HEAD, HOOK = "journal.jsonl", "journal.head", "alarm"
 SENT, RECEIVED = "sent", "received"  # a site's answer, there and at the coordinator
-RUN_NAME = "fedfora-run"  # in the run config: by what name sites know the run again
+RUN_NAME = "fedfora-run"  # in the run config: the name by which sites recognize the run
 UNWRITTEN = "DISK"  # the only error of a site that may leave without a line in its journal
 FIRST = "0" * 64
-STATE = "FEDFORA_STATE"  # variable of a site's processes: where its journal lies
+STATE = "FEDFORA_STATE"  # variable of a site's processes: where its journal is
 
 Line = dict[str, Any]
 
@@ -72,11 +72,11 @@ def append(state: Path, event: str, **values: Any) -> Line:
 
 
 def alarm(state: Path, event: str, **values: Any) -> None:
-    """Add a line that asks for a person, and start the kit's own program for it; never raise."""
+    """Add a line that calls for a person, and start the kit's own program for it; never raise."""
     try:
         line = append(state, event, alarm=True, **values)
     except OSError:
-        logger.exception("the alarm %s could not be written down", event)
+        logger.exception("the alarm %s could not be recorded", event)
         line = {"event": event, "alarm": True, **values}
     hook = state.parent / HOOK
     if not os.access(hook, os.X_OK):
@@ -92,7 +92,7 @@ def alarm(state: Path, event: str, **values: Any) -> None:
 
 
 def read_journal(state: Path) -> list[Line]:
-    """Return all lines, once they are found to follow each other.
+    """Return all lines, after checking that each follows the one before.
 
     Raises:
         ValueError: If there is no journal, or naming the line that was changed, cut or moved.
@@ -106,11 +106,11 @@ def read_journal(state: Path) -> list[Line]:
         try:
             line = dict(json.loads(text))
         except (ValueError, TypeError):
-            raise ValueError(f"{path}, line {number}: is not whole, or was changed") from None
+            raise ValueError(f"{path}, line {number}: is incomplete, or was changed") from None
         if line.get("number") != number:
             raise ValueError(
-                f"{path}, line {number}: it says it is line {line.get('number')}; lines before it "
-                "were cut out or moved"
+                f"{path}, line {number}: is numbered {line.get('number')}; lines before it "
+                "were removed or moved"
             )
         if line.get("previous") != previous:
             raise ValueError(f"{path}, line {number - 1}: was changed; line {number} disagrees")
@@ -135,9 +135,9 @@ def last_digest(state: Path) -> str:
 
 
 def disagreements(coordinators: list[Line], sites: list[Line]) -> list[str]:
-    """Return what the coordinator's journal says of a site's answers that the site's own does not.
+    """Return what the coordinator's journal says of a site's answers and the site's own does not.
 
-    An answer that came too late is in the site's alone, and the error of a full disk in the
+    An answer that came too late is only in the site's, and the error of a full disk only in the
     coordinator's: neither is a disagreement.
 
     Raises:
@@ -155,12 +155,12 @@ def disagreements(coordinators: list[Line], sites: list[Line]) -> list[str]:
         if own is None and UNWRITTEN not in line.get("error", ""):
             found.append(f"line {line['number']}: {site} has not sent the answer to {line['id']}")
         elif own is not None and own.get("digest") != line.get("digest"):
-            found.append(f"line {line['number']}: {site} sent another answer to {line['id']}")
+            found.append(f"line {line['number']}: {site} sent a different answer to {line['id']}")
     return found
 
 
 def shown(line: Line) -> str:
-    """Return a line as a person reads it."""
+    """Return a line formatted for people."""
     hidden = ("number", "time", "event", "previous", "alarm")
     facts = "  ".join(f"{k}={v}" for k, v in line.items() if k not in hidden)
     mark = "ALARM " if line.get("alarm") else ""
@@ -179,7 +179,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
 
 
 def _end(file: BinaryIO) -> tuple[int, str]:
-    """Return number and digest of the last whole line; half a line of a lost writer is cut off."""
+    """Return number and digest of the last whole line; a lost writer's partial line is cut off."""
     size = at = file.seek(0, os.SEEK_END)
     tail = b""
     while at > 0 and tail.count(b"\n") < 2:
@@ -196,7 +196,7 @@ def _end(file: BinaryIO) -> tuple[int, str]:
 
 
 def _check_head(path: Path, texts: list[bytes]) -> None:
-    """Raise unless the line that was the last one is there: lines after it were added since."""
+    """Raise unless the line recorded as the last is there: lines after it were added since."""
     number, digest = _head(path.with_name(HEAD))
     if number > len(texts):
         raise ValueError(f"{path}: ends with line {len(texts)}; lines up to {number} were cut off")

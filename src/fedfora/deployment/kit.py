@@ -1,6 +1,6 @@
-"""A kit: the directory that holds all that a site, or the coordinator, needs to take part.
+"""A kit: the directory that holds everything a site, or the coordinator, needs to take part.
 
-`kit.yaml` says who it is and is read here; the other files are found by the properties below.
+`kit.yaml` says whose it is and is read here; the other files are found by the properties below.
 Nobody but the owner can read a kit. `state` is made when the federation runs.
 """
 
@@ -87,7 +87,7 @@ class SiteKit(Kit):
     Args:
         name: Of the site.
         index: Its number in the federation; its seeds follow from it, as in a simulation.
-        planned: Flags of the federation when the kit was made; the coordinator's hold.
+        planned: Flags of the federation when the kit was made; the coordinator's take precedence.
     """
 
     name: str = field(metadata={READ: read_name})
@@ -96,7 +96,7 @@ class SiteKit(Kit):
     settings: dict[str, Any] = field(default_factory=dict, metadata={READ: _own_flags})
 
     role = SITE
-    node_key = _File("node.key")  # by which the SuperNode shows who it is
+    node_key = _File("node.key")  # by which the SuperNode proves who it is
     node_public_key = _File("node.pub")  # which the coordinator registers
     signing_key = _File("site.key")  # the site's identity in secure aggregation
     public_key = _File("site.pub")
@@ -122,7 +122,7 @@ class CoordinatorKit(Kit, Plan):
 
     Args:
         sites: Name to number of those that take part.
-        revoked: The same of those that were thrown out; their numbers are not given again.
+        revoked: The same for sites that were removed; their numbers are not reused.
     """
 
     sites: dict[str, int] = field(metadata={READ: _numbers})
@@ -198,7 +198,7 @@ def read_kit(directory: str | Path, kind: type[K]) -> K:
     if role not in (SITE, COORDINATOR):
         raise document.error(("role",), f"expected {SITE} or {COORDINATOR}, got {role!r}")
     if role != kind.role:
-        raise ValueError(f"--kit {directory} is that of a {role}; that of a {kind.role} is needed")
+        raise ValueError(f"--kit {directory} is a {role}'s kit; a {kind.role}'s kit is needed")
     kit = kind(directory=place, **read_fields(document, kind, "role"))
     for path in kit.files:
         if not path.is_file():
@@ -207,12 +207,12 @@ def read_kit(directory: str | Path, kind: type[K]) -> K:
 
 
 def write_file(path: Path, content: bytes, mode: int) -> None:
-    """Write a file of a kit, on the disk and never readable by more than `mode` when it appears."""
+    """Write a file of a kit durably; it appears whole, and never readable by more than `mode`."""
     write_atomically(path, content, mode=mode, durable=True)
 
 
 def start_script(kit: SiteKit | CoordinatorKit) -> str:
-    """Return the script that starts what the kit is for."""
+    """Return the script that starts a site or the coordinator."""
     what, command = "the coordinator", "coordinator run"
     if isinstance(kit, SiteKit):
         what, command = f"the site {kit.name}", "site"
@@ -220,7 +220,7 @@ def start_script(kit: SiteKit | CoordinatorKit) -> str:
 
 
 def readme(kit: SiteKit | CoordinatorKit) -> str:
-    """Return the kit's page for people."""
+    """Return the kit's README."""
     return template(f"{kit.role}_readme.md").substitute(vars(kit))
 
 

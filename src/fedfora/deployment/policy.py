@@ -1,8 +1,8 @@
 """A site's policy: what a coordinator may ask of it, checked at the site before any work.
 
-It stands in `policy.yaml` of the kit, which only the site writes; a key that is absent limits
-nothing, and a change holds from the next message on. What is refused leaves as a code that names
-the key: `site-error POLICY_HOURS 1a2b3c`.
+It is in the kit's `policy.yaml`, which only the site writes; a key that is absent limits nothing,
+and a change applies from the next message on. A refusal leaves the site as a code that names the
+key: `site-error POLICY_HOURS 1a2b3c`.
 """
 
 import re
@@ -19,7 +19,7 @@ from fedfora.federated.settings import FederationSettings
 from fedfora.registry import unknown
 
 POLICY = "policy.yaml"
-WORK = ("train", "evaluate")  # what is done within the hours alone; the rest takes no time
+WORK = ("train", "evaluate")  # what is done only within the hours; the rest takes no time
 MOST = {"rounds": 1_000_000, "rank": 1_000_000, "steps": 10_000_000}
 KEYS = ("base", *MOST, "hours", "until", "rules")
 
@@ -40,10 +40,10 @@ class Policy:
 
     Args:
         base: Fingerprints of the bases that may be trained on.
-        rounds: Rounds that are answered, in all runs together.
+        rounds: Most rounds that are answered, in all runs together.
         rank: Largest rank of an adapter.
         steps: Most optimizer steps in a round.
-        hours: Local time from which, and until which, is worked.
+        hours: Local times between which the site works.
         until: The last day.
         rules: Aggregation rules that a run may follow.
     """
@@ -65,13 +65,13 @@ class Policy:
         answered: int,
         now: datetime,
     ) -> None:
-        """Raise where a run, or this message of it, is not allowed.
+        """Raise if a run, or this message of it, is not allowed.
 
         Args:
-            settings: Of the run, as they hold here.
+            settings: The run's, as they apply here.
             operation: What is asked for.
-            asked: What the message itself says of its round.
-            answered: Rounds that were answered by now.
+            asked: What the message itself says about its round.
+            answered: Rounds answered so far.
             now: Local time.
 
         Raises:
@@ -92,10 +92,10 @@ class Policy:
             begin, end, at = *self.hours, now.time()
             within = begin <= at < end if begin < end else at >= begin or at < end
             if not within:
-                raise PolicyError("hours", f"{begin:%H:%M}-{end:%H:%M}, it is {at:%H:%M}")
+                raise PolicyError("hours", f"{begin:%H:%M}-{end:%H:%M}, it is {at:%H:%M} now")
 
     def check_base(self, fingerprint: str) -> None:
-        """Raise where a base may not be trained on.
+        """Raise if a base may not be trained on.
 
         Raises:
             PolicyError: Naming its fingerprint.
@@ -106,11 +106,11 @@ class Policy:
 
 def _at_most(key: str, most: int | None, asked: int) -> None:
     if most is not None and asked > most:
-        raise PolicyError(key, f"at most {most}, asked for is {asked}")
+        raise PolicyError(key, f"at most {most}, asked for {asked}")
 
 
 def read_policy(kit: Path) -> Policy:
-    """Return the policy of a site; one without limits where there is no file.
+    """Return a site's policy; one without limits if there is no file.
 
     Args:
         kit: The site's directory.

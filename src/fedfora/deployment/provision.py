@@ -1,8 +1,8 @@
 """A sites file to kits: the authority, keys, lists of keys; adding late sites, revoking others.
 
-The coordinator's kit is the source of truth: kits of sites may have been handed over and be gone
-from here. Keys and certificates that exist are never written over, nor is what a site says about
-itself. What is new appears by renaming; the coordinator's kit.yaml is written last.
+The coordinator's kit is the source of truth: sites' kits may have been handed over and deleted
+here. Keys and certificates that exist are never overwritten, nor is what a site says about itself.
+What is new appears by renaming; the coordinator's kit.yaml is written last.
 """
 
 import base64
@@ -41,7 +41,7 @@ from fedfora.federated.site.identity import Pinned, read_site_keys
 from fedfora.protection.keys import public_pem
 from fedfora.reporting.record import environment
 
-COORDINATOR, SITES = "coordinator", "sites"  # where the kits lie in the directory of all
+COORDINATOR, SITES = "coordinator", "sites"  # the kits, in the directory of all
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Provisioned:
         place: Directory of all kits.
         kit: The coordinator's.
         added: Names of new sites.
-        revoked: Name of a site that was taken out.
+        revoked: Name of a site that was removed.
         need_keys: Older sites whose list of public keys must be replaced by the new one.
         notes: What the engineer should know.
     """
@@ -80,9 +80,9 @@ def provision(
     Args:
         plan: The federation.
         output_dir: Holds, or will hold, `coordinator` and `sites/NAME`.
-        valid_days: How long a new server certificate holds.
+        valid_days: How long a new server certificate is valid.
         renew: Make a new server certificate.
-        revoke: A site to take out.
+        revoke: A site to remove.
         requests: The public keys of sites that made their keys themselves, or made new ones.
         new_authority: Make a new authority, which is trusted beside the present one.
 
@@ -107,7 +107,7 @@ def provision(
     if revoke is not None or renew or new_authority:
         raise ValueError(f"--output_dir {output_dir} holds no kits yet")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"--output_dir {output_dir} is not empty, and holds no kits")
+        raise ValueError(f"--output_dir {output_dir} is not empty, but holds no kits")
     with _appearing(directory) as staging:
         provisioned = Provisioned(staging, _first(plan, staging, valid_days))
         _bring_up_to_date(provisioned, plan, requests)
@@ -119,7 +119,7 @@ def provision(
 
 
 def _first(plan: SitesFile, directory: Path, valid_days: int) -> CoordinatorKit:
-    """Write the coordinator's kit with the authority, and as yet no sites."""
+    """Write the coordinator's kit with the authority, as yet without sites."""
     authority = certificates.make_authority(plan.federation)
     server = certificates.make_server(authority, plan.host, valid_days=valid_days)
     kit = CoordinatorKit(directory=directory / COORDINATOR, sites={}, **plan.part(Plan))
@@ -134,14 +134,14 @@ def _first(plan: SitesFile, directory: Path, valid_days: int) -> CoordinatorKit:
 
 
 def _fitting(plan: SitesFile, directory: Path, revoke: str | None, renew: bool) -> CoordinatorKit:
-    """Return the coordinator's kit that is there."""
+    """Return the existing coordinator's kit."""
     kit = read_kit(directory / COORDINATOR, CoordinatorKit)
     for name in ("federation", "host", "port"):
         there, wanted = getattr(kit, name), getattr(plan, name)
         if there != wanted and not (renew and name in ("host", "port")):
             raise ValueError(
                 f"{plan.path}: {name} is {wanted!r}, but the kits in {directory} say {there!r}; "
-                "the coordinator's address changes with --renew, the federation's name never"
+                "--renew changes the coordinator's address; the federation's name cannot change"
             )
     if revoke is not None and revoke not in {**kit.sites, **kit.revoked}:
         known = ", ".join(kit.sites)
@@ -152,7 +152,7 @@ def _fitting(plan: SitesFile, directory: Path, revoke: str | None, renew: bool) 
         if name not in plan.sites and name != revoke:
             raise ValueError(
                 f"{plan.path}: sites.{name} is missing, but it has a kit in {directory}; "
-                f"--revoke {name} takes it out"
+                f"--revoke {name} removes it"
             )
     for name in plan.sites:
         if name in kit.revoked and name != revoke:
@@ -166,20 +166,20 @@ def _fitting(plan: SitesFile, directory: Path, revoke: str | None, renew: bool) 
 def _check_way(
     provisioned: Provisioned, plan: SitesFile, *, revoke: str | None, renew: bool
 ) -> None:
-    """Raise where something is missing or in the way, before anything is changed."""
+    """Raise if something is missing or in the way, before anything is changed."""
     for name in plan.sites:
         directory = provisioned.place / SITES / name
         if name not in {**provisioned.kit.sites, **provisioned.kit.revoked} and directory.exists():
             raise ValueError(
-                f"{directory} is there, but no part of the federation (a provisioning that was "
-                "interrupted?); move it away first"
+                f"{directory} exists, but is not part of the federation (is it left from an "
+                "interrupted provisioning?); move it away first"
             )
     remaining = (set(plan.sites) | set(provisioned.kit.sites)) - {revoke}
     if plan.quorum is not None and plan.quorum > len(remaining):
-        raise ValueError(f"{plan.path}: quorum: {plan.quorum}; sites left: {len(remaining)}")
+        raise ValueError(f"{plan.path}: quorum is {plan.quorum}, sites left: {len(remaining)}")
     if renew and not provisioned.kit.authority_key.is_file():
         raise ValueError(
-            f"--renew needs {provisioned.kit.authority_key}: put it back for the time of it"
+            f"--renew needs {provisioned.kit.authority_key}: put it back while you renew"
         )
 
 
@@ -197,7 +197,7 @@ def _bring_up_to_date(
     for name in replaced:
         _enter(provisioned.kit, name, provisioned.kit.sites[name], requests[name])
         provisioned.notes.append(
-            f"{name}: its keys are new; the site may now put them into its place"
+            f"{name}: its new keys are registered; the site may now put them into place"
         )
     for name in added:
         _add(provisioned, plan, name, requests.get(name))
@@ -217,7 +217,7 @@ def _bring_up_to_date(
 
 
 def _add(provisioned: Provisioned, plan: SitesFile, name: str, request: Request | None) -> None:
-    """Make the kit of a site, and enter its public keys into the coordinator's.
+    """Make a site's kit, and enter its public keys into the coordinator's.
 
     Where the site made its keys itself, the kit holds the public halves.
     """
@@ -255,20 +255,20 @@ def _enter(kit: CoordinatorKit, name: str, index: int, keys: Request) -> None:
 
 
 def _check_replaced(provisioned: Provisioned, requests: Mapping[str, Request]) -> None:
-    """Raise where keys would be replaced whose holder has not said so."""
+    """Raise if keys would be replaced without their holder's signature."""
     known = read_site_keys(provisioned.kit.site_keys)
     for name, request in requests.items():
         index = provisioned.kit.sites.get(name)
         if index is None or known[index] == request.site or request.replaces(known[index]):
             continue
         raise ValueError(
-            f"{name}{SUFFIX} is not signed by the key that {name} has now: let it make the request "
-            "in its kit; if that key is lost or stolen, --revoke it, and take it in by another name"
+            f"{name}{SUFFIX} is not signed by {name}'s present key: make the request "
+            "in its kit; if that key is lost or stolen, --revoke it and add it by another name"
         )
 
 
 def _list_clients(kit: CoordinatorKit) -> None:
-    """Write the certificates that the gate lets in; none where a site of before has none."""
+    """Write the certificates that the gate lets in; none if an older site has none."""
     paths = [kit.client(name) for name in kit.sites]
     if paths and all(path.is_file() for path in paths):
         together = b"".join(path.read_bytes() for path in paths)
@@ -290,15 +290,15 @@ def _change_authority(provisioned: Provisioned) -> None:
         if (directory / DESCRIPTION).is_file():
             write_file(directory / "ca.crt", both, PUBLIC)
     provisioned.notes.append(
-        f"the authority is new: put {kit.authority} into the kit of each site, start the sites "
-        "anew, then --renew; of a stolen authority delete the certificate, the second in ca.crt"
+        f"new authority: copy {kit.authority} into each site's kit, restart the sites, then "
+        "--renew; if the old one was stolen, delete its certificate, the second in ca.crt"
     )
 
 
 def _revoke(provisioned: Provisioned, plan: SitesFile, name: str) -> None:
-    """Take a site's keys out of the coordinator's kit, and delete those of a kit that is here.
+    """Remove a site's keys from the coordinator's kit, and delete those of a kit that is here.
 
-    The description comes first and the keys after it: stopped in between, it can be done again.
+    The description goes first and the keys after it: if interrupted in between, it can be repeated.
     """
     kit = provisioned.kit
     index = kit.revoked[name] if name in kit.revoked else kit.sites[name]
@@ -339,8 +339,8 @@ def _renew(provisioned: Provisioned, valid_days: int) -> None:
     write_file(kit.server_key, key, PRIVATE)
     write_file(kit.server_certificate, certificate, PUBLIC)
     provisioned.notes.append(
-        "the server certificate is new: a running coordinator takes it up; sites need nothing but "
-        f"coordinator: {{host: {kit.host}, port: {kit.port}}} in {DESCRIPTION}, if it is another"
+        "new server certificate: a running coordinator picks it up; sites change nothing except "
+        f"coordinator: {{host: {kit.host}, port: {kit.port}}} in {DESCRIPTION}, if that differs"
     )
 
 
@@ -354,7 +354,7 @@ def _note_changes(provisioned: Provisioned, plan: SitesFile, older: list[str]) -
             plan.settings, plan.sites[name], quorum=plan.quorum
         ):
             provisioned.notes.append(
-                f"{name}: its flags in {plan.path.name} are not those of its kit, which hold; "
+                f"{name}: its flags in {plan.path.name} differ from those in its kit, which apply; "
                 f"change {directory / DESCRIPTION}"
             )
 
@@ -366,7 +366,7 @@ def _write_keys(path: Path, keys: Pinned) -> None:
 
 @contextmanager
 def _appearing(directory: Path) -> Iterator[Path]:
-    """Give a new directory beside its place; it takes its place if all goes well."""
+    """Give a temporary directory; it is moved into place if all goes well."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:

@@ -1,7 +1,7 @@
 """A rehearsal: the whole deployment on this machine for a few rounds, and a verdict per site.
 
 Everything is real (processes, TLS, keys, gate), except that all sites are here. The kits are thrown
-away afterwards; those of the real federation are made anew.
+away afterwards; the real federation gets new ones.
 """
 
 import sys
@@ -32,8 +32,8 @@ def rehearse(
     Args:
         plan: The federation; its address is replaced by one of this machine.
         place: An empty directory, for the kits.
-        say: Told in one line what happens.
-        num_rounds: Rounds at most.
+        say: Receives one line about each event.
+        num_rounds: Maximum number of rounds.
         deadline_s: Seconds after which it is stopped.
     """
     provisioned = provision(here(plan, num_rounds), place)
@@ -44,7 +44,7 @@ def rehearse(
             status = coordinator.process.wait(timeout=deadline_s)
             message = f"exit status {status}"
         except TimeoutExpired:
-            status, message = 1, f"no end within {deadline_s:g} s (--deadline)"
+            status, message = 1, f"not finished within {deadline_s:g} s (--deadline)"
     yield CheckResult("coordinator", status == 0, message, f"see {coordinator.log}")
     run = run_state.read_run(provisioned.kit.state)
     events = read_lines(Path(str(run.run_config["output_dir"])) / METRICS) if run else []
@@ -53,7 +53,7 @@ def rehearse(
 
 
 def here(plan: SitesFile, num_rounds: int) -> SitesFile:
-    """Return the plan with all sites on this machine, on ports that are free, for a few rounds."""
+    """Return the plan with all sites on this machine, on free ports, for a few rounds."""
     planned = int(plan.settings.get("num_rounds", num_rounds))
     return replace(
         plan,
@@ -74,7 +74,7 @@ def _absolute(own: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 @contextmanager
 def processes(provisioned: Provisioned, say: Callable[[str], None]) -> Iterator[Supervisor]:
-    """Run the coordinator for one run, and all sites, by the commands that people type."""
+    """Run the coordinator for one run, and all sites, with the commands that people type."""
     kits = {"coordinator": provisioned.kit.directory}
     kits |= {name: provisioned.place / "sites" / name for name in provisioned.kit.sites}
     words = {name: ["site"] for name in kits} | {"coordinator": ["coordinator", "run"]}
@@ -93,7 +93,7 @@ def processes(provisioned: Provisioned, say: Callable[[str], None]) -> Iterator[
 
 
 def _verdict(provisioned: Provisioned, name: str, events: list[Event]) -> CheckResult:
-    """Return how a site did, from the run's record and, where it is of use, the site's own log."""
+    """Return how a site did, from the run's record and, where that helps, the site's own log."""
     planned = int(provisioned.kit.settings["num_rounds"])
     rounds = [event for event in events if event["event"] == "round"]
     came = sum(name in [site["site"] for site in event["sites"]] for event in rounds)
@@ -103,13 +103,13 @@ def _verdict(provisioned: Provisioned, name: str, events: list[Event]) -> CheckR
         for event in events
         if event["event"] in ("rejected", "absent") and event["site"] in called
     ]
-    reason = reasons[-1] if reasons else "it never came"
+    reason = reasons[-1] if reasons else "it never connected"
     remedy = reason + _from_log(provisioned.place / "sites" / name, reason)
     return CheckResult(name, came == planned, f"{came} of {counted(planned, 'round')}", remedy)
 
 
 def _from_log(kit: Path, reason: str) -> str:
-    """Return what the site's log says of a code: here, and only here, both are at hand."""
+    """Return what the site's log says about a code: here, and only here, both are at hand."""
     path = kit / "state" / "logs" / "trainer.log"
     if not reason.startswith("site-error") or not path.is_file():
         return ""

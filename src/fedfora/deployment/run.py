@@ -1,6 +1,6 @@
-"""One run of a real federation, to its end: started, followed, and started again if it is killed.
+"""One run of a real federation, to its end: started, followed, and restarted if it is killed.
 
-The results lie in `state/runs/NAME` of the coordinator's kit.
+The results are in `state/runs/NAME` of the coordinator's kit.
 """
 
 import json
@@ -22,10 +22,10 @@ from fedfora.reporting.history import Follower
 from fedfora.reporting.record import write_text
 from fedfora.reporting.wording import describe
 
-MAX_FAILED_STARTS = 9  # starts without a further round, then a person must look
+MAX_FAILED_STARTS = 9  # starts without a further round, after which a person must look
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0  # between them; each is twice the one before
-SILENCE_S = 60.0  # without a word, then one is told where the logs lie
-BEGIN_S = 300.0  # Flower starts a run's process within so long, or its SuperLink is started anew
+SILENCE_S = 60.0  # of silence, after which it says where the logs are
+BEGIN_S = 300.0  # Flower starts a run's process within this time, or its SuperLink is restarted
 
 PACKAGE = "fedfora_app"
 
@@ -49,8 +49,8 @@ def run_to_the_end(kit: CoordinatorKit, say: Say, *, new: bool = False) -> Path:
 
     Args:
         kit: The coordinator's.
-        say: Told in one line what happens.
-        new: Whether to begin anew although the last run has not come to its end.
+        say: Receives one line about each event.
+        new: Whether to start a new run even if the last one has not finished.
 
     Raises:
         ValueError: If the run stopped; with the reason. What is finished is kept.
@@ -69,16 +69,16 @@ def run_to_the_end(kit: CoordinatorKit, say: Say, *, new: bool = False) -> Path:
             coordinator.alarm("run_ended", run=run.name, status=run_state.FINISHED)
             return directory
     except OSError as error:  # a full disk, above all
-        raise ValueError(f"{error}; mended, the same command goes on") from error
+        raise ValueError(f"{error}; once that is fixed, the same command resumes") from error
 
 
 def plan_run(kit: CoordinatorKit, say: Say, *, new: bool) -> PlannedRun:
-    """Return the newest run if it goes on, or another one."""
+    """Return the newest run if it has not ended, or a new one."""
     last = run_state.read_run(kit.state)
     if last is not None and not new:
         attempt = read_attempt(kit.state, last)
         if attempt is None or attempt.status != run_state.FINISHED:
-            say(f"run {last.name} resumes with the settings that it began with (--new for another)")
+            say(f"run {last.name} resumes with the settings it began with (--new starts another)")
             return last
     number = 1 + max([0, *(int(p.name) for p in (kit.state / run_state.RUNS).glob("[0-9]*"))])
     name = f"{number:03d}"
@@ -87,7 +87,7 @@ def plan_run(kit: CoordinatorKit, say: Say, *, new: bool) -> PlannedRun:
 
 
 def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
-    """Start a run, again whenever its process is lost, until it comes to an end.
+    """Start a run, and restart it whenever its process is lost, until it ends.
 
     Raises:
         ValueError: If it stopped; with the reason.
@@ -95,7 +95,7 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
     state = coordinator.kit.state
     directory = Path(str(run.run_config["output_dir"]))
     follower = Follower(directory)
-    follower.new()  # an earlier command has told them
+    follower.new()  # an earlier command has shown them
     failed_starts, furthest = 0, 0
     while True:
         run = _next_attempt(run, directory)
@@ -115,7 +115,7 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
             )
         pause_s = failed_starts and min(FIRST_PAUSE_S * 2 ** (failed_starts - 1), LONGEST_PAUSE_S)
         when = f" in {pause_s:g} s" * bool(pause_s)
-        say(f"run {run.name} {reason}; it is started again{when}")
+        say(f"run {run.name} {reason}; restarting it{when}")
         again = time.monotonic() + pause_s
         while time.monotonic() < again:
             _pause(coordinator)
@@ -124,7 +124,7 @@ def follow_run(coordinator: Coordinator, run: PlannedRun, say: Say) -> Path:
 def _attempt(
     coordinator: Coordinator, run: PlannedRun, shown: Follower, say: Say
 ) -> Attempt | None:
-    """Start a run and follow it; return how it ended, None where its process is gone."""
+    """Start a run and follow it; return how it ended, None if its process is gone."""
     state = coordinator.kit.state
     silence = Silence(say, state / "logs")
     attempt = read_attempt(state, run) if _start(coordinator, run, silence) else None
@@ -132,7 +132,7 @@ def _attempt(
         _pause(coordinator)
         if tell(shown, say):
             silence.end()
-        silence.check("the run has not told anything: it waits for its sites, or they load")
+        silence.check("no news from the run: it is waiting for its sites, or they are loading")
         attempt = read_attempt(state, run)
     tell(shown, say)
     attempt = attempt and read_attempt(state, run)  # it may have ended since it was last read
@@ -140,7 +140,7 @@ def _attempt(
 
 
 class Silence:
-    """Says, once, where the logs lie when nothing was heard for long."""
+    """Says, once, where the logs are when nothing was heard for long."""
 
     def __init__(self, say: Say, logs: Path) -> None:
         """Begin to listen."""
@@ -149,7 +149,7 @@ class Silence:
         self._since = time.monotonic()
 
     def check(self, what: str) -> None:
-        """Say what is not so yet, where it has not been so for long."""
+        """Say what is still missing, if it has been for long."""
         if time.monotonic() - self._since > SILENCE_S:
             self.say(f"{what} (for {SILENCE_S:g} s); see {self.logs}")
             self.end()
@@ -160,7 +160,7 @@ class Silence:
 
 
 def _next_attempt(run: PlannedRun, directory: Path) -> PlannedRun:
-    """Return the run as it is started next: from its newest checkpoint, or from its beginning."""
+    """Return the run as it is started next: from its newest checkpoint, or from the beginning."""
     again: dict[str, Scalar]
     if directory.is_dir() and find_checkpoints(directory):
         again = {"resume": str(directory)}
@@ -190,7 +190,7 @@ def _start(coordinator: Coordinator, run: PlannedRun, silence: Silence) -> bool:
         if coordinator.starts != starts:
             return False
         if time.monotonic() > give_up:
-            coordinator.say("the SuperLink does not start the run; it is started anew")
+            coordinator.say("the SuperLink does not start the run; restarting the SuperLink")
             coordinator.restart_superlink()
             return False
         _pause(coordinator)
@@ -204,7 +204,7 @@ def _pause(coordinator: Coordinator) -> None:
 
 
 def tell(shown: Follower, say: Say) -> bool:
-    """Tell what a run has recorded since, and whether there was anything."""
+    """Show what a run has recorded since, and return whether there was anything."""
     texts = [text for event in shown.new() if (text := describe(event))]
     for text in texts:
         say(text)
@@ -215,7 +215,7 @@ def write_app(directory: Path, run_config: Mapping[str, Scalar]) -> None:
     """Write the Flower app that a deployed run consists of: three small files, and its settings.
 
     Args:
-        directory: Where; what stands there is overwritten.
+        directory: Where to; what is there is overwritten.
         run_config: The settings that travel.
     """
     package = directory / PACKAGE

@@ -1,8 +1,8 @@
 """What the coordinator's daemon and its ServerApp tell each other: files in the kit's state.
 
-`run.json`, by the daemon: which run is on, with all its settings, and how often it was started.
+`run.json`, by the daemon: the current run, with all its settings, and how often it was started.
 `attempt.json`, by the ServerApp: which attempt of which run has begun, as which process, and how it
-ended. A process that is killed writes no end, and is missed.
+ended. A process that is killed writes no end; its absence is noticed.
 """
 
 import json
@@ -24,16 +24,16 @@ from fedfora.reporting.record import write_text
 KIT = "FEDFORA_COORDINATOR_KIT"  # variable of the SuperLink's processes: the kit's directory
 RUN, ATTEMPT, NODES = "run.json", "attempt.json", "nodes.json"
 RUNS = "runs"  # directory of the runs
-ROUND_DEADLINE_S, START_DEADLINE_S, QUORUM_WAIT_S = 3600.0, 600.0, 86_400.0  # where none are set
+ROUND_DEADLINE_S, START_DEADLINE_S, QUORUM_WAIT_S = 3600.0, 600.0, 86_400.0  # unless set
 BEGUN, FINISHED, STOPPED, FAILED = "begun", "finished", "stopped", "failed"
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that is on.
+    """The current run.
 
     Args:
-        name: By which sites know it again, however often it is started.
+        name: By which sites recognize it, however often it is started.
         attempt: How often it was started.
         run_config: All its settings, with the coordinator's own.
     """
@@ -45,13 +45,13 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What the process that took a run up has said of it.
+    """What the process that took up a run has reported.
 
     Args:
         name: Of the run.
         attempt: How often it was started by then.
         pid: The process.
-        status: It has begun; finished; stopped for a reason; or failed, and may be started again.
+        status: It has begun; finished; stopped for a reason; or failed, and may be restarted.
         reason: Why it ended so.
     """
 
@@ -63,7 +63,7 @@ class Attempt:
 
     @property
     def is_running(self) -> bool:
-        """Whether its process is alive, and no zombie of Flower's."""
+        """Whether its process is alive, and not a zombie of Flower's."""
         try:
             return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
@@ -71,14 +71,14 @@ class Attempt:
 
 
 def write_run(state: Path, run: PlannedRun) -> None:
-    """Write which run is on."""
+    """Write which run is current."""
     write_text(state / RUN, json.dumps(asdict(run), indent=1))
 
 
 def read_run(state: Path) -> PlannedRun | None:
-    """Return the run that is on; None where there never was one.
+    """Return the current run; None if there never was one.
 
-    It lies under `state`, wherever its kit was when the run began.
+    It is found under `state`, wherever its kit was when the run began.
     """
     if not (known := _read(state / RUN)):
         return None
@@ -88,13 +88,13 @@ def read_run(state: Path) -> PlannedRun | None:
 
 
 def write_attempt(state: Path, run: PlannedRun, status: str = BEGUN, reason: str = "") -> None:
-    """Say that this process runs the run, or how it ended."""
+    """Record that this process runs the run, or how it ended."""
     attempt = Attempt(run.name, run.attempt, os.getpid(), status, reason)
     write_text(state / ATTEMPT, json.dumps(asdict(attempt), indent=1))
 
 
 def read_attempt(state: Path, run: PlannedRun) -> Attempt | None:
-    """Return what this attempt of this run has come to; None where no process has taken it up."""
+    """Return how this attempt of this run stands; None if no process has taken it up."""
     known = _read(state / ATTEMPT)
     mine = (known.get("name"), known.get("attempt")) == (run.name, run.attempt)
     return Attempt(**known) if mine else None
@@ -111,20 +111,20 @@ def read_nodes(state: Path) -> dict[str, int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what a file says; nothing where it is not there."""
+    """Return what a file says; nothing if it does not exist."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def settings_for(
     kit: CoordinatorKit, output_dir: Path, shared: Mapping[str, Scalar] | None = None
 ) -> FederationSettings:
-    """Return the settings of a run of a real federation, in which nothing waits without an end.
+    """Return the settings of a run of a real federation, in which nothing waits forever.
 
     Args:
         kit: The coordinator's.
-        output_dir: Where the run goes.
-        shared: The settings that travel to the sites, where somebody else started the run; of the
-            kit's, only the coordinator's own hold then.
+        output_dir: The run's directory.
+        shared: The settings that travel to the sites, if somebody else started the run; of the
+            kit's, only the coordinator's own apply then.
     """
     values: dict[str, Any] = kit.settings
     if shared is not None:

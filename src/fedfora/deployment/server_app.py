@@ -1,7 +1,7 @@
 """The coordinator's ServerApp on real machines: waits for the sites, then runs the same rounds.
 
 Flower starts it in a process of the SuperLink's. Which run it is, and what the coordinator's own
-settings are, stands in the state of the coordinator's kit; only the shared settings traveled.
+settings are, is in the state of the coordinator's kit; only the shared settings traveled.
 """
 
 import logging
@@ -37,7 +37,7 @@ app = ServerApp()
 
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
-    """Run the rounds, and leave word of how they ended."""
+    """Run the rounds, and record how they ended."""
     exit_with_parent()
     kit = read_kit(os.environ[run_state.KIT], CoordinatorKit)
     run = _run_of(kit, context)
@@ -55,7 +55,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run_of(kit: CoordinatorKit, context: Context) -> run_state.PlannedRun:
-    """Return the daemon's run; or, where somebody typed `flwr run`, one of its own."""
+    """Return the daemon's run; or, if somebody typed `flwr run`, a run of its own."""
     planned, name = run_state.read_run(kit.state), context.run_config.get(RUN_NAME)
     if planned is not None and planned.name == name:
         return planned
@@ -76,7 +76,7 @@ def _run(kit: CoordinatorKit, run: run_state.PlannedRun, grid: Grid) -> None:
 
 
 def _in_the_journal(grid: Grid, state: Path, run: str, name_of: Callable[[int], str]) -> None:
-    """Let a Grid write each answer that it pulls into the journal, as its site did."""
+    """Let a Grid record each answer that it pulls in the journal, as its site did."""
     pull = grid.pull_messages
 
     def pull_messages(message_ids: Iterable[str]) -> Iterable[Message]:
@@ -92,7 +92,7 @@ def _in_the_journal(grid: Grid, state: Path, run: str, name_of: Callable[[int], 
 
 
 def _note(state: Path, run: str, event: Event) -> None:
-    """Write into the journal who was left out of a run, came later or left, and why."""
+    """Record in the journal who was left out of a run, joined later or left, and why."""
     if event["event"] in ("absent", "rejected", "joined", "resumed"):
         facts = {name: event[name] for name in ("site", "round", "reason") if name in event}
         append(state, event["event"], run=run, **facts)
@@ -101,7 +101,7 @@ def _note(state: Path, run: str, event: Event) -> None:
 def _wait_for_sites(
     grid: Grid, nodes: Mapping[str, int], *, quorum: int, deadline_s: float | None
 ) -> None:
-    """Wait until all sites are there; raise where fewer than a quorum are at the deadline."""
+    """Wait until all sites are there; raise if fewer than a quorum are at the deadline."""
     started = time.monotonic()
     while True:
         present = set(grid.get_node_ids())
@@ -113,13 +113,13 @@ def _wait_for_sites(
         time.sleep(POLL_S)
     if len(present) < quorum:
         raise ValueError(
-            f"sites that came within {deadline_s:g} s: {len(present)} of {len(nodes)}, {quorum} "
+            f"sites connected within {deadline_s:g} s: {len(present)} of {len(nodes)}, {quorum} "
             f"needed; missing: {', '.join(missing[:10])}"
         )
 
 
 class _Members(Membership):
-    """Which node is which site, as the daemon registered them; read anew each time it is asked."""
+    """Which node is which site, as the daemon registered them; read again each time it is asked."""
 
     grows = True
 
@@ -128,7 +128,7 @@ class _Members(Membership):
         self.bound = ReplyBound()
 
     def agreed(self, size: int) -> None:
-        """Let no reply be much larger than an adapter."""
+        """Allow no reply much larger than an adapter."""
         self.bound.agreed(size)
 
     def name_of(self, node_id: int) -> str:
@@ -143,6 +143,6 @@ class _Members(Membership):
         if registered is None:
             return "its node is not registered"
         if registered != name:
-            return f"it says it is {name!r}, its key is that of {registered!r}"
+            return f"it claims to be {name!r}, but has the key of {registered!r}"
         known = read_kit(self.state.parent, CoordinatorKit).sites.get(name)
-        return None if known == index else f"it says it is number {index}, {name} is {known}"
+        return None if known == index else f"it claims number {index}, but {name} is {known}"

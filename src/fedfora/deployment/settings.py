@@ -17,7 +17,7 @@ from fedfora.federated.settings import (
 )
 from fedfora.federated.settings_scope import LOCAL_ONLY, SITE_MAY_OVERRIDE
 
-# What a site is promised stands in its own kit too, and holds whatever the coordinator sends.
+# What a site is promised is in its own kit too, and applies whatever the coordinator sends.
 PROTECTION = frozenset(
     {
         "secure_aggregation",
@@ -44,9 +44,9 @@ NOT_OF_FEDERATION = {
     "canaries": "a real site plants no rows",
     "partition": "a real site trains on all rows of its files",
     "num_clients": "the sites are those under sites",
-    "resume": "`fedfora coordinator` goes on from its checkpoint by itself",
-    "output_dir": "the results lie in the coordinator's kit, under state",
-    "overwrite_output_dir": "the results lie in the coordinator's kit, under state",
+    "resume": "`fedfora coordinator` resumes from its checkpoint by itself",
+    "output_dir": "the results go into the coordinator's kit, under state",
+    "overwrite_output_dir": "the results go into the coordinator's kit, under state",
 }
 DEFAULTS = {item.name: item.default for section in SECTIONS.values() for item in fields(section)}
 SITE_FLAGS = (LOCAL_ONLY | SITE_MAY_OVERRIDE | PROTECTION) - NOT_OF_FEDERATION.keys()
@@ -56,13 +56,13 @@ SITE_FLAGS = (LOCAL_ONLY | SITE_MAY_OVERRIDE | PROTECTION) - NOT_OF_FEDERATION.k
 class ProvisionArguments(Options):
     """Output directory, certificates, revoked sites."""
 
-    sites_file: str | None = flag(None, "the federation and its sites; or the first word")
-    output_dir: str = flag("kits", "directory of the kits; given again, sites are added")
+    sites_file: str | None = flag(None, "sites.yaml of the federation; also the first word")
+    output_dir: str = flag("kits", "directory of the kits; if it holds some, sites are added")
     valid_days: int = flag(
-        365, "days for which the coordinator's certificate holds", within="[1, 3650]"
+        365, "days for which the coordinator's certificate is valid", within="[1, 3650]"
     )
     renew: bool = flag(False, "make a new server certificate; needs the CA's key in the kit")
-    revoke: str | None = flag(None, "take a site out: its keys are removed from every list")
+    revoke: str | None = flag(None, "remove a site: its keys are deleted from every list")
     requests: str | None = flag(
         None, "directory of NAME.request files, from sites that made their keys themselves"
     )
@@ -82,14 +82,14 @@ class KitArguments:
 class OwnTrainerArguments:
     """A site whose own script trains."""
 
-    own_trainer: bool = flag(False, "a script with fedfora.federate has its own rows and base")
+    own_trainer: bool = flag(False, "rows and base come from a script that calls fedfora.federate")
 
 
 def settings_of(mapping: Mapping[str, Any]) -> FederationSettings:
     """Return all settings of a federation from the flags that differ from their defaults.
 
     Raises:
-        ConfigError: If a name or a value is wrong, or two do not fit.
+        ConfigError: If a name or a value is wrong, or two contradict each other.
     """
     return FederationSettings(*settings_parser().parse_mapping(mapping))
 
@@ -102,7 +102,7 @@ def own_flags(
     Args:
         federation: The flags of all.
         site: The site's own.
-        quorum: With how many updates a round is content.
+        quorum: Fewest updates of a round.
     """
     # What is left to the site travels as a default; how promised rows are read does not.
     said = {**federation, **site}
@@ -124,7 +124,7 @@ def own_flags(
 
 
 def check_promise(own: Mapping[str, Any]) -> None:
-    """Raise where a site's kit promises privacy without an end.
+    """Raise if a site's kit promises privacy without a limit.
 
     Raises:
         ValueError: Naming the flag.
@@ -137,11 +137,11 @@ def check_promise(own: Mapping[str, Any]) -> None:
 
 
 def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise where a coordinator's settings would weaken what a site is promised.
+    """Raise if a coordinator's settings would weaken what a site is promised.
 
     Args:
         received: What the coordinator sent.
-        own: What stands in the site's kit.
+        own: What the site's kit says.
 
     Raises:
         ValueError: Naming the flag.
@@ -156,7 +156,7 @@ def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     for name in sorted(fixed - {name for name, value in own.items() if value is not None}):
         if plain.get(name) not in (None, DEFAULTS[name]):
             raise ValueError(
-                f"the coordinator may not set {name}: what the site is promised rests on it"
+                f"the coordinator may not set {name}: the promise to the site depends on it"
             )
 
 
@@ -167,9 +167,9 @@ def check_flags(
 
     Args:
         document: The file.
-        keys: Where they stand.
-        federation: Flags that they must fit together with; None where those are not known.
-        of_site: Whether they are a site's own, and may be only what a site may say.
+        keys: Where they are.
+        federation: Flags that they must be consistent with; None if those are not known.
+        of_site: Whether they are a site's own, which may set only some flags.
 
     Raises:
         ValueError: Naming file, line and flag.
@@ -179,7 +179,7 @@ def check_flags(
     allowed = SITE_FLAGS | (READING if federation is None else set())
     for name in flags:
         if name in NOT_OF_FEDERATION:
-            raise document.error((*keys, name), f"is not set here: {NOT_OF_FEDERATION[name]}")
+            raise document.error((*keys, name), f"cannot be set here: {NOT_OF_FEDERATION[name]}")
         if of_site and name in DEFAULTS.keys() - allowed:
             raise document.error(
                 (*keys, name), "is the same for all sites; it belongs under settings"

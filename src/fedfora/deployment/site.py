@@ -47,16 +47,16 @@ def run_site(
 
     Args:
         kit: The site's.
-        say: Told in one line what happens.
-        serve: Does the trainer's work in this process, for ever; None for a process of its own. It
-            is not started again where it hangs.
+        say: Receives one line about each event.
+        serve: Does the trainer's work in this process, forever; None for a process of its own. It
+            is not restarted if it hangs.
 
     Raises:
-        ValueError: If this account may read no key, or a process works for the kit already.
+        ValueError: If this account may read no key, or a process already runs for the kit.
     """
     started = [each for each in children(kit) if serve is None or each.name == SUPERNODE]
     if not started:
-        raise ValueError(f"--kit {kit.directory}: {getpass.getuser()} may read none of its keys")
+        raise ValueError(f"--kit {kit.directory}: {getpass.getuser()} can read none of its keys")
     with stoppable(), ExitStack() as locks:
         for child in started:
             locks.enter_context(only_one(kit.state, f"{child.name}.daemon.lock"))
@@ -111,7 +111,7 @@ def children(kit: SiteKit) -> list[Child]:
 
 
 def supernode_command(kit: SiteKit) -> list[str]:
-    """Return how Flower's SuperNode is started: keys, gate, and where its trainer listens.
+    """Return the command of Flower's SuperNode: keys, gate, and where its trainer listens.
 
     What the node is told stays there: the coordinator does not see a node's configuration.
     """
@@ -130,13 +130,13 @@ def main(directory: str) -> None:
         from fedfora.deployment.trainer import serve_site
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     kit = read_kit(directory, SiteKit)
-    os.chdir(kit.directory)  # a relative path in kit.yaml is one from there
+    os.chdir(kit.directory)  # relative paths in kit.yaml start there
     serve_site(kit)
 
 
 @contextmanager
 def hide_packages(*packages: str) -> Iterator[None]:
-    """Let packages seem not installed while the block runs; later imports find them.
+    """Make packages look not installed while the block runs; later imports find them.
 
     Packages that are loaded already stay.
 

@@ -1,6 +1,6 @@
 """sites.yaml, which the coordinator's engineer writes, to who takes part and with which flags.
 
-What a kit's kit.yaml says alike is declared and read here too.
+What a kit's kit.yaml has in common with it is declared and read here too.
 """
 
 import ipaddress
@@ -23,10 +23,10 @@ READ = "read"  # in a field's metadata: takes the file and the key, returns the 
 
 
 def check_name(document: YamlSource, keys: Keys, name: str) -> str:
-    """Return a name that can be that of a directory; raise if it cannot."""
+    """Return a name that can name a directory; raise if it cannot."""
     if not NAME.fullmatch(name):
         raise document.error(
-            keys, f"a name has 1 to 63 letters, digits, - and _, not first; got {name!r}"
+            keys, f"a name has 1 to 63 letters, digits, - and _, not - or _ first; got {name!r}"
         )
     return name
 
@@ -46,7 +46,7 @@ def _sites(document: YamlSource, key: str) -> dict[str, dict[str, Any]]:
     for name in names:
         check_name(document, (key, name), name)
         if (other := seen.setdefault(name.lower(), name)) != name:
-            raise document.error((key, name), f"differs from {other} only in capitals")
+            raise document.error((key, name), f"differs from {other} only in case")
     return {name: check_flags(document, (key, name), settings, of_site=True) for name in names}
 
 
@@ -93,7 +93,7 @@ def _address(document: YamlSource) -> tuple[str, int, int]:
 
 
 def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address that a host is; None for a name."""
+    """Return a host as an IP address; None if it is a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -102,14 +102,14 @@ def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 @dataclass(frozen=True, kw_only=True)
 class Federation:
-    """What the sites file and the kits say alike; each field names what reads it from a file.
+    """What the sites file and the kits have in common; each field names what reads it from a file.
 
     Args:
         federation: Its name.
         host: DNS name or address under which the sites reach the coordinator.
         port: Of the gate there.
         settings: Flags of the whole federation; in a site's kit, the site's own.
-        base_fingerprint: Of the base that every site must have; None if the sites only agree.
+        base_fingerprint: Of the base that every site must have; None if they only have to agree.
     """
 
     federation: str = field(metadata={READ: read_name})
@@ -121,7 +121,7 @@ class Federation:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Federation):
-    """What the coordinator alone is told.
+    """What only the coordinator is told.
 
     Args:
         superlink_port: Of the SuperLink behind the gate, on loopback.
@@ -138,7 +138,7 @@ class Plan(Federation):
 
 @dataclass(frozen=True, kw_only=True)
 class SitesFile(Plan):
-    """A federation on several machines, as it is planned.
+    """A federation on several machines, as planned.
 
     Args:
         path: Where it is written.

@@ -1,7 +1,7 @@
 """Keeps processes running: starts them, restarts what ends or hangs, leaves nothing behind.
 
-A process that ends is started again after a pause that doubles each time, and is short again once
-it has lasted. Each process leads a group of its own, which is stopped as a whole; should the
+A process that ends is restarted after a pause that doubles each time, and is short again once it
+has lasted. Each process leads a group of its own, which is stopped as a whole; should the
 supervisor itself be killed, the kernel tells its processes to end (Linux), and Flower's end with
 the process that started them.
 
@@ -31,12 +31,12 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
-LASTED_S = 120.0  # who lasts so long has started well
+LASTED_S = 120.0  # a process that lasts this long has started well
 STOPPING_S = 8.0
 MAX_LOG_BYTES = 20 << 20
 
-TRAINER = "trainer-directory"  # in the node's configuration: where the trainer's socket lies
-HEARTBEAT = "trainer.pulse"  # in the kit's state; when it was touched last is the sign
+TRAINER = "trainer-directory"  # in the node's configuration: where the trainer's socket is
+HEARTBEAT = "trainer.pulse"  # in the kit's state; the sign is when it was last touched
 BEAT_S = 2.0
 SILENCE_S = 60.0  # a machine that is very busy may keep a thread waiting for long
 
@@ -46,15 +46,15 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 @dataclass
 class Child:
-    """A process that is to run.
+    """A process to keep running.
 
     Args:
         name: What it is called in messages.
-        command: Returns its words; asked anew before every start.
+        command: Returns its words; called again before every start.
         log: File that its output is added to.
-        environment: Variables beside those of this process.
+        environment: Variables in addition to those of this process.
         after_start: Called after every start.
-        trouble: Returns, once, in what way it hangs; None while it does not. It is ended then.
+        trouble: Returns, once, how it hangs, and it is ended then; None while it does not hang.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Supervisor:
 
     Args:
         children: Started in this order, stopped in the reverse one.
-        say: Told in one line what happens to whom.
+        say: Receives one line about each event.
     """
 
     def __init__(self, children: list[Child], say: Callable[[str], None]) -> None:
@@ -123,12 +123,12 @@ class Supervisor:
             self.stop()
 
     def check(self) -> None:
-        """End what hangs, and start again what has ended, if its pause is over."""
+        """End what hangs, and restart what has ended, if its pause is over."""
         now = time.monotonic()
         for child in self.children:
             if child.is_alive:
                 if trouble := child.trouble():
-                    self.say(f"{child.name} hangs: {trouble}; it is ended")
+                    self.say(f"{child.name} hangs: {trouble}; ending it")
                     child.signal(signal.SIGKILL)
                 continue
             if child.process is not None:
@@ -138,7 +138,7 @@ class Supervisor:
                 self.say(f"{child.name} started again")
 
     def stop(self) -> None:
-        """Stop all children and what they have started: asked first, then made to."""
+        """Stop all children and what they have started: ask first, then kill."""
         alive = [child for child in reversed(self.children) if child.process is not None]
         for child in alive:
             child.signal(signal.SIGTERM)
@@ -158,7 +158,7 @@ class Supervisor:
         status = child.process.returncode
         reason = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         self.say(
-            f"{child.name} ended ({reason}); it is started again in "
+            f"{child.name} ended ({reason}); restarting it in "
             f"{child.pause_s:g} s; its log: {child.log}"
         )
         child.process = None
@@ -183,7 +183,7 @@ class Heartbeat:
 
     @contextmanager
     def during(self, limit_s: float) -> Iterator[None]:
-        """Give no more signs where the block runs longer than its limit, in seconds."""
+        """Give no more signs once the block runs longer than its limit, in seconds."""
         self._until = time.monotonic() + limit_s
         try:
             yield
@@ -203,8 +203,8 @@ class HeartbeatMonitor:
 
     Args:
         path: The file that is touched.
-        silence_s: Seconds without a sign after which the process hangs. This process's own clock
-            counts, so a machine that slept does no harm.
+        silence_s: Seconds without a sign after which the process counts as hanging, by this
+            process's own clock, so a machine that slept does no harm.
     """
 
     def __init__(self, path: Path, silence_s: float = SILENCE_S) -> None:
@@ -214,11 +214,11 @@ class HeartbeatMonitor:
         self._seen_at = 0.0
 
     def begin(self) -> None:
-        """Begin anew: a process has been started, and gives its first sign when it is ready."""
+        """Start afresh: a process has been started, and gives its first sign when it is ready."""
         self.path.unlink(missing_ok=True)
 
     def problem(self) -> str | None:
-        """Return, once, in what way the process hangs; None while it gives signs."""
+        """Return, once, how the process hangs; None while it gives signs."""
         try:
             sign = self.path.stat().st_mtime_ns
         except OSError:
@@ -237,8 +237,8 @@ def only_one(directory: Path, name: str) -> Iterator[None]:
     """Hold a directory while the block runs, so that no second process works on it.
 
     Args:
-        directory: It is made if it is not there.
-        name: Of the lock's file in it.
+        directory: Created if it does not exist.
+        name: Of the lock file in it.
 
     Raises:
         ValueError: If another process holds it.
@@ -247,13 +247,13 @@ def only_one(directory: Path, name: str) -> Iterator[None]:
     try:
         held = FileLock(directory / name).acquire(blocking=False)
     except Timeout as error:
-        raise ValueError(f"a process already works in {directory}: stop it first") from error
+        raise ValueError(f"a process already runs in {directory}: stop it first") from error
     with held:
         yield
 
 
 def log_into(path: Path) -> None:
-    """Keep what this process logs in a file: nobody may see what it prints."""
+    """Write what this process logs to a file: nobody may see what it prints."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -263,7 +263,7 @@ def log_into(path: Path) -> None:
 
 
 class Stopped(BaseException):
-    """The process was told to end. Not an Exception, so that nobody on the way takes it for one."""
+    """The process was told to end. Not an Exception, so that no handler on the way catches it."""
 
 
 @contextmanager
@@ -283,7 +283,7 @@ def stoppable() -> Iterator[None]:
 
 
 def _end_with_parent(parent: int) -> Callable[[], None]:
-    """Return what the new process does first: it asks to be ended together with this one."""
+    """Return what the new process does first: it asks to be ended when this one ends."""
 
     def ask() -> None:
         if _libc is not None:
@@ -295,7 +295,7 @@ def _end_with_parent(parent: int) -> Callable[[], None]:
 
 
 def exit_with_parent(check_s: float = 1.0) -> None:
-    """From now on, tell this process, one of Flower's, to end once the one that started it is gone.
+    """From now on, end this process, one of Flower's, once the one that started it is gone.
 
     Flower looks for the parent in a thread of its own and raises SIGINT in that thread. Python
     handles signals in the main thread, and one that waits without a limit, as for a push that is

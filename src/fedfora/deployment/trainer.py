@@ -69,10 +69,10 @@ class Trainer:
     Args:
         name: The site's name.
         index: Its number in the federation; seeds derive from it.
-        own: The settings that the site's administrator made.
+        own: The settings of the site's administrator.
         state: Directory of what it keeps.
         keys: Its signing key, and the public keys of all sites; for secure aggregation.
-        base_fingerprint: Of the only base that it takes part with; None for any.
+        base_fingerprint: Of the only base that it accepts; None for any.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Trainer:
     base_fingerprint: str | None = None
     heartbeat: Heartbeat = field(init=False)
     _contexts: dict[int, Context] = field(default_factory=dict)
-    _answered: int = 0  # rounds, also where the line in the journal is still to come
+    _answered: int = 0  # rounds, including one that the journal does not hold yet
 
     def __post_init__(self) -> None:
         introduce_this_process()
@@ -93,7 +93,7 @@ class Trainer:
     def answer(
         self, head: client_app.Header, content: RecordDict
     ) -> tuple[client_app.Header, RecordDict]:
-        """Do what is asked; whatever goes wrong, the answer is a code and the text is logged."""
+        """Do what is asked; if anything goes wrong, the answer is a code and the text is logged."""
         operation = head.get("operation")
         try:
             if operation not in OPERATIONS:
@@ -128,7 +128,7 @@ class Trainer:
         )
         context = self._context(int(head["run"]), run_config)
         policy.check_base(self._open(run_config).base_fingerprint)
-        site_of(self._open(run_config), context.node_config)  # opened once, in what time it takes
+        site_of(self._open(run_config), context.node_config)  # opened once, however long it takes
         message = Message(content, dst_node_id=1, message_type=OPERATIONS[operation])
         message.metadata.__dict__["_message_id"] = "1"  # as Flower's own grids do
         limit_s = float(head.get(ANSWER_S, math.inf))
@@ -139,14 +139,14 @@ class Trainer:
         return self._spent(run_config), reply
 
     def _policy(self) -> Policy:
-        """Return the site's policy as it stands now; one that cannot be read allows nothing."""
+        """Return the site's current policy; one that cannot be read allows nothing."""
         try:
             return read_policy(self.state.parent)
         except ValueError as error:
             raise PolicyError("file", str(error)) from error
 
     def _spent(self, run_config: dict[str, Scalar]) -> client_app.Header:
-        """Return the epsilon that the site's ledger holds by now, for its journal."""
+        """Return the epsilon that the site's ledger has spent so far, for its journal."""
         privacy = from_run_config(run_config).privacy
         path = ledger_directory(privacy) / f"{SITE_LEDGER}.json"
         if privacy.privacy_unit == "none" or not path.is_file():
@@ -154,7 +154,7 @@ class Trainer:
         return {client_app.EPSILON: json.loads(path.read_text(encoding="utf-8"))["epsilon"]}
 
     def _settings(self, received: dict[str, Scalar], run_id: str) -> dict[str, Scalar]:
-        """Return the settings of a run here; where it keeps things is decided here alone."""
+        """Return a run's settings at this site, which alone decides where it keeps things."""
         try:
             received = dict(received)
             check_sent(received, self.own)
@@ -178,7 +178,7 @@ class Trainer:
             raise BaseError(str(error)) from error
         actual = runtime.base_fingerprint
         if self.base_fingerprint not in (None, actual):
-            raise BaseError(f"the base is {actual}, the kit asks for {self.base_fingerprint}")
+            raise BaseError(f"the base is {actual}, but the kit requires {self.base_fingerprint}")
         write_text(self.state / LAST_RUN, json.dumps(run_config, indent=1))
         return runtime
 
@@ -221,17 +221,17 @@ def word_for(error: Exception, operation: str) -> str:
 
 
 def serve_site(kit: SiteKit) -> None:
-    """Serve the site of a kit, for ever."""
+    """Serve the site of a kit, forever."""
     own = {name: as_scalar(value) for name, value in kit.settings.items()}
     keys = (kit.signing_key, kit.site_keys)
     serve(Trainer(kit.name, kit.index, own, kit.state, keys, kit.base_fingerprint))
 
 
 def serve(trainer: Trainer, *, max_bytes: int = client_app.MAX_BYTES) -> None:
-    """Listen in the trainer's state directory for ever.
+    """Listen in the trainer's state directory forever.
 
     Raises:
-        ValueError: If another trainer works there.
+        ValueError: If another trainer runs there.
     """
     with only_one(trainer.state, "trainer.lock"), _listening(trainer.state) as listener:
         trainer.heartbeat.start()
@@ -245,7 +245,7 @@ def serve(trainer: Trainer, *, max_bytes: int = client_app.MAX_BYTES) -> None:
 
 
 def _converse(connection: socket.socket, trainer: Trainer, max_bytes: int) -> None:
-    """Answer one message; who asked may be gone by then."""
+    """Answer one message; the asker may be gone by then."""
     try:
         try:
             head, content = client_app.receive(connection, max_bytes=max_bytes)

@@ -1,4 +1,4 @@
-"""A YAML file written by hand to values whose mistakes are told with file, line and key."""
+"""From a handwritten YAML file to values whose mistakes are reported with file, line and key."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -48,7 +48,7 @@ class YamlSource:
         if not isinstance(value, dict) or not value:
             raise self.error(keys, f"expected keys and values, got {value!r}")
         if wrong := [key for key in value if not isinstance(key, str)]:
-            raise self.error(keys, f"the key {wrong[0]!r} is no text; put it in quotes")
+            raise self.error(keys, f"the key {wrong[0]!r} is not text; put it in quotes")
         return value
 
     def check_keys(self, keys: Keys, *, needed: Iterable[str], allowed: Iterable[str] = ()) -> None:
@@ -65,7 +65,7 @@ class YamlSource:
         """Return the text at `keys`; raise if it is empty or not a text."""
         value = self._at(keys)
         if not isinstance(value, str) or not value.strip():
-            raise self.error(keys, f"expected a text, got {value!r}")
+            raise self.error(keys, f"expected text, got {value!r}")
         return value
 
     def integer(self, keys: Keys, low: int, high: int, default: int | None = None) -> int:
