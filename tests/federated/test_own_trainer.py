@@ -291,7 +291,7 @@ def test_trainers_may_share_a_model_and_are_left_as_they_were(own, tiny_dir, enc
         ({"num_clients": None}, "--num_clients is missing"),
         ({"test_file": "clinic:test", "compare": ["alone"]}, "--compare: not with"),
         ({"clients_per_round": 4}, "only 3 sites"),
-        ({"adapter": LORA, "aggregation": "core"}, "core alone, and LoRA has none"),
+        ({"adapter": LORA, "aggregation": "core"}, "only FoRA.s core, and LoRA has none"),
         ({"aggregation": "core"}, 'needs ForaConfig\\(init_weights="svd"\\)'),
         ({"adapter": LoraConfig(r=2, use_dora=True)}, "use_dora=True"),
         ({"adapter": LoraConfig(r=2, modules_to_save=["lm_head"])}, "modules_to_save"),
@@ -343,7 +343,7 @@ def test_what_the_runs_settings_say_of_a_training_changes_no_trainer_and_is_logg
         return trainers[-1]
 
     own(make, num_rounds=2)
-    assert "learning_rate of the run is 0.01; the Trainer's, 0.0, holds" in caplog.text
+    assert "learning_rate of the run is 0.01; the Trainer's, 0.0, applies" in caplog.text
     seen = [
         [line["learning_rate"] for line in t.state.log_history if "learning_rate" in line]
         for t in trainers
@@ -359,5 +359,5 @@ def test_sites_with_other_adapters_are_refused(own):
         model = get_peft_model(model.unload(), ForaConfig(r=next(ranks)))
         return plain(model, tokenizer, *given)
 
-    with pytest.raises(ValueError, match=r"trainer_factory\(1\): lora_rank 4, the run's is 2"):
+    with pytest.raises(ValueError, match=r"trainer_factory\(1\): lora_rank is 4, the run's is 2"):
         own(make, num_clients=2)

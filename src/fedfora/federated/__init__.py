@@ -1,6 +1,6 @@
 """The federation: many sites learn one adapter, as a Flower app.
 
-Flower sends telemetry and looks for updates unless it is told not to. Sites that keep their data to
+Flower sends telemetry and looks for updates unless told not to. Sites that keep their data to
 themselves do not want that, so it is off; setting the variables before the import turns it on.
 """
 

@@ -1,4 +1,4 @@
-"""What the user says about a round: who may be missing, what is refused, what is kept."""
+"""The user's settings of a round: who may be missing, what is refused, what is kept."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,17 @@ class RoundArguments(Options):
         ["none"], "tensorboard, mlflow, wandb, trackio: the coordinator reports every round there"
     )
     round_deadline: float | None = flag(
-        None, "seconds a site has for a round; who is later is left out of it", within="(0, inf]"
+        None, "seconds a site has for a round; a later one is left out of it", within="(0, inf]"
     )
     start_deadline: float | None = flag(
         None,
-        "seconds a site has to load its base and rows; who is later takes no part",
+        "seconds a site has to load its base and rows; a later one takes no part",
         within="(0, inf]",
     )
-    min_clients: int = flag(1, "a round with fewer usable updates does not count", least=1)
+    min_clients: int = flag(1, "fewest usable updates for a round to count", least=1)
     quorum_wait: float | None = flag(
         None,
-        "seconds for which a round with too few updates is tried again before the run stops; "
+        "seconds for which a round with too few updates is retried before the run stops; "
         "default 0 in a simulation, a day with real sites",
         within="[0, inf]",
     )
@@ -43,7 +43,7 @@ class RoundArguments(Options):
     )
     validation_fraction: float = flag(
         0.0,
-        "share of its rows a site keeps back, to judge each round's received adapter on",
+        "share of its rows that a site holds out to validate each round's received adapter",
         within="[0, 1)",
     )
     early_stopping_patience: int | None = flag(
@@ -63,7 +63,7 @@ class RoundArguments(Options):
             raise ValueError(f"--max_norm_ratio must be 0 or at least 1, got {self.max_norm_ratio}")
 
 
-# What the user says about how updates travel and become one.
+# The user's settings for how updates travel and are combined.
 
 WEIGHTINGS = ("tokens", "rows", "equal")
 
@@ -76,16 +76,16 @@ class AggregationArguments(Options):
     weighting: str = flag(
         "tokens", "a site's weight: tokens trained on, rows it has, or equal", choices=WEIGHTINGS
     )
-    robust: str = flag("none", "what to do instead of the mean", choices=["none", *ROBUST])
-    num_malicious_nodes: int = flag(1, "sites that trimmed-mean and multi-krum can stand", least=0)
+    robust: str = flag("none", "robust combination instead of the mean", choices=["none", *ROBUST])
+    num_malicious_nodes: int = flag(1, "sites that trimmed-mean and multi-krum withstand", least=0)
     site_ranks: list[int] = flag(
         [],
-        "ranks of the sites in their order, repeated as needed; default --lora_rank for all",
+        "ranks of the sites, in order, repeated as needed; default --lora_rank for all",
         least=1,
     )
     server_optimizer: str = flag(
         "sgd",
-        "what takes the mean change as a gradient; sgd at rate 1 is the mean itself",
+        "applied to the mean change as a gradient; sgd at rate 1 is the mean itself",
         choices=SERVER_OPTIMIZERS,
     )
     server_learning_rate: float = flag(1.0, "learning rate of the server optimizer", above=0)
@@ -100,6 +100,6 @@ class AggregationArguments(Options):
     )
     update_dtype: str = flag(
         "float32",
-        "travel format of a site's update; what it loses is sent later",
+        "travel format of a site's update; what it loses is added to the next one",
         choices=list(FORMATS),
     )

@@ -1,4 +1,4 @@
-"""What federating brings: the base, every site alone, the federation, and central training.
+"""What a federation gains: the base, every site alone, the federation, and central training.
 
 All of them start from the same adapter and answer the same test rows. A site alone takes as many
 steps as it takes in the federation; central training takes as many on the pooled rows, each step on
@@ -46,7 +46,7 @@ from fedfora.training.trainer import StepReport
 
 @dataclass(frozen=True)
 class Row:
-    """One way of training, and what it came to: scores and answers on the test rows.
+    """One way of training and its results: scores and answers on the test rows.
 
     Args:
         name: A site's name, or the kind.
@@ -66,10 +66,10 @@ class Row:
 
 
 def headline_score(scores: dict[str, Any]) -> str:
-    """Return the name of the score by which rows of this kind are judged.
+    """Return the name of the score by which this kind of rows is judged.
 
     Raises:
-        ValueError: If nothing was scored, as the test rows lack references.
+        ValueError: If nothing was scored, because the test rows lack references.
     """
     if names := headlines(scores):
         return names[0]
@@ -98,7 +98,7 @@ def compare(settings: FederationSettings, view: View) -> list[Row]:
             _record(directory, row)
 
     def begun(_: Event) -> None:
-        """The federation begins the record, or resumes one; the base's row waits for that."""
+        """The federation starts the record, or resumes one; the base's row waits for that."""
         if waiting and not any(line["event"] == "row" for line in read_lines(directory / METRICS)):
             _record(directory, waiting[0])
         waiting.clear()
@@ -136,7 +136,7 @@ def _record(directory: Path, row: Row) -> None:
 
 
 def _record_answers(directory: Path, rows: list[Row]) -> None:
-    """Put beside the federation's answers those of the base, the site alone, and central."""
+    """Write the answers of the base, the site alone, and central beside the federation's."""
     path = directory / PREDICTIONS
     answers = read_lines(path)
     for index, answer in enumerate(answers):
@@ -158,7 +158,7 @@ def _measured(
     groups: dict[str, list[int]],
     view: View,
 ) -> Row:
-    """Let `prepare` leave the model as it is to be judged; judge it, and measure both."""
+    """Let `prepare` bring the model into the state to judge; judge it, and measure both."""
     reset_peak_memory()
     started = time.monotonic()
     prepare()

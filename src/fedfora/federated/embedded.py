@@ -4,11 +4,10 @@ A Flower Grid that calls the ClientApp itself. A site works when its reply is pu
 coordinator holds one reply at a time.
 
 Sites work one after the other here, so each has a clock of its own: a message's time to live counts
-from when its site begins. A site that is late is answered for by an error. Where this runs in the
-main thread of a Unix process a timer stops the late site, a sleeping or looping one too; elsewhere
-(and while one single call into compiled code lasts) the site is let finish, and its reply thrown
-away. A call into compiled code that never comes back can only be survived by an engine with
-processes.
+from when its site begins. An error stands in for a site that is late. If this runs in the main
+thread of a Unix process, a timer stops the late site, even a sleeping or looping one; elsewhere
+(and while a single call into compiled code lasts) the site may finish, and its reply is thrown
+away. Only an engine with processes survives a call into compiled code that never comes back.
 """
 
 import logging
@@ -32,8 +31,8 @@ RUN_ID = 1
 SERVER_NODE_ID = 1
 FIRST_NODE_ID = 100
 CLIENT_APP_RAISED = 2  # Flower's error code for an exception in a ClientApp
-NO_REPLY = 4  # and for a reply that is not there
-ALARM_INTERVAL_S = 1.0  # the timer rings again where the first ring was swallowed
+NO_REPLY = 4  # and for a reply that is missing
+ALARM_INTERVAL_S = 1.0  # the timer rings again if the first ring was swallowed
 UNLIMITED_S = 43_200  # Flower's time to live for a message that was given none
 
 
@@ -77,7 +76,7 @@ class EmbeddedGrid:
         return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Let the first of these sites that has not worked yet do so, and return its reply."""
+        """Let the first of these sites that has not worked yet work, and return its reply."""
         for message_id in message_ids:
             if message_id in self._waiting:
                 return [self._deliver(self._waiting.pop(message_id))]
@@ -122,12 +121,12 @@ def run_embedded(
 
 
 class _Late(BaseException):
-    """A site's time is over. Not an Exception, so that no library between takes it for an error."""
+    """A site's time is up. Not an Exception, so that no library in between catches it as one."""
 
 
 @contextmanager
 def _alarm(limit_s: float) -> Iterator[None]:
-    """Raise `_Late` in the block when it lasts too long, where a timer can do so."""
+    """Raise `_Late` in the block when it takes too long, where a timer can do so."""
     main = threading.current_thread() is threading.main_thread()
     if not main or not hasattr(signal, "setitimer") or limit_s == float("inf"):
         yield

@@ -1,10 +1,10 @@
-"""A Trainer of a site's own in the place of the built-in training.
+"""A Trainer of a site's own in place of the built-in training.
 
 It is `transformers.Trainer`, or inherits from it as TRL's trainers do, with a LoRA or FoRA adapter.
-A round asks it for what it asks of the built-in training: some steps of a schedule from a given
-adapter, in place. Loss, rows, batches and optimizer are its own; nothing that a coordinator sends
-changes them. Who takes part, what travels, screening, secure aggregation: all of it is the same
-code, which knows nothing of Trainers.
+A round asks it for the same as it asks of the built-in training: some steps of a schedule from a
+given adapter, in place. Loss, rows, batches and optimizer are its own; nothing that a coordinator
+sends changes them. Who takes part, what travels, screening, secure aggregation: all of it is the
+same code, which knows nothing about Trainers.
 """
 
 import logging
@@ -42,7 +42,7 @@ from fedfora.training.trainer import AfterStep, StepReport
 
 logger = logging.getLogger(__name__)
 
-# What a LoRA adapter may not have: the federation knows its two factors, of one rank, and no more.
+# What a LoRA adapter may not have: the federation knows only its two factors, of one rank.
 PLAIN_LORA: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # the others change the base
@@ -69,7 +69,7 @@ SHARED = (
 
 @dataclass(eq=False)
 class OwnSite:
-    """A site with its Trainer, looked at before any training; `where` names it in messages.
+    """A site with its Trainer, checked before any training; `where` names it in messages.
 
     Raises:
         ValueError: If a federation cannot use the Trainer.
@@ -101,7 +101,7 @@ class OwnSite:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What one would type for this model, adapter and training, as far as there are flags."""
+        """The flags for this model, adapter and training, as far as there are any."""
         config, args = self.trainer.model.peft_config["default"], self.trainer.args
         choices = {name: get_args(hint) for name, hint in get_type_hints(TrainArguments).items()}
         said = {name: getattr(value := getattr(args, name), "value", value) for name in SHARED}
@@ -119,7 +119,7 @@ class OwnSite:
 
     @property
     def most_weight(self) -> int:
-        """The most tokens that one of its steps can train on, or the rows of the site if more."""
+        """The most tokens that one of its steps can train on, or the site's rows if more."""
         args, most = (
             self.trainer.args,
             getattr(self.base.model.config, "max_position_embeddings", 1),
@@ -132,7 +132,7 @@ class OwnSite:
         return max(int(rows) * longest, len(self.site.encoded))
 
     def runtime(self, run_config: Mapping[str, Scalar]) -> SiteRuntime:
-        """Return what the site does its work with; made once for the same settings."""
+        """Return the site's runtime; made once for the same settings."""
         if self._opened is None or self._opened[0] != run_config:
             settings = from_run_config(run_config)
             self.check(settings)
@@ -150,7 +150,7 @@ class OwnSite:
         return self._opened[1]
 
     def check(self, settings: FederationSettings) -> None:
-        """Raise for what this Trainer cannot do; log what it does otherwise than the settings say.
+        """Raise for what this Trainer cannot do; log what it does differently from the settings.
 
         Raises:
             ValueError: Naming the flag.
@@ -167,18 +167,18 @@ class OwnSite:
             meant["inner_dim"] = wanted.inner_dim
         for name, value in meant.items():
             if options[name] != value:
-                raise ValueError(f"{self.where}: {name} {options[name]}, the run's is {value}")
+                raise ValueError(f"{self.where}: {name} is {options[name]}, the run's is {value}")
         rule = settings.rule
         if isinstance(config, LoraConfig) and "D" in rule.frozen:
             raise ValueError(
-                f"--aggregation {rule.name} trains FoRA's core alone, and LoRA has none"
+                f"--aggregation {rule.name} trains only FoRA's core, and LoRA has none"
             )
         if rule.start == "svd" and config.init_weights != "svd":
             raise ValueError(f'--aggregation {rule.name} needs ForaConfig(init_weights="svd")')
         for name in SHARED:
             here, asked = options.get(name), getattr(settings.train, name)
             if name in options and asked is not None and here != asked:
-                logger.warning("%s of the run is %s; the Trainer's, %s, holds", name, asked, here)
+                logger.warning("%s of the run is %s; the Trainer's, %s, applies", name, asked, here)
 
 
 def check_settings(settings: FederationSettings) -> None:
@@ -191,13 +191,13 @@ def check_settings(settings: FederationSettings) -> None:
     refuse(
         (
             settings.privacy.privacy_unit == "record",
-            f"--privacy_unit record clips every row's gradient, and {own} the loss, which may mix "
-            "rows, is not in our hands: train with fedfora, or --privacy_unit site",
+            f"--privacy_unit record clips every row's gradient, and {own} fedfora does not control "
+            "the loss, which may mix rows: train with fedfora, or use --privacy_unit site",
         ),
         (bool(settings.aggregation.site_ranks), f"--site_ranks: not {own}; its adapter has a rank"),
         (
             settings.rounds.validation_fraction > 0,
-            f"--validation_fraction: not {own}; its rows are its own (--test_file)",
+            f"--validation_fraction: not {own}, which has its own rows (--test_file)",
         ),
     )
 
@@ -221,7 +221,7 @@ def _check(trainer: Any, where: str) -> None:
     refuse(
         (
             trainer.optimizer is not None or trainer.lr_scheduler is not None,
-            f"{where}: every round begins with a new optimizer; name it in the TrainingArguments "
+            f"{where}: every round starts a new optimizer; name it in the TrainingArguments "
             "(optim, lr_scheduler_type), or in optimizer_cls_and_kwargs, not in optimizers",
         ),
         (
@@ -233,29 +233,29 @@ def _check(trainer: Any, where: str) -> None:
     )
 
 
-# Who has which Trainer.
+# Which site has which Trainer.
 
 
 def open_sites(
     factory: Callable[[int], Any], values: Mapping[str, Any], parser: ConfigParser
 ) -> tuple[FederationSettings, list[OwnSite]]:
-    """Return a simulation's settings and its sites, a Trainer each; nothing is written.
+    """Return a simulation's settings and its sites, each with a Trainer; nothing is written.
 
     Args:
         factory: Makes the Trainer of a site, counted from 0.
-        values: What was said about the federation, as the parser returns it.
+        values: The given options of the federation, as the parser returns them.
         parser: Of all sections of a federation.
 
     Raises:
-        ValueError: If something said is the Trainers' own, or a Trainer cannot be used.
+        ValueError: If an option is the Trainers' own, or a Trainer cannot be used.
     """
     if said := sorted(values.keys() & TRAINERS_OWN):
-        raise ValueError(f"--{said[0]}: with trainer_factory, the Trainers decide that themselves")
+        raise ValueError(f"--{said[0]}: with trainer_factory, the Trainers decide that")
     typed = resolve_settings(values, parser)
     check_settings(typed)
     count = typed.federation.num_clients
     refuse(
-        (count is None, "--num_clients is missing: how many sites trainer_factory makes"),
+        (count is None, "--num_clients is missing: the number of sites that trainer_factory makes"),
         (bool(typed.federation.compare), "--compare: not with trainer_factory"),
     )
     sites = []
@@ -280,19 +280,19 @@ def rows_of(sites: Sequence[OwnSite]) -> dict[str, int]:
 
 
 def taking_part(sites: Sequence[OwnSite]) -> AbstractContextManager[None]:
-    """Let these sites train while the block runs: by their numbers, a single one by any."""
+    """Let these sites train while the block runs: by their numbers, a single one by any number."""
     return own_runtimes(lambda run_config, index: sites[index % len(sites)].runtime(run_config))
 
 
 def take_home(sites: Sequence[OwnSite], directory: str | Path) -> None:
-    """Put the adapter of a run directory into the models of these sites' Trainers."""
+    """Load the adapter of a run directory into the models of these sites' Trainers."""
     adapter = fold(read_adapter(directory))
     for each in sites:
         assert each._opened is not None
         each._opened[1].load(adapter)
 
 
-# A round of a Trainer: as many steps as are asked for, and it is as it was.
+# A round of a Trainer: as many steps as are asked for, and then it is as it was.
 
 
 def train_own(
@@ -354,7 +354,7 @@ def _piece_of_schedule(trainer: Any, stretch: StepWindow) -> Callable[..., Any]:
         schedule = whole(stretch.total_steps, optimizer)
         if not isinstance(schedule, LambdaLR):
             raise ValueError(
-                f"lr_scheduler_type {trainer.args.lr_scheduler_type} cannot begin in its middle"
+                f"lr_scheduler_type {trainer.args.lr_scheduler_type} cannot start in the middle"
             )
         trainer.lr_scheduler = started_at(schedule, stretch.first_step)
         return trainer.lr_scheduler
@@ -363,7 +363,7 @@ def _piece_of_schedule(trainer: Any, stretch: StepWindow) -> Callable[..., Any]:
 
 
 class _Counter:
-    """Counts what a Trainer's steps see; where a batch has no labels, rows stand for tokens."""
+    """Counts what a Trainer's steps see; if a batch has no labels, rows stand in for tokens."""
 
     def __init__(self, step: Callable[..., Any]) -> None:
         self.step = step
@@ -371,7 +371,7 @@ class _Counter:
         self._loss: Any = 0.0
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take a step of the Trainer's, which may change its inputs, and count them."""
+        """Take a step of the Trainer, which may change its inputs, and count them."""
         labels, mask = inputs.get("labels"), inputs.get("attention_mask")
         rows = next(len(value) for value in inputs.values() if hasattr(value, "__len__"))
         trained = rows if labels is None else int((labels[..., 1:] != IGNORED).sum())
@@ -382,7 +382,7 @@ class _Counter:
         return loss
 
     def finish_step(self) -> float:
-        """Return the loss of the step that is over."""
+        """Return the loss of the step just finished."""
         loss, self._loss = float(self._loss), 0.0
         self.progress.loss_sum += loss
         return loss
@@ -390,7 +390,7 @@ class _Counter:
 
 @contextmanager
 def _changed(target: Any, **values: Any) -> Iterator[None]:
-    """Let an object have other attributes while the block runs."""
+    """Change attributes of an object while the block runs."""
     before = {name: vars(target)[name] for name in values if name in vars(target)}
     vars(target).update(values)
     try:

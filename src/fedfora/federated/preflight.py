@@ -1,4 +1,4 @@
-"""What a simulation is going to do, and what would keep it from that: all that needs no model.
+"""What a simulation is going to do, and what would prevent it: everything that needs no model.
 
 Nothing heavy is loaded here, so that a mistake is reported at once.
 """
@@ -26,7 +26,7 @@ from fedfora.training.settings import check_device
 def preflight(
     settings: FederationSettings, own_rows: dict[str, int] | None = None
 ) -> dict[str, int]:
-    """Return each site's number of rows, once all that needs no model has been checked.
+    """Return each site's number of rows, after checking everything that needs no model.
 
     Sites that bring Trainers of their own have `own_rows`.
     """
@@ -52,7 +52,7 @@ def preflight(
 
 
 def _check_rounds(settings: FederationSettings, num_sites: int) -> None:
-    """Raise where no round could have a quorum, or nothing says when to stop early."""
+    """Raise if no round could have a quorum, or nothing says when to stop early."""
     rounds = settings.rounds
     num_sampled = settings.federation.clients_per_round or num_sites
     if num_sampled > num_sites:
@@ -83,7 +83,7 @@ def work_of(settings: FederationSettings, num_sites: int = 0) -> float:
     sampled = federation.clients_per_round or num_sites
     steps = federation.total_steps * sampled
     evaluations = -(-federation.num_rounds // federation.eval_rounds)
-    if arms:  # a site alone takes its steps once more, central training takes those of all
+    if arms:  # a site alone repeats its steps, central training repeats those of all
         trainings = num_sites * (("alone" in arms) + ("central" in arms))
         steps += trainings * federation.total_steps
         evaluations += 1 + num_sites * ("alone" in arms) + ("base" in arms) + ("central" in arms)
@@ -96,10 +96,10 @@ MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume"}
 
 
 def resolve_settings(values: Mapping[str, Any], parser: ConfigParser) -> FederationSettings:
-    """Return the settings that are meant: those given, or those of the run to resume.
+    """Return the effective settings: those given, or those of the run to resume.
 
     Raises:
-        ConfigError: If there is no such run, or something typed is not what it began with.
+        ConfigError: If there is no such run, or an option differs from what it began with.
     """
     given = FederationSettings(*parser.build(values))
     directory = given.rounds.resume
@@ -119,11 +119,11 @@ def resolve_settings(values: Mapping[str, Any], parser: ConfigParser) -> Federat
 def _stored(directory: Path) -> dict[str, object]:
     path = directory / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"--resume {directory}: no run to resume, there is no config.yaml")
+        raise ConfigError(f"--resume {directory}: no run to resume; config.yaml is missing")
     sections = read_yaml(path, f"--resume {directory}: ")
     known = isinstance(sections, dict) and set(sections) <= set(SECTIONS)
     if not known or not all(isinstance(section, dict) for section in sections.values()):
-        raise ConfigError(f"--resume {directory}: {path} is not that of a federation")
+        raise ConfigError(f"--resume {directory}: {path} does not belong to a federation")
     flat = {name: value for section in sections.values() for name, value in section.items()}
     return {name: value for name, value in flat.items() if name not in NO_EFFECT}
 
@@ -143,14 +143,14 @@ def _check_unchanged(
 
 # The sites of a simulated federation: which rows each of them has.
 
-SITES_DIR = "sites"  # directory of a run in which each site keeps what is its own
+SITES_DIR = "sites"  # directory of a run where each site keeps its own files
 
 
 def site_rows(settings: FederationSettings) -> dict[str, int]:
     """Return the sites that the partition makes: their names, and how many rows each has.
 
     Raises:
-        ValueError: If the rows cannot be read or shared out so, or there is no site for canaries.
+        ValueError: If rows cannot be read or partitioned, or there is no site for canaries.
     """
     _, parts = partition_sites(settings)
     if settings.data.canaries and settings.data.canary_site >= len(parts):
@@ -162,7 +162,7 @@ def site_rows(settings: FederationSettings) -> dict[str, int]:
 
 
 def scored_rows(settings: FederationSettings) -> list[Example]:
-    """Return the common test rows; none where no file was named; raise if they cannot be read."""
+    """Return the common test rows; none if no file was named; raise if they cannot be read."""
     if settings.data.test_file is None:
         return []
     examples = load_examples(settings.data.test_file, settings.data)
@@ -173,7 +173,7 @@ def partition_sites(settings: FederationSettings) -> tuple[list[Example], dict[s
     """Return all rows, and the numbers of each site's rows by its name.
 
     Raises:
-        ValueError: If the rows cannot be read, or shared out so.
+        ValueError: If the rows cannot be read, or partitioned.
     """
     examples = load_chosen(settings.data.train_file, settings.data, flag="--train_file")
     federation = settings.federation

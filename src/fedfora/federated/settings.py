@@ -1,4 +1,4 @@
-"""What the user says about a federation, and all of a run's settings as one value.
+"""The user's settings for a federation, and all of a run's settings as one value.
 
 Settings cross process boundaries as Flower's flat run config; every app parses them with the same
 parser that reads the command line.
@@ -33,14 +33,14 @@ class FederationArguments(Options):
         "iid", "who gets which rows: iid, by-column:COLUMN, dirichlet:COLUMN:ALPHA", often=True
     )
     num_clients: int | None = flag(
-        None, "how many sites; by-column knows it by itself", often=True, least=1
+        None, "number of sites; by-column finds it by itself", often=True, least=1
     )
     min_rows_per_site: int = flag(
-        1, "by-column: sites with fewer rows are joined into one, called 'small sites'", least=1
+        1, "by-column: sites with fewer rows are merged into one, 'small sites'", least=1
     )
     compare: list[str] = flag(
         [],
-        "besides the federation, score the base, every site alone, central training on all rows: "
+        "besides the federation, also score the base, every site alone, or central training: "
         "any of base, alone, central; needs --test_file",
         often=True,
     )
@@ -61,7 +61,7 @@ class FederationArguments(Options):
         return self.num_rounds * self.local_steps
 
 
-# What the user says about secure aggregation, and what else cannot be had together with it.
+# The user's settings for secure aggregation, and what cannot be combined with it.
 
 
 @dataclass
@@ -69,14 +69,14 @@ class SecureAggregationArguments(Options):
     """Secure aggregation: its use, and the range of the summed numbers."""
 
     secure_aggregation: bool = flag(
-        False, "the coordinator learns the sum of the updates and no single one", often=True
+        False, "the coordinator learns the sum of the updates, but no single one", often=True
     )
     secagg_threshold: float = flag(
-        0.66, "share of a round's sites that must last to its end; above a half", within="(0.5, 1]"
+        0.66, "share of a round's sites that must last to its end; over half", within="(0.5, 1]"
     )
     secagg_min_sites: int | None = flag(
         None,
-        "fewest sites of a round that a site takes part with; default: the threshold's share of "
+        "fewest sites of a round in which a site takes part; default: the threshold's share of "
         "all sites",
         least=MIN_SITES,
     )
@@ -95,7 +95,7 @@ NO_EFFECT = frozenset(
 
 
 def settings_parser(description: str | None = None) -> ConfigParser:
-    """Return the parser of a federation's options."""
+    """Return the parser for a federation's options."""
     return ConfigParser(
         SECTIONS.values(), prog="fedfora simulate", description=description, without=NO_EFFECT
     )
@@ -181,8 +181,8 @@ def weight_of(settings: FederationSettings, answer_tokens: int, rows: int) -> in
     return {"tokens": answer_tokens, "rows": rows, "equal": 1}[settings.aggregation.weighting]
 
 
-# What excludes what: each function yields the message of every rule that is broken. A new exclusion
-# is one `if` in one of them.
+# What excludes what: each function yields the message of every broken rule. A new exclusion is one
+# `if` in one of them.
 
 
 def _of_the_rule(s: FederationSettings) -> Iterator[str]:
@@ -198,7 +198,7 @@ def _of_the_rule(s: FederationSettings) -> Iterator[str]:
 
 
 def _of_secure_aggregation(s: FederationSettings) -> Iterator[str]:
-    """What only single updates, or numbers in clear, can give."""
+    """What needs single updates, or numbers in the clear."""
     if not s.secure.secure_aggregation:
         return
     chosen, rounds, with_it = s.aggregation, s.rounds, "with --secure_aggregation"
@@ -212,7 +212,7 @@ def _of_secure_aggregation(s: FederationSettings) -> Iterator[str]:
     if chosen.site_ranks:
         yield f"--site_ranks {chosen.site_ranks} {own}"
     if rounds.validation_fraction > 0:
-        yield f"--validation_fraction lets every site send a loss in clear: not {with_it}"
+        yield f"--validation_fraction lets every site send a loss in the clear: not {with_it}"
     if rounds.max_norm_ratio not in (0, RoundArguments.max_norm_ratio):
         yield (
             f"--max_norm_ratio compares single updates: not {with_it}; --max_update_norm lets each "
@@ -228,7 +228,7 @@ def _of_secure_aggregation(s: FederationSettings) -> Iterator[str]:
 
 
 def _of_privacy(s: FederationSettings) -> Iterator[str]:
-    """What would tell more than the noise hides: one site may move the mean by its length only."""
+    """What would reveal more than the noise hides: a site may move the mean only by its length."""
     yield from _of_shared_record_noise(s)
     chosen, rounds, unit = s.aggregation, s.rounds, s.privacy.privacy_unit
     if unit != "none" and rounds.validation_fraction > 0:
@@ -241,19 +241,19 @@ def _of_privacy(s: FederationSettings) -> Iterator[str]:
     with_it = "with --privacy_unit site"
     if s.rule.mean_of != "factors":
         name = f"--aggregation {s.rule.name}"
-        yield f"{name} is no mean of clipped changes: {with_it} use one of {_means()}"
+        yield f"{name} is not a mean of clipped changes: {with_it} use one of {_means()}"
     if chosen.robust != "none":
-        yield f"--robust {chosen.robust}: {with_it} only the mean"
+        yield f"--robust {chosen.robust}: {with_it} only the mean is possible"
     if chosen.site_ranks:
-        yield f"--site_ranks {chosen.site_ranks}: {with_it} only the mean"
+        yield f"--site_ranks {chosen.site_ranks}: {with_it} only the mean is possible"
     if not s.secure.secure_aggregation:
         return
     with_both = f"{with_it} and --secure_aggregation"
     if chosen.weighting != "equal":
-        told = "tells how much a site has trained on"
+        told = "reveals how much a site has trained on"
         yield f"--weighting {chosen.weighting} {told}: {with_both} use equal"
     if norm := rounds.max_update_norm:
-        clip = "it is --clipping_norm that shortens updates"
+        clip = "--clipping_norm shortens updates"
         yield f"--max_update_norm {norm}: {with_both} {clip}"
 
 
@@ -266,24 +266,24 @@ def _of_shared_record_noise(s: FederationSettings) -> Iterator[str]:
         hides = "a site's own part of the noise hides nothing"
         yield f"--secure_aggregation is missing: {with_it} {hides}"
     if (steps := s.federation.local_steps) != 1:
-        yield f"--local_steps {steps}: {with_it} a round is one step: --local_steps 1"
+        yield f"--local_steps {steps}: {with_it} a round is one step; use --local_steps 1"
     if train.names_batch:
-        yield f"{with_it} all sites sample one share of their rows: --sampling_rate, no batch"
+        yield f"{with_it} all sites sample the same share of their rows: --sampling_rate, no batch"
     if chosen.aggregation != "fedavg":
-        yield f"--aggregation {chosen.aggregation}: {with_it} fedavg"
+        yield f"--aggregation {chosen.aggregation}: {with_it} use fedavg"
     if chosen.weighting != "equal":
-        yield f"--weighting {chosen.weighting}: {with_it} equal"
+        yield f"--weighting {chosen.weighting}: {with_it} use equal"
     if not _is_plain(chosen) or "adamw_torch" not in train.optim or train.weight_decay != 0:
-        adam = "takes Adam's steps at --learning_rate and no other optimizer does"
+        adam = "takes Adam's steps at --learning_rate; no other optimizer works"
         yield f"{with_it} the coordinator {adam}"
     if chosen.proximal_mu:
         yield f"--proximal_mu {chosen.proximal_mu}: {with_it} sites take no steps"
     if s.rounds.max_update_norm:
-        yield f"--max_update_norm: {with_it} each record is clipped"
+        yield f"--max_update_norm: {with_it} each record is clipped instead"
 
 
 def _is_plain(chosen: AggregationArguments) -> bool:
-    """Whether the aggregate itself takes the global adapter's place."""
+    """Whether the aggregate itself replaces the global adapter."""
     return chosen.server_optimizer == "sgd" and chosen.server_learning_rate == 1
 
 

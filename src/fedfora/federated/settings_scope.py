@@ -22,7 +22,7 @@ LOCAL_ONLY = frozenset(
     }
 )
 
-# Travel as defaults; a site that sets another value takes part all the same.
+# These travel as defaults; a site that sets another value still takes part.
 SITE_MAY_OVERRIDE = frozenset(
     {
         *("task", "source_prefix", "instruction_column", "prompt_column", "response_column"),
@@ -44,7 +44,7 @@ def agreed_part(run_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def at_site(received: Mapping[str, Scalar], own: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return a site's settings: what the coordinator sent, and over it what the site says itself.
+    """Return a site's settings: what the coordinator sent, overridden by the site's own.
 
     Raises:
         ValueError: If the coordinator sent a setting that is the site's own, by its name or by

@@ -1,25 +1,24 @@
-"""Noise that nobody can take off: each site adds a share, before it masks.
+"""Noise that nobody can remove: each site adds a share, before it masks.
 
 It hides whole sites, or single records: then a round is one step, and what a site sends is the sum
 of its sample's clipped gradients.
 
 As in the distributed Gaussian mechanism (Kairouz et al. 2021, https://arxiv.org/abs/2102.06387):
 the coordinator opens sums of at least t vectors and no others, which every site checks for itself
-before it helps, so t shares are in every sum that anybody sees. One of them may belong to a site
-that would like to know: a share has standard deviation z C / sqrt(t - 1). More survivors than t
-only add noise, and the account counts none of it.
+before it helps, so t shares are in every sum that anybody sees. One of them may belong to a curious
+site: a share has standard deviation z C / sqrt(t - 1). More survivors than t only add noise, and
+the account counts none of it.
 
 The noise is exact: integers, in steps of the fixed point, from the discrete normal distribution
-(Canonne et al. 2020, https://arxiv.org/abs/2004.00010), so no floating-point number stands between
-the account and what is released. It is accounted as normal noise, which it is not worse than:
+(Canonne et al. 2020, https://arxiv.org/abs/2004.00010), so no floating-point number comes between
+the account and what is released. It is accounted as normal noise, and is no worse than that:
 
 A discrete normal number of variance s^2 is a normal one of variance s^2 - r^2, rounded at random to
 the integers with a discrete normal of variance r^2 around it (Peikert 2010,
 https://eprint.iacr.org/2010/088, Thm. 3.1), but for a factor of 1 +- 4 exp(-2 pi^2 r^2) on every
 probability. Sums of discrete normals are discrete normals up to a smaller factor still. Rounding is
 post-processing, so the sum is as private as with normal noise of the variance less r^2. With r = 8
-the factor is 1 + 10^-540 and does not show in any account; a share is made wider by a step for the
-rest.
+the factor is 1 + 10^-540 and shows in no account; a share is made wider by a step for the rest.
 """
 
 import math
@@ -47,7 +46,7 @@ class SharedNoise:
 
     Args:
         noise_multiplier: z, of every sum that can be opened.
-        clipping_norm: C, by which what is hidden moves the sum at most.
+        clipping_norm: C, the most by which what is hidden can move the sum.
         of_records: Whether single records are hidden, each of which is clipped already.
     """
 
@@ -57,7 +56,7 @@ class SharedNoise:
 
     @classmethod
     def of(cls, settings: FederationSettings) -> "SharedNoise":
-        """Return the noise of a run's rounds; on records in units of `ROWS_OF_UNIT` C."""
+        """Return the noise of a run's rounds; for records, in units of `ROWS_OF_UNIT` C."""
         multiplier, privacy = shared_release(settings, 1).noise_multiplier, settings.privacy
         norm = 1 / ROWS_OF_UNIT if privacy.shared_noise else privacy.clipping_norm
         return cls(multiplier, norm, privacy.shared_noise)
@@ -79,7 +78,7 @@ class SharedNoise:
         return SecretNoise().discrete_normal(count, math.ceil(steps) + 1)
 
     def check(self, terms: Terms, code: FixedPoint) -> None:
-        """Raise where the fixed point is too narrow for the noise, or too coarse.
+        """Raise if the fixed point is too narrow for the noise, or too coarse.
 
         Raises:
             ValueError: Naming --secagg_range and what it must be.
@@ -89,13 +88,13 @@ class SharedNoise:
         if not code.value_range >= needed:
             raise ValueError(
                 f"--secagg_range {code.value_range:g} does not hold updates of length "
-                f"{self.clipping_norm:g} and the noise of {sites} sites: at least "
+                f"{self.clipping_norm:g} and the noise of {sites} sites: use at least "
                 f"{math.ceil(1000 * needed) / 1000:g}"
             )
         if std and std < MIN_STEPS_PER_STD * code.step:
             raise ValueError(
                 f"--secagg_range {code.value_range:g} makes steps of {code.step:.2g}, too coarse "
-                f"for noise of {std:.2g}: a smaller range"
+                f"for noise of {std:.2g}: use a smaller range"
             )
 
 
@@ -114,7 +113,7 @@ def site_noise_multiplier(
 
 
 def shared_release(settings: FederationSettings, num_rounds: int) -> Release:
-    """Return what a number of rounds releases where sites share the noise."""
+    """Return what a number of rounds releases if sites share the noise."""
     rate = 1.0
     if settings.privacy.shared_noise:
         rate = settings.train.sampling_rate(settings.privacy, 1)

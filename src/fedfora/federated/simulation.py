@@ -1,4 +1,4 @@
-"""A whole federation on this machine: settings to a run directory."""
+"""A whole federation on this machine: from settings to a run directory."""
 
 import gc
 import time
@@ -24,7 +24,7 @@ from fedfora.reporting.view import View
 from fedfora.training.privacy_plan import PrivateTraining, ledger_of, open_ledger
 from fedfora.training.trainer import StepReport
 
-STEP_SHOWN_S = 0.5  # a watcher from outside learns of a site's steps at most so often
+STEP_SHOWN_S = 0.5  # an outside watcher learns of a site's steps at most this often
 
 
 def simulate(
@@ -36,7 +36,7 @@ def simulate(
 ) -> list[dict[str, Any]]:
     """Run a federation in this process and return its rounds as the run directory records them.
 
-    Everything that can be wrong with the settings is found before the first step.
+    Anything wrong with the settings is found before the first step.
 
     Args:
         settings: What to run.
@@ -54,7 +54,7 @@ def simulate(
     if settings.privacy.privacy_unit == "record" and not settings.rounds.resume:
         view.line(_outlook(settings, names, runtime, private))
     gc.collect()
-    gc.freeze()  # what is loaded stays; looking through it again after every site is slow
+    gc.freeze()  # what is loaded stays; collecting garbage in it after every site is slow
     client_app = make_client_app(_site_steps(settings, view))
     run_embedded(make_server_app([view.take, *listeners]), client_app, len(names), run_config)
     return read_rounds(settings.run.output_dir)
@@ -64,7 +64,7 @@ def _check_budget(settings: FederationSettings, names: Iterable[str]) -> Private
     """Raise if earlier runs have spent what this one needs; an earlier run's record stays.
 
     Returns:
-        How the site with the fewest rows hides its records; None where sites hide none.
+        How the site with the fewest rows hides its records; None if sites hide none.
     """
     plans = []
     if settings.privacy.privacy_unit == "record":
@@ -89,7 +89,7 @@ def _outlook(
     runtime: SiteRuntime,
     private: PrivateTraining | None,
 ) -> str:
-    """Return what can be expected of a run with private records, as far as noise goes."""
+    """Return what to expect of a run with private records, as far as noise goes."""
     sampled = settings.federation.clients_per_round or len(rows)
     warm = settings.adapter.start_adapter is not None
     factors = "ADE" if settings.privacy.shared_noise else "ABCDE"
@@ -118,7 +118,7 @@ def read_rounds(output_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def _site_steps(settings: FederationSettings, view: View) -> Callable[[str, StepReport], None]:
-    """Return what shows every step of the sites, here and, now and then, to other processes."""
+    """Return a function that shows the sites' steps, here and now and then to other processes."""
     hidden = settings.privacy.privacy_unit == "record"
     directory, steps = Path(settings.run.output_dir), settings.federation.local_steps
     told = -STEP_SHOWN_S

@@ -1,7 +1,7 @@
-"""What a site works with: its base with an adapter on it, and its rows, opened once.
+"""A site's runtime: its base with an adapter on it, and its rows, opened once.
 
-All sites that are simulated in one process share one base model: a site is its rows and its name;
-before it trains, the received adapter is written into the shared model.
+All sites simulated in one process share one base model: a site is its rows and its name; before it
+trains, the received adapter is written into the shared model.
 """
 
 import gc
@@ -76,7 +76,7 @@ class SiteRuntime:
         return digest_of(self.fresh, self.layout)
 
     def load(self, adapter: AdapterState) -> str:
-        """Write an adapter of any rank into the model, alone, and return its name there."""
+        """Write an adapter of any rank into the model, as its only one; return its name there."""
         rank = rank_of(adapter)
         name = "default" if rank == self.settings.adapter.lora_rank else f"rank-{rank}"
         if name not in self.model.peft_config:
@@ -96,8 +96,8 @@ class SiteRuntime:
     ) -> tuple[AdapterState, LocalResult]:
         """Train an adapter, folded or not, on some rows; return all five factors and what was done.
 
-        Of the factors that are trained E stands for the core. What is left is for `train_locally`:
-        which steps of which schedule, the seed, and what is asked for besides.
+        Of the factors that are trained, E stands for the core. The rest is for `train_locally`:
+        which steps of which schedule, the seed, and what else is asked for.
         """
         name = self.load(adapter)
         set_trainable(self.model, factors, name)
@@ -128,7 +128,7 @@ class SiteRuntime:
     def record(self, instruction: str | None) -> dict[str, Any]:
         """Return what is saved beside an adapter's weights: prompt format and base.
 
-        With privacy the instruction that all rows share, which `fedfora chat` uses, is left out.
+        With privacy, the instruction that all rows share, which `fedfora chat` uses, is left out.
         """
         protected = self.settings.privacy.privacy_unit != "none"
         return adapter_record(
@@ -139,7 +139,7 @@ class SiteRuntime:
         )
 
 
-SITE_LEDGER = "site"  # the name of a real site's
+SITE_LEDGER = "site"  # the name of a real site's ledger
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ class SiteData:
         index: Its number in the partition.
         name: Its name there.
         encoded: The rows that it trains on.
-        validation: The rows that it keeps back to judge a received adapter on.
+        validation: The rows that it holds out to judge a received adapter on.
         rank: Of its adapter.
-        instruction: What all rows ask for: of a real site its own, else of all sites; None where
+        instruction: What all rows ask for, of a real site's own, otherwise of all sites; None if
             they differ.
         ledger: Name of the ledger of what is released about its rows.
     """
@@ -167,7 +167,7 @@ class SiteData:
 
     @property
     def digest(self) -> str:
-        """A short digest of the rows, by which a resumed run knows them again."""
+        """A short digest of the rows, by which a resumed run recognizes them."""
         rows = (list(self.encoded), self.validation)
         return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
@@ -178,7 +178,7 @@ _own: list[OpenOwn] = []
 
 @contextmanager
 def own_runtimes(open_own: OpenOwn) -> Iterator[None]:
-    """Let `load_runtime` give what `open_own` gives for settings and a site, while this lasts."""
+    """Let `load_runtime` return what `open_own` returns for settings and a site, in the block."""
     _own.append(open_own)
     try:
         yield
@@ -196,7 +196,7 @@ def load_runtime(run_config: Mapping[str, Scalar], site: int = 0) -> SiteRuntime
 def release() -> None:
     """Drop what this process keeps of the last federation: base model, adapter, encoded rows.
 
-    A program that goes on living has the memory back, and its next federation reads its rows anew.
+    A program that continues gets the memory back, and its next federation reads its rows again.
     """
     for cached in (_runtime, _sites, _own_rows):
         cached.cache_clear()
@@ -204,7 +204,7 @@ def release() -> None:
 
 
 def check_rows(runtime: SiteRuntime) -> None:
-    """Encode the rows of all sites, and see that the model's context holds them and the test rows.
+    """Encode the rows of all sites, and check that they and the test rows fit the model's context.
 
     Raises:
         ValueError: Naming the file and the longest row.
@@ -227,7 +227,7 @@ def open_site(runtime: SiteRuntime, index: int) -> SiteData:
 def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData:
     """Return the site that a node's configuration describes.
 
-    A real site has a name there, and all rows of its files. A simulated one has its share of the
+    A real site has a name there, and all rows of its files. A simulated one has its part of the
     partition.
     """
     index = int(node_config["partition-id"])

@@ -133,11 +133,11 @@ def test_a_federation_with_site_privacy_says_what_it_spent(tiny_dir, tmp_path, l
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"aggregation": "refactor"}, "no mean of clipped changes"),
-        ({"secure_aggregation": True}, "--weighting tokens tells"),
+        ({"aggregation": "refactor"}, "not a mean of clipped changes"),
+        ({"secure_aggregation": True}, "--weighting tokens reveals"),
         (
             {"secure_aggregation": True, "weighting": "equal", "max_update_norm": 1.0},
-            "--clipping_norm that shortens",
+            "--clipping_norm shortens",
         ),
         ({"validation_fraction": 0.1}, "a loss without noise"),
         ({"robust": "median"}, "only the mean"),

@@ -68,7 +68,7 @@ def test_a_weight_out_of_its_bounds_is_refused(weight):
         ((np.nan, 2, 1), "--secagg_range"),
         ((1.0, 0, 1), "at least 1"),
         ((1.0, 2, 0), "at least 1"),
-        ((1.0, 2**16, 2**16), "do not add up in 32 bits"),
+        ((1.0, 2**16, 2**16), "do not fit into 32 bits"),
     ],
 )
 def test_what_cannot_be_added_up_is_refused(arguments, message):

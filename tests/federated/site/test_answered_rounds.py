@@ -67,7 +67,7 @@ def test_a_round_is_answered_once_whatever_was_in_between(node_configs, run_conf
     """Another run, and a restart each time: the site knows from its disk."""
     invited(node_configs, run_config, run=1)
     invited(node_configs, run_config, run=2)
-    with pytest.raises(ValueError, match="round 1 is asked for again"):
+    with pytest.raises(ValueError, match="round 1 is requested again"):
         invited(node_configs, run_config, run=1, participants=[0, 1, 2])
 
 

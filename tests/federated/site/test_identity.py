@@ -58,12 +58,12 @@ def test_one_file_without_the_other_is_refused(node_configs):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1, 2]", "no object of site numbers"),
-        ("{", "no object of site numbers"),
-        ('{"a": "AAAA"}', "no object of site numbers"),
-        ('{"0": "?"}', "no object of site numbers"),
-        ('{"0": 7}', "no object of site numbers"),
-        ('{"0": "AAAA"}', r"sites \[0\] have not 32 bytes"),
+        ("[1, 2]", "not an object of site keys"),
+        ("{", "not an object of site keys"),
+        ('{"a": "AAAA"}', "not an object of site keys"),
+        ('{"0": "?"}', "not an object of site keys"),
+        ('{"0": 7}', "not an object of site keys"),
+        ('{"0": "AAAA"}', r"sites \[0\] are not 32 bytes"),
         (json.dumps(dict.fromkeys("01", base64.b64encode(bytes(32)).decode())), "the same key"),
     ],
 )

@@ -1,7 +1,7 @@
 """Aggregation: from the sites' adapters to one, as pure functions of named tensors.
 
-Here is the table of rules: which factors travel, stay and train, and of what the mean is taken.
-It needs no PyTorch, which `Rule.aggregate` alone imports. Nothing in this package knows Flower,
+Here is the table of rules: which factors travel, stay and train, and what the mean is taken of.
+It needs no PyTorch, which only `Rule.aggregate` imports. Nothing in this package knows Flower,
 models or rounds. Arithmetic is in float64, whatever travels; results are float32.
 """
 
@@ -31,12 +31,12 @@ class Rule:
         name: What the user types.
         travels: Factors that go to the sites and come back.
         frozen: Factors that nobody trains.
-        absorbs: The core is taken into D before an adapter travels, so that E need not.
+        absorbs: The core is folded into D before an adapter travels, so that E need not.
         start: How a fresh adapter starts, as `ForaConfig.init_weights`: with D = 0, or with A and D
             from the base weight and K = 0.
         mean_of: "factors" averages each factor that travels. "products" averages what the layers
             do, D K A, and makes new factors each round: sites may have different ranks, and no
-            server optimizer or error feedback can go on from the factors of the round before.
+            server optimizer or error feedback can continue from the factors of the round before.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Rule:
     def aggregate(
         self, current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
     ) -> AdapterState:
-        """Return what takes the place of the global adapter's factors that travel.
+        """Return what replaces the factors of the global adapter that travel.
 
         Args:
             current: Those factors of the global adapter.
-            updates: Pairs of update and weight, as they come.
+            updates: Pairs of update and weight, as they arrive.
             combine: What to do instead of the mean.
 
         Raises:

@@ -1,7 +1,7 @@
-"""The means that rules take, of factors and of what the adapters do, D K A, and how far one is off.
+"""The means that rules take, of factors or of products D K A, and how far off one is.
 
-The mean of A, D and K - I is not the mean of D K A. It is where all factors but one are the same at
-all sites: in `ffa` (what travels is the product D K, next to a frozen A) and in `core`.
+The mean of A, D and K - I is not the mean of D K A, unless all factors but one are the same at all
+sites: in `ffa` (what travels is the product D K, next to a frozen A) and in `core`.
 
 The mean of K products is a product of stacked factors, P Q with P = [w_1 D_1 K_1, ...] (O, S) and
 Q = [A_1; ...] (S, I). No O x I matrix is formed, and sites may have different ranks.
@@ -106,7 +106,7 @@ class ProductSum:
 
 
 class ProductMeans:
-    """Weighted means of the layers' products, of updates that come one by one."""
+    """Weighted means of the layers' products, over updates that arrive one by one."""
 
     def __init__(self) -> None:
         self.sums: dict[str, ProductSum] = {}
@@ -136,7 +136,7 @@ def squared_norm(factors: Product) -> float:
 def refactor(
     current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
 ) -> AdapterState:
-    """The mean of D K A, brought to the rank of the global adapter by the closest factors.
+    """The mean of D K A, reduced to the global adapter's rank by the closest factors.
 
     Args:
         current: The global adapter.
@@ -169,7 +169,7 @@ def _combined_products(
 
     A layer's products all lie in U M V^T, with U and V the principal axes of the changes: distances
     and norms of the S x S coefficients are those of the full matrices, and neither the order of the
-    sites nor the factors in which an update came plays a part.
+    sites nor the factors in which an update came matters.
     """
     bases, before, rows = {}, {}, []
     for layer in layers_of(pairs[0][0]):
@@ -210,14 +210,14 @@ def best_factors(P_OS: Tensor, Q_SI: Tensor, rank: int) -> tuple[Tensor, Tensor]
 
     QR of both factors and an SVD of the small S x S product (Eckart and Young 1936), in
     O((I + O) S^2). Any split of the singular values between D and A gives the same product. Here A
-    gets orthogonal rows of the norm that a fresh A has, and D the rest: training then goes on as
+    gets orthogonal rows of the norm that a fresh A has, and D the rest: training then continues as
     from a fresh adapter, where a balanced split would start from a tiny A and learn slowly. Signs
     are fixed by the largest entry of each row of A, so equal products give equal factors.
 
     Args:
         P_OS: Left factor.
         Q_SI: Right factor.
-        rank: R; where the product has no such rank, the rest is filled with zeros.
+        rank: R; if the product's rank is lower, the rest is filled with zeros.
     """
     left_OS, R1_SS = torch.linalg.qr(P_OS)
     right_IS, R2_SS = torch.linalg.qr(Q_SI.mT)

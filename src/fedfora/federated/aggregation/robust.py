@@ -1,8 +1,8 @@
-"""What to do instead of the mean, where some sites may send anything: robust combinations.
+"""Robust combinations: what to use instead of the mean if some sites may send anything.
 
 Each maps the sites' changes, as rows (K, N), to one change (N,). It works on any rule, as rules
 hand over rows whose distances are those of what they average. Every site counts the same: a weight
-is what a site says of itself.
+is only what a site claims.
 
 Shape suffixes: K = sites, N = numbers of a change; f = sites that may be malicious.
 """
@@ -26,10 +26,10 @@ ROBUST: Registry[Callable[[Tensor, int], Tensor]] = Registry("robust combination
 
 
 def robust(name: str, num_malicious: int) -> Combine | None:
-    """Return a combination that stands `num_malicious` sites; None for "none".
+    """Return a combination that withstands `num_malicious` sites; None for "none".
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is none by that name.
     """
     if name == "none":
         return None
@@ -41,7 +41,7 @@ def robust(name: str, num_malicious: int) -> Combine | None:
 def median(rows_KN: Tensor, f: int) -> Tensor:
     """Median of each coordinate (Yin et al. 2018, https://arxiv.org/abs/1803.01498, Def. 1).
 
-    Of an even number of sites the mean of the middle two. Bounded by the honest sites' values as
+    With an even number of sites, the mean of the middle two. Bounded by the honest sites' values as
     long as fewer than half of the sites are malicious, whatever `f` says.
     """
     sorted_KN = rows_KN.sort(dim=0).values
@@ -59,7 +59,7 @@ def trimmed_mean(rows_KN: Tensor, f: int) -> Tensor:
     K = len(rows_KN)
     cut = min(f, (K - 1) // 2)
     if cut < f:
-        logger.warning("%d replies are too few to cut off %d at each end; cut %d", K, f, cut)
+        logger.warning("%d replies are too few to trim %d at each end; trimmed %d", K, f, cut)
     return rows_KN.sort(dim=0).values[cut : K - cut].mean(dim=0)
 
 
@@ -71,7 +71,7 @@ def multi_krum(rows_KN: Tensor, f: int) -> Tensor:
     """
     K = len(rows_KN)
     if 2 * f + 3 > K:
-        logger.warning("%d sites are too few for Krum to stand %d malicious ones", K, f)
+        logger.warning("%d sites are too few for Krum to withstand %d malicious ones", K, f)
     gram_KK = rows_KN @ rows_KN.mT
     squares_K = gram_KK.diagonal()
     distances_KK = (squares_K[:, None] + squares_K[None, :] - 2 * gram_KK).clamp(min=0)

@@ -27,7 +27,7 @@ class ServerOptimizer:
     Args:
         name: Of `NAMES`.
         learning_rate: eta, above 0.
-        momentum: Share of the last step that is kept, in [0, 1); for `momentum` alone.
+        momentum: Share of the last step that is kept, in [0, 1); only for `momentum`.
         beta_1: Decay of the first moment, in [0, 1).
         beta_2: Decay of the second moment, in [0, 1).
         tau: Degree of adaptivity, above 0; the smaller, the more alike the steps of all numbers.
@@ -43,7 +43,7 @@ class ServerOptimizer:
     moments: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, current: AdapterState, aggregate: AdapterState) -> AdapterState:
-        """Return what takes the place of `current`, float32, and update the moments."""
+        """Return the replacement of `current`, float32, and update the moments."""
         if self.name == "sgd" and self.learning_rate == 1:
             return aggregate
         result = {}

@@ -19,7 +19,7 @@ RANK_AXES = {"A": (0,), "B": (1,), "C": (0,), "D": (1,), "E": (0, 1)}  # of each
 
 
 def checked(updates: Iterable[Weighted]) -> Iterator[Weighted]:
-    """Yield updates and weights as they come.
+    """Yield updates and weights as they arrive.
 
     Raises:
         ValueError: If there is none, or a weight is not positive and finite.
@@ -67,7 +67,7 @@ def absorb(update: AdapterState) -> AdapterState:
 
 
 def rank_of(update: AdapterState) -> int:
-    """Return the rank of an adapter whose layers have one; 0 where nothing tells it."""
+    """Return the rank of an adapter whose layers have one; 0 if nothing shows it."""
     name = next(iter(update), None)
     return 0 if name is None else update[name].shape[RANK_AXES[name.rpartition(".")[2]][0]]
 

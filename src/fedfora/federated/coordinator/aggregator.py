@@ -20,12 +20,12 @@ from fedfora.training.schedule import schedule_at
 
 logger = logging.getLogger(__name__)
 
-NOTABLE_ERROR = 0.1  # of the mean update; from here on another rule is worth a thought
+NOTABLE_ERROR = 0.1  # of the mean update; from here on another rule is worth considering
 
 
 @dataclass
 class Aggregator:
-    """Folds the updates of one round after the other into the global adapter.
+    """Folds the updates of round after round into the global adapter.
 
     Args:
         site_privacy: Clipping and noise that hide single sites; None for neither.
@@ -48,7 +48,7 @@ class Aggregator:
             beta_2=chosen.beta_2,
             tau=chosen.tau,
         )
-        if self.settings.privacy.shared_noise:  # what comes is the mean gradient, down, with noise
+        if self.settings.privacy.shared_noise:  # what arrives is the mean step down, with noise
             self.optimizer = ServerOptimizer("adam", beta_2=0.999, tau=1e-12)
 
     def aggregate(
@@ -84,7 +84,7 @@ class Aggregator:
     def _rate(self, current: AdapterState, round_index: int) -> float:
         """Return the learning rate of a round that is one step of the whole training.
 
-        With the correction of Adam's moments, which begin at nothing (Kingma and Ba 2015,
+        With the bias correction of Adam's moments, which begin at zero (Kingma and Ba 2015,
         https://arxiv.org/abs/1412.6980, Sec. 2).
         """
         settings, train = self.settings, self.settings.train
@@ -110,8 +110,8 @@ class Aggregator:
             return
         self._said = True
         logger.warning(
-            "the mean of the factors is not the mean of the updates; no fault, but in this round "
-            "it is %.0f %% off, --aggregation refactor would be %.2g %% off",
+            "the mean of the factors is not the mean of the updates; that is expected, but here "
+            "it is %.0f %% off, and --aggregation refactor would be %.2g %% off",
             100 * reading.aggregation_error,
             100 * reading.attainable_error,
         )

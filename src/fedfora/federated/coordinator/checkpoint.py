@@ -1,8 +1,8 @@
-"""Checkpoints: all that a federation needs to go on after any round, whole or not there.
+"""Checkpoints: all that a federation needs to continue after any round, complete or absent.
 
 A checkpoint is a directory `round-NNN` in the run directory. It is written under another name,
 synced to the disk, and renamed, so a run that is killed at any point leaves either this round or
-the one before. It holds the global adapter as PEFT writes it, to be used as it is, and
+the one before. It holds the global adapter as PEFT writes it, ready to use, and
 
 - `state.safetensors`: `adapter.<layer>.<factor>`, the folded adapter to the bit, and
   `server.<name>`, whatever tensors the server's optimizer keeps from round to round;
@@ -12,7 +12,7 @@ No random state is kept because there is none to keep: every draw derives from t
 the round (and site) it is for. What a site keeps from round to round is the site's own
 (`fedfora.federated.site.memory`).
 
-`best` is a copy of the best round's adapter, whole or not there. A kill between the renames that
+`best` is a copy of the best round's adapter, complete or absent. A kill between the renames that
 put it in its place loses nothing: its checkpoint is kept, and resuming copies it again.
 """
 
@@ -40,7 +40,7 @@ _NAME = re.compile(r"round-(\d{3,})")
 _STATE, _TENSORS = "state.json", "state.safetensors"
 
 
-# Which round was best so far, and whether to go on.
+# Which round is the best so far, and whether to continue.
 # A round is judged by the loss on the rows that the sites keep back, where they keep any; otherwise
 # by the score on the common test rows, where there are any (then that score is optimistic, as it
 # chose the round). Lower losses and higher scores are better; of equal rounds the later one, which
@@ -52,7 +52,7 @@ class Selection:
     """The best round so far.
 
     Args:
-        best_round: Its number, counted from 1; 0 where none was judged.
+        best_round: Its number, counted from 1; 0 if none was judged.
         best_value: Its loss or score.
         waited: Rounds judged since the value was first reached, none of them better.
     """
@@ -64,7 +64,7 @@ class Selection:
     def judged(self, round_number: int, value: float, *, lower_is_better: bool) -> Selection:
         """Return the selection after another round was judged.
 
-        An equal round takes the place of the best one, but patience still runs: it brought nothing.
+        An equal round replaces the best one, but counts against patience: it brought no progress.
         """
         better = value < self.best_value if lower_is_better else value > self.best_value
         if self.best_round == 0:
@@ -76,18 +76,18 @@ class Selection:
         return replace(self, best_round=best_round, waited=self.waited + 1)
 
     def is_over(self, patience: int | None) -> bool:
-        """Return whether as many rounds in a row as `patience` brought nothing."""
+        """Return whether as many rounds in a row as `patience` brought no progress."""
         return patience is not None and self.waited >= patience
 
 
 @dataclass(frozen=True)
 class FederationState:
-    """Where a federation stands.
+    """The state of a federation.
 
     Args:
         round_number: The last finished round; 0 before the first.
         adapter: The global adapter, folded.
-        server: Tensors of the server's optimizer by name; empty where it keeps none.
+        server: Tensors of the server's optimizer by name; empty if it keeps none.
         selection: The best round so far.
         metrics_bytes: Length of metrics.jsonl after that round.
     """
@@ -125,10 +125,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(run_directory: Path) -> FederationState | None:
-    """Return the newest checkpoint; None where there is none.
+    """Return the newest checkpoint; None if there is none.
 
     Raises:
-        ValueError: If its provenance does not hold, or it is encrypted and the key is not here.
+        ValueError: If its provenance does not verify, or it is encrypted and the key is not here.
     """
     checkpoints = find_checkpoints(run_directory)
     if not checkpoints:
@@ -144,7 +144,7 @@ def load_checkpoint(run_directory: Path) -> FederationState | None:
 
 
 def find_checkpoints(run_directory: Path) -> dict[int, Path]:
-    """Return the directories of all whole checkpoints by round."""
+    """Return the directories of all complete checkpoints by round."""
     return {
         int(match[1]): path
         for path in run_directory.iterdir()
@@ -153,7 +153,7 @@ def find_checkpoints(run_directory: Path) -> dict[int, Path]:
 
 
 def publish_best(run_directory: Path, best_round: int) -> None:
-    """Make `best` a copy of the best round's adapter, unless it is that already."""
+    """Make `best` a copy of the best round's adapter, unless it already is."""
     target = run_directory / BEST
     if _best_round(run_directory) == best_round:
         return
@@ -191,7 +191,7 @@ def forget_halves(run_directory: Path) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Remove a directory, if it is there; what a kill leaves, `forget_halves` finds."""
+    """Remove a directory, if it exists; what a kill leaves, `forget_halves` finds."""
     if directory.exists():
         going = directory
         if not directory.name.startswith("."):
@@ -208,7 +208,7 @@ def _to_disk(directory: Path) -> None:
 
 
 def forget_earlier_run(directory: Path) -> None:
-    """Remove what an overwritten run left; its configuration went first, so it cannot come back."""
+    """Remove what an overwritten run left; its configuration goes first, so it cannot come back."""
     for path in [*find_checkpoints(directory).values(), directory / BEST]:
         remove(path)
     for path in (directory / SITES_DIR).glob("*"):
@@ -216,7 +216,7 @@ def forget_earlier_run(directory: Path) -> None:
             shutil.rmtree(path)
 
 
-# A federation's run directory to the lines that end it: which adapter lies where, what is next.
+# From a federation's run directory to its closing lines: which adapter is where, what to do next.
 
 
 def next_steps(output_dir: str | Path) -> list[str]:
@@ -239,7 +239,7 @@ def next_steps(output_dir: str | Path) -> list[str]:
 
 
 def resume_hint(output_dir: str | Path) -> str:
-    """Return how to resume a stopped run; empty where no round of it is finished."""
+    """Return how to resume a stopped run; empty if none of its rounds is finished."""
     directory = Path(output_dir)
     rounds = find_checkpoints(directory) if directory.is_dir() else {}
     if not rounds:

@@ -1,6 +1,6 @@
 """A round's exchange with the sites: sampled, asked, screened, and folded into one adapter.
 
-Replies are read one by one as they come, in the order of the sites, so every engine adds up the
+Replies are read one by one as they arrive, in the order of the sites, so every engine adds up the
 same numbers in the same order and a rule that needs only sums holds few adapters in memory. Every
 reply is screened before the rule sees it.
 """
@@ -33,7 +33,7 @@ from fedfora.reporting.record import RunRecord
 from fedfora.seeds import derive_seed
 
 SHOWN = 8  # refused sites that a message names
-SITE_SENT = ("site", "steps", "loss")  # what passes by of a site's answer
+SITE_SENT = ("site", "steps", "loss")  # what a watcher sees of a site's answer
 # What the record says of a single site that is hidden.
 PUBLIC_OF_SITE = {"site", "steps", "uplink_bytes", "downlink_bytes"}
 
@@ -44,12 +44,12 @@ class NoQuorum(ValueError):
 
 @dataclass(frozen=True)
 class Folded:
-    """What the replies of a round came to.
+    """The result of a round's replies.
 
     Args:
         adapter: The new global adapter, all its factors.
         loss: Mean training loss of the sites, by the tokens they trained on.
-        reading: How far the adapter is from the mean update; None where nobody can tell.
+        reading: How far the adapter is from the mean update; None if nobody can tell.
         validation_loss: Of the adapter that the sites received; None where they keep no rows back.
     """
 
@@ -60,7 +60,7 @@ class Folded:
 
 
 class SiteExchange:
-    """Trains and asks the sites of a run, round after round; its record is told as they answer."""
+    """Trains and asks the sites of a run, round after round; records them as they answer."""
 
     def __init__(
         self, grid: Grid, aggregator: Aggregator, agreement: Agreement, record: RunRecord
@@ -82,7 +82,7 @@ class SiteExchange:
         self._downlink_bytes: dict[int, int] = {}
 
     def admit(self, site: SiteInfo) -> None:
-        """Take a site in from the next round on; it replaces a node with the same number."""
+        """Admit a site from the next round on; it replaces a node with the same number."""
         others = [known for known in self.sites.values() if known.index != site.index]
         ordered = sorted([*others, site], key=lambda known: known.index)
         self.sites = {known.node_id: known for known in ordered}
@@ -105,7 +105,7 @@ class SiteExchange:
         Raises:
             NoQuorum: If too few sites sent a usable update, naming the others.
             RoundLost: If too few sites lasted under secure aggregation.
-            ValueError: If the updates come to numbers that are not finite.
+            ValueError: If the aggregate has numbers that are not finite.
         """
         self._number, self.used, self.rejected = number, [], []
         round_messages, sampled = self._messages_of(number, adapter), self.sample(number)
@@ -129,7 +129,7 @@ class SiteExchange:
         return folded
 
     def validate(self, number: int, adapter: AdapterState) -> float | None:
-        """Return an adapter's mean loss on the rows that the sites of a round keep back, if any."""
+        """Return an adapter's mean loss on the rows that the sites of a round hold out, if any."""
         self._number = number
         round_messages = self._messages_of(number, adapter)
         contents = {
@@ -155,7 +155,7 @@ class SiteExchange:
     def _assignments(
         self, round_messages: RoundMessages, sampled: list[SiteInfo]
     ) -> dict[int, RecordDict]:
-        """Return what each site is sent; under secure aggregation, to those that shared alone."""
+        """Return what each site is sent; under secure aggregation, only for those that shared."""
         invited: dict[int, dict[str, ConfigRecord]] = {site.node_id: {} for site in sampled}
         if self.secure is not None:
             rule = round_messages.rule
@@ -198,7 +198,7 @@ class SiteExchange:
         num_sampled: int,
         reports: list[Report],
     ) -> Iterator[Weighted]:
-        """Yield updates and weights of the replies that pass, and put down what the sites did."""
+        """Yield updates and weights of the replies that pass, and record what the sites did."""
         origin = self._origin()
         named = ((self.sites[reply.metadata.src_node_id], reply) for reply in replies)
         for accepted in screen(
@@ -219,7 +219,7 @@ class SiteExchange:
     def _fold_sum(
         self, round_messages: RoundMessages, replies: Iterable[Message], num_sampled: int
     ) -> Folded:
-        """Fold what the sum of the masked updates says; how far it misses, nobody can tell."""
+        """Fold the sum of the masked updates; nobody can tell how far off it is."""
         secure, origin = self.secure, self._origin()
         assert secure is not None
         for reply in replies:
@@ -245,7 +245,7 @@ class SiteExchange:
         return Origin(self._number, agreed.base_fingerprint, agreed.layout.digest)
 
     def _note(self, site: SiteInfo, uplink_bytes: int, **measured: float) -> None:
-        """Put down what a site did whose update was taken in, as far as it may be told."""
+        """Record what a site did whose update was accepted, as far as that may be told."""
         traveled = {
             "uplink_bytes": uplink_bytes,
             "downlink_bytes": self._downlink_bytes[site.node_id],
@@ -255,14 +255,14 @@ class SiteExchange:
         self.record.announce("site_sent", **{n: line[n] for n in SITE_SENT if n in line})
 
     def _reject(self, node_id: int, reason: str) -> None:
-        """Put down a reply that is left out; the site may have lost the frozen factors."""
+        """Record a reply that is left out; the site may have lost the frozen factors."""
         self._frozen_at.pop(node_id, None)
         site = self.sites[node_id].name
         self.rejected.append({"site": site, "reason": reason})
         self.record.log("rejected", round=self._number, site=site, reason=reason)
 
     def _check_quorum(self, num_sampled: int) -> None:
-        """Raise unless enough updates were taken in, naming the sites that are missing, and why."""
+        """Raise unless enough updates were accepted, naming the sites that are missing, and why."""
         used, needed = len(self.used), self.settings.rounds.min_clients
         if used >= needed:
             return

@@ -1,9 +1,9 @@
 """Before the first round: who takes part, and does everybody mean the same model?
 
 A site may say whatever it likes, so each answer is read strictly: names, types, ranges, lengths. A
-site with a wrong answer is named, and takes no part. Nothing is taken on the word of one site where
-the others hold it too: base, adapter and its first numbers are those of more than half of them, and
-what one site then sends must have the digest that they agreed on.
+site with a wrong answer is named, and takes no part. No single site is believed about what the
+others have too: base, adapter and its first numbers are those of more than half of them, and what
+one site then sends must have the digest that they agreed on.
 """
 
 import json
@@ -32,10 +32,10 @@ TABLE = ("index", "name", "rows", "rank", "data_digest", "key_id")  # columns of
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What a site says of itself.
+    """What a site says about itself.
 
     Args:
-        key_id: Names the key that it signed with; empty where it has none.
+        key_id: Names the key that it signed with; empty if it has none.
         facts: Digests of its base, adapter and prompts, under the names of `FACTS`.
         size: How many numbers its adapter has.
     """
@@ -53,7 +53,7 @@ class SiteInfo:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the coordinator and the sites agreed on: who takes part, on which base and adapter.
+    """What the coordinator and the sites agreed on: who takes part, with which base and adapter.
 
     Args:
         first: The fresh adapter.
@@ -75,22 +75,22 @@ class Agreement:
 class Membership:
     """Decides who may take part; this one admits everybody who is there at the start."""
 
-    grows = False  # whether sites may join while the run is on
+    grows = False  # whether sites may join during the run
 
     def name_of(self, node_id: int) -> str:
-        """Return what a node is called that has not said, or may not say, who it is."""
+        """Return the name of a node that has not said, or may not say, who it is."""
         return f"node {node_id}"
 
     def agreed(self, size: int) -> None:
         """Note how many numbers an adapter has; nobody needs to send much more than that."""
 
     def objection(self, node_id: int, index: int, name: str) -> str | None:
-        """Return why a node may not be the site that it says it is; None where it may."""
+        """Return why a node may not be the site that it claims to be; None if it may."""
         return None
 
 
-ASK_AGAIN_ROUNDS = 2  # rounds after which a node that could not be taken in is asked again
-LATE_DEADLINE_S = 60.0  # the others wait no longer for a late one, whose base keeps loading
+ASK_AGAIN_ROUNDS = 2  # rounds after which a node that could not be admitted is asked again
+LATE_DEADLINE_S = 60.0  # the others wait at most this long for a late one, whose base keeps loading
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Handshake:
     """Asks sites who they are and what they have, before the first round and between later ones.
 
     Args:
-        deadline_s: Longest time to wait for an answer, in seconds; None waits for ever.
+        deadline_s: Longest time to wait for an answer, in seconds; None waits forever.
         on_absent: Called with a site that takes no part, and the reason.
     """
 
@@ -113,10 +113,10 @@ class Handshake:
         """Ask every site what it has, then one of them for the fresh adapter that most made.
 
         A site that does not answer, or cannot start, takes no part; nor does one that holds another
-        base, or means another adapter, than more than half of those that answer.
+        base, or expects another adapter, than more than half of those that answer.
 
         Args:
-            base_fingerprint: Of the base that counts, where a run resumes; None leaves it to the
+            base_fingerprint: Of the base that counts, if a run resumes; None leaves it to the
                 sites.
             same_bits: Whether the same seed gives the same fresh adapter on every machine; the last
                 bits of a singular value decomposition are the machine's own.
@@ -136,9 +136,9 @@ class Handshake:
     def late_joiners(
         self, round_number: int, known: Container[int], agreement: Agreement
     ) -> list[SiteInfo]:
-        """Return the sites that came, or came back as another node, and join before a round.
+        """Return the sites that arrived, or came back as another node, and join before a round.
 
-        Nodes that are known take part already; the others must hold what was agreed on.
+        Known nodes take part already; the others must have what was agreed on.
         """
         if not self.members.grows:
             return []
@@ -185,9 +185,9 @@ class Handshake:
         self.on_absent(site, reason)
 
     def _of_one_mind(self, sites: list[SiteInfo], base_fingerprint: str | None) -> list[SiteInfo]:
-        """Leave out the sites that hold another base, or mean another adapter, than most.
+        """Leave out the sites that hold another base, or expect another adapter, than most.
 
-        Where a run resumes, its base counts, whatever most sites hold by now.
+        If a run resumes, its base counts, whatever most sites hold by now.
 
         Raises:
             ValueError: If there is no such majority.
@@ -233,7 +233,7 @@ def _senders(sites: list[SiteInfo], same_bits: bool) -> list[SiteInfo]:
 
 
 def _read_site(reply: Message) -> SiteInfo:
-    """Return what a site says of itself; a signature is checked, if there is one."""
+    """Return what a site says about itself; a signature is checked, if there is one."""
     if reply.has_error():
         raise ValueError(reply.error.reason)
     site = reply.content.get("site")
@@ -317,7 +317,7 @@ def check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -
     """Raise unless base model and rows are those of the run to resume.
 
     Raises:
-        ValueError: Naming what changed.
+        ValueError: Naming what has changed.
     """
     if (base := base_of(directory)) != agreement.base_fingerprint:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How good the adapter of a round is: by the sites' rows kept back, or on the common test rows."""
+"""How good a round's adapter is: by the rows that sites hold out, or on the common test rows."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def judge(
     """Judge the rounds that can be judged now; return the selection, and what to record.
 
     Sites judge the adapter they receive, so the loss that comes with a round is that of the round
-    before; after the last round they are asked once more.
+    before; after the last round they are asked again.
     """
     federation = exchange.settings.federation
     last = number == federation.num_rounds
@@ -61,7 +61,7 @@ def _scored(adapter: AdapterState, exchange: SiteExchange) -> dict[str, Any]:
 def own_kind_of_rows(
     partition: str, examples: list[Example], sites: list[str]
 ) -> dict[str, list[int]]:
-    """Return the test rows of each site's own kind; none where sites are no values of a column."""
+    """Return the test rows of each site's own kind; none unless sites are values of a column."""
     how, _, column = partition.partition(":")
     if how != "by-column":
         return {}

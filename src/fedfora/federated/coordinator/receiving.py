@@ -1,6 +1,6 @@
 """Messages out, replies in: in a stable order, within a deadline, one reply for every message.
 
-The deadline counts the seconds in which nothing came, not those in which a reply was being taken.
+The deadline counts the seconds in which nothing arrived, not those spent handling a reply.
 The embedded engine lets a site work while its reply is pulled; it keeps each site's own time, by
 the message's time to live, and says itself who was late.
 """
@@ -26,8 +26,8 @@ def receive(
 ) -> Iterator[Message]:
     """Send messages and yield one reply for each, in their order, as soon as that allows.
 
-    A site that cannot be reached, or does not answer within `deadline_s` seconds (None waits for
-    ever), is answered for with an error reply. Replies to anything but these messages are ignored.
+    For a site that cannot be reached, or does not answer within `deadline_s` seconds (None waits
+    forever), there is an error reply. Replies to anything but these messages are ignored.
     """
     messages = list(messages)
     pushed = set(grid.push_messages(messages))
@@ -58,7 +58,7 @@ def receive(
 
 
 def _expected(replies: Iterable[Message], pending: dict[str, None]) -> dict[str, Message]:
-    """Return the replies to pending messages by the message's id, and strike those off."""
+    """Return the replies to pending messages by the message's id, and remove those."""
     expected = {}
     for reply in replies:
         message_id = reply.metadata.reply_to_message_id
@@ -66,5 +66,5 @@ def _expected(replies: Iterable[Message], pending: dict[str, None]) -> dict[str,
             del pending[message_id]
             expected[message_id] = reply
         else:
-            logger.warning("ignored a reply to a message that is not waited for")
+            logger.warning("ignored a reply to a message that nobody waits for")
     return expected

@@ -1,9 +1,9 @@
-"""The rounds of a federation: train, screen, fold, judge, record, keep; from any checkpoint on.
+"""The rounds of a federation, from any checkpoint on: train, screen, fold, judge, record, keep.
 
 The order within a round decides what a kill can do. The round's lines go to metrics.jsonl, then
 the checkpoint appears, then `best` and old checkpoints follow it. A resumed run cuts metrics.jsonl
 where the checkpoint says and repeats what came after; since every draw derives from the seed and
-the round, it comes to the same numbers.
+the round, it arrives at the same numbers.
 """
 
 import time
@@ -52,7 +52,7 @@ from fedfora.reporting.report import finish_run
 from fedfora.reporting.trackers import trackers
 from fedfora.training.privacy_plan import open_ledger
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0  # before a round is tried again, each twice the last
+FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0  # before a round is retried, each twice the last
 
 
 def run_rounds(
@@ -116,10 +116,10 @@ class _Rounds:
     ) -> None:
         self.settings, self.record = settings, record
         self.agreement, self.handshake = agreement, handshake
-        self._since: float | None = None  # when a round had too few sites, and none enough since
+        self._since: float | None = None  # since when no round has had enough sites
         names = [site.name for site in agreement.sites]
         num_sampled = settings.federation.clients_per_round or len(names)
-        min_noise_shares = 0  # where the sites share the noise of a sum: how many do, at least
+        min_noise_shares = 0  # if the sites share the noise of a sum: how many do, at least
         if settings.shares_noise:
             min_noise_shares = fewest_survivors(num_sampled, settings.secure.secagg_threshold)
         self.site_privacy = site_privacy_of(
@@ -131,7 +131,7 @@ class _Rounds:
             min_noise_shares=min_noise_shares,
         )
         self.min_noise_shares = min_noise_shares
-        # Where the noise is shared the sites have clipped, and the sum is noisy.
+        # If the noise is shared, the sites have clipped already, and the sum is noisy.
         self.aggregator = Aggregator(settings, None if min_noise_shares else self.site_privacy)
         self.exchange = SiteExchange(grid, self.aggregator, agreement, record)
 
@@ -161,10 +161,10 @@ class _Rounds:
         finish_run(self.record)
 
     def _play_or_lose(self, before: FederationState) -> FederationState:
-        """Play a round, again where too few sites were there for it, up to `--quorum_wait`.
+        """Play a round, and retry it if too few sites were there, for up to `--quorum_wait`.
 
-        Under secure aggregation no round is played again: the same sites would send the same
-        updates without a missing one, and the difference would be its own. The next round goes on
+        Under secure aggregation no round is repeated: the same sites would send the same updates
+        without a missing one, and the difference would be that site's own. The next round goes on
         without what this one would have taught.
         """
         number, pause_s = before.round_number + 1, FIRST_WAIT_S
@@ -188,7 +188,7 @@ class _Rounds:
             self.aggregator.optimizer.moments = dict(before.server)
 
     def _lost(self, before: FederationState, error: Exception) -> FederationState:
-        """Go on to the next round with what was there before this one."""
+        """Continue with the next round from the state before this one."""
         number = before.round_number + 1
         self.record.log("lost", round=number, reason=str(error))
         return replace(before, round_number=number, metrics_bytes=self.record.metrics_bytes())
@@ -223,7 +223,7 @@ class _Rounds:
         )
 
     def _let_in(self, number: int) -> None:
-        """Take in who may join before this round."""
+        """Admit the sites that may join before this round."""
         for site in self.handshake.late_joiners(number, self.exchange.sites, self.agreement):
             self.exchange.admit(site)
             self.record.log("joined", round=number, site=site.name)
@@ -240,7 +240,7 @@ class _Rounds:
         return {"secure_aggregation": line}
 
     def _follow(self, progress: FederationState) -> None:
-        """Let `best` and the older checkpoints be what the newest checkpoint says."""
+        """Bring `best` and the older checkpoints in line with the newest checkpoint."""
         directory, best_round = self.record.directory, progress.selection.best_round
         if best_round:
             publish_best(directory, best_round)
@@ -261,7 +261,7 @@ class _Rounds:
         save_adapter(directory, state, config, record)
 
     def _facts(self) -> dict[str, Any]:
-        """Return how the adapter came about, as its signed record has it."""
+        """Return how the adapter came about, for its signed record."""
         settings, privacy = self.settings, self._privacy_line()
         facts = {
             "aggregation": settings.aggregation.aggregation,
@@ -296,7 +296,7 @@ class _Rounds:
 
 # The coordinator's side of the federation, as a Flower ServerApp.
 # The coordinator needs no model: names, shapes and the first adapter come from the sites. Only to
-# score the global adapter on test rows does it open the base, in one process the sites' own.
+# score the global adapter on test rows does it open the base; in one process, the sites' own.
 
 
 def make_server_app(listeners: Iterable[Listener] = ()) -> ServerApp:

@@ -1,9 +1,9 @@
 """Screening: which replies of a round may touch the model, and why the others may not.
 
-Checks go from cheap to dear and end at the first that fails: what the reply says of itself, then
-the headers of its arrays, then the numbers, and last the other updates of the round. For these the
-first replies are held back until there are `WINDOW` of them (or no more come), so there is a median
-from the start, in bounded memory.
+Checks go from cheap to costly and end at the first that fails: what the reply claims, then
+the headers of its arrays, then the numbers, and last the other updates of the round. For these, the
+first replies are held until there are `WINDOW` of them (or no more come), so there is a median from
+the start, in bounded memory.
 
 What is refused is left out of the round and named; nothing is repaired.
 """
@@ -38,7 +38,7 @@ Sender = TypeVar("Sender")
 
 
 class RejectedError(ValueError):
-    """A reply that is not used; the message says why, and a site's own words may stand in it."""
+    """A reply that is not used; the message says why, and may hold a site's own words."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Accepted(Generic[Sender]):
     Args:
         sender: Who sent it.
         update: The factors that came.
-        report: What the site says of its training.
+        report: What the site reports about its training.
         norm: Length of what it changed, ||update - sent||_2 over all factors.
     """
 
@@ -81,7 +81,7 @@ def screen(
     limits: Limits,
     on_rejected: Callable[[Sender, str], None],
 ) -> Iterator[Accepted[Sender]]:
-    """Yield what may be used, in the order in which it came; name who sent the rest, and why."""
+    """Yield what may be used, in order of arrival; name who sent the rest, and why not."""
     held: list[Accepted[Sender]] = []
     norms: list[float] = []
     for sender, reply in replies:
@@ -98,7 +98,7 @@ def screen(
 
 
 def read_validation(reply: Message) -> tuple[float, int]:
-    """Return loss and answer tokens of a site's answer to an evaluation.
+    """Return loss and answer tokens from a site's answer to an evaluation.
 
     Raises:
         RejectedError: If it is something else.
@@ -112,7 +112,7 @@ def read_validation(reply: Message) -> tuple[float, int]:
 def read_masked(reply: Message, origin: Origin) -> ArrayRecord:
     """Return the arrays of an answer under secure aggregation.
 
-    What they hold is hidden from the coordinator; only what the reply says of itself is checked.
+    Their content is hidden from the coordinator; only what the reply says about itself is checked.
 
     Raises:
         RejectedError: If it is something else, or starts from anything but `origin`.
@@ -127,7 +127,7 @@ def read_masked(reply: Message, origin: Origin) -> ArrayRecord:
 def check_arrays(record: ArrayRecord, example: ArrayRecord) -> None:
     """Raise unless names, formats, shapes and sizes are those of the example.
 
-    Looks at headers and byte counts alone, so an oversized payload is never decoded.
+    Looks only at headers and byte counts, so an oversized payload is never decoded.
 
     Raises:
         RejectedError: Naming the first difference.
@@ -159,7 +159,7 @@ def _inspect(
     check_arrays(content[ARRAYS], expected.example)
     try:
         update = unpack_from(content[ARRAYS], expected.sent, expected.layout, expected.form)
-    except Exception as error:  # whatever numpy makes of bytes that somebody else wrote
+    except Exception as error:  # whatever numpy raises on bytes that somebody else wrote
         raise RejectedError(f"the update cannot be read: {error}") from error
     norm = distance(update, expected.sent)
     if not norm <= limits.max_update_norm:
@@ -202,11 +202,11 @@ def _like_the_others(
     limits: Limits,
     on_rejected: Callable[[Sender, str], None],
 ) -> Iterator[Accepted[Sender]]:
-    """Yield the updates that are not too long beside the others of the round.
+    """Yield the updates that are not too long compared with the others of the round.
 
     An update's length is judged against the lower median of the lengths so far, so one site among
     three or more cannot move the limit at will. The median is bounded by the honest sites' values
-    while these are more than half.
+    as long as these are more than half.
     """
     for candidate in candidates:
         median = norms[(len(norms) - 1) // 2]
@@ -223,7 +223,7 @@ def _like_the_others(
 def distance(update: AdapterState, sent: AdapterState) -> float:
     """Return ||update - sent||_2 over all factors, in float64.
 
-    A factor whose shape is not that of the one sent (a site with a rank of its own) counts whole.
+    A factor whose shape differs from the one sent (a site with a rank of its own) counts in full.
     """
     total = 0.0
     for name, value in update.items():

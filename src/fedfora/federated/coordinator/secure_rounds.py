@@ -1,4 +1,4 @@
-"""The coordinator's exchanges under secure aggregation: before the training, and after it.
+"""The coordinator's exchanges under secure aggregation, before and after the training.
 
 A round: `open` asks the drawn sites to share, and returns what their training message must bring;
 `take` adds a masked update to the sum; `close` asks the survivors to confirm who they are, then to
@@ -57,7 +57,7 @@ class SecureRounds:
         self.grid, self.numbers, self.on_rejected = grid, numbers, on_rejected
         self.nodes = {number: node for node, number in numbers.items()}
         self.settings = settings
-        self.uplink_bytes: Counter[int] = Counter()  # of a round, beside the masked words, by node
+        self.uplink_bytes: Counter[int] = Counter()  # of a round, besides the masked words, by node
         self._keys: dict[int, SignedKey] = {}
         self._informed: set[int] = set()  # nodes that have the newest roster
         self._code = self._code_for(len(numbers))
@@ -67,7 +67,7 @@ class SecureRounds:
         self.line: dict[str, float] = {}
 
     def admit(self, node: int, number: int) -> None:
-        """Take a site in from the next round on; it replaces a node with the same number."""
+        """Admit a site from the next round on; it replaces a node with the same number."""
         self.numbers = {known: n for known, n in self.numbers.items() if n != number}
         self.numbers[node] = number
         self.nodes[number] = node
@@ -81,7 +81,7 @@ class SecureRounds:
     def open(
         self, round_number: int, nodes: list[int], num_numbers: int, task: bytes
     ) -> dict[int, dict[str, ConfigRecord]]:
-        """Let the sites of a round share; return what each that did is told before it trains.
+        """Let the sites of a round share; return what each one that did is told before it trains.
 
         Args:
             round_number: From 1.
@@ -121,7 +121,7 @@ class SecureRounds:
         """Let the survivors confirm and reveal, and return what the sum says.
 
         Raises:
-            WrongShares: If a site's shares do not give its secret back; it takes no part any more.
+            WrongShares: If a site's shares do not give its secret back; it takes no further part.
             RoundLost: If too few sites lasted.
         """
         opened = self._round
@@ -153,7 +153,7 @@ class SecureRounds:
         return summed
 
     def _total(self, opened: SecureRound) -> Words:
-        """Return the sum; sites whose shares were wrong are named, and asked no more."""
+        """Return the sum; sites whose shares were wrong are named, and not asked again."""
         try:
             return opened.total()
         except WrongShares as error:
@@ -196,7 +196,7 @@ class SecureRounds:
         kind: Any,
         take: Callable[[int, Any], None],
     ) -> None:
-        """Ask, and hand each site's answer on by the site's number; name what is not used."""
+        """Ask, and pass on each site's answer by the site's number; name what is not used."""
         deadline_s = self.settings.rounds.round_deadline
         messages = [
             Message(content, node, what, ttl=deadline_s) for node, content in contents.items()
@@ -204,7 +204,7 @@ class SecureRounds:
         for reply in receive(self.grid, messages, deadline_s=deadline_s):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                self._keys.pop(self.numbers[node], None)  # restarted, perhaps: asked for a new key
+                self._keys.pop(self.numbers[node], None)  # perhaps restarted: asked for a new key
                 self._reject(node, reply.error.reason)
                 continue
             records = reply.content.config_records.values()
@@ -220,7 +220,7 @@ class SecureRounds:
         self.on_rejected(node, f"secure aggregation: {told}")
 
     def _or_lost(self, step: Callable[[], T]) -> T:
-        """Take a step of the round; where too few sites are left for it, say which went and why."""
+        """Take a step of the round; if too few sites are left for it, say which went and why."""
         try:
             return step()
         except WrongShares:

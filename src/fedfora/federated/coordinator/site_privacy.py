@@ -2,10 +2,10 @@
 
 DP-FedAvg (McMahan et al. 2018, https://arxiv.org/abs/1710.06963): each site's change, cut to C,
 enters a sum; the sum is divided by the number n of sites that were asked, which is public, not by
-the number that answered; normal noise of standard deviation z C / n goes on every number. What the
+the number that answered; every number gets normal noise of standard deviation z C / n. What the
 server optimizer makes of it costs nothing more. Every round is counted as if all sites took part.
 
-Under secure aggregation the sites clip and add the noise (see `shared_noise`), and what is here
+Under secure aggregation the sites clip and add the noise (see `shared_noise`), and this module
 only keeps the account.
 """
 
@@ -25,7 +25,7 @@ from fedfora.privacy.settings import PrivacyArguments
 
 @dataclass
 class SitePrivacy:
-    """Clips what sites changed, and makes their mean noisy.
+    """Clips the sites' changes, and adds noise to their mean.
 
     Args:
         noise_multiplier: z.
@@ -62,7 +62,7 @@ class SitePrivacy:
         self.ledger.spend(Release(1.0, self.noise_multiplier, 1), run=self.run, settings=settings)
 
     def clipped(self, current: AdapterState, updates: Iterable[Weighted]) -> Iterator[Weighted]:
-        """Yield the sites' updates with their change cut to C, all of one weight."""
+        """Yield the sites' updates with their change cut to C, all with the same weight."""
         self._answers = 0
         for update, _ in updates:
             self._answers += 1
@@ -70,7 +70,7 @@ class SitePrivacy:
             yield {name: current[name] + change[name] for name in current}, 1.0
 
     def noisy(self, current: AdapterState, mean: AdapterState) -> AdapterState:
-        """Return the sum of the changes over n, with noise, from the mean of those that came."""
+        """Return the sum of the changes over n, with noise, from the mean of those that arrived."""
         share = self._answers / self.num_sites
         std = self.noise_multiplier * self.clipping_norm if self.noise_multiplier else 0.0
         change = {name: (mean[name] - current[name]) * share for name in current}
@@ -97,7 +97,7 @@ def site_privacy_of(
     min_noise_shares: int = 0,
     run: str = "",
 ) -> SitePrivacy | None:
-    """Return what the user asks for; None where sites are not to be hidden."""
+    """Return what the user asks for; None if sites are not to be hidden."""
     if arguments.privacy_unit != "site":
         return None
     noise_multiplier = site_noise_multiplier(arguments, num_rounds=num_rounds)
@@ -108,7 +108,7 @@ def site_privacy_of(
 
 
 def sites_ledger(settings: FederationSettings, names: Iterable[str]) -> str:
-    """Return the name of the ledger of some sites: the same for the same ones in every run."""
+    """Return the name of the ledger of some sites: the same for the same sites in every run."""
     known = (settings.data.train_file, settings.data.dataset, sorted(names))
     return f"sites-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
 
@@ -121,7 +121,7 @@ def record_event(
     total_steps: int,
     min_noise_shares: int = 0,
 ) -> dict[str, float | str | None]:
-    """Return what the run's record says where each site hides its own records.
+    """Return what the run's record says if each site hides its own records.
 
     The coordinator knows the plan and how many rows the sites have: enough for the worst of them.
 

@@ -47,12 +47,12 @@ class OpenRound:
     """What a site keeps from the first answer of a round to the last.
 
     Args:
-        terms: What the round is about.
+        terms: The terms of the round.
         private_key: The key whose shares the neighbors hold.
         seed: The site's own seed, shared likewise.
         present: Who has shared; empty until the vector is masked.
         survivors: The list that the site signed; empty until it has.
-        held: For each present neighbor, its seed's share and its key's share, one after the other.
+        held: For each present neighbor, its seed's share followed by its key's share.
     """
 
     terms: Terms
@@ -65,7 +65,7 @@ class OpenRound:
 
 @dataclass
 class Memory:
-    """What a site remembers of a run: its key, the others' keys, the round that is open."""
+    """What a site remembers of a run: its key, the others' keys, the open round."""
 
     run: str = ""
     private_key: bytes = b""
@@ -94,8 +94,8 @@ class SecureSite:
     def introduce(self, run: str) -> SignedKey:
         """Make the key of the run and return its public half, signed.
 
-        Asked again, it makes a new key. Rounds that were answered stay answered as long as the run
-        is the same: nobody gets a second sum of a round with other participants.
+        Asked again, it makes a new key. Rounds that were answered stay answered within the run, so
+        nobody gets a second sum of a round with other participants.
         """
         last_round = self.memory.last_round if self.memory.run == run else 0
         private_key = new_private_key()
@@ -107,7 +107,7 @@ class SecureSite:
         """Check the keys of the run and keep them.
 
         Raises:
-            ValueError: If a key is not signed by the site it names, or this site's own is another.
+            ValueError: If a key is not signed by the site it names, or this site's own differs.
         """
         own = roster.get(self.site)
         if own is None or own.public != public_key(self._private_key()):
@@ -153,11 +153,11 @@ class SecureSite:
             task: A digest of what this site was asked to do, see `mask_context`.
 
         Raises:
-            ValueError: If too few sites are there, or a key or a share is not what it should be.
+            ValueError: If too few sites are present, or a key or a share is invalid.
         """
         opened = self._open_round()
         if opened.present:
-            raise ValueError("this round's vector was masked already")
+            raise ValueError("this round's vector has already been masked")
         present = self._check_delivery(opened.terms, delivery)
         unsealed = {v: self._unseal(opened.terms, v, delivery.sealed[v]) for v in present}
         received = {v: shares for v, shares in unsealed.items() if shares}
@@ -193,8 +193,8 @@ class SecureSite:
     def reveal(self, signatures: Mapping[int, bytes]) -> Reveal:
         """Fourth answer: for each neighbor, the share of its seed or of its key, never of both.
 
-        Of a survivor it is the seed's, of one whose vector did not arrive the key's. The round is
-        closed with it, so a second question finds nothing.
+        For a survivor it is the seed's, for one whose vector did not arrive the key's. That closes
+        the round, so a second request gets nothing.
 
         Args:
             signatures: Of the survivors under their list, by site.
@@ -215,14 +215,14 @@ class SecureSite:
 
     def _check(self, terms: Terms) -> None:
         if terms.roster_digest != self.memory.roster_digest:
-            raise ValueError("the round is on another roster than the one this site checked")
+            raise ValueError("the round is based on another roster than the one this site checked")
         if self.site not in terms.participants:
             raise ValueError(f"site {self.site} is asked to share in a round that is not its own")
         if unknown := set(terms.participants) - self.memory.channel_keys.keys():
             raise ValueError(f"sites {sorted(unknown)} take part but are not on the roster")
         if terms.round_number <= self.memory.last_round:
             raise ValueError(
-                f"round {terms.round_number} is asked for again; this site has answered round "
+                f"round {terms.round_number} is requested again; this site has answered round "
                 f"{self.memory.last_round}"
             )
 
@@ -238,7 +238,7 @@ class SecureSite:
         return present
 
     def _check_signatures(self, opened: OpenRound, signatures: Mapping[int, bytes]) -> None:
-        """Count valid signatures; a wrong one counts nothing, and throws nobody out."""
+        """Count valid signatures; a wrong one does not count, and excludes nobody."""
         if not opened.survivors:
             raise ValueError("this site has signed no list of survivors in the round")
         needed, digest = opened.terms.min_survivors, digest_of_sites(opened.survivors)
@@ -256,7 +256,7 @@ class SecureSite:
     def _unseal(self, terms: Terms, sender: int, sealed: bytes) -> bytes:
         """Return a neighbor's two shares; nothing if they are not for this site and this round.
 
-        Then this site holds none, and goes on: a neighbor must not be able to throw it out.
+        Then this site holds none, and carries on: a neighbor must not be able to exclude it.
         """
         try:
             shares = unseal(self._channel(terms, sender, self.site), sealed)

@@ -1,4 +1,4 @@
-"""Keys of a site: who it is (Ed25519), whom it can talk to (X25519), and what only two can read.
+"""A site's keys: who it is (Ed25519), whom it can talk to (X25519), and what only two can read.
 
 A site's identity is made once, at provisioning, and every other site holds its public half. With it
 the site signs the short-lived keys of a run and of a round, so the coordinator, through which all
@@ -72,7 +72,7 @@ def verify(key: SignedKey, identity: bytes, *, context: bytes) -> None:
     """Raise unless the holder of `identity` signed this key for this very purpose.
 
     Raises:
-        ValueError: If the signature does not fit.
+        ValueError: If the signature is not valid.
     """
     if not is_signed(key, identity, context=context):
         raise ValueError(
@@ -111,7 +111,7 @@ def seal(key: bytes, plain: bytes) -> bytes:
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes:
-    """Return what was sealed; raise if it was sealed with another key, or changed on its way."""
+    """Return what was sealed; raise if it was sealed with another key, or changed in transit."""
     try:
         return ChaCha20Poly1305(key).decrypt(NONCE, sealed, None)
     except InvalidTag:
@@ -119,14 +119,14 @@ def unseal(key: bytes, sealed: bytes) -> bytes:
 
 
 def _statement(site: int, public: bytes, context: bytes) -> bytes:
-    length = len(public).to_bytes(8, "big")  # so that no other split of the bytes is meant
+    length = len(public).to_bytes(8, "big")  # so that the bytes cannot be split differently
     return b"fedfora site key\0" + site.to_bytes(8, "big") + length + public + context
 
 
 # A mask: as many uniform words as a vector has, from a seed of 256 bits.
 # AES-256 in counter mode over zeros, from `cryptography`. A seed is used for one mask only, so the
 # counter may start at zero. Flower's own secure aggregation seeds a Mersenne twister with 32 bits,
-# which two cores try out in minutes; here there is nothing to try out.
+# which two cores search in minutes; 256 bits cannot be searched.
 
 SEED_BYTES = 32
 BLOCK_WORDS = 2**16  # small enough to stay in the processor's cache
@@ -154,7 +154,7 @@ def _apply(vector: Words, seed: bytes, operation: np.ufunc) -> None:
         operation(block, mask[: len(block)], out=block)
 
 
-# A secret of 256 bits in shares, of which a threshold is needed and fewer say nothing.
+# A secret of 256 bits in shares, of which a threshold is needed and fewer reveal nothing.
 # Shamir's scheme (1979, https://doi.org/10.1145/359168.359176) over the integers modulo a prime p:
 # a random polynomial f of degree t - 1 with f(0) the secret; share i is f(i). Python multiplies
 # such integers natively, so this is some hundred times faster than pycryptodome's scheme over
@@ -177,7 +177,7 @@ def split(secret: bytes, *, threshold: int, num_shares: int) -> list[bytes]:
         num_shares: How many shares to make.
 
     Raises:
-        ValueError: If the secret is not 32 bytes below p, or the numbers do not fit each other.
+        ValueError: If the secret is not 32 bytes below p, or the numbers are inconsistent.
     """
     if len(secret) != SEED_BYTES or not 1 <= threshold <= num_shares:
         raise ValueError(
@@ -218,7 +218,7 @@ def _at(coefficients: Sequence[int], x: int) -> int:
     return value
 
 
-@lru_cache(maxsize=256)  # most sites of a round have their shares from the same places
+@lru_cache(maxsize=256)  # most sites of a round have their shares at the same places
 def _weights(indices: tuple[int, ...]) -> tuple[int, ...]:
     """Return Lagrange's weights: f(0) is the sum of them times f at the indices."""
     weights = []
@@ -232,7 +232,7 @@ def _weights(indices: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(weights)
 
 
-# A site's signed word that it takes part, and its prompts' digest: it writes, others read them.
+# A site's signed statement that it takes part, and its prompts' digest: it writes, others read.
 
 TAKES_PART = b"takes part\0"
 

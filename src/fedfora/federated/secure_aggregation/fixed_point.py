@@ -52,8 +52,8 @@ class FixedPoint:
             )
         if self.num_sites * self.max_weight >= WORD:
             raise ValueError(
-                f"{self.num_sites} sites with weights of up to {self.max_weight} do not add up in "
-                "32 bits: fewer sites a round, fewer steps, or smaller batches"
+                f"{self.num_sites} sites with weights of up to {self.max_weight} do not fit into "
+                "32 bits: use fewer sites a round, fewer steps, or smaller batches"
             )
 
     @property
@@ -63,7 +63,7 @@ class FixedPoint:
 
     @property
     def step(self) -> float:
-        """R / Q: the distance of two numbers that can be told apart."""
+        """R / Q: the smallest difference that two numbers can have."""
         return self.value_range / self.levels
 
     @property
@@ -117,12 +117,12 @@ class FixedPoint:
 
 MAX_LOSS = 32.0  # in nats for each token; the logarithm of 10^13 tokens
 COUNTS = 3
-ROUNDING = 1e-9  # more than a norm in float64 can be wrong by
+ROUNDING = 1e-9  # more than the error of a norm in float64
 
 
 @dataclass(frozen=True)
 class Summed:
-    """What the coordinator learns of a round.
+    """What the coordinator learns from a round.
 
     Args:
         mean_N: Weighted mean of the updates.
@@ -152,7 +152,7 @@ def contribution(
     Args:
         update_N: Its numbers, as the difference from what it received.
         weight: Its weight, from 1 on.
-        loss: Its mean loss; above `MAX_LOSS` it counts as that.
+        loss: Its mean loss; anything above `MAX_LOSS` counts as that.
         code: The fixed point of the round.
         max_norm: A longer update is shortened to this length; infinity for no limit.
 
@@ -180,12 +180,12 @@ def contribution(
 def contribution_with_noise(
     update_N: Floats, noise_N: NDArray[np.int64], *, code: FixedPoint, clipping_norm: float | None
 ) -> Words:
-    """Return what a site adds to the sum where single sites are hidden by noise.
+    """Return what a site adds to the sum if single sites are hidden by noise.
 
     Nothing in it depends on the site but the update, cut to the clipping norm: it weighs 1, and
-    tells no loss and no counts. Of an update with numbers that are none, the noise is left. The sum
-    of both is not clipped, as that would make the noise another one: what leaves the range wraps
-    around, and comes back in the sum.
+    tells no loss and no counts. If an update has numbers that are not finite, only the noise is
+    sent. The sum of both is not clipped, as that would change the noise: what leaves the range
+    wraps around, and comes back in the sum.
 
     Args:
         update_N: The site's numbers, as the difference from what it received.
@@ -193,7 +193,7 @@ def contribution_with_noise(
         code: The fixed point of the round; its largest weight is 1.
         clipping_norm: C. Rounding to the grid may add to a length, so a little less is kept. None
             for sums of what is clipped already: each number is cut to half of the range, which
-            brings no two sums further apart.
+            moves no two sums further apart.
     """
     values = update_N.astype(np.float64)
     norm, longest = float(np.linalg.norm(values)), math.inf
@@ -211,13 +211,13 @@ def contribution_with_noise(
 
 
 def read_sum(total: Words, code: FixedPoint) -> Summed:
-    """Return what a sum of contributions says; raise if the counts cannot be those of the sites."""
+    """Return what a sum of contributions says; raise if the sites cannot have sent such counts."""
     weight, clipped, shortened = (int(count) for count in total[-COUNTS:])
     possible = 0 < weight <= code.num_sites * code.max_weight
     if not possible or shortened > code.num_sites or clipped > code.num_sites * len(total):
         raise ValueError(
             "the sum makes no sense: sites were given different adapters or settings, or one of "
-            "them sent something else than its update"
+            "them sent something other than its update"
         )
     numbers = code.decode(total[:-COUNTS], weight)
     loss = float(numbers[-1]) / code.value_range * MAX_LOSS

@@ -12,24 +12,24 @@ from fedfora.federated.secure_aggregation.crypto import SignedKey
 Roster = dict[int, SignedKey]
 
 
-# Who shares masks with whom: all with all where they are few, a sparse graph where they are many.
+# Who shares masks with whom: all with all if they are few, a sparse graph if they are many.
 # In a sparse graph each site has k neighbors: the sites stand on a circle in an order drawn for the
 # round, and each is joined to the k / 2 next to it on either side (Bell et al. 2020, Sec. 4,
 # https://eprint.iacr.org/2020/704). The order comes from a digest that every site computes by
 # itself, so the coordinator cannot choose a site's neighbors.
 
-MIN_SITES = 3  # of two, each knows the other's vector from the sum
+MIN_SITES = 3  # with two, each would know the other's vector from the sum
 FEW = 32  # up to here everybody is everybody's neighbor
 COLLUDING = 0.05
 DROPPED = 0.1
-NUM_CURIOUS_SITES = 1  # with noise in shares: sites that would take their own off the sum
+NUM_CURIOUS_SITES = 1  # if noise is shared: sites that would subtract their own from the sum
 INSECURE = 2.0**-40
 INCOMPLETE = 2.0**-20
 
 Graph = dict[int, tuple[int, ...]]
 
 
-@lru_cache(maxsize=2)  # all simulated sites of a round ask for the same
+@lru_cache(maxsize=2)  # all simulated sites of a round request the same
 def draw_graph(sites: tuple[int, ...], degree: int, seed: bytes) -> Graph:
     """Return each site's k neighbors, in ascending order, on a circle that the seed orders.
 
@@ -51,7 +51,7 @@ def draw_graph(sites: tuple[int, ...], degree: int, seed: bytes) -> Graph:
 
 
 def is_connected(graph: Graph, members: Collection[int]) -> bool:
-    """Return whether the kept sites still hang together; if not, parts of the sum would show."""
+    """Return whether the kept sites are still connected; if not, parts of the sum would show."""
     unvisited = set(members)
     reached = [unvisited.pop()] if unvisited else []
     while reached:
@@ -70,8 +70,8 @@ def fewest_survivors(num_sites: int, fraction: float) -> int:
     """Return q, how many of a round's n sites must last and sign; a sum of fewer is never opened.
 
     Two lists with q signatures each have 2 q - n signers in common, and an honest site signs one
-    list. So q is more than (n + c) / 2, whatever the fraction: c colluders cannot bring signatures
-    for a second list together. c is a share of `COLLUDING`, one site at least.
+    list. So q is more than (n + c) / 2, whatever the fraction: c colluders cannot collect the
+    signatures for a second list. c is a share of `COLLUDING`, at least one site.
     """
     colluding = ceil(COLLUDING * num_sites)
     return max(ceil(fraction * num_sites), (num_sites + colluding) // 2 + 1)
@@ -83,8 +83,8 @@ def choose_degree(num_sites: int, fraction: float) -> int:
 
     With t of k shares, a coordinator that has the signatures for one list of survivors only (see
     `fewest_survivors`) can still tell some sites that other neighbors are present. It gets a site's
-    seed and the keys of all that it masks with only with 2 t - k colluders among its neighbors. For
-    a share of `COLLUDING` sites in its hands that happens anywhere in a round with probability
+    seed and the keys of all that it masks with only with 2 t - k colluders among its neighbors. If
+    it controls a share of `COLLUDING` sites, that happens anywhere in a round with probability
     below 2^-40. With a share of `DROPPED` sites gone, some site has too few neighbors left with
     probability below 2^-20 (union bounds over hypergeometric tails, as in Bell et al. 2020, Sec.
     4).
@@ -113,12 +113,12 @@ def _tail(population: int, marked: int, draws: int, least: int) -> float:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a round is about; every participant checks them, and what follows from them is fixed.
+    """The terms of a round; every participant checks them, and what follows from them is fixed.
 
     Args:
         round_number: From 1; a site takes part in each number once.
         participants: The sites of the round, in ascending order.
-        fraction: Of a site's neighbors and of all sites, how many must last until the end.
+        fraction: The share of a site's neighbors, and of all sites, that must last to the end.
         roster_digest: Of the keys of the run (see `digest_of`).
 
     Raises:
@@ -180,7 +180,7 @@ class Terms:
             of: Sites whose neighbors are counted.
 
         Raises:
-            ValueError: If too few are left, of all or of a site's neighbors, or they fall apart.
+            ValueError: If too few are left, of all or of a site's neighbors, or the graph splits.
         """
         asks = f"--secagg_threshold {self.fraction} asks for"
         if len(sites) < self.min_survivors:
@@ -196,7 +196,7 @@ class Terms:
                     f"{self.threshold}"
                 )
         if not is_connected(self.graph, sites):
-            raise ValueError("the sites that are left fall apart into groups: sums of parts show")
+            raise ValueError("the sites that are left fall into groups: partial sums would show")
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class RoundKeys:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Second exchange, to a site: who is there, and what its neighbors have for it.
+    """Second exchange, to a site: who is present, and what its neighbors have for it.
 
     Args:
         present: All sites that have shared, in ascending order.
@@ -264,10 +264,10 @@ def mask_context(
     update from the sum (Pasquini et al. 2022, https://arxiv.org/abs/2111.07380).
 
     Args:
-        terms: What the round is about.
+        terms: The terms of the round.
         one: A site.
         other: Another.
-        task: A digest of all that decides what a site's vector is, but for its records.
+        task: A digest of everything that determines a site's vector, except its records.
         present: The sites that have shared.
     """
     pair = pair_context(terms, b"mask", min(one, other), max(one, other))

@@ -1,7 +1,7 @@
-"""The coordinator's side of one round: carries keys and shares, adds up, takes the masks off.
+"""The coordinator's side of one round: carries keys and shares, adds up, removes the masks.
 
-It holds one vector, the running sum, however many sites there are. What it can take off is only
-what the sites reveal; with too few of them the round is lost, and says so.
+It holds one vector, the running sum, however many sites there are. It can remove only the masks
+that the sites reveal; with too few of them the round is lost, and says so.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,15 +27,15 @@ from fedfora.federated.secure_aggregation.messages import (
     mask_context,
 )
 
-MOST_LIARS = 2  # sites with wrong shares that are looked for in a neighborhood
+MOST_LIARS = 2  # the most sites with wrong shares that are identified in a neighborhood
 
 
 class RoundLost(ValueError):
-    """Too few sites lasted; nothing can be learned from the round, by anybody."""
+    """Too few sites lasted; nobody can learn anything from the round."""
 
 
 class WrongShares(RoundLost):
-    """What a site has shared does not give its secret back, from whichever shares."""
+    """What a site has shared does not give its secret back, whichever shares are used."""
 
     def __init__(self, site: int, what: str) -> None:
         super().__init__(f"shares of the {what} of site {site} are wrong")
@@ -60,7 +60,7 @@ class SecureRound:
         """Take a site's first answer.
 
         Raises:
-            ValueError: If it is not made for this round.
+            ValueError: If it was not made for this round.
         """
         if answer.key.site != site or set(answer.sealed) != set(self.terms.graph[site]):
             raise ValueError(f"the shares of site {site} are not for its neighbors of this round")
@@ -113,7 +113,7 @@ class SecureRound:
         return survivors
 
     def receive_signature(self, site: int, signature: bytes) -> None:
-        """Take a site's third answer; whether it is valid, the sites find out.
+        """Take a site's third answer; the sites check whether it is valid.
 
         Raises:
             ValueError: If the site's vector is not in the sum.
@@ -146,10 +146,10 @@ class SecureRound:
         self._reveals[site] = answer
 
     def total(self) -> Words:
-        """Take off the masks and return the sum of the survivors' vectors.
+        """Remove the masks and return the sum of the survivors' vectors.
 
-        A site that hands back wrong shares is found out, as the others' shares fit, and is put
-        down in `liars`; the sum is right without it.
+        A site that returns wrong shares is identified, because the others' shares fit, and is added
+        to `liars`; the sum is right without it.
 
         Raises:
             RoundLost: If a secret has too few shares.
@@ -185,8 +185,8 @@ class SecureRound:
 
         It is right if what derives from it is what the site made public.
 
-        Where it is not right, holders are left out, one and then two at a time, until it is. That
-        finds who lies as long as no more than two do, and fewer than there are shares to spare.
+        If it is not right, holders are left out, one and then two at a time, until it is. That
+        finds who lies as long as at most two do, and fewer than there are shares to spare.
         """
         shares = {
             index: revealed[neighbor][site]
@@ -197,10 +197,10 @@ class SecureRound:
         spare = len(shares) - self.terms.threshold
         answered = self._reveals.keys() & set(self.terms.graph[site])
         if spare < 0 and len(answered - self.liars) >= self.terms.threshold:
-            raise WrongShares(site, what)  # enough have answered, and they hold none of it
+            raise WrongShares(site, what)  # enough have answered, and none holds a share of it
         if spare < 0:
             raise RoundLost(
-                f"a secret of site {site} cannot be put together: {len(shares)} shares, but "
+                f"a secret of site {site} cannot be recovered: {len(shares)} shares, but "
                 f"{self.terms.threshold} are needed"
             )
         for count in range(min(spare, MOST_LIARS) + 1):
@@ -215,7 +215,7 @@ class SecureRound:
         raise WrongShares(site, what)
 
     def _require(self, what: str, sites: tuple[int, ...]) -> None:
-        """Ask for what every site will ask for before it answers."""
+        """Require what every site will require before it answers."""
         try:
             self.terms.check_enough(sites, what, of=sites)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""The site's side of the federation, as a Flower ClientApp: says what it has, trains, judges.
+"""The site's side of the federation, as a Flower ClientApp: describes itself, trains, judges.
 
 The app does not know which engine runs it. Its handlers turn messages into plain values, call
 `fedfora.federated.site.training`, and turn the result back.
@@ -44,7 +44,7 @@ SiteReport = Callable[[str, StepReport], None]
 
 
 def make_client_app(on_step: SiteReport = lambda site, report: None) -> ClientApp:
-    """Return the app; in the caller's process `on_step` hears of each of a site's steps."""
+    """Return the app; in the caller's process, `on_step` is called after each step of a site."""
     app = ClientApp()
     app.query()(describe)
     app.evaluate()(evaluate)
@@ -66,7 +66,7 @@ def describe(message: Message, context: Context) -> Message:
     own_part = sign_part(context.node_config, site.index, runtime.base_fingerprint)
     content["site"].update(own_part)
     if message.content["ask"]["adapter"]:
-        # A real site's instruction and paths are its own; what is simulated is nobody's secret.
+        # A real site's instruction and paths are private; a simulated site's are nobody's secret.
         real = SITE_NAME in context.node_config
         record = runtime.record(None if real else site.instruction)
         if real:
@@ -79,7 +79,7 @@ def describe(message: Message, context: Context) -> Message:
 
 
 def train(message: Message, context: Context, on_step: SiteReport) -> Message:
-    """Judge the received adapter on the rows kept back, then train it for one round."""
+    """Judge the received adapter on the held-out rows, then train it for one round."""
     runtime, site = _open(context)
     secure = runtime.settings.secure.secure_aggregation
     if not secure:
@@ -97,7 +97,7 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
     except Exception:
         if not runtime.settings.shares_noise:
             raise
-        logger.exception("round %d failed: it is paid for, and the noise is sent alone", number)
+        logger.exception("round %d failed: it is paid for, and only the noise is sent", number)
     origin = Origin(number, runtime.base_fingerprint, runtime.layout.digest)
     content = RecordDict({ARRAYS: arrays or ArrayRecord(), ORIGIN: ConfigRecord(vars(origin))})
     if terms is not None:
@@ -112,8 +112,8 @@ def train(message: Message, context: Context, on_step: SiteReport) -> Message:
 
 
 def evaluate(message: Message, context: Context) -> Message:
-    """Judge the received adapter on the rows kept back."""
-    secure_answers.check_in_clear(context)  # a loss tells something, too
+    """Judge the received adapter on the held-out rows."""
+    secure_answers.check_in_clear(context)  # a loss reveals something, too
     runtime, site = _open(context)
     round_index = int(message.content["config"]["round-index"])
     state = memory_of(context).read(before=round_index + 2)
@@ -175,9 +175,9 @@ def carry_out(
 def _packed(
     runtime: SiteRuntime, rule: Rule, adapter: AdapterState, start: AdapterState, state: RecordDict
 ) -> ArrayRecord:
-    """Return what travels; what its format loses is kept where the next round can make use of it.
+    """Return what travels; what its format loses is kept if the next round can use it.
 
-    It can where the factors mean the same then, as they do not when each round makes new ones.
+    It can if the factors mean the same then, which they do not if each round makes new ones.
     """
     chosen = runtime.settings.aggregation
     update, reference = part(adapter, rule.travels), part(start, rule.travels)

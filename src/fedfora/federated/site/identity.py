@@ -27,7 +27,7 @@ Pinned = dict[int, bytes]
 
 
 def open_identity(node_config: Mapping[str, Scalar], *, seed: int) -> tuple[Identity, Pinned]:
-    """Return a site's identity and the public ones of all by number; of simulated ones by seed.
+    """Return a site's identity and the public ones of all by number; simulated ones by seed.
 
     Raises:
         ValueError: If only some of the three are named, or a file cannot be read.
@@ -46,7 +46,7 @@ def open_identity(node_config: Mapping[str, Scalar], *, seed: int) -> tuple[Iden
 
 
 def sign_part(node_config: Mapping[str, Scalar], index: int, base: str) -> dict[str, bytes]:
-    """Return a site's public key and its word that it takes part; nothing where it has no key.
+    """Return a site's public key and its signature that it takes part; nothing without a key.
 
     Raises:
         ValueError: If the key cannot be read.
@@ -70,11 +70,9 @@ def read_site_keys(path: Path) -> Pinned:
         content = json.loads(path.read_text(encoding="utf-8"))
         keys = {int(site): base64.b64decode(key, validate=True) for site, key in content.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{SITE_KEYS} {path}: no object of site numbers and keys: {error}") from (
-            error
-        )
+        raise ValueError(f"{SITE_KEYS} {path}: not an object of site keys: {error}") from error
     if wrong := [site for site, key in keys.items() if len(key) != 32]:
-        raise ValueError(f"{SITE_KEYS} {path}: the keys of sites {wrong} have not 32 bytes")
+        raise ValueError(f"{SITE_KEYS} {path}: the keys of sites {wrong} are not 32 bytes")
     if len(set(keys.values())) < len(keys):
         raise ValueError(f"{SITE_KEYS} {path}: two sites have the same key")
     return keys

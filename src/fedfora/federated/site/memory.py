@@ -1,14 +1,14 @@
 """What a site keeps from round to round, on its own disk: Flower's `Context.state`, made to last.
 
-Flower keeps `Context.state` in memory and loses it with the process. Here every training leaves the
-array records of the state (error feedback, frozen factors: whatever the site's code puts there) in
-a file that says after which round it was written. A training of round n starts from the newest
+Flower keeps `Context.state` in memory and loses it with the process. Here every training writes the
+array records of the state (error feedback, frozen factors: whatever the site's code puts there) to
+a file that says after which round it was written. The training of round n starts from the newest
 state from before round n, so a federation that is killed in the middle of a round and resumed finds
 what it would have found.
 
 Other records of the state stay in memory, and never touch the disk: keys of secure aggregation.
 What a real site must not forget about secure aggregation, whatever run a coordinator names and
-however often the site is restarted, lies in a file of its own: `AnsweredRounds`.
+however often the site is restarted, is in a file of its own: `AnsweredRounds`.
 
 A site that keeps nothing writes nothing.
 """
@@ -81,8 +81,8 @@ class SiteMemory:
 class AnsweredRounds:
     """Which rounds of secure aggregation a site has answered, and the secret of its order of rows.
 
-    A round of a run is shared for once. Under another run id a coordinator may ask for it again, as
-    a resumed run must. If this site's update had left before, its rows come in another order the
+    A site shares for a round of a run once. Under another run id a coordinator may ask again, as a
+    resumed run must. If this site's update had left before, its rows come in another order the
     second time: the difference of two sums of one round is then no site's update. A round that was
     interrupted before the update left is trained as it was.
 
@@ -94,32 +94,32 @@ class AnsweredRounds:
         self.path = directory / "secure-aggregation.json"
 
     def share(self, run_id: str, round_number: int) -> None:
-        """Note on the disk, before the answer leaves, that a round is shared for.
+        """Note on disk, before the answer leaves, that the site shares for a round.
 
         Raises:
-            ValueError: If this run's round, or a later one, was shared for before.
+            ValueError: If the site has already shared for this round of the run, or a later one.
         """
         with self._open() as kept:
             last = kept["last_round"].get(run_id, 0)
             if round_number <= last:
                 raise ValueError(
-                    f"round {round_number} is asked for again; this site has answered round {last}"
+                    f"round {round_number} is requested again; this site has answered round {last}"
                 )
             kept["last_round"][run_id] = round_number
 
     def seed(self, run: str, round_number: int) -> int:
-        """Return the seed of the round's order of rows and dropout; nobody else can know it."""
+        """Return the seed for the round's order of rows and dropout; nobody else can know it."""
         with self._open() as kept:
             return derive_seed(int(kept["secret"], 16), run, _attempt(kept, run, round_number))
 
     def leave(self, run: str, round_number: int) -> None:
-        """Note on the disk, before it happens, that the round's update leaves."""
+        """Note on disk, before it happens, that the round's update leaves."""
         with self._open() as kept:
             kept["left"][run] = [round_number, _attempt(kept, run, round_number)]
 
     @contextmanager
     def _open(self) -> Iterator[dict[str, Any]]:
-        """Lend the content, locked; it is on the disk when the block ends without an error."""
+        """Lend the content, locked; it is written to disk when the block ends without an error."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
             kept = self._read()
@@ -143,7 +143,7 @@ class AnsweredRounds:
 
 
 def _attempt(kept: dict[str, Any], run: str, round_number: int) -> int:
-    """Return how often the run has gone back behind a round whose update had left."""
+    """Return how often the run has gone back before a round whose update had left."""
     last_left, attempt = map(int, kept["left"].get(run, (0, 0)))
     return attempt + (round_number <= last_left)
 
@@ -161,7 +161,7 @@ def memory_of(context: Context) -> SiteMemory:
 
 
 def _transient(state: RecordDict) -> RecordDict:
-    """Return what a site keeps in memory alone: records that are no arrays, such as keys."""
+    """Return what a site keeps only in memory: records that are not arrays, such as keys."""
     return RecordDict(dict(state.config_records))
 
 

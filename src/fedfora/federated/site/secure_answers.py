@@ -2,10 +2,10 @@
 
 In order: introduce, once a run; then share, hide, confirm and reveal, each once a round.
 
-What the site must remember from one message to the next lies in `Context.state`, in the site's own
+What the site must remember from one message to the next is in `Context.state`, in the site's own
 process: keys and seeds never touch a disk. A site that was restarted has lost them; it introduces
-itself anew and takes part from the next round on. Which rounds a real site has answered, it knows
-from its disk.
+itself again and takes part from the next round on. Which rounds a real site has answered is on its
+disk.
 """
 
 from collections.abc import Iterator
@@ -40,9 +40,9 @@ STATE = "secure-aggregation"
 
 
 def check_in_clear(context: Context) -> None:
-    """Raise where the site's administrator asks for secure aggregation, and the run has none.
+    """Raise if the site's administrator asks for secure aggregation, and the run has none.
 
-    Whether a run has it is the coordinator's word; that the site knows other sites' keys is not.
+    Whether a run has it is the coordinator's claim; that the site knows other sites' keys is not.
 
     Raises:
         ValueError: If the node's configuration names the sites' keys.
@@ -61,7 +61,7 @@ def share(content: RecordDict, context: Context) -> RecordDict:
     """Return the site's key for a round, and sealed shares for its neighbors.
 
     Raises:
-        ValueError: If keys or terms are not what the site can accept.
+        ValueError: If the site cannot accept keys or terms.
     """
     with _secure_site(context) as site:
         if wire.ROSTER in content:
@@ -75,7 +75,7 @@ def share(content: RecordDict, context: Context) -> RecordDict:
 
 
 def _check_promise(terms: Terms, context: Context, *, num_known: int) -> None:
-    """Raise where a round protects the site less than its own settings say.
+    """Raise if a round protects the site less than its own settings say.
 
     Without --secagg_min_sites a round must hold the threshold's share of all sites that a real site
     knows; a simulated one takes the run's word for how many are sampled.
@@ -99,7 +99,7 @@ def _check_promise(terms: Terms, context: Context, *, num_known: int) -> None:
 
 
 def seed_of_order(context: Context, round_number: int) -> int | None:
-    """Return the seed of a real site's order of rows under secure aggregation; else None."""
+    """Return the seed of a real site's order of rows under secure aggregation; otherwise None."""
     answered = answered_rounds(context)
     if answered is None or not from_run_config(context.run_config).secure.secure_aggregation:
         return None
@@ -107,7 +107,7 @@ def seed_of_order(context: Context, round_number: int) -> int | None:
 
 
 def _run_of(context: Context) -> str:
-    """Return what names a run through all its resumptions: where the site keeps its state."""
+    """Return what identifies a run through all its resumptions: where the site keeps its state."""
     return Path(str(context.run_config["output_dir"])).name
 
 
@@ -146,15 +146,15 @@ def hide(
     """Return what travels under secure aggregation: what the training changed, as masked words.
 
     Raises:
-        ValueError: If a key or a share is not what it should be.
+        ValueError: If a key or a share is invalid.
     """
     settings, rule = from_run_config(context.run_config), assignment.rule
     start = part(assignment.adapter, rule.travels)
     received = part(assignment.adapter, rule.travels + rule.frozen)
     layout, code = Layout.of(start), _code(settings, terms)
-    # Not `unpack`, which raises where a number is not finite: under noise that would tell of rows.
+    # Not `unpack`, which raises if a number is not finite: under noise that would tell of rows.
     update_N = np.zeros(layout.size) if arrays is None else arrays["numbers"].numpy()
-    if arrays is not None and not settings.privacy.shared_noise:  # else it is a step already
+    if arrays is not None and not settings.privacy.shared_noise:  # otherwise it is a step already
         update_N = update_N - flatten(start, layout)
     if settings.shares_noise:
         noise = SharedNoise.of(settings)
@@ -194,7 +194,7 @@ def confirm(content: RecordDict, context: Context) -> RecordDict:
 
 
 def reveal(content: RecordDict, context: Context) -> RecordDict:
-    """Return what takes the masks off the sum.
+    """Return what removes the masks from the sum.
 
     Raises:
         ValueError: If too few sites have signed the list of survivors that this site signed.
@@ -206,7 +206,7 @@ def reveal(content: RecordDict, context: Context) -> RecordDict:
 
 @contextmanager
 def _secure_site(context: Context) -> Iterator[SecureSite]:
-    """Lend the site with its memory; what changed in it is kept, also after an error."""
+    """Lend the site with its memory; what changed in it is kept, even after an error."""
     seed = from_run_config(context.run_config).train.seed
     identity, pinned = open_identity(context.node_config, seed=seed)
     stored = context.state.get(STATE)

@@ -1,4 +1,4 @@
-"""What a site does with an adapter in a round: judge it on the rows kept back, and train it."""
+"""What a site does with an adapter in a round: judge it on the held-out rows, and train it."""
 
 import logging
 import math
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def validate(runtime: SiteRuntime, site: SiteData, adapter: AdapterState) -> dict[str, Any]:
-    """Return an adapter's loss per answer token on a site's rows kept back, and their tokens."""
+    """Return an adapter's loss per answer token on a site's held-out rows, and their tokens."""
     if not site.validation:
         return {"validation_loss": 0.0, "validation_tokens": 0}
     runtime.load(adapter)
@@ -50,7 +50,7 @@ def validate(runtime: SiteRuntime, site: SiteData, adapter: AdapterState) -> dic
 def plan_round(
     settings: FederationSettings, ledger: str, *, num_rows: int, first_step: int
 ) -> PrivateTraining | None:
-    """Return how a site hides its records from a step on; nothing is spent yet.
+    """Return how a site hides its records from a given step on; nothing is spent yet.
 
     Raises:
         BudgetSpent: If the budget does not last for the run.
@@ -78,14 +78,14 @@ def train_round(
 ) -> tuple[AdapterState, LocalResult]:
     """Take a site's steps of one round (counted from 0) and return its adapter's five factors.
 
-    With record privacy a failure that depends on rows changes no answer: what is left is the noise.
+    With record privacy, a failure that depends on rows changes no answer: only the noise is left.
 
     Args:
         runtime: Base model and settings.
         site: Whose rows.
         adapter: Where to start.
         round_index: Which round.
-        seed: What the order of rows and dropout are drawn from; None for the run's.
+        seed: From which the order of rows and dropout are drawn; None for the run's.
         on_step: Called after every optimizer step.
         factors: Those that are trained; E stands for the core.
     """
@@ -112,10 +112,10 @@ def train_round(
                 privacy=None if private is None else private.privacy,
             )
             break
-        except Exception:  # the steps are paid for: without rows they are noise alone
+        except Exception:  # the steps are paid for: without rows they are only noise
             if private is None or not rows:
                 raise
-            logger.exception("round %d failed, and is trained on no rows", round_index + 1)
+            logger.exception("round %d failed, and is trained without rows", round_index + 1)
     if private is not None:
         result = public_part(result, private.privacy)
     return trained, result
@@ -126,7 +126,7 @@ def private_sum(
 ) -> tuple[AdapterState, LocalResult]:
     """Return a step down the clipped gradients of a random sample of rows, without noise.
 
-    Noise comes on before it leaves (see `shared_noise`). It is their sum over `ROWS_OF_UNIT` C, in
+    Noise is added before it leaves (see `shared_noise`). It is their sum over `ROWS_OF_UNIT` C, in
     the factors that travel: A, D and the core.
 
     Args:

@@ -1,7 +1,7 @@
 """Travel formats: one row of float32 numbers to the arrays that travel, and back.
 
-Fewer bits make errors. They are kept small by sending the difference from what the receiver has,
-and kept from adding up by error feedback: what a format lost is added to the next row (Seide et
+Fewer bits cause errors. They are kept small by sending the difference from what the receiver has,
+and kept from accumulating by error feedback: what a format lost is added to the next row (Seide et
 al. 2014; Karimireddy et al. 2019, https://arxiv.org/abs/1901.09847). Arithmetic is in float32.
 
     sent_t = encode(row_t + lost_t)        lost_{t+1} = row_t + lost_t - decode(sent_t)
@@ -23,7 +23,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Format:
-    """One way to write numbers down.
+    """One encoding of numbers.
 
     Args:
         name: What the user types.
@@ -35,7 +35,7 @@ class Format:
 
     @property
     def lossy(self) -> bool:
-        """Whether numbers change on the way."""
+        """Whether encoding changes the numbers."""
         return self.name != "float32"
 
     def encode(self, row: Row) -> Arrays:
@@ -107,6 +107,6 @@ FORMATS = {
 
 
 def _grouped(row: Row) -> Row:
-    """Return rows of GROUP numbers, the last filled up with zeros."""
+    """Return rows of GROUP numbers, the last padded with zeros."""
     missing = -len(row) % GROUP
     return np.pad(row, (0, missing)).reshape(-1, GROUP)

@@ -19,10 +19,10 @@ FROZEN, CONFIG = "frozen", "config"
 
 
 class FrozenFactorsMissingError(RuntimeError):
-    """The coordinator took a site to have frozen factors that it does not have (any more)."""
+    """The coordinator assumed that a site has frozen factors, which it does not have (any more)."""
 
 
-# What a site answers in a round: one adapter, some numbers, and where the answer belongs.
+# What a site answers in a round: one adapter, some numbers, and what they answer.
 # Both sides use the names in this file, and the coordinator accepts no others.
 
 ARRAYS, METRICS, ORIGIN = "arrays", "metrics", "origin"
@@ -31,7 +31,7 @@ RECORDS = {ARRAYS, METRICS, ORIGIN}
 
 @dataclass(frozen=True)
 class Origin:
-    """What an update starts from; an answer to anything else is of no use.
+    """What an update starts from; an answer to anything else is useless.
 
     Args:
         round_number: The round that was asked for, counted from 1.
@@ -51,7 +51,7 @@ class Report(LocalResult):
     Args:
         rows: Training rows of the site.
         validation_loss: Loss per answer token of the received adapter, before training, on the
-            rows that the site keeps back; 0 where it keeps none.
+            rows that the site holds out; 0 if it holds out none.
         validation_tokens: Answer tokens of those rows.
     """
 
@@ -66,7 +66,7 @@ VALIDATION_NAMES = {"validation_loss", "validation_tokens"}
 
 @dataclass(frozen=True)
 class ExpectedReply:
-    """What an honest reply of a round looks like.
+    """What an honest reply in a round looks like.
 
     Args:
         origin: What it must start from.
@@ -105,11 +105,11 @@ class RoundMessages:
 
     @property
     def current(self) -> AdapterState:
-        """The factors that the sites' answers take the place of."""
+        """The factors that the sites' answers replace."""
         return part(self.adapter, self.rule.travels)
 
     def message(self, rank: int, *, has_frozen: bool) -> RecordDict:
-        """Return what a site of a rank receives; the frozen factors it may have from earlier."""
+        """Return what a site of a rank receives; it may already have the frozen factors."""
         if rank not in self._outgoing:
             outgoing = self.start(rank)
             self._outgoing[rank] = pack(outgoing, Layout.of(outgoing))

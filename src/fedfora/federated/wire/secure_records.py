@@ -1,7 +1,7 @@
 """The messages of secure aggregation, and a site's memory of it, as Flower's records and back.
 
 A message is one value of `fedfora.federated.secure_aggregation`, written as JSON beside a list of
-bytes. What comes is read strictly against the value's type, so nothing else comes in.
+bytes. What arrives is read strictly against the value's type, so nothing else gets in.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def digest_of_task(
 
 
 def write(value: Any) -> ConfigRecord:
-    """Return a value of the protocol as it travels, or rests in a site's memory."""
+    """Return a value of the protocol as it travels, or is stored in a site's memory."""
     pieces: list[bytes] = []
     return ConfigRecord({"json": json.dumps(_plain(value, pieces)), "bytes": pieces})
 
@@ -77,7 +77,7 @@ def read_words(record: ArrayRecord, size: int) -> Words:
 
 
 def _plain(value: Any, pieces: list[bytes]) -> Any:
-    """Return what JSON can hold; bytes go to `pieces`, and are named by their place there."""
+    """Return what JSON can hold; bytes go to `pieces`, and are referred to by their index."""
     if isinstance(value, bytes):
         pieces.append(value)
         return len(pieces) - 1

@@ -1,6 +1,6 @@
 """Adapters to Flower's records and back: one flat array for each dtype, checked against a layout.
 
-One array for each tensor costs minutes a round in Flower's deployment; flat arrays cost seconds.
+An array per tensor costs minutes a round in Flower's deployment; flat arrays cost seconds.
 Names and shapes are agreed once, before the first round.
 """
 
@@ -58,7 +58,7 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Count of numbers."""
+        """How many numbers there are."""
         return sum(math.prod(shape) for _, shape in self.shapes)
 
 
@@ -86,7 +86,7 @@ def unpack(record: ArrayRecord, layout: Layout, form: Format = FLOAT32) -> Adapt
 def pack_with_feedback(
     update: AdapterState, reference: AdapterState, lost: Row | None, layout: Layout, form: Format
 ) -> tuple[ArrayRecord, Row | None]:
-    """Return what travels of an adapter, and what the format lost of it.
+    """Return what travels of an adapter, and what its format lost.
 
     A format that loses nothing sends the adapter as it is; another sends its difference from the
     reference, with what was lost before added to it.
