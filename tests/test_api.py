@@ -143,7 +143,7 @@ def test_a_simulation_of_rows_in_memory_is_resumed_with_the_rows_again(
         patch.setattr(SiteRuntime, "train", stop_in_the_second_round)
         with pytest.raises(KeyboardInterrupt):
             fedfora.simulate(**federation, train_file=rows, output_dir=tmp_path / "out")
-    with pytest.raises(ValueError, match=r"a Python program held these rows.*train_file=ROWS"):
+    with pytest.raises(ValueError, match=r"these rows came from a Python program.*train_file=ROWS"):
         fedfora.simulate(resume=tmp_path / "out")
     resumed = fedfora.simulate(resume=tmp_path / "out", train_file=rows)
     assert weights(resumed.adapter) == weights(whole.adapter)
@@ -229,7 +229,7 @@ def test_a_model_in_memory_is_refused_with_the_remedy(tiny_dir):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_dir)
-    with pytest.raises(ValueError, match="a LlamaForCausalLM; save it and give the directory"):
+    with pytest.raises(ValueError, match="a LlamaForCausalLM; save it and pass the directory"):
         fedfora.train(model=model, train_file="clinic")
 
 

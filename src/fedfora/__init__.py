@@ -27,8 +27,8 @@ __all__ += ["__version__", "export", "federate", "predict", "simulate", "train"]
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for huge pages: fewer faults
 
-# What a library must be loaded for, and the module that registers itself in it when imported: at
-# once where the library is loaded already, otherwise when it is.
+# A library, and the module that registers itself in it when imported: at once if the library is
+# loaded already, otherwise when it is.
 REGISTRATIONS = [
     ("peft", "fedfora.adapter"),
     ("transformers.models.auto.configuration_auto", "fedfora.models.baichuan.configuration"),
@@ -55,5 +55,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names; what this file needs itself is of no use to anybody else."""
+    """Return the public names; what this file needs itself is of no use to anyone else."""
     return __all__

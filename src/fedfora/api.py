@@ -6,11 +6,11 @@ see [Options](flags.md). `model` is short for `model_name_or_path`, `config` nam
 logger "fedfora". A mistake is a `ValueError`, raised before any work.
 
 `train_file`, `validation_file` and `test_file` take what the command line takes, a
-`datasets.Dataset`, or a list of rows, each a dictionary of columns. Such rows are read from memory:
-nothing of them is written that a file's rows would not leave too (`predict` writes the rows that it
-answers beside its answers).
+`datasets.Dataset`, or a list of rows, each a dictionary of columns. Such rows are read from memory,
+and no more of them is written than of a file's rows (`predict` writes the rows that it answers
+beside its answers).
 
-Results lie in the run's directory, as after the command, and are read there when asked for.
+Results are in the run's directory, as after the command, and are read from there on request.
 """
 
 import inspect
@@ -54,7 +54,7 @@ class Table(list[Event]):
     """Lines of a run's record, each a dictionary."""
 
     def to_pandas(self) -> Any:
-        """Return a DataFrame; what is nested gets columns such as `scores.f1`.
+        """Return a DataFrame; nested values get columns such as `scores.f1`.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -68,11 +68,11 @@ class Table(list[Event]):
 
 @dataclass(frozen=True)
 class Result:
-    """What a training, a simulation or a prediction left; a notebook shows its summary.
+    """The result of a training, a simulation or a prediction; a notebook shows its summary.
 
     Args:
         directory: The run directory.
-        adapter: Directory of the adapter that was trained or that answered; None where the base
+        adapter: Directory of the adapter that was trained or that answered; None if the base
             answered alone.
     """
 
@@ -86,13 +86,13 @@ class Result:
 
     @property
     def history(self) -> Table:
-        """How it went: a simulation's rounds, a training's steps and validations."""
+        """The course of the run: a simulation's rounds, a training's steps and validations."""
         kinds = ("round",) if self._run.of("round") else ("step", "validation")
         return Table(line for line in self._run.events if line["event"] in kinds)
 
     @property
     def sites(self) -> dict[str, Table]:
-        """A simulation's sites, by name: what each brought to the rounds it took part in."""
+        """A simulation's sites, by name: what each contributed to the rounds it took part in."""
         sites: dict[str, Table] = {}
         for line in self._run.of("round"):
             for entry in line["sites"]:
@@ -102,12 +102,12 @@ class Result:
 
     @property
     def comparison(self) -> Table:
-        """What the arms of `compare` came to, and the federation; empty without."""
+        """Results of the arms of `compare` and of the federation; empty without `compare`."""
         return Table(self._run.of("row"))
 
     @property
     def scores(self) -> dict[str, Any]:
-        """A prediction's scores, or a simulation's after its last round; empty without any."""
+        """A prediction's scores, or a simulation's after its last round; empty if none."""
         scored = [line["scores"] for line in self._run.of("round") if line.get("scores")]
         return dict(self._run.scores or (scored[-1] if scored else {}))
 
@@ -118,18 +118,18 @@ class Result:
 
     @property
     def report(self) -> Path:
-        """The page with everything."""
+        """The HTML report of the run."""
         return self.directory / "report.html"
 
     @property
     def best(self) -> "Result":
-        """The same with the adapter of the best round, where a simulation judged its rounds."""
+        """The same with the best round's adapter, if a simulation judged its rounds."""
         best = self.directory / BEST
         return replace(self, adapter=best) if best.is_dir() else self
 
     @cached_property
     def model(self) -> Any:
-        """The base model with the adapter on it, loaded at the first use and kept."""
+        """The base model with the adapter on it, loaded on first use and kept."""
         from fedfora.models.adapter_base import load_with_adapter
 
         with _silence():
@@ -137,7 +137,7 @@ class Result:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The base model's tokenizer, loaded at the first use and kept."""
+        """The base model's tokenizer, loaded on first use and kept."""
         from fedfora.models.loading import load_tokenizer
 
         with _silence():
@@ -154,7 +154,7 @@ class Result:
         return export(**{**to_mapping(self._base), **self._place(format), **given})
 
     def _place(self, name: str) -> dict[str, Any]:
-        """Where to read and write; what the best round's adapter gives has a place of its own."""
+        """Where to read and write; the best round's adapter has a place of its own."""
         place = f"{name}-best" if self.adapter == self.directory / BEST else name
         return {"model_dir": self.adapter, "output_dir": self.directory / place}
 
@@ -179,7 +179,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Export:
-    """What an export wrote, and how far it is from its source, a sentence for each check."""
+    """What an export wrote, and how it compares with its source, one sentence for each check."""
 
     directory: Path
     checks: list[str]
@@ -194,7 +194,7 @@ def _html_table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _with_signature(function: Function) -> Function:
-    """Let `help` and a notebook's completion know the options by name, kind and default."""
+    """Show `help` and a notebook's completion the options by name, kind and default."""
     try:
         known = import_module(SETTINGS[function.__name__])
     except ModuleNotFoundError:  # an extra is not installed; a call says which
@@ -243,13 +243,13 @@ def simulate(
 ) -> Result:
     """Run a whole federation in this process, as `fedfora simulate` does, to the same bits.
 
-    `resume=DIRECTORY` resumes a stopped one; rows from memory are given again.
+    `resume=DIRECTORY` resumes a stopped one; rows from memory must be passed again.
 
     With `trainer_factory` every site trains with a Trainer of its own: the function is called with
     the numbers of the sites, from 0 to `num_clients` - 1, and returns a `transformers.Trainer`, or
     one that inherits from it, whose model has a LoRA or FoRA adapter. Model, rows, loss, batches
     and learning rate are the Trainer's; a round takes `local_steps` of its steps. The function is
-    called with the same random seed each time, so that all sites begin with the same adapter. In
+    called with the same random seed each time, so that all sites start with the same adapter. In
     the end the Trainers' models have the federation's adapter.
     """
     with _command("simulate", options) as (parser, values), ExitStack() as held:
@@ -301,7 +301,7 @@ def predict(*, progress: bool = False, **options: Any) -> Result:
 
 @_with_signature
 def export(*, progress: bool = False, **options: Any) -> Export:
-    """Write an adapter in another form and check it, as `fedfora export` does; shows nothing."""
+    """Write an adapter in another form and check it, as `fedfora export` does; prints nothing."""
     from fedfora.exporting.settings import ExportSettings, check_place
 
     with _command("export", options) as (parser, values):
@@ -314,9 +314,9 @@ def export(*, progress: bool = False, **options: Any) -> Export:
 
 
 def federate(trainer: Any, *, kit: str | Path = ".") -> None:
-    """Take part in a real federation with a Trainer of one's own, until this process is stopped.
+    """Take part in a real federation with your own Trainer, until this process is stopped.
 
-    It takes the place of `fedfora site --kit KIT`. The script that calls it is the site's own: the
+    It replaces `fedfora site --kit KIT`. The script that calls it is the site's own: the
     coordinator asks for rounds and gets adapters; it can neither choose nor change what the Trainer
     does. The adapter that the Trainer's model has now must be the same at all sites: call
     `transformers.set_seed` with the same number before it is made.
@@ -344,11 +344,11 @@ def federate(trainer: Any, *, kit: str | Path = ".") -> None:
 def _command(
     command: str, options: dict[str, Any]
 ) -> Iterator[tuple[ConfigParser, dict[str, Any]]]:
-    """Give the command's parser and the values of the options; hold rows meanwhile."""
+    """Give the command's parser and the options' values; hold rows from memory meanwhile."""
     named = dict(options)
     with ExitStack() as held:
         for name, value in options.items():
-            # Importing `datasets` takes a second, so a Dataset is known by what it can do.
+            # Importing `datasets` takes a second, so a Dataset is recognized by what it can do.
             is_dataset = hasattr(value, "features") and hasattr(value, "num_rows")
             if name in ROWS and (is_dataset or isinstance(value, list | tuple)):
                 named[name] = held.enter_context(held_rows(name, value))
@@ -357,7 +357,7 @@ def _command(
             elif name not in ROWS and isinstance(value, list | tuple | dict):
                 named[name] = list(value) if isinstance(value, tuple) else value
             else:
-                remedy = "; save it and give the directory" * hasattr(value, "save_pretrained")
+                remedy = "; save it and pass the directory" * hasattr(value, "save_pretrained")
                 raise ConfigError(f"--{name} cannot be a {type(value).__name__}{remedy}")
         try:
             known = import_module(SETTINGS[command])
@@ -387,7 +387,7 @@ def _view(progress: bool, total: float = 1) -> Iterator["View"]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep libraries from talking, as the commands do, and let them talk as before afterwards."""
+    """Silence libraries, as the commands do, and restore their output afterwards."""
     from transformers.utils import logging as hf
 
     levels = {name: logging.getLogger(name).level for name in NOISY}

@@ -103,7 +103,7 @@ TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
         (PREDICT + "--ori_model_dir {d}/no_model", "holds no config.json"),
         (PREDICT + "--ori_model_dir {d}/nowhere/x", "no model there: no such directory"),
         (PREDICT + "--ori_model_dir {d}/adapter", "that is an adapter, not a base model"),
-        (PREDICT + "--model_dir {d}/model", "a base model: --model_name_or_path"),
+        (PREDICT + "--model_dir {d}/model", "for a base model use --model_name_or_path"),
         (
             "train --model_name_or_path clinic-base --train_file clinic --output_dir {d}/run",
             "holds another run: --overwrite_output_dir starts over, --resume_from_checkpoint last",

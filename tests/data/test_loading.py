@@ -107,7 +107,7 @@ def test_parquet_and_a_directory_as_on_the_hub_give_the_same_rows(tmp_path, monk
 
 
 def test_a_broken_parquet_file_says_so(tmp_path):
-    with pytest.raises(DataError, match=r"rows\.parquet: no Parquet file"):
+    with pytest.raises(DataError, match=r"rows\.parquet: not a readable Parquet file"):
         load(write(tmp_path / "rows.parquet", "text"))
 
 

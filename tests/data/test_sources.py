@@ -51,8 +51,8 @@ def test_a_file_wins(directory):
     ("name", "message"),
     [
         ("tolk", "unknown data set 'tolk'; did you mean 'talk'"),
-        ("other", r"columns \['system'\] are not read"),
-        ("chats", "formatting 'sharegpt' is not read"),
+        ("other", r"columns \['system'\] are not supported"),
+        ("chats", "formatting 'sharegpt' is not known"),
         ("nothing", "neither file_name nor hf_hub_url"),
         (None, "--train_file is missing"),
     ],
@@ -74,10 +74,10 @@ def test_rows_in_memory_are_found_by_their_name_while_they_are_held():
     with held_rows("train_file", [{"input": "a"}]) as name:
         assert list(rows_of(name)) == [(f"{name}, row 1", {"input": "a"})]
         with (
-            pytest.raises(DataError, match="still at work"),
+            pytest.raises(DataError, match="still runs"),
             held_rows("train_file", [{"input": "b"}]),
         ):
             pass
         assert list(rows_of(name)) == [(f"{name}, row 1", {"input": "a"})]
-    with pytest.raises(DataError, match="give them again"):
+    with pytest.raises(DataError, match="pass them again"):
         list(rows_of(name))

@@ -78,9 +78,9 @@ def train(tmp_path, rows_file):
     [
         ("headless", "none", "LlamaModel does not hold all weights of LlamaForCausalLM; lm_head"),
         ("classifier", "nf4", "lm_head.weight would be random"),
-        ("roberta", "none", "sees the tokens that come later"),
-        ("roberta", "nf4", "sees the tokens that come later"),
-        ("bert", "none", "sees the tokens that come later"),
+        ("roberta", "none", "attends to later tokens"),
+        ("roberta", "nf4", "attends to later tokens"),
+        ("bert", "none", "attends to later tokens"),
         ("falcon", "nf4", "can quantize no layer of a FalconForCausalLM"),
         ("mamba", "nf4", "a MambaForCausalLM does not run with it"),
     ],

@@ -72,10 +72,10 @@ def test_a_directory_with_two_or_none_and_a_file_of_another_kind_are_refused(ggu
     with pytest.raises(ValueError, match=r"more than one GGUF; name one: a\.gguf, b\.gguf"):
         check_model_name(str(tmp_path))
     (tmp_path / "c.gguf").write_bytes(b"text")
-    with pytest.raises(ValueError, match=r"c\.gguf: no GGUF file"):
+    with pytest.raises(ValueError, match=r"c\.gguf: not a GGUF file"):
         check_model_name(str(tmp_path / "c.gguf"))
     (tmp_path / "rows.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"rows\.json: that is a file, but no GGUF"):
+    with pytest.raises(ValueError, match=r"rows\.json: that is a file, but not"):
         check_model_name(str(tmp_path / "rows.json"))
     with pytest.raises(ValueError, match="no model there"):
         check_model_name(str(tmp_path / "missing.gguf"))

@@ -121,7 +121,7 @@ def test_a_resumed_ledger_composes_with_what_was_spent(tmp_path):
 def test_a_broken_ledger_is_refused(tmp_path, text):
     path = tmp_path / "ledger.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="no privacy ledger"):
+    with pytest.raises(ValueError, match="not a privacy ledger"):
         Ledger.open(path, delta=DELTA, target_epsilon=1.0)
 
 

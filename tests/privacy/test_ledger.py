@@ -129,7 +129,7 @@ def test_a_ledger_behind_a_link_is_one_ledger_and_behind_a_broken_link_none_begi
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"releases": [{"count": 1}]}'])
 def test_a_ledger_that_was_cut_or_is_none_is_not_spent_from(tmp_path, content):
     (tmp_path / "site.json").write_text(content)
-    with pytest.raises(ValueError, match="no privacy ledger for these data; nothing was spent"):
+    with pytest.raises(ValueError, match="not a privacy ledger for these data; nothing was spent"):
         Ledger.open(tmp_path / "site.json", delta=DELTA, target_epsilon=2.0)
 
 

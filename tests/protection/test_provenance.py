@@ -45,7 +45,7 @@ def test_what_was_signed_is_accepted_with_its_facts(signed):
         (lambda d: (d / "fedfora.json").write_text("{}"), "not in the signed record"),
         (lambda d: (d / "adapter_model.safetensors.sealed").write_bytes(b"x"), "not in the signed"),
         (lambda d: (d / NAME).unlink(), "is not signed"),
-        (lambda d: (d / NAME).write_text("{}"), "no provenance record"),
+        (lambda d: (d / NAME).write_text("{}"), "not a provenance record"),
         (lambda d: _edit(d, lambda c: c["statement"]["facts"].update(epsilon=0.1)), "signature"),
         (lambda d: _edit(d, lambda c: c.update(signature="AAAA")), "signature"),
         (lambda d: _edit(d, lambda c: c.update(public_key="AAAA")), "signature"),

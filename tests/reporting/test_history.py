@@ -19,7 +19,7 @@ def test_a_run_may_lack_any_file_but_not_all(write_run, tmp_path):
         (directory / name).unlink()
         assert len(read_run(directory).of("round")) == 3
     (directory / "metrics.jsonl").unlink()
-    with pytest.raises(ValueError, match="no run directory: it holds none of config"):
+    with pytest.raises(ValueError, match="not a run directory: it holds none of config"):
         read_run(directory)
     with pytest.raises(ValueError, match="no such directory"):
         read_run(tmp_path / "nowhere")

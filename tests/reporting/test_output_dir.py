@@ -152,5 +152,5 @@ def test_last_writes_over_no_finished_adapter_whose_checkpoints_are_gone(words, 
     put(tmp_path / "out", "config.yaml", "metrics.jsonl", "adapter_config.json")
     before = snapshot(tmp_path)
     assert main(["train", *words, "--resume_from_checkpoint", "last"]) == 2
-    assert "holds a finished adapter and no checkpoint" in capsys.readouterr().err
+    assert "holds a finished adapter, but no checkpoint" in capsys.readouterr().err
     assert snapshot(tmp_path) == before

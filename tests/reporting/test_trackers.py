@@ -76,7 +76,7 @@ def test_those_with_wandbs_interface_are_called_as_they_want(package, tmp_path, 
     ("names", "message"),
     [
         (["tensorbord"], "did you mean 'tensorboard'"),
-        (["none", "mlflow"], "none stands alone"),
+        (["none", "mlflow"], "none cannot be combined"),
     ],
 )
 def test_mistakes_are_named(names, message):

@@ -234,7 +234,7 @@ def test_the_round_that_is_on_is_in_the_timeline(write_run):
     ("words", "message"),
     [
         (["nowhere", "--web"], "nowhere: no such directory"),
-        (["."], "is no run directory"),
+        (["."], "is not a run directory"),
         ([".", "--web", "--port", "70000"], "--port must be in [0, 65535]"),
         ([".", "--web", "--once"], "choose one"),
         ([".", "--host", "0.0.0.0"], "need --web"),

@@ -117,7 +117,7 @@ def test_attention_that_reaches_over_is_found(setup, monkeypatch):
         return batch | {"position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
 
     monkeypatch.setattr("fedfora.training.packing.collate_packed", blind)
-    with pytest.raises(ValueError, match="--packing: this model's attention sees the rows before"):
+    with pytest.raises(ValueError, match="--packing: this model's attention sees earlier rows"):
         check_no_leak(model, encoded)
 
 

@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_training_is_refused(words, uninterrupted, capsy
 
 def test_a_directory_that_is_no_checkpoint_is_refused(words, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for name, message in (("empty", "holds no whole checkpoint"), ("none", "does not exist")):
+    for name, message in (("empty", "holds no complete checkpoint"), ("none", "does not exist")):
         argv = [*words, str(tmp_path / "out"), "--resume_from_checkpoint", str(tmp_path / name)]
         assert main(argv) == 2
         assert message in capsys.readouterr().err
@@ -209,6 +209,6 @@ def test_the_first_interrupt_says_what_happens_now_and_the_second_stops(capfd):
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)
         assert interruption.asked
-        assert "finishing this step, then saving; once more stops" in capfd.readouterr().err
+        assert "finishing this step, then saving; repeat to stop" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt, match="at once, without saving"):
             signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""`ForaConfig`: which layers FoRA adapts, at which rank, from which start."""
+"""`ForaConfig`: which layers FoRA adapts, at which rank, from which initialization."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,13 +29,13 @@ class ForaConfig(PeftConfig):
         rank_pattern: Layer name or regular expression to its own rank.
         alpha_pattern: Layer name or regular expression to its own alpha.
         layers_to_transform: Indices of the blocks to adapt; needs a list of `target_modules`.
-        layers_pattern: Name of the list of blocks where it is not a usual one.
+        layers_pattern: Name of the list of blocks, if it is not a usual one.
         modules_to_save: Further modules to train in full and to save with the adapter.
         bias: "none", "all", or "fora_only" (the biases of the adapted layers).
         fan_in_fan_out: Kept for parity with LoRA; GPT-2's Conv1D is recognized by itself.
         init_weights: How the factors start. True: as a no-op, B and D zero, A, C and E
             Kaiming-uniform. "svd": as a no-op too, A and D from the largest singular values of the
-            base weight and K zero, which a core that trains alone needs. False: all at random, for
+            base weight and K zero, as needed if only the core trains. False: all at random, for
             tests.
         trainable: "all" five factors, or "core": A and D stay as they are.
         format_version: Version of the layout of saved adapters; a newer one is refused.

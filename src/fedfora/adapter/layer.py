@@ -196,7 +196,7 @@ class ForaLinear(nn.Module, ForaLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Take all merged updates out of the base weight again."""
+        """Subtract all merged updates from the base weight again."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return

@@ -70,7 +70,7 @@ class ForaModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
-        """Hand `adapter_names` (one adapter for each row of a batch) to every layer."""
+        """Pass `adapter_names` (one adapter for each row of a batch) to every layer."""
         names = kwargs.pop("adapter_names", None)
         if names is None:
             yield
@@ -103,7 +103,7 @@ def _settle_fan_in_fan_out(config: ForaConfig, target: nn.Module, key: str) -> N
         config.fan_in_fan_out = True
     elif config.fan_in_fan_out:
         warnings.warn(
-            f"fan_in_fan_out is True, but {key} is no Conv1D; it is ignored", stacklevel=2
+            f"fan_in_fan_out is True, but {key} is not a Conv1D; it is ignored", stacklevel=2
         )
         config.fan_in_fan_out = False
 

@@ -7,7 +7,7 @@ with u = h (s K^T), h = A x, update = D u, for each example b (sums run over its
     dE = dK           dC = dK B^T             dB = C^T dK            as K = I + E + C B.
 
 So hooks on the modules A and D are enough: the core is folded once for the batch, and yet its
-gradient is known for every example. The base, quantized or not, is never looked at.
+gradient is known for every example. The base, quantized or not, is not involved.
 
 Shape suffixes: B examples, L tokens, I inputs, O outputs, R rank, M inner width.
 """
@@ -43,8 +43,8 @@ class PerExampleGradients:
         own = {layer.factor(f, name).weight for layer, name in self.layers for f in "ABCDE"}
         if foreign := sorted(name for p, name in self.names.items() if p not in own):
             raise ValueError(
-                f"--privacy_unit record: {foreign[0]} is trained too, and gradients of single "
-                "examples are known for FoRA's factors only"
+                f"--privacy_unit record: {foreign[0]} is trained too, but gradients of single "
+                "examples are known only for FoRA's factors"
             )
 
     def __enter__(self) -> "PerExampleGradients":

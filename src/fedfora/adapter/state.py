@@ -36,7 +36,7 @@ def peft_key(name: str, kind: str = "fora") -> str:
 
 
 def from_peft_key(key: str, kind: str = "fora") -> str | None:
-    """Return `<layer>.<factor>` of a name in PEFT's files; None for what is no factor."""
+    """Return `<layer>.<factor>` for a name in PEFT's files; None if it is not a factor."""
     layer, middle, factor = key.removeprefix(PREFIX).rpartition(f".{kind}_")
     return f"{layer}.{factor.removesuffix('.weight')}" if middle else None
 
@@ -52,7 +52,7 @@ def read_state(model: nn.Module, adapter_name: str = "default") -> AdapterState:
 def state_from_dict(weights: Mapping[str, Tensor], adapter_name: str = "default") -> AdapterState:
     """Return an adapter's factors from the state dict of the whole model, in float32, on the CPU.
 
-    Where a process has no share in a gathered state dict, the result is empty.
+    If a process has no part of a gathered state dict, the result is empty.
     """
     state = {}
     for key, weight in weights.items():
@@ -76,7 +76,7 @@ def write_state(model: nn.Module, state: AdapterState, adapter_name: str = "defa
 
 
 def fold(state: AdapterState) -> AdapterState:
-    """Return A, D and E' = E + C B for every layer (DESIGN: what travels)."""
+    """Return A, D and E' = E + C B for every layer, the form in which adapters travel."""
     folded: AdapterState = {}
     for layer in layers_of(state):
         if f"{layer}.B" not in state:  # LoRA
@@ -110,7 +110,7 @@ def unfold(folded: AdapterState, *, seed: int, inner_dim: int | None = None) -> 
 
 
 def set_trainable(model: nn.Module, factors: str, adapter_name: str = "default") -> None:
-    """Let some factors of an adapter train and no others; E stands for the core: B, C and E."""
+    """Make only some factors of an adapter trainable; E stands for the core: B, C and E."""
     trained = factors + "BC" if "E" in factors else factors
     for _, factor, weight in _weights(model, adapter_name):
         weight.requires_grad_(factor in trained)

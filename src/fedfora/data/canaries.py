@@ -16,7 +16,7 @@ NAME_LETTERS, CODE_DIGITS = 6, 6
 
 
 def planted(settings: DataArguments, *, site: int, seed: int) -> list[Example]:
-    """Return the rows to add to a site's, each canary as often as the user asks; none elsewhere.
+    """Return the rows to add to a site's, each canary as often as the user asks, or none.
 
     A training on one device is site 0.
     """

@@ -1,4 +1,4 @@
-"""What is in a file of rows and what is wrong with it, row by row; nothing is trained."""
+"""What a file of rows holds and what is wrong with it, row by row; nothing is trained."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class RowsReport:
     columns: Counter[str] = field(default_factory=Counter)
 
     def empty_answers(self) -> list[str]:
-        """Return where the answer is there, but empty or blank."""
+        """Return the places of rows whose answer is present, but empty or blank."""
         return [
             place
             for place, example in zip(self.places, self.examples, strict=True)
@@ -41,7 +41,7 @@ class RowsReport:
         ]
 
     def duplicates(self) -> list[tuple[str, str]]:
-        """Return where a row says the same as an earlier one, and where that is."""
+        """Return the places of rows that repeat an earlier one, each with the earlier one's."""
         first: dict[tuple[Any, ...], str] = {}
         pairs = []
         for place, example in zip(self.places, self.examples, strict=True):

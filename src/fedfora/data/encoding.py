@@ -1,6 +1,6 @@
 """Examples to token ids: the prompt as it will be at prediction, the loss on the answer only.
 
-The text of a row stays text. Where it spells a control token (`<|im_end|>` in a note), it is
+The text of a row stays text. If it spells a control token (`<|im_end|>` in a note), it is
 encoded by its letters, so no row opens or closes a turn. Only the template, the prefix and the end
 of the answer give control tokens.
 """
@@ -113,7 +113,7 @@ def encode_examples(
         tokenizer: The base's.
         prompt_format: How rows become prompts.
         cache_dir: Where encoded rows are kept; None keeps none.
-        overwrite: Encode anew, whatever is kept.
+        overwrite: Encode again, whatever is kept.
         num_workers: Processes that encode; starting one takes seconds.
     """
     path, cached = None, None
@@ -172,7 +172,7 @@ def answer_tokens(example: Example, tokenizer: Any) -> int:
 
 
 def spells_control_token(example: Example, tokenizer: Any) -> bool:
-    """Say whether a text of the row would give a control token if it were not encoded as text."""
+    """Return whether a text of the row would give a control token if not encoded as text."""
     texts = [example.prompt, example.output or "", *(t for turn in example.history for t in turn)]
     return any(_spells(tokenizer, text) for text in texts)
 
@@ -370,7 +370,7 @@ def _read(path: Path) -> tuple[Encoded, int] | None:
         table = pyarrow.parquet.read_table(path)
         return table.to_pylist(), int(table.schema.metadata[b"cut"])
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read, the rows are encoded anew: %s", path, error)
+        logger.warning("%s cannot be read, encoding the rows again: %s", path, error)
         return None
 
 

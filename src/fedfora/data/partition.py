@@ -15,13 +15,13 @@ def partition(
     """Return the row indices of every client, by the client's name.
 
     Args:
-        examples: The rows to share out; each goes to exactly one client.
+        examples: The rows to distribute; each goes to exactly one client.
         how: `iid`; `by-column:COLUMN`, one client for each value; or `dirichlet:COLUMN:ALPHA`, each
-            value shared out by a draw from a Dirichlet distribution (https://arxiv.org/abs/1909.06335);
+            value distributed by a Dirichlet draw (https://arxiv.org/abs/1909.06335);
             the smaller ALPHA > 0, the less alike the clients.
-        num_clients: How many clients; None where `how` already says it.
+        num_clients: How many clients; None if `how` already says it.
         seed: Seed of the draw.
-        min_rows: Rows of a client at least. With `by-column` smaller ones are joined into one,
+        min_rows: Fewest rows of a client. With `by-column`, smaller ones are merged into one,
             called `JOINED`.
 
     Raises:
@@ -55,7 +55,7 @@ def _parts(
         raise DataError(f"--partition {how} needs --num_clients")
     if num_clients > len(examples):
         raise DataError(
-            f"--num_clients {num_clients}: only {counted(len(examples), 'row')} to share out"
+            f"--num_clients {num_clients}: only {counted(len(examples), 'row')} to distribute"
         )
     if kind == "iid":
         import numpy as np
@@ -77,7 +77,7 @@ def _by_column(
     if num_clients not in (None, len(parts)):
         raise DataError(
             f"--partition by-column:{column} makes {counted(len(parts), 'client')}, "
-            f"--num_clients says {num_clients}; leave --num_clients out"
+            f"but --num_clients is {num_clients}; leave --num_clients out"
         )
     return parts
 
@@ -91,7 +91,7 @@ def _dirichlet(
         alpha = -1.0
     if not alpha > 0:
         raise DataError(f"--partition: ALPHA must be a number above 0, got {text!r}")
-    values = _values(examples, column)  # its mistakes show before seconds of imports
+    values = _values(examples, column)  # reports its mistakes before seconds of imports
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner
 

@@ -1,4 +1,4 @@
-"""What the user says about data: files, columns, lengths, template."""
+"""The user's settings for data: files, columns, lengths, template."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from fedfora.config import Options, flag
 from fedfora.registry import Registry
 
-# Named tasks: which columns a kind of data has, and what to do where the rows do not say it. A new
+# Named tasks: which columns a kind of data has, and what to do if the rows do not say it. A new
 # task is one entry here; `--task` offers it.
 
 

@@ -20,7 +20,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.\[\]%+-]+)?")
 
 
 class DataError(ValueError):
-    """A file or a row that cannot be used; the message says where it stands."""
+    """A file or a row that cannot be used; the message says where it is."""
 
 
 def rows_of(source: str) -> Iterator[tuple[str, Any]]:
@@ -61,8 +61,8 @@ def _numbered(source: str, rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 # Rows that a Python program holds: they have a name like a file's and are written nowhere.
-# The name has no digest of them: it stands on the adapter's card, where somebody who knows all rows
-# but one could use a digest to find that row.
+# The name has no digest of them: it is on the adapter's card, where somebody who knows all rows but
+# one could use a digest to find that row.
 
 _IN_MEMORY = re.compile(r"\w+ in memory \([\d,]+ rows?\)")
 _held: dict[str, Collection[Any]] = {}
@@ -76,7 +76,7 @@ def held_rows(option: str, rows: Collection[Any]) -> Iterator[str]:
     """
     name = f"{option} in memory ({counted(len(rows), 'row')})"
     if name in _held:
-        raise DataError(f"{name}: another call of this process, as many rows, is still at work")
+        raise DataError(f"{name}: another call of this process, with as many rows, still runs")
     _held[name] = rows
     try:
         yield name
@@ -93,7 +93,7 @@ def _held_rows(source: str) -> Iterable[Any]:
     if source not in _held:
         option = source.split()[0]
         raise DataError(
-            f"{source}: a Python program held these rows; give them again there ({option}=ROWS)"
+            f"{source}: these rows came from a Python program; pass them again ({option}=ROWS)"
         )
     return _held[source]
 
@@ -134,7 +134,7 @@ def _parquet_rows(source: str) -> Iterable[Any]:
     try:
         return pyarrow.parquet.read_table(source).to_pylist()  # type: ignore[no-any-return]
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise DataError(f"{source}: no Parquet file that can be read: {error}") from error
+        raise DataError(f"{source}: not a readable Parquet file: {error}") from error
 
 
 def _csv_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
@@ -154,7 +154,7 @@ def _csv_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
             return
         except csv.Error as error:
             raise DataError(
-                f"{where}: broken CSV: {error} (a quote in a cell is doubled)"
+                f"{where}: broken CSV: {error} (double a quote inside a cell)"
             ) from error
         if not cells:
             continue
@@ -163,7 +163,7 @@ def _csv_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
             if doubles := [name for name in header if name and header.count(name) > 1]:
                 raise DataError(f"{where}: two columns are named {doubles[0]!r}")
         elif len(cells) != len(header):
-            message = f"{len(cells)} cells, the header has {len(header)} (a comma needs quotes)"
+            message = f"{len(cells)} cells, the header has {len(header)} (quote cells with commas)"
             yield where, DataError(f"{where}: {message}")
         else:
             yield where, dict(zip(header, cells, strict=True))
@@ -211,7 +211,7 @@ def _json_mistake(where: str, error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{where}, column {error.colno}: broken JSON: {error.msg}"
     if isinstance(error, RecursionError):
-        return f"{where}: lists or objects within each other, too many to be read"
+        return f"{where}: lists or objects nested too deeply to be read"
     return (
         f"{where}: a number of more than 4,300 digits"  # Python's limit: longer ones take minutes
     )
@@ -271,10 +271,10 @@ def _entry(directory: Path, name: str) -> dict[str, Any]:
 
 def _columns(entry: dict[str, Any], where: str) -> dict[str, Any]:
     if entry.get("formatting", "alpaca") != "alpaca":
-        raise DataError(f"{where}: formatting {entry['formatting']!r} is not read, only alpaca")
+        raise DataError(f"{where}: formatting {entry['formatting']!r} is not known, only alpaca")
     columns = entry.get("columns", {})
     if not isinstance(columns, dict) or not all(isinstance(c, str) for c in columns.values()):
         raise DataError(f"{where}: columns must be names of columns by role, got {columns!r}")
     if unread := sorted(columns.keys() - _ROLES.keys()):
-        raise DataError(f"{where}: columns {unread} are not read (known: {', '.join(_ROLES)})")
+        raise DataError(f"{where}: columns {unread} are not supported (known: {', '.join(_ROLES)})")
     return {_ROLES[role]: column for role, column in columns.items()}

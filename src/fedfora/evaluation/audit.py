@@ -1,4 +1,4 @@
-"""`fedfora audit`: attack a run's own adapter, and say in numbers what the attacks learned.
+"""`fedfora audit`: attack a run's own adapter, and report in numbers what the attacks learned.
 
 Membership inference by loss: can one tell rows that were trained on from rows that were not? The
 attack of Yeom et al. 2018 (https://arxiv.org/abs/1709.01604, Adversary 1), the simplest one: a row
@@ -41,8 +41,8 @@ UNSEEN = 1 / math.log(2)  # mean exposure of a canary that was not trained on
 def audit(arguments: AuditArguments) -> dict[str, Any]:
     """Attack a run's adapter, write audit.json into the run directory, and return its content.
 
-    Everything is asked of the adapter and of the base alone, which has seen none of the rows: what
-    the two have in common is no leak but a difference between the files.
+    All attacks are run on the adapter and on the base alone, which has seen none of the rows: what
+    the two have in common is not a leak but a difference between the files.
 
     Raises:
         ValueError: If the directory holds no run, or there are no rows that were not trained on.

@@ -68,7 +68,7 @@ def predict(checked: Checked, view: View) -> dict[str, Any]:
     if not asked.overwrite_output_dir:
         scores = finished_scores(directory, plan.identity)
         if scores is not None:
-            view.line(f"{directory} holds the finished answers of this very command")
+            view.line(f"{directory} already holds the finished answers of this command")
             return scores
     base = load_base(plan.settings.model)
     base_fingerprint = check_base(base, plan.adapter_dir, plan.record)

@@ -1,4 +1,4 @@
-"""What the user says about evaluation: batches, lengths, how tokens are chosen, which scores."""
+"""The user's settings for evaluation: batches, lengths, how tokens are chosen, which scores."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -91,7 +91,7 @@ class PredictArguments:
     )
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
+        """Refuse flags that contradict each other."""
         if not self.predict_with_generate and not self.do_eval:
             raise ValueError("nothing to do: neither --predict_with_generate nor --do_eval")
 
@@ -136,7 +136,7 @@ class EvaluateArguments:
     )
     metrics: MetricsChoice = flag("auto", METRICS_HELP)
     prediction_column: str = flag("prediction", "column with what the model wrote")
-    reference_column: str = flag("reference", "column with what is right")
+    reference_column: str = flag("reference", "column with the right answer")
     original_scores: bool = flag(False, ORIGINAL_HELP)
     seed: int = flag(42, "seed of the confidence intervals")
     scores_file: str | None = flag(None, "write the scores there too, as JSON")
@@ -150,7 +150,7 @@ class AuditArguments(Options):
     held_out_file: str | None = flag(
         None, "rows of the same kind that were not trained on; default the run's --test_file"
     )
-    max_rows: int = flag(500, "rows of either kind that the membership attack looks at", least=1)
+    max_rows: int = flag(500, "rows of each kind that the membership attack uses", least=1)
     canary_alternatives: int = flag(
         255, "other codes that each planted canary is ranked among", least=1
     )
@@ -171,7 +171,7 @@ def audited_run(
         config = read_yaml(path, "")
         data, model = DataArguments(**config["data"]), ModelArguments(**config["model"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--run {arguments.run}: {path} is not that of a run: {error}") from error
+        raise ValueError(f"--run {arguments.run}: {path} is not a run's: {error}") from error
     check_named(model, None)
     check_adapter_dir(arguments.run)
     held_out = arguments.held_out_file or data.test_file

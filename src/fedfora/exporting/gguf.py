@@ -100,7 +100,7 @@ def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
     for layer, (A_RI, B_OR) in _pairs(weights).items():
         name = names.get_name(layer)
         if name is None:
-            raise ValueError(f"llama.cpp knows no layer {layer} in {architecture.name} models")
+            raise ValueError(f"llama.cpp has no layer {layer} in {architecture.name} models")
         own = get_pattern_key(lora.alpha_pattern.keys(), layer)
         own_alpha = lora.alpha_pattern.get(own, lora.lora_alpha)
         rank = len(A_RI)  # llama.cpp divides alpha by it, RSLoRA by its root
@@ -174,7 +174,7 @@ def _pairs(weights: dict[str, Any]) -> dict[str, tuple[Matrix, Matrix]]:
     for key, tensor in weights.items():
         layer, _, factor = (from_peft_key(key, "lora") or "").rpartition(".")
         if factor not in ("A", "B"):
-            raise ValueError(f"a GGUF adapter has no place for {key}; --format merged has")
+            raise ValueError(f"a GGUF adapter cannot hold {key}; --format merged can")
         if factor == "A":
             other = weights[peft_key(f"{layer}.B", "lora")]
             pairs[layer] = (tensor.float().numpy(), other.float().numpy())
@@ -209,7 +209,7 @@ def model_to_gguf(model_dir: Path, directory: Path) -> Path:
     for name, tensor in _tensors(model_dir, config):
         place = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if place is None:
-            raise ValueError(f"llama.cpp has no place for {name} in {config.model_type} models")
+            raise ValueError(f"llama.cpp cannot hold {name} in {config.model_type} models")
         tensors[place] = _held(gguf, tensor)
     if (factors := _rope_factors(config)) is not None:
         tensors["rope_freqs.weight"] = (factors, gguf.GGMLQuantizationType.F32)
@@ -244,7 +244,7 @@ def _rope_factors(config: Any) -> Any:
     if (kind := parameters.get("rope_type", "default")) == "default":
         return None
     if kind != "llama3":
-        raise ValueError(f"--format gguf: positions are scaled by {kind!r}{_OTHER_WAY}")
+        raise ValueError(f"--format gguf: no export for position scaling {kind!r}{_OTHER_WAY}")
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     width = 2 * len(scaled)
     plain = parameters["rope_theta"] ** -(torch.arange(0, width, 2).float() / width)
@@ -307,7 +307,7 @@ def _tensors(model_dir: Path, config: Any) -> Iterator[tuple[str, torch.Tensor]]
 def _held(gguf: Any, tensor: torch.Tensor) -> tuple[Any, Any]:
     """Return a tensor as the file holds it, and its type; vectors are float32 for llama.cpp."""
     if tensor.dtype not in _TYPES:
-        raise ValueError(f"--format gguf: no place for numbers in {tensor.dtype}{_OTHER_WAY}")
+        raise ValueError(f"--format gguf: no export for numbers in {tensor.dtype}{_OTHER_WAY}")
     if tensor.ndim < 2 or tensor.dtype == torch.float32:
         return tensor.float().numpy(), gguf.GGMLQuantizationType.F32
     if tensor.dtype == torch.float16:
@@ -388,7 +388,7 @@ def llama_cpp_logits(base: str | Path, adapter: Path | None, ids: Tensor) -> Ten
         verbose=False,
     )
     if model.n_vocab() <= int(ids.max()):
-        raise ValueError(f"--base_gguf {base} knows only {model.n_vocab()} tokens: another model")
+        raise ValueError(f"--base_gguf {base} has only {model.n_vocab()} tokens: another model")
     rows = []
     for row in ids.tolist():
         model.reset()

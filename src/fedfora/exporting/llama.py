@@ -81,7 +81,7 @@ def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
         raise ValueError(f"{source} is a {config.model_type} model, not a Baichuan")
     if config.position_embedding != "rope":
         raise ValueError(
-            f"{source} has ALiBi positions (a 13B model), which Llama has no place for; only the "
+            f"{source} has ALiBi positions (a 13B model), which Llama cannot have; only the "
             "7B models, with rotary positions, can be written as Llama"
         )
     if getattr(config, "quantization_config", None) is not None:

@@ -1,4 +1,4 @@
-"""What the user says about an export."""
+"""The user's settings for an export."""
 
 import json
 from dataclasses import dataclass, fields
@@ -40,7 +40,7 @@ FORMATS = {
     ),
     "gguf-lora": Format("an adapter for llama.cpp", "adapter", _RUN + "export_gguf_lora"),
     "llama": Format(
-        "a Baichuan-7B, merged where it is an adapter, as a Llama model",
+        "a Baichuan-7B as a Llama model, merged if it is an adapter",
         "adapter or model",
         _RUN + "export_as_llama",
     ),
@@ -84,7 +84,7 @@ class ExportSettings:
     model: ModelArguments
 
     def __post_init__(self) -> None:
-        """Refuse an export of nothing, and options that this format would not look at."""
+        """Refuse an export of nothing, and options that this format does not use."""
         asked = self.export
         refuse(
             (
@@ -93,7 +93,7 @@ class ExportSettings:
             ),
             (
                 asked.base_gguf is not None and asked.format != "gguf-lora",
-                "--base_gguf compares an adapter alone: --format gguf-lora",
+                "--base_gguf is for an adapter alone: use --format gguf-lora",
             ),
             (
                 asked.merge_into == "original" and asked.format not in ("merged", "gguf", "llama"),
@@ -107,7 +107,7 @@ class ExportSettings:
 
     @property
     def of_whole_model(self) -> bool:
-        """Whether `--model_dir` is a model by itself, and no adapter."""
+        """Whether `--model_dir` is a model by itself, not an adapter."""
         directory = Path(str(self.export.model_dir))
         takes_model = FORMATS[self.export.format].of == "adapter or model"
         return takes_model and (directory / "config.json").is_file()
@@ -140,7 +140,7 @@ def check_place(settings: ExportSettings) -> None:
         named = named or base_name_of(str(arguments.model_dir))
     for source in filter(None, (arguments.model_dir, named)):
         if Path(source).is_dir() and Path(source).resolve() == output:
-            raise ValueError(f"--output_dir {arguments.output_dir} is where {source} lies")
+            raise ValueError(f"--output_dir {arguments.output_dir} is where {source} is")
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {arguments.output_dir} is not a directory")
     if not output.is_dir() or not any(output.iterdir()):

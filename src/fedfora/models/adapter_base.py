@@ -90,7 +90,7 @@ def add_adapter(
                 raise ValueError(f"its {name} is {getattr(saved, name, None)}, here it is {ours}")
         write_state(model, read_adapter(directory))
     except (ValueError, OSError) as error:
-        raise ValueError(f"--start_adapter {directory} cannot be started from: {error}") from error
+        raise ValueError(f"--start_adapter {directory} cannot be used: {error}") from error
     return model
 
 
@@ -214,7 +214,7 @@ class Deviation:
     same_token: float
 
     def __str__(self) -> str:
-        """Return the deviation as a person reads it."""
+        """Return the deviation formatted for people."""
         return f"largest deviation {self.largest:.1e}, same next token {self.same_token:.1%}"
 
     def check(self, what: str, limit: float) -> None:

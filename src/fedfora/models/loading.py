@@ -28,7 +28,7 @@ from fedfora.protection.sealing import is_sealed, load_tensors
 
 logger = logging.getLogger(__name__)
 
-UNCOVERED = 0.1  # share of the layers' weights that may stay out of something without a warning
+UNCOVERED = 0.1  # share of the layers' weights that may be left out of something without a warning
 # Change of earlier logits, as a share of the last one's. A causal model has 0, but for rounding.
 LOOKS_AHEAD, LOOKS_AHEAD_ROUNDED = 1e-3, 5e-2
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**21  # of glibc's mallopt
@@ -36,7 +36,7 @@ M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**21  # of glibc's mallopt
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base model: frozen, maybe quantized, with its tokenizer (None where none is)."""
+    """A loaded base model: frozen, maybe quantized, with its tokenizer (None if it has none)."""
 
     model: Any
     tokenizer: Any
@@ -189,8 +189,8 @@ def _check_causal(base: Base) -> None:
     rounded = base.quantization == "int8" or model.dtype != torch.float32
     if change[:-1].max() > (LOOKS_AHEAD_ROUNDED if rounded else LOOKS_AHEAD) * change[-1]:
         raise ValueError(
-            f"--model_name_or_path {base.name}: a {type(model).__name__} sees the tokens that come "
-            "later, the answer too, as encoders do; a causal language model is needed"
+            f"--model_name_or_path {base.name}: a {type(model).__name__} attends to later "
+            "tokens, and so to the answer, as encoders do; a causal language model is needed"
         )
 
 
@@ -244,7 +244,7 @@ def _tokenizer_at(path: str, settings: ModelArguments) -> Any:
             f"{_first_line(error)}"
         ) from error
     if not tokenizer.get_vocab():
-        raise ValueError(f"{settings.model_name_or_path}: its tokenizer knows no token at all")
+        raise ValueError(f"{settings.model_name_or_path}: its tokenizer has no tokens")
     rows = getattr(config.get_text_config(), "vocab_size", None)
     tokenizer.embedding_rows = rows  # what `fedfora.data.encoding` holds token ids against
     outside = rows is not None and (tokenizer.pad_token_id or 0) >= rows
@@ -300,7 +300,7 @@ def add_adapter_of_rank(model: PeftModel, rank: int, adapter_name: str) -> None:
 
 
 def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
-    """Put a saved adapter on the base, for prediction; an encrypted one is never plain on a disk.
+    """Put a saved adapter on the base, for prediction; an encrypted one is never on disk in plain.
 
     Raises:
         ValueError: If the directory holds no adapter, its provenance does not hold, or it is
@@ -315,7 +315,7 @@ def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
     model = get_peft_model(base.model, PeftConfig.from_pretrained(str(directory)))
     result = set_peft_model_state_dict(model, tensors)
     if result.unexpected_keys:
-        raise ValueError(f"{directory}: {result.unexpected_keys[0]} is no weight of the adapter")
+        raise ValueError(f"{directory}: {result.unexpected_keys[0]} is not a weight of the adapter")
     return model.eval()
 
 
@@ -390,7 +390,7 @@ def _quantization(settings: ModelArguments, dtype: Any) -> BitsAndBytesConfig | 
     if double == "true" and on_cpu:
         raise ValueError(
             "--bnb_4bit_use_double_quant true: on a CPU bitsandbytes' double quantization gives "
-            "other numbers at every call; leave it out"
+            "different numbers at every call; leave it out"
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,

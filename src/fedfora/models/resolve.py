@@ -120,13 +120,13 @@ def check_model_name(name: str) -> None:
         with gguf_files[0].open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ValueError(
-                    f"--model_name_or_path {gguf_files[0]}: no GGUF file: not its first bytes"
+                    f"--model_name_or_path {gguf_files[0]}: not a GGUF file by its first bytes"
                 )
         need("gguf", "gguf")
         return
     if path.is_file():
         raise ValueError(
-            f"--model_name_or_path {name}: that is a file, but no GGUF (*.gguf); name the "
+            f"--model_name_or_path {name}: that is a file, but not *.gguf; name the "
             "directory that holds config.json"
         )
     if all((path / file).is_file() for file in ("config.json", "adapter_config.json")):
@@ -137,7 +137,7 @@ def check_model_name(name: str) -> None:
     if path.is_dir() and not (path / "config.json").is_file():
         what = "the directory holds no config.json"
         if (path / "adapter_config.json").is_file():
-            what = "that is an adapter, not a base model (an adapter: --model_dir)"
+            what = "that is an adapter, not a base model (use --model_dir)"
         raise ValueError(f"--model_name_or_path {name}: {what}")
     is_no_id = name.startswith(("/", ".", "~")) or name.count("/") > 1  # an id is `owner/name`
     hint = "" if "/" in name else nearest(name, BUNDLED)
@@ -185,7 +185,7 @@ def base_name_of(adapter_dir: str | Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is no adapter's configuration: {type(error).__name__}: {error}"
+            f"{path} is not an adapter's configuration: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -195,7 +195,7 @@ def check_adapter_dir(adapter_dir: str | Path, flag: str = "--model_dir") -> Non
     if not (path / "adapter_config.json").is_file():
         base = (path / "config.json").is_file()
         what = "the directory holds no adapter_config.json" if path.is_dir() else "not a directory"
-        remedy = "; a base model: --model_name_or_path" if base else ""
+        remedy = "; for a base model use --model_name_or_path" if base else ""
         raise ValueError(f"{flag} {adapter_dir}: {what}{remedy}")
     if not any(path.glob("adapter_model.*")):
         raise ValueError(f"{flag} {adapter_dir}: the adapter's weights, {WEIGHTS}, are missing")
@@ -210,7 +210,7 @@ def check_start(settings: AdapterArguments) -> None:
         read_record(start)
         config = json.loads((Path(start) / "adapter_config.json").read_text(encoding="utf-8"))
         if (rank := config.get("r")) != settings.lora_rank:
-            raise ValueError(f"--start_adapter {start}: its rank is {rank}; --lora_rank {rank}")
+            raise ValueError(f"--start_adapter {start}: its rank is {rank}, use --lora_rank {rank}")
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
@@ -226,9 +226,9 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         PromptFormat(**record["prompts"])
         if not isinstance(record.get("base", {}), dict):
-            raise TypeError("base is no object")
+            raise TypeError("base is not an object")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no adapter's record: {error}") from error
+        raise ValueError(f"{path} is not an adapter's record: {error}") from error
     return record
 
 

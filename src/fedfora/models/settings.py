@@ -1,4 +1,4 @@
-"""What the user says about the base model and the adapter on it."""
+"""The user's settings for the base model and the adapter on it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -64,4 +64,4 @@ class AdapterArguments(Options):
     def __post_init__(self) -> None:
         """Refuse an adapter on no layer."""
         super().__post_init__()
-        refuse((not self.target_modules, "--target_modules: nothing given; names, or all-linear"))
+        refuse((not self.target_modules, "--target_modules: empty; give names, or all-linear"))

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from fedfora.registry import need
 
-LARGEST_NOISE = 1e3  # of a plan: a gradient under so much noise is noise alone
+LARGEST_NOISE = 1e3  # of a plan: a gradient under this much noise is nothing but noise
 
 # Losses are rounded up to this grid, so a coarser one never understates epsilon; 1e-4 is
 # dp-accounting's own. The search for a noise multiplier uses the coarser one: ten times faster.
@@ -34,13 +34,13 @@ class Release:
     count: int
 
     def __post_init__(self) -> None:
-        """Refuse what no mechanism can be."""
+        """Refuse impossible values."""
         if not 0 < self.sampling_rate <= 1:
             raise ValueError(f"a sampling rate must be in (0, 1], got {self.sampling_rate}")
         if self.noise_multiplier < 0:
             raise ValueError(f"--noise_multiplier must be at least 0, got {self.noise_multiplier}")
         if self.count < 1:
-            raise ValueError(f"a release happens at least once, got {self.count}")
+            raise ValueError(f"a release must happen at least once, got {self.count}")
 
 
 def epsilon_of(releases: Sequence[Release], delta: float, *, grid: float = GRID) -> float:
@@ -49,15 +49,15 @@ def epsilon_of(releases: Sequence[Release], delta: float, *, grid: float = GRID)
 
 
 def replace_one_epsilon_of(releases: Sequence[Release], delta: float) -> float:
-    """Return the epsilon where one record is exchanged for another, not for an empty one."""
+    """Return the epsilon if one record is replaced by another, not by an empty one."""
     return _epsilon(_grouped(releases), delta, GRID, "REPLACE_ONE")
 
 
 def epsilon_shown(correct: int, guesses: int, delta: float, *, confidence: float = 0.95) -> float:
-    """Return the largest epsilon that guessing coins right refutes: a lower bound of the true one.
+    """Return the largest epsilon that guessing coins right refutes: a lower bound on the true one.
 
     A mechanism saw one of two records for each of `guesses` fair coins, and an attacker guesses the
-    coins. With at most this epsilon, so many right ones have a probability of at most
+    coins. With at most this epsilon, this many correct ones have a probability of at most
     1 - `confidence` (Steinke, Nasr, Jagielski 2023, https://arxiv.org/abs/2305.08846, Theorem 5.2).
 
     Args:

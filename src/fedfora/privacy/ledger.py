@@ -3,7 +3,7 @@
 The ledger lists releases; epsilon is always computed from the whole list, so it composes over
 steps, rounds, resumed runs and trials. Every attempt is entered, and synced to the disk, before it
 begins: what was killed may have been seen, and what is repeated is a second release with fresh
-noise. Nothing is ever taken back or repeated for nothing.
+noise. Nothing is ever taken back, and nothing is repeated for free.
 """
 
 import json
@@ -26,7 +26,7 @@ from fedfora.privacy.accounting import (
 from fedfora.registry import counted
 
 LOCK_S = 60.0  # another process holds a ledger for milliseconds
-MOST_NOISE = 4.0  # times what the plan needs alone: where more is needed, the budget is spent
+MOST_NOISE = 4.0  # times what the plan alone needs: if more is needed, the budget is spent
 
 
 class BudgetSpent(ValueError):
@@ -53,7 +53,7 @@ class Ledger:
     Args:
         delta: The probability delta of (epsilon, delta)-differential privacy.
         target_epsilon: The budget; None keeps the account and refuses nothing.
-        path: Where the ledger lies; None keeps it in memory.
+        path: Where the ledger is; None keeps it in memory.
         lines: What was released, and by which run.
     """
 
@@ -64,7 +64,7 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path, *, delta: float, target_epsilon: float | None) -> "Ledger":
-        """Return the ledger at `path` under a budget; an empty one where there is no file.
+        """Return the ledger at `path` under a budget; an empty one if there is no file.
 
         Raises:
             ValueError: If the file is no ledger, or that of other data: privacy is not spent on a
@@ -138,15 +138,15 @@ class Ledger:
         return fits
 
     def noise_for(self, sampling_rate: float, *, planned: int, left: int) -> float:
-        """Return the noise multiplier with which the steps that are left keep the budget.
+        """Return the noise multiplier with which the remaining steps stay within the budget.
 
-        It is the one that the plan needs alone, unless the ledger holds more than the plan's
+        It is the one that the plan alone needs, unless the ledger holds more than the plan's
         earlier steps: steps that were repeated after a crash, or another run. Then it is larger.
 
         Args:
             sampling_rate: Of every step.
             planned: Steps of the whole plan.
-            left: Steps of it that are still to be taken.
+            left: Steps of it that remain.
 
         Raises:
             BudgetSpent: If the steps would need more than `MOST_NOISE` times the plan's noise.
@@ -205,7 +205,7 @@ class Ledger:
             ) from error
 
     def _write(self) -> None:
-        """Write the file so that it is on the disk, whole, when this returns."""
+        """Write the file so that it is on disk, complete, when this returns."""
         if self.path is None:
             return
         text = json.dumps(self.as_json(), indent=2) + "\n"
@@ -220,7 +220,7 @@ class Ledger:
 
 
 def _read(path: Path) -> list[Line]:
-    """Return the lines of a ledger; none where there is no file."""
+    """Return the lines of a ledger; none if there is no file."""
     if not path.exists() and not path.is_symlink():
         return []
     try:
@@ -238,11 +238,11 @@ def _read(path: Path) -> list[Line]:
         ]
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no privacy ledger for these data; nothing was spent: {error}"
+            f"{path} is not a privacy ledger for these data; nothing was spent: {error}"
         ) from error
 
 
-# What differential privacy was given, in one sentence with its assumptions.
+# The differential privacy that was given, in one sentence with its assumptions.
 
 NONE = "No differential privacy: the noise multiplier is 0."
 ACCOUNTED = "accounted by dp-accounting's PLD accountant"
@@ -312,7 +312,7 @@ def _level(ledger: Ledger, neighbor: str) -> str:
 
 
 def _in_runs(ledger: Ledger) -> str:
-    """Return which runs released it, where it was not one alone."""
+    """Return which runs released it, if more than one did."""
     if len(ledger.runs) < 2:
         return ""
     names = ", ".join(Path(run).name or "unnamed" for run in ledger.runs)

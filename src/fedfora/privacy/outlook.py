@@ -30,7 +30,7 @@ class OutlookArguments(Options):
     sites: int = flag(1, "sites that train together, with as many rows each", least=1)
     trained: int | None = flag(
         None,
-        "numbers that are trained; default those of an adapter on --model_name_or_path",
+        "number of trained parameters; default: those of an adapter on --model_name_or_path",
         least=1,
     )
 
@@ -52,17 +52,17 @@ def noise_to_signal(
 
 
 def expectation(nu: float, *, public_start: bool) -> str:
-    """Return in words what a training under so much noise learns."""
+    """Return in words what a training under this much noise learns."""
     most, half = FROM_PUBLIC if public_start else FROM_SCRATCH
     word = WORDS[0] if nu <= most else WORDS[1] if nu <= half else WORDS[2]
     return f"{word} of what a training without privacy learns"
 
 
 def outlook_line(nu: float, *, public_start: bool) -> str:
-    """Return what a run is told before it begins; a warning where it is hopeless."""
+    """Return what a run shows before it begins; a warning if it is hopeless."""
     expected = expectation(nu, public_start=public_start)
     line = f"noise is {nu:.2g} times the longest gradient (nu): expect {expected}"
     if not expected.startswith(WORDS[2]):
         return line
     start = "" if public_start else ", --start_adapter with one of public rows"
-    return f"WARNING: {line}. More rows or sites, a larger budget{start}; see fedfora check privacy"
+    return f"WARNING: {line}. Use more rows, sites or budget{start}; see fedfora check privacy"

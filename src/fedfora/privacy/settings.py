@@ -1,11 +1,11 @@
-"""What the user says about differential privacy: at which level, how much."""
+"""The user's settings for differential privacy: at which level, how much."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from fedfora.config import Options, flag
 
-PRIVACY_DIR = "FEDFORA_PRIVACY_DIR"  # in the environment: where ledgers lie
+PRIVACY_DIR = "FEDFORA_PRIVACY_DIR"  # in the environment: where ledgers are
 
 
 @dataclass
@@ -19,22 +19,22 @@ class PrivacyArguments(Options):
     )
     target_epsilon: float | None = flag(
         None,
-        "budget: chooses the noise for the planned steps, and stops what would exceed it",
+        "budget: sets the noise for the planned steps, and stops what would exceed it",
         often=True,
         within="(0, inf]",
     )
     target_delta: float = flag(
-        1e-5, "delta of the budget; well below one over the records", within="(0, 1)"
+        1e-5, "delta of the budget; well below one over the number of records", within="(0, 1)"
     )
     noise_multiplier: float | None = flag(
         None,
-        "noise over clipping norm, instead of the one that target_epsilon chooses",
+        "noise over clipping norm, instead of the one that target_epsilon sets",
         within="[0, inf]",
     )
     sampling_rate: float | None = flag(
         None,
-        "record: share of a site's rows in a step's sample, on average; default 0.5, or the batch "
-        "that is named",
+        "record: share of a site's rows in a step's sample, on average; default 0.5, or by the "
+        "batch if one is given",
         within="(0, 1]",
     )
     shared_noise: bool = flag(
@@ -43,12 +43,12 @@ class PrivacyArguments(Options):
     )
     clipping_norm: float = flag(
         1.0,
-        "no record's gradient (no site's update) counts with more than this norm",
+        "norm to which each record's gradient (each site's update) is clipped",
         within="(0, inf]",
     )
     privacy_dir: str | None = flag(
         None,
-        "where the ledgers of spent privacy lie, one for the same rows in all runs; default "
+        "directory of the ledgers of spent privacy, one for the same rows in all runs; default "
         "$FEDFORA_PRIVACY_DIR, or ~/.local/share/fedfora/privacy",
     )
 
@@ -58,7 +58,7 @@ class PrivacyArguments(Options):
         stated = self.target_epsilon is not None or self.noise_multiplier is not None
         if self.privacy_unit == "none" and stated:
             raise ValueError(
-                "--target_epsilon and --noise_multiplier need --privacy_unit record, or site"
+                "--target_epsilon and --noise_multiplier need --privacy_unit record or site"
             )
         if self.privacy_unit != "none" and not stated:
             raise ValueError(
@@ -69,7 +69,7 @@ class PrivacyArguments(Options):
         if self.sampling_rate is not None and self.privacy_unit != "record":
             raise ValueError("--sampling_rate needs --privacy_unit record")
         if self.clipping_norm == float("inf") and self.noise_multiplier != 0:
-            raise ValueError("--clipping_norm inf bounds nothing: only with --noise_multiplier 0")
+            raise ValueError("--clipping_norm inf bounds nothing: it needs --noise_multiplier 0")
 
 
 def check_delta(arguments: PrivacyArguments, num_rows: int) -> None:

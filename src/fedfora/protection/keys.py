@@ -71,7 +71,7 @@ def read_signing_key(path: Path) -> Any:
     try:
         key = need(_SERIALIZATION).load_pem_private_key(text.encode(), password=None)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{SIGNING} {path}: no private key in PEM: {error}") from error
+        raise ValueError(f"{SIGNING} {path}: not a PEM private key: {error}") from error
     if not isinstance(key, need(_ED25519).Ed25519PrivateKey):
         raise ValueError(f"{SIGNING} {path}: {type(key).__name__} is not an Ed25519 key")
     return key
@@ -86,13 +86,13 @@ def read_trusted_keys(path: Path) -> set[bytes]:
     end = "-----END PUBLIC KEY-----"
     blocks = [part + end for part in _read(path, TRUSTED).split(end)[:-1]]
     if not blocks:
-        raise ValueError(f"{TRUSTED} {path}: no public key in PEM")
+        raise ValueError(f"{TRUSTED} {path}: not a PEM public key")
     keys = set()
     for block in blocks:
         try:
             key = need(_SERIALIZATION).load_pem_public_key(block.strip().encode())
         except ValueError as error:
-            raise ValueError(f"{TRUSTED} {path}: no public key in PEM: {error}") from error
+            raise ValueError(f"{TRUSTED} {path}: not a PEM public key: {error}") from error
         if not isinstance(key, need(_ED25519).Ed25519PublicKey):
             raise ValueError(f"{TRUSTED} {path}: {type(key).__name__} is not an Ed25519 key")
         keys.add(key.public_bytes_raw())
@@ -146,7 +146,7 @@ def _write_secret(path: Path, content: bytes) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise ValueError(f"{path} exists; keys are not written over") from error
+        raise ValueError(f"{path} exists; keys are never overwritten") from error
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
 
@@ -162,7 +162,7 @@ def _decoded(text: str, where: str) -> bytes:
     try:
         key = base64.b64decode(text.strip(), validate=True)
     except ValueError as error:
-        raise ValueError(f"{where}: no key in base64") from error
+        raise ValueError(f"{where}: not a base64 key") from error
     if len(key) != ENCRYPTION_BYTES:
         raise ValueError(f"{where}: a key has {ENCRYPTION_BYTES} bytes, this one {len(key)}")
     return key

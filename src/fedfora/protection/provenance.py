@@ -102,7 +102,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes, bytes]:
             base64.b64decode(content[name], validate=True) for name in ("public_key", "signature")
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no provenance record: {error}") from error
+        raise ValueError(f"{path} is not a provenance record: {error}") from error
     return statement, public_key, signature
 
 
@@ -115,7 +115,7 @@ def _check_signature(
         key = ed25519.Ed25519PublicKey.from_public_bytes(public_key)
         key.verify(signature, _DOMAIN + _canonical(statement))
     except (invalid, ValueError) as error:
-        raise ValueError(f"{path}: the signature is not that of this record") from error
+        raise ValueError(f"{path}: the signature does not match this record") from error
 
 
 def _check_files(directory: Path, stated: dict[str, str]) -> None:

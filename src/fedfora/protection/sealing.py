@@ -72,7 +72,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load(read_bytes(path)))
     except SafetensorError as error:
-        raise ValueError(f"{path}: no safetensors file that can be read: {error}") from error
+        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
@@ -105,7 +105,7 @@ def read_bytes(path: Path) -> bytes:
             raise ValueError(f"no such file: {path}")
         return path.read_bytes()
     if path.exists():
-        raise ValueError(f"{path} lies beside its sealed form; remove the one that is not meant")
+        raise ValueError(f"{path} exists both plain and sealed; remove the wrong one")
     key = encryption_key()
     if key is None:
         raise ValueError(
@@ -121,5 +121,5 @@ def remove(path: Path) -> None:
 
 
 def is_sealed(path: Path) -> bool:
-    """Tell whether only the sealed form of a file is there."""
+    """Return whether only the sealed form of a file exists."""
     return path.with_name(path.name + SUFFIX).exists() and not path.exists()

@@ -62,12 +62,12 @@ def read_run(directory: str | Path) -> Run:
         raise ValueError(f"RUN {directory}: no such directory")
     if not any((directory / name).is_file() for name in FILES):
         raise ValueError(
-            f"RUN {directory} is no run directory: it holds none of {', '.join(FILES)}"
+            f"RUN {directory} is not a run directory: it holds none of {', '.join(FILES)}"
         )
     events = read_lines(directory / "metrics.jsonl")
     for number, event in enumerate(events, start=1):
         if not isinstance(event.get("event"), str):
-            raise ValueError(f"{directory / 'metrics.jsonl'}, line {number}: no event")
+            raise ValueError(f"{directory / 'metrics.jsonl'}, line {number}: not an event")
     return Run(
         directory=directory,
         config=_mapping(directory / "config.yaml"),
@@ -94,7 +94,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: no JSON: {error}") from error
+            raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
         if not isinstance(value, dict):
             raise ValueError(f"{path}, line {number}: not an object")
         objects.append(value)

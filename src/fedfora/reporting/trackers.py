@@ -40,7 +40,7 @@ def check_trackers(names: list[str], more: Mapping[str, str] | None = None) -> N
         if name not in packages:
             raise ValueError(f"--report_to: {unknown('tracker', name, packages)}")
         if name == "none" and len(names) > 1:
-            raise ValueError("--report_to none stands alone")
+            raise ValueError("--report_to none cannot be combined with trackers")
         if name != "none" and find_spec(packages[name]) is None:
             raise ValueError(f"--report_to {name} needs: pip install {packages[name]}")
 

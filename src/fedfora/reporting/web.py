@@ -51,7 +51,7 @@ def serve(directory: Path, *, host: str, port: int, with_token: bool) -> None:
         place = f"[{host}]" if ":" in host else host
         address = f"http://{place}:{listener.getsockname()[1]}/"
         query = f"?token={token}" if token else ""
-        print(f"{directory}: {address}{query}   (Ctrl-C leaves)", flush=True)
+        print(f"{directory}: {address}{query}   (Ctrl-C quits)", flush=True)
         if host not in LOOPBACK:
             print("not encrypted: over a network, ssh -L 8765:localhost:8765 is safer than --host")
         config = uvicorn.Config(

@@ -66,7 +66,7 @@ def checkpoint_to_resume(output_dir: str, resume_from: str | None) -> Path | Non
         return newest_checkpoint(Path(output_dir))
     path = Path(resume_from)
     if not (path / PROGRESS).is_file():
-        what = "holds no whole checkpoint" if path.is_dir() else "does not exist"
+        what = "holds no complete checkpoint" if path.is_dir() else "does not exist"
         raise ValueError(
             f"--resume_from_checkpoint {resume_from} {what} (last: the newest in --output_dir)"
         )
@@ -121,7 +121,7 @@ def check_same(place: str | Path, stored: Mapping[str, Any], identity: Mapping[s
         if stored.get(name) != identity.get(name):
             raise ValueError(
                 f"--resume_from_checkpoint {place}: {name} was {stored.get(name)}, now it is "
-                f"{identity.get(name)}; a training resumes with what it began with"
+                f"{identity.get(name)}; a training resumes only with what it began with"
             )
 
 

@@ -68,7 +68,7 @@ def check_trainable(
     check_device(train, model.device.type)
     base = model.get_base_model()
     if train.gradient_checkpointing and not base.supports_gradient_checkpointing:
-        raise ValueError(f"--gradient_checkpointing: {type(base).__name__} does not have it")
+        raise ValueError(f"--gradient_checkpointing: {type(base).__name__} does not support it")
     if train.packing:
         check_no_leak(model, encoded)
     if privacy.privacy_unit == "record":
@@ -249,7 +249,7 @@ class Interruption(TrainerCallback):  # type: ignore[misc]  # transformers is un
             raise KeyboardInterrupt("at once, without saving")
         self.asked = True
         if os.environ.get("RANK", "0") == "0":
-            os.write(2, b"\nfinishing this step, then saving; once more stops at once, unsaved\n")
+            os.write(2, b"\nfinishing this step, then saving; repeat to stop at once, unsaved\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop if any process was asked to."""

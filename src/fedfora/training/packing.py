@@ -177,6 +177,6 @@ def check_no_leak(model: Any, encoded: Encoded) -> None:
     apart, together = apart[0], together[0, len(first["input_ids"]) :]
     if float((together - apart).abs().max()) > 0.05 * float(apart.std()):
         raise ValueError(
-            "--packing: this model's attention sees the rows before in a packed sequence; leave "
-            "--packing out (--group_by_length wastes little on padding, too)"
+            "--packing: this model's attention sees earlier rows of a packed sequence; leave "
+            "--packing out (--group_by_length also wastes little on padding)"
         )

@@ -101,7 +101,7 @@ def begins_again(settings: TrainSettings) -> bool:
         return False
     if (directory / "adapter_config.json").is_file():
         raise ValueError(
-            f"--output_dir {run.output_dir} holds a finished adapter and no checkpoint to resume: "
+            f"--output_dir {run.output_dir} holds a finished adapter, but no checkpoint to resume: "
             "--overwrite_output_dir starts over"
         )
     if path.is_file():  # it is written after metrics.jsonl
@@ -109,7 +109,7 @@ def begins_again(settings: TrainSettings) -> bool:
         if not (
             isinstance(stored, dict) and all(isinstance(stored.get(n), dict) for n in IDENTIFYING)
         ):
-            raise ValueError(f"--resume_from_checkpoint last: {path} is not that of a training")
+            raise ValueError(f"--resume_from_checkpoint last: {path} does not belong to a training")
         check_same(run.output_dir, *map(identity_of, (stored, asdict(settings))))
     return True
 

@@ -1,4 +1,4 @@
-"""What the user says about training: steps, batches, optimizer."""
+"""The user's settings for training: steps, batches, optimizer."""
 
 import os
 from dataclasses import dataclass, fields
@@ -202,10 +202,10 @@ class TrainSettings:
                 f"--report_to {' '.join(told)} sends losses of private rows elsewhere; with "
                 "--privacy_unit record: tensorboard (kept under local) or none",
             ),
-            (self.privacy.shared_noise, "--shared_noise is for sites; train has one"),
+            (self.privacy.shared_noise, "--shared_noise is for several sites; train has one"),
             (
                 self.privacy.privacy_unit == "site",
-                "--privacy_unit site hides sites from each other; train has one (record)",
+                "--privacy_unit site hides sites from each other; train has one (use record)",
             ),
             (private and many, "--privacy_unit record trains in one process, without DeepSpeed"),
             (
@@ -251,8 +251,8 @@ def check_record_privacy(
             ),
             (
                 train.fp16,
-                "--fp16 scales gradients before they can be clipped: --privacy_unit record goes "
-                "with --bf16",
+                "--fp16 scales gradients before they can be clipped: with --privacy_unit record "
+                "use --bf16",
             ),
         )
 
@@ -266,7 +266,7 @@ def check_device(settings: TrainArguments, device: str) -> None:
     if device != "cpu":
         return
     if settings.fp16:
-        raise ValueError("--fp16 needs a GPU; a CPU can --bf16")
+        raise ValueError("--fp16 needs a GPU; use --bf16 on a CPU")
     if settings.optim.endswith("8bit"):
         raise ValueError(f"--optim {settings.optim} needs a GPU; use adamw_torch_fused")
 

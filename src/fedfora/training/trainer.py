@@ -196,7 +196,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
             raise ValueError(
                 f"the training has diverged: {broken[0]} holds numbers that are not finite; lower "
-                f"--learning_rate ({self.args.learning_rate}); nothing was saved of this step"
+                f"--learning_rate ({self.args.learning_rate}); this step was not saved"
             )
         try:
             self.run.save(directory, state)
@@ -222,8 +222,8 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         except (OSError, RuntimeError) as error:
             shutil.rmtree(directory, ignore_errors=True)
             raise ValueError(
-                f"--output_dir: {directory} cannot be written: {error}; nothing of it was left, "
-                "earlier checkpoints are as they were"
+                f"--output_dir: {directory} cannot be written: {error}; the partial checkpoint "
+                "was removed, earlier ones are unchanged"
             ) from error
         if self.args.should_save:
             rotate_checkpoints(

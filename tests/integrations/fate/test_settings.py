@@ -27,7 +27,7 @@ def parse(words):
         ("--role gast", "did you mean 'guest'"),
         ("--role guest --aggregator plaintext", "unknown option --aggregator"),
         ("--role guest --num_rounds 0", "--num_rounds must be at least 1, got 0"),
-        ("--role guest --warmup_rounds 2", "with --trainable core only"),
+        ("--role guest --warmup_rounds 2", "--warmup_rounds needs --trainable core"),
         ("--role guest --timeout_s 0", "--timeout_s must be above 0"),
         ("--role guest --max_steps 5", "--num_rounds x --local_steps"),
         ("--role guest --parties guest:1 host:2", "one guest, one arbiter and some hosts"),

@@ -240,8 +240,8 @@ def join(fate: FateArguments, party: Party) -> tuple[Any, DeadlineFederation]:
         (directory / f"{fate.session_id}.{'-'.join(party)}.joined").touch(exist_ok=False)
     except FileExistsError:
         raise ValueError(
-            f"--session_id {fate.session_id}: {party[0]}:{party[1]} took part in it before, its "
-            f"messages lie in {directory}; every run needs a new name"
+            f"--session_id {fate.session_id}: {party[0]}:{party[1]} already took part in it, its "
+            f"messages are in {directory}; every run needs a new name"
         ) from None
     engine, conf = FederationEngine.STANDALONE, None
     if fate.rabbitmq is not None:

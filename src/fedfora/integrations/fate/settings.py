@@ -64,7 +64,7 @@ class FateArguments(Options):
         """Refuse what cannot work, naming the flag."""
         super().__post_init__()
         if self.warmup_rounds and self.trainable != "core":
-            raise ValueError("--warmup_rounds has a meaning with --trainable core only")
+            raise ValueError("--warmup_rounds needs --trainable core")
         if "/" in self.session_id or not self.session_id:
             raise ValueError(f"--session_id {self.session_id!r}: must be a name without slashes")
 
