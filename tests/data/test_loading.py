@@ -202,7 +202,7 @@ def test_a_csv_file_whose_rows_cannot_be_told_apart_is_refused(tmp_path, text, m
     [
         ('{"input": "cut \\ud83d", "output": "x"}', r'"input" holds half a character \(U\+D83D\)'),
         ('{"input": "x", "output": "cut \\ude00"}', r'"output" holds half a character \(U\+DE00\)'),
-        ('{"input": "x", "output": "y", "more": ' + "[" * 9_999 + "]" * 9_999 + "}", "too many"),
+        ('{"input": "x", "output": "y", "more": ' + "[" * 9_999 + "]" * 9_999 + "}", "too deeply"),
         ('{"input": "x", "output": "y", "more": ' + "9" * 5_000 + "}", "more than 4,300 digits"),
     ],
     ids=["surrogate in prompt", "surrogate in answer", "nested", "huge number"],

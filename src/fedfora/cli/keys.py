@@ -9,7 +9,7 @@ from fedfora.config import ConfigParser, flag
 
 @dataclass
 class KeysArguments:
-    """Which keys to make; existing files are never written over."""
+    """Which keys to make; existing files are never overwritten."""
 
     signing_key: str | None = flag(
         None, "file for a new Ed25519 key; its public half is written next to it"

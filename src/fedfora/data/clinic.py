@@ -52,7 +52,7 @@ def clinic_rows(split: str = "train") -> list[dict[str, str]]:
     """Return the rows of a split: instruction, input, output, specialty; the same ones every time.
 
     The specialties take turns, so every prefix of a multiple of four rows is balanced. No note of
-    the test split stands in the training split.
+    the test split is in the training split.
 
     Args:
         split: "train" (2,400 rows) or "test" (240 rows).

@@ -138,10 +138,10 @@ def example_of(row: Any, where: str, settings: DataArguments, *, answers_needed:
 
 
 def text_in(row: dict[str, Any], column: str, where: str) -> str | None:
-    """Return the text in a column; None where there is none.
+    """Return the text in a column; None if there is none.
 
     Raises:
-        DataError: If something else stands there, or text that cannot be written.
+        DataError: If there is something else, or text that cannot be written.
     """
     value = row.get(column)
     if value is None:
@@ -157,7 +157,7 @@ def options_of(found: Any, where: str, column: str) -> tuple[str, ...]:
     `where` and `column` are for the message.
 
     Raises:
-        DataError: If there is something else than at least two texts.
+        DataError: If there is anything other than at least two texts.
     """
     if found is None:
         return ()

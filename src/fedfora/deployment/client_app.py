@@ -153,7 +153,7 @@ def ask(
     connect_s: float = CONNECT_S,
     answer_s: float | None = None,
 ) -> tuple[Header, RecordDict]:
-    """Send a message to the trainer whose socket lies in a directory, and return its answer.
+    """Send a message to the trainer whose socket is in a directory, and return its answer.
 
     Raises:
         TrainerGoneError: If it does not listen within `connect_s` seconds, goes away at work, or
@@ -222,7 +222,7 @@ def receive(connection: socket.socket, *, max_bytes: int = MAX_BYTES) -> tuple[H
     """Receive a frame.
 
     Raises:
-        WireError: If it is longer than `max_bytes`, ends too early, or is no frame.
+        WireError: If it is longer than `max_bytes`, ends too early, or is not a frame.
     """
     (length,) = _FRAME.unpack(_exactly(connection, _FRAME.size))
     if length > max_bytes:

@@ -125,7 +125,7 @@ def supernode_command(kit: SiteKit) -> list[str]:
 
 
 def main(directory: str) -> None:
-    """Serve the site whose kit lies in a directory."""
+    """Serve the site whose kit is in a directory."""
     with hide_packages(*NOT_FOR_TRAINING):
         from fedfora.deployment.trainer import serve_site
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

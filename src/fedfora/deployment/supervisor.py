@@ -299,7 +299,7 @@ def exit_with_parent(check_s: float = 1.0) -> None:
 
     Flower looks for the parent in a thread of its own and raises SIGINT in that thread. Python
     handles signals in the main thread, and one that waits without a limit, as for a push that is
-    tried again for ever, never comes to it. A signal to the whole process wakes the main thread up.
+    retried forever, never gets to it. A signal to the whole process wakes the main thread up.
 
     Args:
         check_s: How often to look, in seconds.

@@ -5,7 +5,7 @@ listens on a UNIX socket that only its own user may open, and knows a closed set
 run's settings come with each message; what names a path, a model or a device comes from the site's
 kit alone.
 
-What the site keeps from round to round lies under `state/runs`, one directory for each run, and is
+What the site keeps from round to round is under `state/runs`, one directory for each run, and is
 found again by a trainer that was restarted.
 """
 

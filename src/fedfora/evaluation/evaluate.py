@@ -90,7 +90,7 @@ def evaluate(
 
 
 def _options(example: Example) -> tuple[str, ...]:
-    """Return a row's options; a column of that name that holds something else is no options."""
+    """Return a row's options; a column of that name with other content does not count."""
     try:
         return options_of(example.columns.get(OPTIONS_COLUMN), "row", OPTIONS_COLUMN)
     except DataError:

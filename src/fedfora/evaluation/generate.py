@@ -137,7 +137,7 @@ def answer_batch(
 def _answer(
     model: Any, prompts: list[list[int]], max_new_tokens: int, options: dict[str, Any]
 ) -> list[list[int]]:
-    """Return each answer's tokens; whenever half of the rows have ended, the others go on alone."""
+    """Return each answer's tokens; whenever half of the rows have ended, others continue alone."""
     left = partial(pad_sequence, batch_first=True, padding_side="left")
     ids = left([torch.tensor(ids) for ids in prompts], padding_value=options["pad_token_id"])
     mask = left([torch.ones(len(ids), dtype=torch.long) for ids in prompts])
@@ -151,7 +151,7 @@ def _answer(
         return (2 * goes_on(ids_BL).sum() <= len(ids_BL)).expand(len(ids_BL))
 
     cache = DynamicCache(config=model.config)
-    # Beams share a cache, and what slides or is linear in it cannot be laid out anew.
+    # Beams share a cache, and what slides or is linear in it cannot be rearranged.
     if options["num_beams"] == 1 and all(type(layer) is DynamicLayer for layer in cache.layers):
         _fill_with_shared_prefix(cache, model, prompts)
         options = options | {CACHE: cache, "stopping_criteria": [half_ended]}

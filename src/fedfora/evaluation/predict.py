@@ -41,7 +41,7 @@ from fedfora.reporting.record import RunRecord
 from fedfora.reporting.report import finish_run
 from fedfora.reporting.view import View
 
-# What the adapter's training settled, and what holds at prediction too unless it is said anew.
+# What the adapter's training settled, and what applies at prediction too unless set again.
 _PROMPT_SETTINGS = ("template", "source_prefix", "max_source_length", "max_target_length")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 

@@ -27,12 +27,12 @@ INSTALL = 'pip install "fedfora[evaluation]"'
 
 @dataclass(frozen=True)
 class Scores:
-    """What rows came to.
+    """The scores of some rows.
 
     Args:
         summary: `rows`, `metrics` (the kind), one number per metric, `intervals` with the bounds of
             each, and for triples `relations`.
-        rows: The scores of each row by itself.
+        rows: The scores of each row on its own.
     """
 
     summary: dict[str, Any]

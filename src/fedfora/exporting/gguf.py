@@ -297,7 +297,7 @@ def _tensors(model_dir: Path, config: Any) -> Iterator[tuple[str, torch.Tensor]]
     architecture = architecture_of(config)
     for file in sorted(model_dir.glob("*.safetensors")):
         with safe_open(file, "pt") as content:
-            for name in content.keys():  # noqa: SIM118  # it is no mapping
+            for name in content.keys():  # noqa: SIM118  # it is not a mapping
                 if name == "lm_head.weight" and config.tie_word_embeddings:
                     continue
                 layer = name.rsplit(".", 1)[0]

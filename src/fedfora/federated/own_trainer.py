@@ -308,7 +308,7 @@ def train_own(
     proximal_mu: float = 0.0,
     privacy: None = None,
 ) -> LocalResult:
-    """Train the active adapter in place, as `train_locally` does, with a Trainer of one's own.
+    """Train the active adapter in place, as `train_locally` does, with a site's own Trainer.
 
     Rows, loss and optimizer are the Trainer's; each round has a new optimizer, the seed of the
     round, and its piece of the whole federation's schedule. The Trainer saves and uploads nothing.

@@ -23,7 +23,7 @@ _ALONE = re.compile(r"(?<![A-Za-z])([B-HJ-Z])(?![A-Za-z'])")  # A and I are word
 
 
 def letters_of(references: Sequence[str]) -> tuple[str, ...]:
-    """Return the different references, sorted: the options of rows that bring none."""
+    """Return the different references, sorted: the options of rows that have none."""
     return tuple(sorted({reference.strip() for reference in references}))
 
 

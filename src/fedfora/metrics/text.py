@@ -150,7 +150,7 @@ _HAN_OR_KANA = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff
 
 
 def tokens(text: str) -> list[str]:
-    """Return lower-case words; each character by itself where a script has no spaces.
+    """Return lower-case words; each character on its own if a script has no spaces.
 
     On ASCII text these are the tokens of rouge-score without stemming.
     """

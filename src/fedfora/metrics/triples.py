@@ -22,7 +22,7 @@ _BETWEEN = re.compile(r"(?<!\\)_")
 
 
 def parse_triples(text: str) -> tuple[list[Triple], int]:
-    """Return the triples of a text and the number of non-empty lines that are no triple.
+    """Return the triples of a text and the number of non-empty lines that are not triples.
 
     A line is a triple when underscores without a backslash split it into three non-empty parts.
     """

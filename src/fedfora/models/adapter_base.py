@@ -122,7 +122,7 @@ def start_note(settings: AdapterArguments) -> str:
 
 
 def check_base(base: Base, adapter_dir: str | Path | None, record: dict[str, Any]) -> str:
-    """Raise if an adapter was trained on another model; warn if on the same, held otherwise.
+    """Raise if an adapter was trained on another model; warn if on the same, held differently.
 
     `record` is what is stored with the adapter. Of a base without a tokenizer only the embedding is
     compared.
@@ -162,7 +162,7 @@ def check_base(base: Base, adapter_dir: str | Path | None, record: dict[str, Any
 def merge_adapter(base: Base, adapter_dir: str | Path) -> tuple[Any, Tensor]:
     """Put a saved adapter into the weights of its base: one plain model, faster to run.
 
-    A quantized base is dequantized first, since the sum of both would be rounded once more. An
+    A quantized base is dequantized first, since the sum of both would be rounded again. An
     output layer that shares its weights with the embedding gets its own before it is changed. The
     base is used up.
 

@@ -67,7 +67,7 @@ def sketch(base: Base) -> str:
 
 
 def same_model(one: str, other: str) -> bool:
-    """Say whether two sketches are of the same model, but for the rounding of number formats."""
+    """Return whether two sketches are of the same model, up to the rounding of number formats."""
     a, b = (torch.tensor([float(n) for n in text.split()]) for text in (one, other))
     return len(a) == len(b) and bool((a - b).norm() <= SKETCH_TOLERANCE * max(a.norm(), b.norm()))
 
@@ -82,7 +82,7 @@ def fingerprint_of_rows(encoded: list[dict[str, list[int]]]) -> str:
 
 @contextmanager
 def _whole(tensor: Any) -> Iterator[Any]:
-    """Give a weight that DeepSpeed ZeRO-3 has shared out as a whole, for a moment."""
+    """Give a weight that DeepSpeed ZeRO-3 has partitioned as a whole, for a moment."""
     if not hasattr(tensor, "ds_id"):
         yield tensor
         return

@@ -210,7 +210,7 @@ def _weights_of(path: str, dtype: Any, settings: ModelArguments) -> tuple[Any, d
         options["quantization_config"] = packing(dequantize=True)
     try:
         read = AutoModelForCausalLM.from_pretrained(**source(path), **options)
-    except Exception as error:  # a strange file brings up any exception in transformers
+    except Exception as error:  # a strange file raises any exception in transformers
         raise _no_model(settings, error) from error
     for key in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(config, key):
@@ -322,7 +322,7 @@ def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
 def _config_at(path: str, settings: ModelArguments) -> Any:
     try:
         return AutoConfig.from_pretrained(**source(path), cache_dir=settings.cache_dir)
-    except Exception as error:  # a strange file brings up any exception in transformers
+    except Exception as error:  # a strange file raises any exception in transformers
         raise _no_model(settings, error) from error
 
 

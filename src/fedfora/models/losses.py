@@ -85,7 +85,7 @@ def plain_attention_is_faster(device: str, dtype: torch.dtype, tokens: int) -> b
 def _attention_for(model: Any, labels_BL: Tensor) -> Iterator[None]:
     """Choose how attention is computed in a forward pass with gradients.
 
-    Blocks that are computed anew in the backward pass, outside of this context, stay fused.
+    Blocks that are recomputed in the backward pass, outside of this context, stay fused.
     """
     device = labels_BL.device.type
     dtype = getattr(model, "module", model).get_input_embeddings().weight.dtype

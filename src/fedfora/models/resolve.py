@@ -1,4 +1,4 @@
-"""What the user named as a base or an adapter to where it is, and what lies beside an adapter.
+"""From the name of a base or an adapter to where it is, and to what is stored with an adapter.
 
 Nothing heavy is loaded for it.
 """
@@ -217,7 +217,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     """Return the contents of fedfora.json in an adapter's directory, or an empty mapping.
 
     Raises:
-        ValueError: If the file is no record.
+        ValueError: If the file is not a record.
     """
     path = Path(directory) / RECORD
     if not path.is_file():
@@ -269,7 +269,7 @@ def settings_of_base(
 
 
 def check_targets(settings: ModelArguments, targets: list[str]) -> None:
-    """Raise if a target is no layer of a base whose files are here, naming its layers."""
+    """Raise if a target is not a layer of a base whose files are here, naming its layers."""
     if targets == ["all-linear"] or not settings.model_name_or_path:
         return
     with as_file(files("fedfora.models")) as package:

@@ -1,1 +1,1 @@
-"""Protection of what lies on a disk: keys of this machine, encryption, signed provenance."""
+"""Protection of what is on disk: keys of this machine, encryption, signed provenance."""

@@ -1,6 +1,6 @@
 """The keys of this machine: named by environment variables, made by `fedfora keys`.
 
-Keys belong to a machine, not to a run: a flag would stand in config.yaml, in the process list, and
+Keys belong to a machine, not to a run: a flag would appear in config.yaml, the process list, and
 in the settings that a coordinator sends to its sites. So there are no flags, only
 
 - `FEDFORA_SIGNING_KEY`: file with the Ed25519 key that signs what this machine writes;
@@ -51,7 +51,7 @@ def encryption_key() -> bytes | None:
     """Return the 32 bytes that files are encrypted with; None where they are not.
 
     Raises:
-        ValueError: If both variables are set, or what they name is no key.
+        ValueError: If both variables are set, or what they name is not a key.
     """
     value, path = os.environ.get(ENCRYPTION), os.environ.get(ENCRYPTION_FILE)
     if value and path:

@@ -82,7 +82,7 @@ def verify_directory(directory: Path) -> Provenance | None:
 def facts_signed_here(directory: Path) -> dict[str, Any] | None:
     """Return the facts of a record with this machine's own signature; None if there is none.
 
-    Only such files may be signed once more: others would get a signature that they never had.
+    Only such files may be signed again: others would get a signature that they never had.
 
     Raises:
         ValueError: As `verify_directory`, where this machine has a key.

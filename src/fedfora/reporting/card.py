@@ -1,4 +1,4 @@
-"""The evaluation card: what a run came to, as data. `card.schema.json` says what it holds.
+"""The evaluation card: a run's results as data. `card.schema.json` says what it holds.
 
 It is made from the run's record alone, so a card can be made again from any run directory.
 """

@@ -97,7 +97,7 @@ def as_band(sites: Mapping[str, Points]) -> dict[str, Points]:
 
 
 def _levels(levels: Mapping[str, float], y: Axis, name: str, left: float) -> str:
-    """Draw level lines; a label that would lie on another's moves to its right."""
+    """Draw level lines; a label that would overlap another's moves to its right."""
     marks: list[str] = []
     taken: dict[float, float] = {}
     for label, value in levels.items():

@@ -79,7 +79,7 @@ def read_run(directory: str | Path) -> Run:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON lines file; none where there is no file.
+    """Return the objects of a JSON lines file; none if there is no file.
 
     A last line without its line break is still being written and is left out.
 
@@ -102,7 +102,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML or JSON file; an empty one where there is no file."""
+    """Return the mapping in a YAML or JSON file; an empty one if there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -118,7 +118,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 class Follower:
     """A run's record while it grows: reads metrics.jsonl, or what passes by, from where it stopped.
 
-    A run that is resumed cuts off what came after its checkpoint, and a new run in the same
+    A resumed run cuts off what came after its checkpoint, and a new run in the same
     directory begins with an empty file: only lines that have not been handed out come again.
     """
 

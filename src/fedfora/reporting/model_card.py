@@ -1,4 +1,4 @@
-"""An adapter's README.md: what it is, how it was trained, what it came to, and how to load it."""
+"""An adapter's README.md: what it is, how it was trained, how it scored, and how to load it."""
 
 from typing import Any
 

@@ -146,7 +146,7 @@ class RunRecord:
 def append_event(directory: Path, event: str, *, file: str = METRICS, **values: Any) -> Event:
     """Append one line to a file of a run directory; return the event, which has its wall time.
 
-    With a round's beginning the file of what passes by begins anew.
+    The file of passing events starts afresh with each round.
     """
     line = {"event": event, "time": round(time.time(), 3), **values}
     mode = "w" if file == PASSING and event == "round_started" else "a"
@@ -279,7 +279,7 @@ def peak_memory_bytes() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Start the peak anew, where the system can; elsewhere it stays that of the whole process."""
+    """Reset the peak, where the system can; elsewhere it stays that of the whole process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()

@@ -1,7 +1,7 @@
 """Runs to one HTML page that needs nothing but itself: no network, no scripts.
 
 The page shows what the record holds and leaves out what it does not. `fedfora watch --web` shows
-the same page, drawn anew while the record grows.
+the same page, redrawn while the record grows.
 """
 
 import csv

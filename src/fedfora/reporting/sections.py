@@ -247,7 +247,7 @@ def environment(run: Run) -> list[tuple[str, str]]:
 
 
 def overview(names: Sequence[str], runs: Sequence[Run]) -> tuple[Table, Table]:
-    """Return what the runs came to, side by side, and the settings in which they differ."""
+    """Return the runs' results side by side, and the settings in which they differ."""
     cards = [card_of(run) for run in runs]
     facts_of_runs = [dict(facts(run, card)) for run, card in zip(runs, cards, strict=True)]
     results = [
@@ -269,7 +269,7 @@ def overview(names: Sequence[str], runs: Sequence[Run]) -> tuple[Table, Table]:
 
 
 def arms(card: Card) -> tuple[str, list[dict[str, Any]]]:
-    """Return the score that judges, and for each way of training what it came to.
+    """Return the score that judges, and the result of each way of training.
 
     Its `value` is in the middle of `around`: the 95 % interval or, for sites alone, whose mean it
     is, the worst and the best of them. `scores` are means too; `worst` is the row of the worst.

@@ -28,7 +28,7 @@ EVALUATED_ROW = 0.12  # answering a row costs about so much of an optimizer step
 
 
 class Screen:
-    """A context manager: lines that stay and, on a terminal, what is drawn anew below them."""
+    """A context manager: lines that stay and, on a terminal, what is redrawn below them."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -265,7 +265,7 @@ def render(board: Board) -> RenderableType:
 
 
 def _rank(site: SiteRow) -> int:
-    """Order of few among many: who works, who is left out, who waits, and the rest as they came."""
+    """Order of few among many: who works, who is left out, who waits, and the rest as they come."""
     if site.state.startswith("step"):
         return 0
     order = ("left out", "absent", "waits")

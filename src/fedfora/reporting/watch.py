@@ -48,7 +48,7 @@ def watch(
 class RunStatus:
     """Where a run stands and how long it will take, from its record and the round that is on.
 
-    The run is as it was found; what it says of rounds is read anew.
+    The run is as it was found; what it says about rounds is read again.
     """
 
     def __init__(self, run: Run) -> None:

@@ -1,6 +1,6 @@
 """Run directories as pages that follow them in a browser: read-only, from the record alone.
 
-A page is the run's report, drawn anew while the record grows; its script replaces what has changed.
+A page is the run's report, redrawn while the record grows; its script replaces what has changed.
 Only names that a listing of the directory holds are looked up, no path comes from outside.
 """
 
@@ -88,7 +88,7 @@ def web_app(directory: Path, *, loopback: bool, token: str | None) -> Any:
         directory: A run directory, or one that holds some.
         loopback: Whether it listens at this machine's own address: it answers only to its names, so
             that no website can reach it by giving its own name that address (DNS rebinding).
-        token: What a browser has to bring once; None for nothing.
+        token: What a browser must present once; None for nothing.
     """
     from starlette.applications import Starlette
     from starlette.requests import Request

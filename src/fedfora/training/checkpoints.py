@@ -1,4 +1,4 @@
-"""Checkpoint directories of a training: which are whole, which is the newest, what they belong to.
+"""Checkpoint directories of a training: which are complete, which is newest, what they belong to.
 
 A checkpoint is `checkpoint-STEP` in the run directory: the adapter (safetensors), what the Trainer
 needs to resume (`trainer_state.json`; `optimizer.pt`, `scheduler.pt`, `rng_state*.pth`: tensors and
@@ -55,10 +55,10 @@ def checkpoint_to_resume(output_dir: str, resume_from: str | None) -> Path | Non
     Args:
         output_dir: The run directory.
         resume_from: A checkpoint's directory; "last" or "true" for the newest whole one in the run
-            directory, if there is any; None to start anew.
+            directory, if there is any; None to start afresh.
 
     Raises:
-        ValueError: If the directory named is no whole checkpoint.
+        ValueError: If the named directory is not a complete checkpoint.
     """
     if resume_from is None:
         return None
@@ -80,7 +80,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def remove_checkpoints(run_dir: Path, *, keep_up_to: Path | None) -> None:
-    """Remove checkpoints that are no part of the training that begins now; no other program's.
+    """Remove checkpoints that do not belong to the training that begins now; no other program's.
 
     Whole ones up to `keep_up_to`, the one to resume from, stay; None removes all.
     """
@@ -116,7 +116,7 @@ def read_progress(checkpoint: Path, identity: Mapping[str, Any]) -> Progress:
 
 
 def check_same(place: str | Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Raise if what lies in a place is another training's, as far as `identity` is known."""
+    """Raise if a place holds another training, as far as `identity` is known."""
     for name in sorted((stored.keys() - FACTS | identity.keys()) - MAY_DIFFER):
         if stored.get(name) != identity.get(name):
             raise ValueError(

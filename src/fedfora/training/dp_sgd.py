@@ -79,7 +79,7 @@ class PoissonBatches:
         return self.num_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Draw anew for every step; the run's seed has no part in it."""
+        """Draw again for every step; the run's seed plays no part."""
         for _ in range(self.num_steps):
             yield self.noise.sample(self.num_rows, self.rate)
 
@@ -153,7 +153,7 @@ def _gradients_or_zero(
     num_rows: int,
     context: Callable[[], AbstractContextManager[Any]],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return losses and gradients of a piece's first rows; a row that fails counts as nothing.
+    """Return losses and gradients of a piece's first rows; a row that fails counts as zero.
 
     The steps are paid for, and an error, or an answer that does not come, would tell of the row:
     whatever happens there is an answer with noise.
@@ -283,7 +283,7 @@ def _pieces(batch: Batch, batch_size: int, max_tokens: int) -> Iterator[tuple[Ba
             yield piece, len(chosen)
 
 
-# What the Trainer is told: a step is one batch, and clipping is not its affair.
+# What the Trainer is told: a step is one batch, and clipping is not its business.
 TRAINER_ARGUMENTS = {"gradient_accumulation_steps": 1, "max_grad_norm": 0.0}
 
 

@@ -2,8 +2,8 @@
 
 A batch is cut into passes of rows of like length; their gradients add up to the batch's.
 
-With `--packing`, several rows stand in one sequence, without padding and without one row seeing
-another. Each row's positions start at 0; from that transformers' masks see where rows begin.
+With `--packing`, several rows share one sequence, without padding and without one row seeing
+another. Each row's positions start at 0, which shows transformers' masks where rows begin.
 `check_no_leak` makes sure that the model at hand does so, before anything is trained.
 """
 
@@ -27,7 +27,7 @@ Batch = dict[str, torch.Tensor]
 # GPU) are given as tokens x parameters: few tokens of a large model, many of a small one.
 TOKENS_PER_PASS = 16
 CALLS_PER_PASS = {"cpu": 2.5e8, "cuda": 2.5e12}
-MAX_TOKENS = {"cpu": 2048, "cuda": 16384}  # beyond these a larger pass is no faster
+MAX_TOKENS = {"cpu": 2048, "cuda": 16384}  # a pass larger than this is no faster
 DRAWN_STEPS = 200  # of which the costliest is the estimate
 
 

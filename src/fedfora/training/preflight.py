@@ -1,4 +1,4 @@
-"""What would keep a training from its work, as far as that can be known before anything is loaded.
+"""What would keep a training from working, as far as that is known before anything is loaded.
 
 Rows, directories and names are checked first, so that a mistake there is reported at once.
 """
@@ -115,7 +115,7 @@ def begins_again(settings: TrainSettings) -> bool:
 
 
 def checkpoints_of(settings: TrainSettings) -> Path:
-    """Return where checkpoints lie; with losses and digests of private rows they stay local."""
+    """Return where checkpoints are; with losses and digests of private rows they stay local."""
     run_dir = Path(settings.run.output_dir)
     return run_dir if settings.privacy.privacy_unit == "none" else run_dir / LOCAL
 
@@ -140,7 +140,7 @@ def check_deepspeed(config: str) -> None:
 
     Raises:
         ValueError: If there is no such file, DeepSpeed is not installed, or a build of its
-            operators that was killed has left a lock on which every later run waits for ever.
+            operators that was killed has left a lock on which every later run waits forever.
     """
     if not Path(config).is_file():
         raise ValueError(f"--deepspeed: no such file: {config}")

@@ -1,4 +1,4 @@
-"""What the user says about record privacy, and a site's rows, to noise, clipping and a ledger."""
+"""From the settings of record privacy and a site's rows to noise, clipping and a ledger."""
 
 import hashlib
 import math
@@ -29,7 +29,7 @@ class PrivateTraining:
 
     Args:
         run: What the ledger calls this run.
-        note: What the statement says beside the guarantee.
+        note: What the statement says besides the guarantee.
     """
 
     privacy: RecordPrivacy
@@ -111,7 +111,7 @@ def plan_private_training(
     first_step: int,
     total_steps: int,
 ) -> PrivateTraining | None:
-    """Return how a site trains with its records hidden; None where they are not to be.
+    """Return how a site trains with its records hidden; None if they are not to be.
 
     Nothing is spent yet.
 
@@ -180,7 +180,7 @@ def open_ledger(arguments: PrivacyArguments, name: str) -> Ledger:
 
 
 def ledger_directory(arguments: PrivacyArguments) -> Path:
-    """Return where ledgers lie: what the flag, the environment or the user's data directory say."""
+    """Return where ledgers are: by the flag, the environment or the user's data directory."""
     if named := arguments.privacy_dir or os.environ.get(PRIVACY_DIR):
         return Path(named)
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"

@@ -1,1 +1,1 @@
-"""The coordinator's side: who takes part, what becomes of their replies, what is kept."""
+"""The coordinator's side: who takes part, what happens to their replies, what is kept."""

@@ -119,7 +119,7 @@ class PartyLost(ValueError):
 class DeadlineFederation:
     """What `fate.arch.context.Context` takes as a federation, with a deadline on every wait.
 
-    FATE waits for a message for ever: when a party dies, the others hang. This stands between
+    FATE waits for a message forever: when a party dies, the others hang. This stands between
     FATE's context and its federation and changes nothing but the waiting. Who gives up tells the
     others whom it missed, so that they too can name the party that is gone and not the one that
     gave up.
@@ -203,7 +203,7 @@ class DeadlineFederation:
         return [
             f"{name} ended: {word}"
             for name, word in words.items()
-            if not word.startswith(me)  # who missed this party knows no more than it
+            if not word.startswith(me)  # one that missed this party knows nothing more
         ]
 
     def _others(self) -> list[Any]:
