@@ -1,4 +1,4 @@
-"""What the user says about a deployment, and who may set which flag of a federation."""
+"""The user's settings for a deployment, and who may set which flag of a federation."""
 
 import re
 from collections.abc import Mapping

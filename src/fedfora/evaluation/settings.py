@@ -98,7 +98,7 @@ class PredictArguments:
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """All settings of a prediction; `given` are the names of those that were said."""
+    """All settings of a prediction; `given` are the names of those the user gave."""
 
     given: frozenset[str]
     predict: PredictArguments

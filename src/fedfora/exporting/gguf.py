@@ -42,7 +42,7 @@ _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-# How a tokenizer cuts text before it merges bytes, and what llama.cpp calls that.
+# How a tokenizer splits text before it merges bytes, and what llama.cpp calls that.
 _SPLITS = {
     rf"{_ENDINGS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
     rf"{_ENDINGS}|{_WORDS}|\p{{N}}|{_REST}": "qwen2",
@@ -84,8 +84,8 @@ def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
         The file.
 
     Raises:
-        ValueError: If llama.cpp has no place for the model or for something the adapter trained, a
-            package is missing, or what was written is not what was meant.
+        ValueError: If llama.cpp cannot hold the model or something the adapter trained, a package
+            is missing, or what was written is not what was intended.
     """
     gguf = need("gguf", "gguf")
     config = AutoConfig.from_pretrained(**source(base_path)).get_text_config()
@@ -192,8 +192,8 @@ def model_to_gguf(model_dir: Path, directory: Path) -> Path:
         The file.
 
     Raises:
-        ValueError: If llama.cpp has no place for the model or this exporter does not know its
-            tokenizer or positions, a package is missing, or what was written is not what was meant.
+        ValueError: If llama.cpp cannot hold the model or this exporter does not know its tokenizer
+            or positions, a package is missing, or what was written is not what was intended.
     """
     gguf = need("gguf", "gguf")
     config = AutoConfig.from_pretrained(model_dir).get_text_config()
@@ -237,7 +237,7 @@ def _add_settings(writer: Any, config: Any) -> None:
 
 
 def _rope_factors(config: Any) -> Any:
-    """Return what Llama 3 divides its rotary frequencies by; None where they are plain."""
+    """Return what Llama 3 divides its rotary frequencies by; None if they are plain."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = config.rope_parameters
@@ -272,7 +272,7 @@ def _add_tokenizer(gguf: Any, writer: Any, model_dir: Path, vocab_size: int) -> 
 
 
 def _split_of(model_dir: Path) -> str:
-    """Return llama.cpp's name of the way in which a byte-level tokenizer cuts text into words."""
+    """Return llama.cpp's name for the way a byte-level tokenizer splits text into words."""
     path = model_dir / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     cutter = content.get("pre_tokenizer") or {}
@@ -316,14 +316,14 @@ def _held(gguf: Any, tensor: torch.Tensor) -> tuple[Any, Any]:
 
 
 def modelfile(model: str, prompts: PromptFormat | None, tokenizer: Any) -> str:
-    """Return what Ollama is told of a model: its file, and the prompt that it was trained with.
+    """Return a Modelfile for Ollama: the model's file, and the prompt that it was trained with.
 
     The format: https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx. Ollama takes no LoRA
     adapter in GGUF (since 0.34.1), so the file is the merged model.
 
     Args:
         model: The GGUF model, beside the Modelfile.
-        prompts: The prompt format that was trained; None where nobody knows.
+        prompts: The prompt format that was trained; None if it is not known.
         tokenizer: The model's.
     """
     lines = [
@@ -345,7 +345,7 @@ def modelfile(model: str, prompts: PromptFormat | None, tokenizer: Any) -> str:
 
 
 def _template(prompts: PromptFormat, tokenizer: Any) -> str | None:
-    """Return the prompt as trained, with Ollama's sign for the question; None if it has no place.
+    """Return the prompt as trained with Ollama's placeholder for the question, if it has a place.
 
     A first token that the tokenizer puts before every text is left out: so does llama.cpp.
     """
@@ -361,7 +361,7 @@ def _template(prompts: PromptFormat, tokenizer: Any) -> str | None:
 def llama_cpp_logits(base: str | Path, adapter: Path | None, ids: Tensor) -> Tensor:
     """Return the logits after every token, as llama.cpp computes them on the CPU.
 
-    The keys and values are kept in float32, as in the model that is compared with.
+    The keys and values are kept in float32, as in the model compared with.
 
     Args:
         base: A GGUF model.
@@ -372,7 +372,7 @@ def llama_cpp_logits(base: str | Path, adapter: Path | None, ids: Tensor) -> Ten
         float32 logits of shape `(B, L, vocabulary)`.
 
     Raises:
-        ValueError: If the base cannot be read or knows fewer tokens.
+        ValueError: If the base cannot be read or has fewer tokens.
     """
     from llama_cpp import GGML_TYPE_F32, Llama
 

@@ -59,7 +59,7 @@ def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
     """Write a Baichuan model with rotary positions as a Llama model, and compare the two.
 
     The weights keep their number format. Tokenizer (see `export_tokenizer`) and generation defaults
-    come along. Needs the memory of the model once, on the CPU.
+    are written too. Needs the memory of the model once, on the CPU.
 
     Args:
         model_dir: Directory of a Baichuan-7B, a Baichuan2-7B or a descendant of one.
@@ -108,7 +108,7 @@ def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
 
 
 def _as_llama(model: Any) -> LlamaForCausalLM:
-    """Return the Llama of the same function; takes the weights of `model`, which is empty then."""
+    """Return the Llama of the same function; takes the weights of `model`, leaving it empty."""
     with torch.device("meta"):
         shared = {name: getattr(model.config, name) for name in SHARED_WITH_LLAMA}
         llama = LlamaForCausalLM(LlamaConfig(**shared))
@@ -123,7 +123,7 @@ def _as_llama(model: Any) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def _float32_logits(model: Any, ids: Tensor) -> Tensor:
-    """Return the logits computed in float32, with only one layer at a time held so.
+    """Return the logits computed in float32, with only one layer at a time in that format.
 
     In 16 bit the two models round their sines and cosines differently, which would hide an error.
     """
@@ -150,7 +150,7 @@ def export_tokenizer(source: Path, target: Path) -> bool:
     The pieces of `tokenizer.model` and the order of their scores become the vocabulary and the
     merges of a byte-pair encoder in tokenizer.json. That this is the same tokenizer is not proved
     but tried, on `PROBES` and on the chat format; the file is copied too, for tools that read it.
-    Where the ids differ, or there is no tokenizer.model, a warning says so and tokenizer.json is
+    If the ids differ, or there is no tokenizer.model, a warning says so and tokenizer.json is
     not written.
     """
     if not (source / FILE).is_file():

@@ -40,7 +40,7 @@ def to_lora(source: PeftModel | str | Path, output_dir: str | Path) -> Path:
         The output directory.
 
     Raises:
-        ValueError: If the source is no FoRA adapter.
+        ValueError: If the source is not a FoRA adapter.
     """
     config, state, lora = _read_source(source)
     folded = fold({name: tensor.double() for name, tensor in state.items()})
@@ -64,7 +64,7 @@ def from_lora(source: str | Path, output_dir: str | Path, *, seed: int = 42) -> 
         The output directory.
 
     Raises:
-        ValueError: If the source is no LoRA adapter, or uses a variant that FoRA has no room for.
+        ValueError: If the source is not a LoRA adapter, or uses a variant that FoRA cannot hold.
     """
     config, weights = _read_directory(Path(source))
     state, fora = _split(weights, "lora")

@@ -1,4 +1,4 @@
-"""`fedfora export`: an adapter in the form that others load, checked before it is called done."""
+"""`fedfora export`: an adapter in a form that other programs load, checked before it is done."""
 
 import os
 import shutil
@@ -63,7 +63,7 @@ def export(settings: ExportSettings) -> list[str]:
 
 
 def _put(temporary: Path, output: Path) -> None:
-    """Move a finished export to its place; of what is there only an earlier export's files go.
+    """Move a finished export into place; only an earlier export's files there are removed.
 
     Files get the mode of any new file; safetensors writes them for their owner alone.
     """
@@ -81,7 +81,7 @@ def _put(temporary: Path, output: Path) -> None:
 
 
 def _with_base(settings: ExportSettings) -> ExportSettings:
-    """Take the base that the adapter names where the user names none; a whole model needs none."""
+    """Take the base that the adapter names if the user names none; a whole model needs none."""
     if FORMATS[settings.export.format].of == "base" or settings.of_whole_model:
         return settings
     directory = Path(str(settings.export.model_dir))
@@ -154,7 +154,7 @@ def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
     """Write base and adapter as one GGUF model for Ollama and llama.cpp, with a Modelfile.
 
     Raises:
-        ValueError: If llama.cpp has no place for the model, or a package is missing.
+        ValueError: If llama.cpp cannot hold the model, or a package is missing.
     """
     arguments, model = settings.export, settings.model
     architecture_of(AutoConfig.from_pretrained(**source(resolve_model(model))).get_text_config())
@@ -169,10 +169,10 @@ def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
 
 
 def export_gguf_lora(settings: ExportSettings, directory: Path) -> list[str]:
-    """Write a GGUF LoRA for llama.cpp; compare with it where a GGUF base is given.
+    """Write a GGUF LoRA for llama.cpp; compare with it if a GGUF base is given.
 
     Raises:
-        ValueError: If llama.cpp has no place for the model or the adapter, or a package is missing.
+        ValueError: If llama.cpp cannot hold the model or the adapter, or a package is missing.
     """
     arguments, model = settings.export, settings.model
     path = to_gguf(str(arguments.model_dir), resolve_model(model), directory)

@@ -23,7 +23,7 @@ class Format:
         of: What it is made of: an adapter and its base, either an adapter or a whole model, or the
             base alone.
         writer: `module:function` that takes the settings and a directory, writes the export and
-            returns lines that say how far it is from its source; imported when it is used.
+            returns lines that say how it compares with its source; imported when it is used.
     """
 
     help: str
@@ -77,7 +77,7 @@ class ExportArguments:
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """All settings of an export; `given` are the names of those that were said."""
+    """All settings of an export; `given` are the names of those the user gave."""
 
     given: frozenset[str]
     export: ExportArguments
@@ -117,7 +117,7 @@ SECTIONS = {field.name: field.type for field in fields(ExportSettings) if field.
 
 
 def check_place(settings: ExportSettings) -> None:
-    """Raise if there is nothing to export, or the result would take the place of something else.
+    """Raise if there is nothing to export, or the result would replace something else.
 
     An export is known by its mark, which lists its files: only these are ever replaced.
 

@@ -28,12 +28,12 @@ def letters_of(references: Sequence[str]) -> tuple[str, ...]:
 
 
 def are_letters(references: Sequence[str]) -> bool:
-    """Say whether every reference is one capital letter, as in multiple choice."""
+    """Return whether every reference is one capital letter, as in multiple choice."""
     return all(reference.strip() in LETTERS and reference.strip() for reference in references)
 
 
 def parse_choice(text: str, options: Sequence[str]) -> int | None:
-    """Return the index of the option that a text names; None where it names none, or several.
+    """Return the index of the option that a text names; None if it names none, or several.
 
     In this order: the text is an option, "No." and "no" alike; it begins with a letter by itself;
     it announces a letter ("the answer is B", "答案：B"); exactly one letter of an option stands
@@ -79,7 +79,7 @@ def accuracy(answer: Answer) -> tuple[int, int]:
     tabled=True,
 )
 def likelihood_accuracy(answer: Answer) -> tuple[int, int]:
-    """Return whether the likeliest option is the right one; nothing where nobody asked."""
+    """Return whether the likeliest option is the right one; nothing if nobody asked."""
     if answer.likeliest is None:
         return 0, 0
     return int(answer.likeliest == _right(answer)), 1

@@ -1,4 +1,4 @@
-"""What a metric is: an answered row to numbers that add up, and their sums to one score.
+"""What a metric is: from an answered row to numbers that add up, and from their sums to a score.
 
 Every score, also one of a whole corpus such as BLEU, is a function of sums over rows. So a row, a
 corpus and a bootstrap sample are scored by the same code. Metrics know nothing of models.
@@ -22,8 +22,8 @@ class Answer:
         prediction: What the model wrote.
         reference: What is right.
         prompt: What the model read.
-        options: The answers to choose from, where the row is a choice.
-        likeliest: Index of the option that the model finds likeliest; None where nobody asked.
+        options: The answers to choose from, if the row is a choice.
+        likeliest: Index of the option that the model finds likeliest; None if nobody asked.
     """
 
     prediction: str
@@ -45,10 +45,10 @@ class Metric:
     Args:
         kinds: The kinds of task it belongs to, of `KINDS`.
         counts: A row to numbers; always as many, added up over rows.
-        total: The sums to the score; NaN where no row could be scored.
-        label: What a person calls it.
+        total: The sums to the score; NaN if no row could be scored.
+        label: Its name for people.
         tabled: The kinds of task whose short tables show it.
-        row: The name of the score of a single row; None where a single row has no such score.
+        row: The name of the score of a single row; None if a single row has no such score.
         package: The module that it needs beyond fedfora's own, if any.
         headline: Its rank among the scores that sum up an evaluation: those of the lowest rank that
             is there do, and the first of them judges. None for none.
@@ -103,9 +103,9 @@ def metric(
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return names of scores as a person reads them: as registered, those of many kinds last.
+    """Return names of scores in the order for people: as registered, those of many kinds last.
 
-    Names that are no metric's follow, as they come.
+    Names that belong to no metric follow, as they come.
     """
     registered = list(METRICS)
     order = sorted(registered, key=lambda name: (len(METRICS[name].kinds), registered.index(name)))

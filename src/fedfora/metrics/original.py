@@ -20,7 +20,7 @@ ROWS_ASSUMED = 50
     label="F1 as the original code counts it",
 )
 def original_f1(answer: Answer) -> tuple[float]:
-    """Return the F1 of the sets of lines; the prompt's lines stand among the predicted ones."""
+    """Return the F1 of the sets of lines; the prompt's lines are among the predicted ones."""
     predicted = set((answer.prompt + "\n" + answer.prediction).split("\n"))
     return (_set_f1(predicted, set(answer.reference.split("\n"))),)
 

@@ -1,4 +1,4 @@
-"""What the user says about a party of a FATE federation."""
+"""The user's settings for a party of a FATE federation."""
 
 from dataclasses import dataclass, fields
 
