@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from http.client import HTTPConnection, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +21,7 @@ from socket import create_connection, socket
 import pytest
 
 from fedfora.deployment import certificates
+from fedfora.deployment import gate as gate_module
 from fedfora.deployment.gate import (
     CONNECTIONS,
     FLEET_PATHS,
@@ -36,6 +37,7 @@ from fedfora.deployment.sites_file import read_sites_file
 
 NOBODY = 65534
 PATIENT = b"the notes of a patient"
+MUCH = b"much, please"
 CUT_OFF = (BrokenPipeError, ConnectionResetError, ssl.SSLError)  # refused before all was sent
 
 
@@ -56,7 +58,7 @@ class SuperLink(ThreadingHTTPServer):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 outer.seen.append((self.path, dict(self.headers), body))
-                answer = str(len(body)).encode()
+                answer = str(len(body)).encode() if body != MUCH else PATIENT * 700_000
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
@@ -246,21 +248,24 @@ def test_what_gets_through_is_written_as_the_gate_read_it(kit, gate, path):
 
 
 @contextmanager
-def unfinished(kit, address, count):
-    """Connections of one address, each with a request whose body never comes."""
+def connected(kit, address="127.0.0.1"):
+    """A connection to the gate with the certificate of a site."""
     here = context_of(kit)
     here.maximum_version = ssl.TLSVersion.TLSv1_2  # 1.3 sends a word of its own
+    plain = create_connection(("127.0.0.1", kit.port), 30, (address, 0))
+    with here.wrap_socket(plain, server_hostname="127.0.0.1") as channel:
+        yield channel
+
+
+@contextmanager
+def unfinished(kit, address, count):
+    """Connections of one address, each with a request whose body never comes."""
     head = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx"
-    opened = []
-    try:
-        for _ in range(count):
-            plain = create_connection(("127.0.0.1", kit.port), 30, (address, 0))
-            opened.append(here.wrap_socket(plain, server_hostname="127.0.0.1"))
-            opened[-1].sendall(head)
-        yield opened
-    finally:
+    with ExitStack() as stack:
+        opened = [stack.enter_context(connected(kit, address)) for _ in range(count)]
         for each in opened:
-            each.close()
+            each.sendall(head)
+        yield opened
 
 
 def refused(connections, expected):
@@ -344,10 +349,15 @@ def test_whatever_path_a_stranger_writes_the_log_is_read_on(kit, gate):
     assert seen == ["a"]
 
 
-def test_a_worker_may_have_as_many_files_as_its_connections_take(kit, gate):
-    """It had 1,024, so that many idle connections shut the gate."""
+def worker_of(kit):
     master = int((kit.state / "gate.pid").read_text())
     (worker,) = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return worker
+
+
+def test_a_worker_may_have_as_many_files_as_its_connections_take(kit, gate):
+    """It had 1,024, so that many idle connections shut the gate."""
+    worker = worker_of(kit)
     (line,) = re.findall(
         "Max open files +([0-9]+) +([0-9]+)", Path(f"/proc/{worker}/limits").read_text()
     )
@@ -417,6 +427,41 @@ def test_nothing_of_a_body_is_left_on_the_disk(kit, gate):
             assert PATIENT.replace(b" ", b"+") not in written
 
 
+def test_nothing_on_its_way_through_the_gate_is_in_a_file(kit, gate):
+    """A temporary one has no name, is gone afterwards, and was on the disk all the same."""
+
+    def files():
+        opened = map(os.readlink, Path(f"/proc/{worker_of(kit)}/fd").iterdir())
+        return [path for path in opened if "/gate-body/" in path or "/gate-proxy/" in path]
+
+    head = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with connected(kit) as upwards:  # more than a connection holds, so the gate has read it
+        upwards.sendall(head % (14 << 20) + PATIENT * 600_000)
+        assert files() == []
+    with connected(kit) as downwards:
+        downwards.sendall(head % len(MUCH) + MUCH)
+        assert downwards.recv(1000).startswith(b"HTTP/1.1 200")
+        time.sleep(0.5)  # the rest comes, and nobody reads it
+        assert files() == []
+
+
+def test_a_strange_address_gets_no_more_requests_than_all_sites_need(kit, tmp_path, monkeypatch):
+    """127.0.0.7 again. Those that pass find no SuperLink, and this machine's own all pass."""
+    monkeypatch.setattr(gate_module, "SITE_BURST", 3)
+    monkeypatch.setattr(gate_module, "SITE_REQUESTS", 1)
+    other = another_kit(tmp_path)
+    request = b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    with nginx(other):
+        for address, refused_some in (("127.0.0.7", True), ("127.0.0.1", False)):
+            answers = b""
+            with connected(other, address) as connection:
+                connection.sendall(request * 30)
+                while answers.count(b"HTTP/1.1 ") < 30:
+                    answers += connection.recv(1 << 16)
+            assert answers.count(b"HTTP/1.1 502") >= 4
+            assert (b"HTTP/1.1 503" in answers) is refused_some
+
+
 def test_the_gate_writes_into_its_kits_state_alone(kit, gate):
     """It listens as an account that may write nowhere else."""
     before = {path.name for path in kit.directory.iterdir()}
@@ -436,15 +481,20 @@ def test_the_gate_writes_into_its_kits_state_alone(kit, gate):
     assert (kit.state / "gate.pid").is_file()
 
 
-def test_a_superlink_with_another_certificate_gets_nothing(kit, tmp_path, gate):
-    """A program of somebody else that listens behind the gate does not see what sites send."""
-    file = tmp_path / "sites.yaml"
+def another_kit(place):
+    file = place / "sites.yaml"
     file.write_text(
         f"federation: clinics\ncoordinator: {{host: 127.0.0.1, port: {free_port()}, "
         f"superlink_port: {free_port()}}}\nsites: {{a: {{}}}}\n"
     )
-    other = provision(read_sites_file(file), tmp_path / "kits").kit
-    other.state.mkdir()
+    kit = provision(read_sites_file(file), place / "kits").kit
+    kit.state.mkdir()
+    return kit
+
+
+def test_a_superlink_with_another_certificate_gets_nothing(kit, tmp_path, gate):
+    """A program of somebody else that listens behind the gate does not see what sites send."""
+    other = another_kit(tmp_path)
     false = SuperLink(replace(kit, superlink_port=other.superlink_port))
     with serving(false), nginx(other):
         assert ask(other, "/v1/fleet/get-run", PATIENT)[0] == 502

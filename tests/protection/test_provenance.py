@@ -57,6 +57,22 @@ def test_tampering_is_refused(signed, tamper, message):
         verify_directory(signed[0])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("adapter_config.json", "adapter_model.safetensors", "fedfora.json"),
+        *("state.json", "state.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".sealed"])
+def test_no_file_that_is_loaded_is_added_behind_the_signature(signed, name, suffix):
+    path = signed[0] / (name + suffix)
+    if not path.exists():
+        path.write_bytes(b"poison")
+        with pytest.raises(ValueError, match="is not in the signed record"):
+            verify_directory(signed[0])
+
+
 def _edit(directory, change):
     content = json.loads((directory / NAME).read_text())
     change(content)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfora.protection import keys
-from fedfora.protection.sealing import SUFFIX, load_tensors, save_tensors, seal, unseal
+from fedfora.protection.sealing import SUFFIX, load_tensors, remove, save_tensors, seal, unseal
 
 KEY = bytes(range(32))
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
@@ -72,6 +72,15 @@ def test_no_plain_file_stays_behind_a_sealed_one(tmp_path, monkeypatch):
     path.write_bytes(b"somebody else's")
     with pytest.raises(ValueError, match="both plain and sealed"):
         load_tensors(path)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_what_is_removed_is_gone_in_either_form(tmp_path, monkeypatch, sealed):
+    if sealed:
+        with_key(monkeypatch)
+    save_tensors(tmp_path / "w.safetensors", TENSORS)
+    remove(tmp_path / "w.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_file_of_tensors_is_named(tmp_path):

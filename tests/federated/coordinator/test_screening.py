@@ -23,6 +23,8 @@ from fedfora.federated.coordinator.screening import (
     RejectedError,
     check_arrays,
     distance,
+    read_masked,
+    read_validation,
     screen,
 )
 from fedfora.federated.embedded import EmbeddedGrid
@@ -177,6 +179,30 @@ def test_whatever_a_record_is_it_is_refused_in_one_short_line(record):
     for reason in refused.values():
         assert reason.isprintable()
         assert len(reason) <= 200
+
+
+@pytest.mark.parametrize("field", ["round_number", "base_fingerprint", "layout_digest", "more"])
+def test_masked_words_of_another_round_base_or_adapter_are_not_added(field):
+    masked = reply(1.0)
+    del masked.content[METRICS]
+    assert list(read_masked(masked, ORIGINS)) == list(EXPECTED.example)
+    masked.content[ORIGIN] = ConfigRecord({**vars(ORIGINS), field: "other"})
+    with pytest.raises(RejectedError, match="origin: "):
+        read_masked(masked, ORIGINS)
+    with pytest.raises(RejectedError, match="records: "):
+        read_masked(reply(1.0), ORIGINS)
+
+
+@pytest.mark.parametrize("name", ["validation_loss", "validation_tokens", "more"])
+def test_a_validation_is_two_numbers_and_nothing_else(name):
+    told = reply(1.0)
+    for record in (ARRAYS, ORIGIN):
+        del told.content[record]
+    told.content[METRICS] = MetricRecord({"validation_loss": 1.5, "validation_tokens": 7})
+    assert read_validation(told) == (1.5, 7)
+    told.content[METRICS] = MetricRecord({**told.content[METRICS], name: -1})
+    with pytest.raises(RejectedError, match="metrics: "):
+        read_validation(told)
 
 
 def test_distance_by_hand():

@@ -159,6 +159,9 @@ def test_the_same_round_number_is_not_played_again_with_other_sites(updates):
     world.play(world.terms(1), words)
     with pytest.raises(ValueError, match="round 1 is requested again"):
         world.sites[0].share(world.terms(1, range(4)))
+    world.play(world.terms(3), words)
+    with pytest.raises(ValueError, match="round 2 is requested again"):
+        world.sites[0].share(world.terms(2, range(4)))
 
 
 def test_a_site_asked_to_introduce_itself_again_still_refuses_the_rounds_it_answered(updates):
@@ -351,7 +354,7 @@ def test_a_delivery_that_is_not_of_all_neighbors_that_are_present_is_refused(nam
     assert not world.sites[0].memory.open_round.present
 
 
-@pytest.mark.parametrize("forge", ["changed", "replayed", "another's", "short"])
+@pytest.mark.parametrize("forge", ["changed", "replayed", "another's", "reflected", "short"])
 def test_sealed_shares_that_are_not_for_this_round_and_site_are_not_kept(forge):
     world = World(5)
     earlier = world.shared(world.terms(1), 5)
@@ -361,6 +364,7 @@ def test_sealed_shares_that_are_not_for_this_round_and_site_are_not_kept(forge):
         "changed": delivery.sealed[1][:-1] + b"?",
         "replayed": earlier.answers[1].sealed[0],
         "another's": seen.answers[1].sealed[2],
+        "reflected": seen.answers[0].sealed[1],
         "short": seal(world.sites[1]._channel(world.terms(2), 1, 0), bytes(40)),
     }[forge]
     changed = dataclasses.replace(delivery, sealed={**delivery.sealed, 1: forged})

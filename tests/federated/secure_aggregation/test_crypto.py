@@ -5,7 +5,10 @@ import secrets
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +39,15 @@ def test_two_sites_agree_on_a_secret_that_no_third_has():
     assert secret != agree(a, public_key(b), context=b"y")
 
 
+def test_the_secret_of_two_is_that_of_x25519_and_hkdf_under_our_label():
+    """By the libraries alone: with another label it could be one that another program derives."""
+    a, b = X25519PrivateKey.generate(), X25519PrivateKey.generate()
+    info = b"fedfora secure aggregation\0" + b"x"
+    expected = HKDF(SHA256(), 32, salt=None, info=info).derive(a.exchange(b.public_key()))
+    public = b.public_key().public_bytes_raw()
+    assert agree(a.private_bytes_raw(), public, context=b"x") == expected
+
+
 def test_a_public_key_of_small_order_is_refused():
     with pytest.raises(ValueError, match=r"."):
         agree(new_private_key(), bytes(32), context=b"x")
@@ -52,6 +64,7 @@ def test_a_signature_holds_for_site_key_and_purpose_only():
         (dataclasses.replace(key, public=bytes(32)), identity.public_bytes, b"round 1"),
         (dataclasses.replace(key, signature=bytes(64)), identity.public_bytes, b"round 1"),
         (dataclasses.replace(key, signature=b""), identity.public_bytes, b"round 1"),
+        (dataclasses.replace(key, public=key.public + b"r"), identity.public_bytes, b"ound 1"),
     ]
     for forged, pinned, context in changed:
         with pytest.raises(ValueError, match="not signed with that site's identity"):
@@ -145,6 +158,16 @@ def test_a_share_too_few_is_refused_and_would_give_nothing():
     assert len(set(guesses)) == 20  # any secret fits three shares equally well
 
 
+def test_secrets_and_what_hides_them_are_drawn_from_all_numbers():
+    """Small coefficients would give the secret away with one share."""
+    secrets_ = [new_secret() for _ in range(20)]
+    shares = split(secrets_[0], threshold=20, num_shares=20)
+    coefficients = solved(dict(enumerate(shares, start=1)), 20)
+    for numbers in (coefficients, [int.from_bytes(secret, "big") for secret in secrets_]):
+        assert len(set(numbers)) == 20
+        assert max(numbers) > 2**250
+
+
 def solved(shares, threshold):
     """The polynomial's coefficients from its values, by elimination modulo p."""
     rows = [
@@ -183,8 +206,9 @@ def test_the_modulus_is_prime_and_secrets_lie_below_it():
         powers = [pow(witness, odd * 2**k, P) for k in range(twos)]
         assert powers[0] == 1 or P - 1 in powers
     assert all(int.from_bytes(new_secret(), "big") < P for _ in range(100))
-    with pytest.raises(ValueError, match="below 2"):
-        split(b"\xff" * 32, threshold=1, num_shares=1)
+    for number in (P, 2**256 - 1):
+        with pytest.raises(ValueError, match="below 2"):
+            split(number.to_bytes(32, "big"), threshold=1, num_shares=1)
 
 
 def test_a_wrong_share_gives_a_wrong_secret():

@@ -1,18 +1,27 @@
 """The graph: regular, mutual, connected; the number of neighbors keeps what it promises."""
 
+import dataclasses
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedfora.federated.secure_aggregation.crypto import TAKES_PART, SignedKey
 from fedfora.federated.secure_aggregation.messages import (
     COLLUDING,
     DROPPED,
+    Terms,
     choose_degree,
+    digest_of,
     draw_graph,
     is_connected,
+    mask_context,
+    pair_context,
+    round_context,
+    run_context,
     share_threshold,
+    survivors_context,
 )
 
 
@@ -78,3 +87,49 @@ def test_drawn_sites_keep_the_promise_of_the_degree():
         for neighbors in graph.values():
             assert len(colluding.intersection(neighbors)) < 2 * threshold - degree
             assert len(set(neighbors) - dropped) >= threshold
+
+
+# What a signature, a seal or a mask is made for differs wherever one thing about it does.
+
+
+KEYS = {u: SignedKey(u, bytes([u]) * 32, b"") for u in range(4)}
+TERMS = Terms(1, (0, 1, 2), 0.66, digest_of(KEYS))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"round_number": 2},
+        {"participants": (0, 1, 3)},
+        {"participants": (0, 1, 2, 3)},
+        {"fraction": 0.67},
+        {"roster_digest": digest_of({u: KEYS[u] for u in range(3)})},
+        {"roster_digest": digest_of({**KEYS, 3: KEYS[2]})},
+        {"roster_digest": digest_of({0: KEYS[0], 1: KEYS[2], 2: KEYS[1], 3: KEYS[3]})},
+        {"roster_digest": digest_of({**{u: KEYS[u] for u in range(3)}, 4: KEYS[3]})},
+    ],
+)
+def test_other_terms_are_other_contexts_for_all_that_is_signed_sealed_and_masked(other):
+    terms = dataclasses.replace(TERMS, **other)
+    for context in (
+        round_context,
+        survivors_context,
+        lambda terms: pair_context(terms, b"shares", 0, 1),
+        lambda terms: mask_context(terms, 0, 1, b"task", (0, 1, 2)),
+    ):
+        assert context(terms) != context(TERMS)
+
+
+def test_no_context_is_one_of_another_purpose_run_or_pair():
+    contexts = [
+        *(run_context("1"), run_context("2"), run_context(""), TAKES_PART),
+        *(round_context(TERMS), survivors_context(TERMS)),
+        *(pair_context(TERMS, b"shares", *pair) for pair in ((0, 1), (1, 0), (0, 2))),
+        *(mask_context(TERMS, *pair, b"task", (0, 1, 2)) for pair in ((0, 1), (0, 2))),
+        mask_context(TERMS, 0, 1, b"other", (0, 1, 2)),
+        mask_context(TERMS, 0, 1, b"task", (0, 1)),
+    ]
+    assert len(set(contexts)) == len(contexts)
+    words = {context.partition(b"\0")[0] for context in contexts}
+    assert words == {b"run", b"round", b"survivors", b"takes part", b"shares", b"mask"}
+    assert mask_context(TERMS, 0, 1, b"", (2, 1)) == mask_context(TERMS, 1, 0, b"", (1, 2))

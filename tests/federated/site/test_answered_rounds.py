@@ -22,9 +22,15 @@ from fedfora.federated.wire.secure_records import ANSWER, ROSTER, TERMS, read, w
 NUM_SITES = 4
 
 
-def invited(node_configs, run_config, *, run=1, fraction=0.66, participants=range(NUM_SITES)):
+def restarted(node_configs, run_config, run=1):
+    return Context(run, 1, node_configs[0], RecordDict(), run_config)
+
+
+def invited(
+    node_configs, run_config, *, run=1, fraction=0.66, participants=range(NUM_SITES), context=None
+):
     """Return the first site's answer to an invitation to round 1, after the site was restarted."""
-    context = Context(run, 1, node_configs[0], RecordDict(), run_config)
+    context = context or restarted(node_configs, run_config, run)
     own = read(SignedKey, secure_answers.introduce(RecordDict(), context)[ANSWER])
     roster = {0: own}
     for index in range(1, NUM_SITES):
@@ -69,6 +75,19 @@ def test_a_round_is_answered_once_whatever_was_in_between(node_configs, run_conf
     invited(node_configs, run_config, run=2)
     with pytest.raises(ValueError, match="round 1 is requested again"):
         invited(node_configs, run_config, run=1, participants=[0, 1, 2])
+
+
+def test_a_site_trains_the_round_that_it_shared_for_and_no_other(node_configs, run_config):
+    """Asked to train round 1 in rounds 2 and 3, it would take the same order of rows twice: what
+    it remembers is the number of the round that it shared for."""
+    context = restarted(node_configs, run_config)
+    with pytest.raises(ValueError, match="round 1 was not shared for"):
+        secure_answers.begin(context, None, 1)
+    invited(node_configs, run_config, context=context)
+    for number in (0, 2):
+        with pytest.raises(ValueError, match=f"round {number} was not shared for"):
+            secure_answers.begin(context, None, number)
+    assert secure_answers.begin(context, None, 1).round_number == 1
 
 
 def test_what_was_answered_is_on_the_disk_before_the_answer_leaves(tmp_path, monkeypatch):

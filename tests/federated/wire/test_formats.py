@@ -96,6 +96,8 @@ def test_what_does_not_fit_is_refused(name):
         form.decode(good, 201)
     with pytest.raises(ValueError, match="expected"):
         form.decode({**good, "more": row}, 200)
+    with pytest.raises(ValueError, match="expected"):
+        form.decode({**good, "numbers": good["numbers"][:, None]}, 200)
     with pytest.raises(ValueError, match="got nothing"):
         form.decode({}, 200)
     with pytest.raises(ValueError, match="expected"):

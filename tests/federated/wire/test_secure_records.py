@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from fedfora.federated.secure_aggregation.client import Memory
 from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.messages import Delivery, Reveal, RoundKeys, Terms
-from fedfora.federated.wire.secure_records import read, write
+from fedfora.federated.wire.secure_records import digest_of_task, read, read_words, write
 from secagg_world import TASK, World, plain_sum, random_vectors
 
 
@@ -65,6 +66,8 @@ BROKEN = {
     "too deep": {"json": "[" * 100_000},
     "another type": {"json": "[]"},
     "a field missing": {"json": '{"round_number": 1}'},
+    "a field more": {"json": TERMS["json"].replace("{", '{"more": 1, ', 1)},
+    "no number": {"json": TERMS["json"].replace("0.66", "NaN")},
     "a number as text": {"json": TERMS["json"].replace("1", '"1"', 1)},
     "a truth for a number": {"json": TERMS["json"].replace("1", "true", 1)},
     "a list as numbers": {"json": TERMS["json"].replace("[0, 1, 2]", "[[0], 1, 2]")},
@@ -76,6 +79,41 @@ BROKEN = {
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_what_is_not_the_expected_value_is_refused(fault):
-    with pytest.raises(ValueError, match=r"expects|has \[|at least|Expecting"):
+    with pytest.raises(ValueError, match=r"expects|has \[|at least|Expecting|got nan"):
         read(Terms, ConfigRecord({**TERMS, **BROKEN[fault]}))
     assert read(Terms, TERMS).participants == (0, 1, 2)
+
+
+GOOD = Array(np.arange(5, dtype=np.uint32))
+WRONG_WORDS = {
+    "another name": {"numbers": GOOD},
+    "one more": {"words": GOOD, "more": GOOD},
+    "another dtype": {"words": Array(np.arange(5, dtype=np.int32))},
+    "another shape": {"words": Array(np.arange(6, dtype=np.uint32))},
+    "two dimensions": {"words": Array(np.zeros((5, 1), np.uint32))},
+    "many bytes": {"words": Array("uint32", (5,), GOOD.stype, GOOD.data + bytes(10**6))},
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_WORDS)
+def test_what_is_not_the_expected_words_is_refused_before_it_is_read(monkeypatch, fault):
+    assert read_words(ArrayRecord({"words": GOOD}), 5).tolist() == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(Array, "numpy", None)
+    with pytest.raises(ValueError, match="expected"):
+        read_words(ArrayRecord(WRONG_WORDS[fault]), 5)
+
+
+def test_another_base_rule_adapter_or_setting_is_another_task():
+    adapter = {"q.A": torch.zeros(2, 3)}
+    task = ("core", "base", adapter, {"local_steps": 1})
+    others = [
+        ("fedavg", *task[1:]),
+        ("core", "another", *task[2:]),
+        (*task[:2], {"q.A": torch.zeros(3, 2)}, task[3]),
+        (*task[:2], {"q.D": torch.zeros(2, 3)}, task[3]),
+        (*task[:2], {"q.A": torch.full((2, 3), -0.0)}, task[3]),
+        (*task[:3], {"local_steps": 2}),
+        (*task[:3], {}),
+    ]
+    assert digest_of_task(*task) == digest_of_task(*task[:2], {"q.A": torch.zeros(2, 3)}, task[3])
+    assert len({digest_of_task(*each) for each in (task, *others)}) == len(others) + 1
