@@ -29,11 +29,10 @@ from fedfora.data.loading import Example, load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.evaluate import Evaluation, evaluate
 from fedfora.evaluation.scores import interval, resampled_sums
-from fedfora.federated.comparison import headline_score
 from fedfora.federated.settings import FederationSettings, from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site_runtime import load_runtime, open_site
-from fedfora.metrics import METRICS, Answer
+from fedfora.metrics import METRICS, Answer, headlines
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.record import peak_memory_bytes, reset_peak_memory
 from fedfora.reporting.view import View
@@ -185,7 +184,7 @@ class Board:
 
     def _figures(self, result: Evaluation) -> dict[str, Any]:
         """Return scores on all rows of seen sites, the sites' mean, the worst, and the unseen."""
-        headline, groups = headline_score(result.scores), {}
+        headline, groups = headlines(result.scores)[0], {}
         for index, example in enumerate(self.test):
             groups.setdefault(self._site(example), []).append(index)
         unseen = groups.pop(self.unseen, [])

@@ -24,11 +24,13 @@ def tables() -> str:
 
 def options_without_effect() -> dict[str, Iterable[str]]:
     """Return the options that a command does not offer although its groups hold them."""
+    from fedfora.cli.check import NO_EFFECT as CHECK_PRIVACY
     from fedfora.evaluation.settings import NO_EFFECT as PREDICT
     from fedfora.federated.settings import NO_EFFECT as SIMULATE
     from fedfora.training.settings import NO_EFFECT as TRAIN
 
-    return {"train": TRAIN, "simulate": SIMULATE, "predict": PREDICT}
+    options = {"train": TRAIN, "simulate": SIMULATE, "predict": PREDICT}
+    return {**options, "check privacy": CHECK_PRIVACY}
 
 
 def sections_of_commands() -> dict[str, Iterable[Any]]:
@@ -49,6 +51,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
     from fedfora.evaluation.settings import AuditArguments, EvaluateArguments
     from fedfora.exporting.settings import SECTIONS as EXPORT
     from fedfora.federated.settings import SECTIONS as SIMULATE
+    from fedfora.federated.settings import SecureAggregationArguments
     from fedfora.integrations.fate.settings import SECTIONS as FATE
     from fedfora.models.settings import ModelArguments
     from fedfora.training.settings import SECTIONS as TRAIN
@@ -68,7 +71,7 @@ def sections_of_commands() -> dict[str, Iterable[Any]]:
         "report": [ReportArguments],
         "watch": [WatchArguments],
         "provision": [ProvisionArguments],
-        "check privacy": CHECK_PRIVACY,
+        "check privacy": [*CHECK_PRIVACY, SecureAggregationArguments],
         "check site": [KitArguments, OwnTrainerArguments],
         "check federation": [KitArguments],
         "coordinator": [KitArguments],

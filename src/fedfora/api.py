@@ -267,14 +267,10 @@ def simulate(
         preflight(settings, own_rows)
         with _view(progress, work_of(settings, len(own_rows or ()))) as view:
             from fedfora.federated.comparison import compare
-            from fedfora.federated.simulation import simulate
             from fedfora.federated.site_runtime import release
 
             try:
-                if settings.federation.compare:
-                    compare(settings, view)
-                else:
-                    simulate(settings, view, own_rows)
+                compare(settings, view, own_rows)
             finally:
                 release()
         if trainer_factory is not None:

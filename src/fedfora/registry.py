@@ -80,19 +80,23 @@ def need(module: str, extra: str = "privacy") -> Any:
 def try_hub() -> str:
     """Return why the Hugging Face Hub cannot be reached; "" if it can be, or if that is unknown.
 
-    If not, the process works offline: the Hub's library would retry for 24 seconds for each file.
+    If not, its library works offline until it can: it would retry for 24 seconds for each file.
     """
     import socket
     from urllib.parse import urlsplit
     from urllib.request import getproxies
 
+    from huggingface_hub import constants
+
+    if getproxies() or os.environ.keys() & {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}:
+        return ""
     url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     port = url.port or (80 if url.scheme == "http" else 443)
     try:
-        if not getproxies() and "HF_HUB_OFFLINE" not in os.environ:
-            socket.create_connection((url.hostname, port), timeout=5).close()
+        socket.create_connection((url.hostname, port), timeout=3).close()
+        constants.HF_HUB_OFFLINE = False
     except OSError as error:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
+        constants.HF_HUB_OFFLINE = True
         return f"{url.hostname} cannot be reached ({error}), and it is not in the Hub's cache"
     return ""
 

@@ -6,6 +6,7 @@ loads a heavy package spoils those after it, so the earliest entry with one is t
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import asdict
@@ -19,6 +20,9 @@ from fedfora.config import ConfigParser
 from fedfora.training.checkpoints import Progress, identity_of, write_progress
 from fedfora.training.settings import NO_EFFECT, SECTIONS, TrainSettings
 
+# A GGUF file with one key: magic, version, tensors, keys; key, type of a text, the text.
+GGUF = struct.Struct("<4sIQQQ20sIQ13s")
+ARCHITECTURE, FAMILY = b"general.architecture", b"strangeformer"
 PROBE = Path(__file__).with_name("startup_probe.py")
 PREDICT = "predict --model_dir {d}/adapter --test_file clinic:test "
 TRAIN = "train --model_name_or_path clinic-base --output_dir {d}/out "
@@ -26,8 +30,29 @@ SIMULATE = "simulate --model_name_or_path clinic-base --output_dir {d}/out "
 RESUMED = "train --model_name_or_path clinic-base --output_dir {d}/run --train_file clinic "
 RESUMED += "--resume_from_checkpoint last "
 BEGUN = RESUMED.replace("{d}/run", "{d}/begun")
+RECORD = "--train_file clinic --privacy_unit record --target_epsilon "
+SITE = RECORD.replace("record", "site")
 EXPORT = "export --model_dir {d}/adapter --output_dir {d}/exported "
 
+PROGRAM = """
+import socket, sys
+import datasets, huggingface_hub.constants, transformers
+import fedfora
+
+def told(**options):
+    try:
+        fedfora.train(output_dir=sys.argv[1] + "/out", **options)
+    except ValueError as error:
+        print("unreached" if "127.0.0.1 cannot be reached (" in str(error) else error)
+
+told(model="no/such", train_file="clinic")
+told(model="no/such", train_file="clinic")
+told(model="clinic-base", train_file="no/such")
+socket.create_connection = lambda *args, **options: socket.socket()
+from fedfora.registry import try_hub
+assert try_hub() == ""
+print("is asked" if not huggingface_hub.constants.HF_HUB_OFFLINE else "is not")
+"""
 MISTAKES = {
     "train --nonsense": "unknown option --nonsense",
     TRAIN + "--train_file {d}/no.json": "no such file",
@@ -116,7 +141,7 @@ MISTAKES = {
     EXPORT + "--merge_into original": "--merge_into original: --format lora merges nothing",
     EXPORT + "--output_dir {d}/empty --format quantized-base --quantization none": "nf4 or int8",
     EXPORT + "--output_dir {d}/kits": "--output_dir {d}/kits is not empty",
-    EXPORT + "--output_dir {d}/adapter": "is where {d}/adapter lies",
+    EXPORT + "--output_dir {d}/adapter": "is where {d}/adapter is",
     "audit": "no run there",
     "audit {d}/kits": "no run there",
     "verify {d}/nowhere": "{d}/nowhere: no such directory",
@@ -126,6 +151,38 @@ MISTAKES = {
     TRAIN + "--train_file clinic --target_modules query": "no layer of clinic-base is called that",
     SIMULATE + "--train_file clinic --num_clients 2 --target_modules query": "no layer of",
     TRAIN + "--train_file clinic --privacy_unit site --noise_multiplier 1": "train has one",
+    TRAIN + RECORD + "1e-4": "--target_epsilon 0.0001 cannot be reached (steps: 120)",
+    SIMULATE
+    + RECORD
+    + "1e-4 --num_clients 2": "--target_epsilon 0.0001 cannot be reached (steps: 30)",
+    SIMULATE
+    + SITE
+    + "1e-4 --num_clients 2": "--target_epsilon 0.0001 cannot be reached (steps: 3)",
+    TRAIN + RECORD + "8 --sampling_rate 1e-17": (
+        "--sampling_rate 1e-17 is less than one of 2,400 rows in a step's sample: at least 0.000419"
+    ),
+    SIMULATE + RECORD + "8 --num_clients 2 --sampling_rate 8e-4": "less than one of 1,200 rows",
+    "check privacy --rows 300 --trained 9 --target_epsilon 8 --sampling_rate 1e-17": "of 300 rows",
+    "check privacy --rows 600 --target_epsilon 8 --model no/such": "no model of that id",
+    "check data clinic --model no/such": "no model of that id",
+    "train --train_file clinic --output_dir {d}/out --model {d}/strange.gguf": (
+        "{d}/strange.gguf: unknown GGUF family 'strangeformer' (known: bloom, deci, falcon"
+    ),
+    EXPORT + "--format llama": "--format llama: clinic-base is a llama model, not a Baichuan",
+    EXPORT + "--format llama --model {d}/gpt2": "{d}/gpt2 is a gpt2 model, not a Baichuan",
+    "export --format llama --model_dir {d}/gpt2": "{d}/gpt2 is a gpt2 model, not a Baichuan",
+    EXPORT + "--format gguf --model {d}/gpt2": "no such export for gpt2 models (known: llama, ",
+    "export --model_dir {d}/lora": "{d}/lora: expected a FORA adapter, this one is LORA",
+    TRAIN + "--train_file clinic --start_adapter {d}/lora": "expected a FORA adapter, this one is",
+    "predict --test_file clinic:test --model_dir {d}/untyped": (
+        "--model_dir: {d}/untyped/adapter_config.json is not an adapter's configuration: peft_t"
+    ),
+    "predict --test_file clinic:test --checkpoint_dir {d}/untyped": "--checkpoint_dir: {d}/untyped",
+    TRAIN + "--train_file clinic --start_adapter {d}/untyped": "--start_adapter: {d}/untyped/adapt",
+    "chat --adapter {d}/listed": "--adapter: {d}/listed/adapter_config.json is not an adapter's ",
+    "export --model_dir {d}/listed": "configuration: not a JSON object",
+    "chat --adapter {d}/torn": "adapter_config.json is not an adapter's configuration: not JSON: ",
+    "predict --test_file clinic:test --model_dir {d}/baseless": "names no base_model_name_or_path",
 }
 FIRST_LINES = {
     "audit --help": "usage: fedfora audit RUN",
@@ -154,10 +211,22 @@ def place(tmp_path_factory):
     (place / "empty").mkdir()
     prompts = {"template": "plain", "source_prefix": ""}
     lengths = {"max_source_length": 64, "max_target_length": 64}
-    for name in ("adapter", "old", "half", "sealed"):
+    (place / "strange.gguf").write_bytes(
+        GGUF.pack(b"GGUF", 3, 0, 1, 20, ARCHITECTURE, 8, 13, FAMILY)
+    )
+    (place / "gpt2").mkdir()
+    (place / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    typed = {"base_model_name_or_path": "clinic-base", "r": 8, "peft_type": "FORA"}
+    configs = {
+        **dict.fromkeys(("adapter", "old", "half", "sealed"), json.dumps(typed)),
+        "lora": json.dumps({**typed, "peft_type": "LORA"}),
+        "untyped": json.dumps({"base_model_name_or_path": "clinic-base", "r": 8}),
+        "baseless": json.dumps({"peft_type": "FORA"}),
+        **{"listed": "[]", "torn": "{"},
+    }
+    for name, config in configs.items():
         (place / name).mkdir()
-        config = {"base_model_name_or_path": "clinic-base", "r": 8}
-        (place / name / "adapter_config.json").write_text(json.dumps(config))
+        (place / name / "adapter_config.json").write_text(config)
         record = {} if name == "old" else {"prompts": prompts | lengths}
         (place / name / "fedfora.json").write_text(json.dumps(record))
         if name != "half":
@@ -210,3 +279,15 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path):
         assert done.returncode == 2
         assert "127.0.0.1 cannot be reached (" in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1  # the library tells of each try
+
+
+def test_a_program_that_has_the_hubs_library_already_does_not_wait_for_the_hub_either(tmp_path):
+    """What the library reads when it is imported comes too late; each call tries the Hub anew."""
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    for name in ("HF_HUB_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        environment.pop(name, None)
+    program = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [*["unreached"] * 3, "is asked"]
+    assert "Retry" not in done.stderr  # the library tells of each try

@@ -104,7 +104,7 @@ def test_the_newest_turns_that_fit_stand_before_the_prompt(tokenizer, template):
 
 def test_cut_rows_are_counted_in_a_warning(tokenizer, caplog):
     encode_examples([EXAMPLE] * 3, tokenizer, layout(max_source_length=4))
-    assert "3 of 3 rows (100.0 %)" in caplog.text
+    assert "which were cut: 3 of 3 (100.0 %)" in caplog.text
 
 
 def test_instruction_and_input_are_joined_where_they_need_it():
@@ -183,7 +183,7 @@ def test_a_prefix_of_the_users_may_hold_control_tokens(framed):
         ("{% for m in %}", "fails: TemplateSyntaxError"),
         ("{{ 1 // 0 }}", "fails: ZeroDivisionError"),
         ("{{ messages[0].words }} {{ messages[0].words.first }}", "fails: UndefinedError"),
-        ("{% for m in messages %}.{% endfor %}", "leaves out 1 of 1 messages"),
+        ("{% for m in messages %}.{% endfor %}", "leaves out messages: 1 of 1"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_named_at_once(tokenizer, template, message):
@@ -195,5 +195,5 @@ def test_a_template_that_cannot_be_used_is_named_at_once(tokenizer, template, me
 def test_a_template_that_takes_no_answers_is_refused_where_rows_have_them(tokenizer):
     tokenizer.chat_template = "{{ messages[-1].content }}"
     assert prompt_format_of(DataArguments(), tokenizer).template == "chat"
-    with pytest.raises(ValueError, match="leaves out 2 of 3 messages"):
+    with pytest.raises(ValueError, match="leaves out messages: 2 of 3"):
         prompt_format_of(DataArguments(history_column="h"), tokenizer)

@@ -172,7 +172,7 @@ def test_a_csv_cell_may_be_long(tmp_path):
     ("line", "message"),
     [
         ("takes 40 mg, warfarin,drug", "line 3: 3 cells, the header has 2"),
-        ("takes 40 mg", "line 3: 1 cells, the header has 2"),
+        ("takes 40 mg", "line 3: 1 cell, the header has 2"),
     ],
 )
 def test_a_csv_row_of_another_width_is_broken(tmp_path, line, message):

@@ -301,6 +301,14 @@ def test_rows_that_are_not_there(kits, train_file, text):
     assert "kit.yaml" in finding.remedy
 
 
+def test_a_sample_of_less_than_a_row_is_told_before_a_run():
+    private = {"privacy_unit": "record", "target_epsilon": 8.0, "sampling_rate": 1e-6}
+    work = Work(site.settings_of({"train_file": "clinic", **private}))
+    finding = run_check("data", work.check_data, site.THE_ROWS)
+    assert not finding.ok
+    assert "--sampling_rate 1e-06 is less than one of 2,400 rows" in finding.message
+
+
 def test_the_rows_and_the_base_of_an_own_trainer_are_left_to_its_script(kits, monkeypatch):
     monkeypatch.setattr(site, "check_gate", lambda kit: [])
     kit = replace(kits[1], settings={})

@@ -23,7 +23,7 @@ from fedfora.deployment.kit import (
     write_file,
 )
 from fedfora.deployment.provision import provision
-from fedfora.deployment.settings import PROTECTION, check_sent, own_flags
+from fedfora.deployment.settings import PROTECTION, check_sent, own_flags, settings_of
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import agreed_part, at_site
@@ -118,6 +118,16 @@ def test_with_masks_a_kit_says_all_of_how_rows_are_read_that_no_digest_holds(pro
     assert {"source_prefix": "Notes: ", "task": "triples"}.items() <= own.items()
     check_sent(said, own)
     assert "max_source_length" in agreed_part({"max_source_length": 300})
+
+
+def test_another_name_of_a_flag_is_the_flag(provisioned):
+    """Under its short name the length was in no kit, and a private site refused the run's."""
+    promised = {"privacy_unit": "record", "target_epsilon": 3.0}
+    done = provisioned(settings={**promised, "max_src_len": 300, "lora_r": 4})
+    assert done.kit.settings == {**promised, "max_source_length": 300, "lora_rank": 4}
+    own = read_kit(done.place / "sites" / "cardiology", SiteKit).settings
+    assert own["max_source_length"] == 300
+    check_sent(settings_of(done.kit.settings).run_config(), own)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,15 @@ def test_it_trains_and_the_base_stays_loaded(site, monkeypatch):
     assert content["origin"]["round_number"] == 1
 
 
+def test_a_coordinators_sample_of_less_than_a_row_is_refused_before_anything_is_paid(site, caplog):
+    private = {"privacy_unit": "record", "target_epsilon": 8.0, "sampling_rate": 1e-17}
+    batch = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}  # nobody's choice
+    head, _ = told(site, "describe", {**private, **batch}, **QUESTION)
+    assert word(head) == "DESCRIBE"
+    assert "--sampling_rate 1e-17 is less than one of 12 rows" in caplog.text
+    assert not (site.state / "privacy").exists()
+
+
 def asking(site, directory):
     """A trainer in the kit of a directory, and what asks it for the first round of run 1."""
     working = Trainer("cardiology", 1, site.own, directory / "state")

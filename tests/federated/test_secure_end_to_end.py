@@ -187,7 +187,7 @@ def test_the_sum_without_a_failed_site_is_the_mean_of_the_others(run, monkeypatc
 def test_with_too_few_sites_the_run_stops_with_the_reasons(run, monkeypatch):
     _failing(monkeypatch, "train", "neurology", rounds={2})
     _failing(monkeypatch, "train", "cardiology", rounds={2})
-    with pytest.raises(ValueError, match="round 2: secure aggregation: 2 of 4 sites have sent"):
+    with pytest.raises(ValueError, match="round 2: secure aggregation: 2 of 4 sites sent"):
         run(num_rounds=2)
 
 
@@ -250,7 +250,7 @@ def test_out_of_range_numbers_are_clipped_counted_and_said(run, caplog):
     rounds, _ = run(num_rounds=1, secagg_range=1e-3)
     clipped = rounds[0]["secure_aggregation"]["clipped_numbers"]
     assert clipped > 0
-    assert f"{clipped} numbers of the sites' updates were beyond --secagg_range" in caplog.text
+    assert f"clipped: {clipped}\n" in caplog.text
 
 
 def test_every_site_shortens_its_own_update(run, tiny_dir):

@@ -332,7 +332,7 @@ def test_a_site_sends_nothing_beyond_its_budget_to_a_coordinator_that_asks_all_t
     monkeypatch.setattr("fedfora.federated.simulation._check_budget", lambda *_: None)
     clinics("out", target_epsilon=4.0)
     assert len(sent) == 6
-    with pytest.raises(RoundLost, match="0 of 3 sites have sent a vector"):
+    with pytest.raises(RoundLost, match="0 of 3 sites sent a vector"):
         clinics("again", target_epsilon=4.0)
     assert len(sent) == 6
 

@@ -13,7 +13,7 @@ from fedfora.cli.main import main
 from fedfora.exporting.gguf import model_to_gguf
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base
-from fedfora.models.resolve import check_model_name
+from fedfora.models.resolve import _IN_GGUF, check_model_name
 from fedfora.models.settings import ModelArguments
 
 gguf = pytest.importorskip("gguf")
@@ -85,6 +85,15 @@ def test_a_missing_package_is_named(gguf_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match=r'pip install "fedfora\[gguf\]"'):
         check_model_name(str(gguf_file))
+
+
+def test_no_family_is_refused_that_transformers_reads():
+    """But encoders with decoders; a file writes qwen2moe, transformers qwen2_moe."""
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    read = {name.replace("_", "") for name in GGUF_SUPPORTED_ARCHITECTURES}
+    known = {name.replace("-", "") for name in _IN_GGUF.split()}
+    assert read - {"general", "tokenizer", "t5", "umt5"} <= known
 
 
 def test_an_unknown_architecture_is_one_clear_line(tmp_path):

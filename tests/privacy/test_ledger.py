@@ -75,6 +75,8 @@ def test_two_processes_with_one_ledger_spend_one_budget(tmp_path):
     with pytest.raises(BudgetSpent, match="is spent by one"):
         other.spend(replace(release, count=200), run="other")
     other.spend(replace(release, count=1), run="other")
+    with pytest.raises(BudgetSpent, match=r"not allow 1 more step: .*; such steps left: 0$"):
+        other.check(Release(1.0, 0.5, 1))
     again = Ledger.open(path, delta=DELTA, target_epsilon=2.0)
     assert again.lines == other.lines
     assert again.runs[0] == "one"

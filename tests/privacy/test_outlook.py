@@ -1,12 +1,23 @@
 """What a budget leaves to learn, from arithmetic alone."""
 
+import re
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedfora.cli.main import main
+from fedfora.federated import simulation
+from fedfora.federated.secure_aggregation.messages import Terms
+from fedfora.federated.settings import from_run_config
+from fedfora.federated.shared_noise import SharedNoise
 from fedfora.models.settings import AdapterArguments
 from fedfora.privacy.accounting import Release, noise_multiplier_for
 from fedfora.privacy.outlook import expectation, noise_to_signal, outlook_line
-from fedfora.privacy.settings import PrivacyArguments
+from fedfora.privacy.settings import PrivacyArguments, check_num_rows
 from fedfora.training.privacy_plan import rate_for_noise
 from fedfora.training.settings import TrainArguments, private_steps
 
@@ -57,14 +68,47 @@ def test_a_budget_alone_is_a_recipe():
     assert private_steps(TrainArguments(max_steps=7), hidden, 600) == 7
 
 
+@given(st.integers(2, 10**7))
+def test_a_samples_lower_end_is_a_row_and_the_one_that_is_told_is_taken(rows):
+    private = partial(PrivacyArguments, privacy_unit="record", target_epsilon=8, target_delta=1e-9)
+    check_num_rows(private(sampling_rate=1 / rows), rows)
+    with pytest.raises(ValueError, match=r"--sampling_rate .* is less than one of") as refused:
+        check_num_rows(private(sampling_rate=0.99 / rows), rows)
+    check_num_rows(private(sampling_rate=float(str(refused.value).split()[-1])), rows)
+
+
 def test_check_privacy_says_what_to_expect(capsys):
     words = "check privacy --rows 600 --sites 4 --target_epsilon 8 --trained 102144"
     assert main(words.split()) == 0
     out = capsys.readouterr().out
     assert "600 rows, 4 sites, 102,144 trained parameters" in out
-    assert "60 passes over the rows" in out
+    assert "passes over the rows: 60\n" in out
     assert "epsilon 8 at delta 1e-05; for a record replaced by another 18.1" in out
     assert out.count("nu 1.3\n") == out.count("nu 0.9\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("sites", "threshold"), [(3, 0.66), (4, 0.66), (4, 1.0), (10, 0.75), (10, 1.0)]
+)
+def test_the_outlook_is_what_a_federation_with_shared_noise_is_told(sites, threshold, capsys):
+    options = {"target_epsilon": 8.0, "sampling_rate": 0.2, "secagg_threshold": threshold}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = f"check privacy --rows 600 --sites {sites} --trained 5000 --max_steps 20".split()
+    assert main([*command, *words]) == 0
+    out = capsys.readouterr().out
+    federation = {"num_clients": sites, "num_rounds": 20, "local_steps": 1, "weighting": "equal"}
+    private = {"privacy_unit": "record", "shared_noise": True, "secure_aggregation": True}
+    settings = from_run_config({**federation, **private, **options})
+    model = SimpleNamespace(named_parameters=lambda: [("layer.fora_A.w", torch.zeros(5000))])
+    rows = {f"site {number}": 600 for number in range(sites)}
+    told = simulation._outlook(settings, rows, SimpleNamespace(model=model), None)
+    noise, terms = SharedNoise.of(settings), Terms(1, tuple(range(sites)), threshold, b"")
+    assert f"noise multiplier {noise.noise_multiplier:.3g}:" in out
+    assert f"(--shared_noise): nu {re.search(r'noise is (.+) times', told)[1]}\n" in out
+    run = Release(0.2, noise.noise_multiplier, 20)
+    shares = (noise.noise_multiplier * noise.clipping_norm / noise.std(terms)) ** 2  # that make z C
+    nu = noise_to_signal(run, rows=600, trained=5000, sites=sites, shares=round(shares))
+    assert f"(--shared_noise): nu {nu:.2g}\n" in out
 
 
 @pytest.mark.parametrize(
@@ -77,6 +121,8 @@ def test_check_privacy_says_what_to_expect(capsys):
         ("--rows 0 --target_epsilon 8 --trained 9", "--rows must be at least 1, got 0"),
         ("--rows 9 --target_epsilon 8 --sampling_rate 2", "--sampling_rate must be in (0, 1]"),
         ("--rows 9 --target_epsilon 8 --target_delta 0.5", "--target_delta 0.5 is not below"),
+        ("--rows 9 --target_epsilon 8 --secagg_threshold 0.4", "--secagg_threshold must be in"),
+        ("--rows 9 --target_epsilon 8 --secagg_range 2", "--secagg_range has no effect in fedfora"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(capsys, flags, message):

@@ -89,7 +89,7 @@ def test_the_page_shows_what_the_record_holds(write_run):
         "aggregation error",
         "gizmo gain",  # nobody told the report of this one
         "update 40 times the median",
-        "2 of 3 answers differ",
+        "differ from what was expected: 2 of 3;",
         "d_e_f",
         command,
         "f00d",
@@ -169,7 +169,7 @@ def test_a_choice_has_its_accuracy_in_front_and_is_right_as_it_was_scored(write_
     assert "accuracy, as written</th><th>accuracy, by likelihood</th>" in page
     assert '<li class="found">No</li>' in page
     assert '<li class="wrong">yes</li>' in page
-    assert "1 of 2 answers differ" in page
+    assert "differ from what was expected: 1 of 2;" in page
     assert "Rejections" not in page
     assert "0.26953" not in page
 
@@ -181,7 +181,7 @@ def test_text_has_rouge_and_chrf_in_front_and_is_not_right_or_wrong(write_run):
     run = prediction_run(write_run, scores, rows)
     page = report([run])
     assert facts(run, card_of(run))[:2] == [("ROUGE-L", "0.857"), ("chrF (0 to 100)", "61.000")]
-    assert "answers differ" not in page
+    assert "differ from what" not in page
     assert "predicted, ROUGE-L 0.857" in page
     assert '<li class="wrong">' not in page
 

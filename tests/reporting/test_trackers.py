@@ -5,7 +5,7 @@ import pytest
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.reporting.record import RunRecord
-from fedfora.reporting.trackers import check_trackers, trackers
+from fedfora.reporting.trackers import OF_TRANSFORMERS, TRACKERS, check_trackers, trackers
 from fedfora.reporting.view import View
 from rounds import round_line
 
@@ -77,11 +77,22 @@ def test_those_with_wandbs_interface_are_called_as_they_want(package, tmp_path, 
     [
         (["tensorbord"], "did you mean 'tensorboard'"),
         (["none", "mlflow"], "none cannot be combined"),
+        (["kubeflow"], r"unknown tracker 'kubeflow' \(known: none, tensorboard, mlflow, wandb, t"),
     ],
 )
 def test_mistakes_are_named(names, message):
     with pytest.raises(ValueError, match=message):
         check_trackers(names)
+
+
+def test_train_takes_every_tracker_of_transformers(monkeypatch):
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    assert set(INTEGRATION_TO_CALLBACK) <= {*TRACKERS, *OF_TRANSFORMERS}
+    with pytest.raises(ValueError, match=r"kubeflow: only in a Kubeflow TrainJob \(KUBEFLOW_TRAIN"):
+        check_trackers(["kubeflow"], OF_TRANSFORMERS)
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "https://127.0.0.1:9")
+    check_trackers(["kubeflow"], OF_TRANSFORMERS)
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):

@@ -18,6 +18,7 @@ from fedfora.reporting.history import Follower, read_run
 from fedfora.reporting.record import PASSING, RunRecord, append_event
 from fedfora.reporting.view import SITES_SHOWN, Board, View, render
 from fedfora.reporting.watch import RunsBoard, RunStatus, watch
+from fedfora.reporting.web import status_words
 from rounds import round_line
 
 FINISHED = {"event": "finished", "seconds": 9.0, "wall_seconds": 9.0, "peak_memory_bytes": 1}
@@ -312,6 +313,50 @@ def test_the_arms_that_come_after_the_rounds_count_in_the_time_left(write_run):
     add(run, row | {"name": "central", "kind": "central"})
     standing.update()
     assert standing.over
+
+
+def test_a_run_that_was_killed_seems_to_have_stopped_and_counts_nothing_down(
+    write_run, monkeypatch
+):
+    began, now = 1.7e9, [0.0]
+    clock = SimpleNamespace(time=lambda: now[0], strftime=time.strftime, localtime=time.localtime)
+    monkeypatch.setattr("fedfora.reporting.watch.time", clock)
+    run = write_run(
+        events=[round_line(n) | {"seconds": 10.0 * n, "time": began + 10 * n} for n in (1, 2)]
+    )
+    standing = RunStatus(read_run(run))
+
+    def told_at(seconds):
+        now[0] = began + seconds
+        standing.update()
+        return status_words(standing)
+
+    def stopped(seconds):
+        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(began + seconds))
+        return f"round 2 of 3, seems to have stopped at {at}"
+
+    assert told_at(23) == "round 2 of 3, 0:07 left"
+    assert told_at(75) == "round 2 of 3"  # late, and nobody can say how long
+    assert told_at(81) == told_at(90_000) == stopped(20)
+    add(run, {"event": "resumed", "after_round": 2, "time": began + 90_000})
+    assert told_at(90_003) == "round 2 of 3, 0:07 left"  # how long it lay there is no pause of it
+    assert told_at(90_100) == stopped(90_000)
+
+
+def test_a_round_longer_than_any_before_has_not_stopped(write_run, monkeypatch):
+    """Nothing says how long a first round may be silent, or those who pause between lines."""
+    now = [1.7e9]
+    clock = SimpleNamespace(time=lambda: now[0])
+    monkeypatch.setattr("fedfora.reporting.watch.time", clock)
+    first = RunStatus(read_run(write_run("first", events=[{"event": "joined", "time": now[0]}])))
+    first.update()
+    lines = [round_line(1) | {"seconds": 100.0, "time": now[0]}]
+    lines.append({"event": "waiting", "round": 2, "pause": 1, "reason": "", "time": now[0] + 400})
+    paused = RunStatus(read_run(write_run("paused", events=lines)))
+    paused.update()
+    now[0] += 400 + 1999
+    assert "last line 39 min 59 s ago" in first.clock()
+    assert paused.clock() == "last line 33 min 19 s ago"
 
 
 def test_the_newest_run_is_shown_on_a_terminal_below_the_lines(write_run, tmp_path):

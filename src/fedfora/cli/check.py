@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from fedfora.cli.console import print_results, runs_part, silence_libraries
 from fedfora.config import ConfigParser
 from fedfora.data.settings import DataArguments
+from fedfora.models.resolve import checked_model_name
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.privacy.accounting import epsilon_of, replace_one_epsilon_of
 from fedfora.privacy.outlook import OutlookArguments, expectation, noise_to_signal
-from fedfora.privacy.settings import PrivacyArguments, check_delta
+from fedfora.privacy.settings import PrivacyArguments
 from fedfora.registry import counted, printable
-from fedfora.training.settings import TrainArguments, check_record_privacy, private_steps
+from fedfora.training.settings import TrainArguments, check_record_privacy, planned_release
 
 if TYPE_CHECKING:
     from fedfora.data.checks import RowsReport
@@ -50,6 +52,8 @@ def run_data(words: Sequence[str]) -> None:
         SECTIONS, prog="fedfora check data FILE", description=__doc__, first="train_file"
     ).parse(words)
     silence_libraries()
+    if model.model_name_or_path is not None:
+        checked_model_name(model)
     from fedfora.data.checks import read_rows, rows_in_common
     from fedfora.data.loading import check_columns
     from fedfora.data.sources import chosen_source
@@ -215,6 +219,7 @@ aggregation. No data is read and no budget spent.
     fedfora check privacy --rows 600 --sites 4 --target_epsilon 8 --model_name_or_path MODEL
 """
 PRIVACY_SECTIONS = (OutlookArguments, PrivacyArguments, *SECTIONS[1:])
+NO_EFFECT = {"secure_aggregation", "secagg_min_sites", "secagg_range"}  # in check privacy
 
 
 def run_privacy(words: Sequence[str]) -> None:
@@ -223,39 +228,40 @@ def run_privacy(words: Sequence[str]) -> None:
     Raises:
         ValueError: If rows or budget are missing, or the budget cannot be reached.
     """
+    from fedfora.federated.secure_aggregation import messages
+    from fedfora.federated.settings import SecureAggregationArguments
+
     parser = ConfigParser(
-        PRIVACY_SECTIONS, prog="fedfora check privacy", description=CHECK_PRIVACY_HELP
+        (*PRIVACY_SECTIONS, SecureAggregationArguments),
+        prog="fedfora check privacy",
+        description=CHECK_PRIVACY_HELP,
+        without=NO_EFFECT,
     )
-    chosen, privacy, model, adapter, train = parser.parse(["--privacy_unit", "record", *words])
+    given = parser.parse(["--privacy_unit", "record", *words])
+    chosen, privacy, model, adapter, train, secure = given
     if chosen.rows is None:
         raise ValueError("--rows is missing: fedfora check privacy --rows N --target_epsilon 8")
     check_record_privacy(privacy, train, model)
-    check_delta(privacy, chosen.rows)
+    run, delta = planned_release(train, privacy, chosen.rows), privacy.target_delta
     trained = chosen.trained or _adapter_size(model, adapter)
     rows_and_sites = f"{counted(chosen.rows, 'row')}, {counted(chosen.sites, 'site')}"
     print(f"{rows_and_sites}, {trained:,} trained parameters", flush=True)
-    from fedfora.privacy.accounting import Release, epsilon_of, noise_multiplier_for
-    from fedfora.privacy.accounting import replace_one_epsilon_of as replaced
-
-    steps = private_steps(train, privacy, chosen.rows)
-    rate, delta = train.sampling_rate(privacy, chosen.rows), privacy.target_delta
-    noise = privacy.noise_multiplier
-    if noise is None:
-        noise = noise_multiplier_for(
-            target_epsilon=privacy.target_epsilon, delta=delta, sampling_rate=rate, count=steps
-        )
-    spent = [Release(rate, noise, steps)]
     print(
-        f"{counted(steps, 'step')}, each row in a sample with probability {rate:.3g}: "
-        f"{steps * rate:.3g} passes over the rows"
+        f"{counted(run.count, 'step')}, each row in a sample with probability "
+        f"{run.sampling_rate:.3g}; passes over the rows: {run.count * run.sampling_rate:.3g}"
     )
     print(
-        f"noise multiplier {noise:.3g}: epsilon {epsilon_of(spent, delta):.3g} at delta {delta:g}; "
-        f"for a record replaced by another {replaced(spent, delta):.3g}"
+        f"noise multiplier {run.noise_multiplier:.3g}: epsilon {epsilon_of([run], delta):.3g} at "
+        f"delta {delta:g}; for a record replaced by another "
+        f"{replace_one_epsilon_of([run], delta):.3g}"
     )
-    for kind, shares in _noises(chosen.sites).items():
+    kinds = {"each site adds all of the noise": 1}
+    if chosen.sites >= messages.MIN_SITES:
+        fewest = messages.fewest_survivors(chosen.sites, secure.secagg_threshold)
+        kinds["sites share the noise (--shared_noise)"] = fewest - messages.NUM_CURIOUS_SITES
+    for kind, shares in kinds.items():
         nu = noise_to_signal(
-            spent[0], rows=chosen.rows, trained=trained, sites=chosen.sites, shares=shares
+            run, rows=chosen.rows, trained=trained, sites=chosen.sites, shares=shares
         )
         print(f"{kind}: nu {nu:.2g}")
         for start, public in (("a fresh adapter", False), ("a public start", True)):
@@ -266,18 +272,7 @@ def _adapter_size(model: ModelArguments, adapter: AdapterArguments) -> int:
     if model.model_name_or_path is None:
         raise ValueError("give --trained N, or --model_name_or_path MODEL to count its adapter's")
     silence_libraries()
+    checked_model_name(model)
     from fedfora.models.memory_estimate import estimate_memory
 
     return estimate_memory(model, adapter, rows=1, tokens=8).adapter_parameters
-
-
-def _noises(num_sites: int) -> dict[str, int]:
-    """Return the ways in which sites can add noise, each with the shares that make up the whole."""
-    from fedfora.federated.secure_aggregation import messages
-    from fedfora.federated.settings import SecureAggregationArguments
-
-    kinds = {"each site adds all of the noise": 1}
-    if num_sites >= messages.MIN_SITES:
-        fewest = messages.fewest_survivors(num_sites, SecureAggregationArguments.secagg_threshold)
-        kinds["sites share the noise (--shared_noise)"] = fewest - messages.NUM_CURIOUS_SITES
-    return kinds

@@ -52,14 +52,7 @@ def run(argv: Sequence[str]) -> None:
     from fedfora.federated.preflight import preflight, work_of
     from fedfora.federated.settings import from_run_config
 
-    settings = from_run_config(
-        SETTINGS
-        | {
-            "output_dir": arguments.output_dir,
-            "overwrite_output_dir": arguments.overwrite_output_dir,
-            "seed": arguments.seed,
-        }
-    )
+    settings = from_run_config(SETTINGS | vars(arguments))
     names = preflight(settings)
     announce(f"Four clinics: {', '.join(names)}. Their notes stay where they are; adapters travel")
     from fedfora.federated.comparison import compare

@@ -28,15 +28,11 @@ def run(argv: Sequence[str]) -> None:
     announce(_plan(settings, preflight(settings)))
     from fedfora.federated.comparison import compare
     from fedfora.federated.coordinator.checkpoint import next_steps, resume_hint
-    from fedfora.federated.simulation import simulate
     from fedfora.reporting.view import View
 
     try:
         with View(work_of(settings)) as view:
-            if settings.federation.compare:
-                compare(settings, view)
-            else:
-                simulate(settings, view)
+            compare(settings, view)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(resume_hint(settings.run.output_dir)) from stop
     if settings.federation.compare:

@@ -181,10 +181,10 @@ def warn_of_cut_rows(cut: int, num_rows: int, prompt_format: PromptFormat) -> No
     """Say how many rows were cut, if any were."""
     if cut:
         logger.warning(
-            "%d of %d rows (%.1f %%) are longer than --max_source_length %d or "
-            "--max_target_length %d and were cut",
-            *(cut, num_rows, 100 * cut / num_rows),
+            "rows longer than --max_source_length %d or --max_target_length %d, which were cut: "
+            "%d of %d (%.1f %%)",
             *(prompt_format.max_source_length, prompt_format.max_target_length),
+            *(cut, num_rows, 100 * cut / num_rows),
         )
 
 
@@ -337,7 +337,7 @@ def _check_template(tokenizer: Any, *, with_history: bool) -> None:
     if missing := [said for _, said in turns if said not in text]:
         raise ValueError(
             f"--template chat: the chat template of {tokenizer.name_or_path} leaves out "
-            f"{len(missing)} of {len(turns)} messages (--template plain)"
+            f"messages: {len(missing)} of {len(turns)} (--template plain)"
         )
 
 

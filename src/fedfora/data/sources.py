@@ -112,9 +112,9 @@ def _hub_rows(source: str) -> Iterable[Any]:
     path = Path(source)
     if path.is_dir() and not any(file.suffix in FORMATS for file in path.rglob("*")):
         raise DataError(f"{source}: a directory without rows, no {', '.join(FORMATS)} in it")
-    unreached = "" if path.is_dir() else try_hub()
     from datasets import load_dataset
 
+    unreached = "" if path.is_dir() else try_hub()
     name, _, split = source.partition(":")
     if path.is_dir():
         name, split = str(path.resolve()), ""  # "." is no name to it
@@ -163,7 +163,8 @@ def _csv_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
             if doubles := [name for name in header if name and header.count(name) > 1]:
                 raise DataError(f"{where}: two columns are named {doubles[0]!r}")
         elif len(cells) != len(header):
-            message = f"{len(cells)} cells, the header has {len(header)} (quote cells with commas)"
+            cells_here = counted(len(cells), "cell")
+            message = f"{cells_here}, the header has {len(header)} (quote cells with commas)"
             yield where, DataError(f"{where}: {message}")
         else:
             yield where, dict(zip(header, cells, strict=True))

@@ -43,6 +43,7 @@ from fedfora.federated.site.identity import read_site_keys
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base, load_tokenizer
 from fedfora.models.memory_estimate import LIBRARIES_BYTES, free_memory
+from fedfora.privacy.settings import check_num_rows
 from fedfora.protection.keys import read_signing_key
 from fedfora.registry import counted
 from fedfora.training.packing import estimate_step
@@ -145,6 +146,7 @@ class Work:
             raise Fault(message, f"fedfora check data {source} lists them; or skip_bad_rows: true")
         if not rows.examples:
             raise Fault(message, f"{source} must hold rows to train on")
+        check_num_rows(self.settings.privacy, len(rows.examples))
         return message
 
     def check_memory(self) -> str:

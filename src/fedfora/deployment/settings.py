@@ -48,7 +48,9 @@ NOT_OF_FEDERATION = {
     "output_dir": "the results go into the coordinator's kit, under state",
     "overwrite_output_dir": "the results go into the coordinator's kit, under state",
 }
-DEFAULTS = {item.name: item.default for section in SECTIONS.values() for item in fields(section)}
+OPTIONS = [item for section in SECTIONS.values() for item in fields(section)]
+DEFAULTS = {item.name: item.default for item in OPTIONS}
+ALIASES = {alias.strip("-"): item.name for item in OPTIONS for alias in item.metadata["aliases"]}
 SITE_FLAGS = (LOCAL_ONLY | SITE_MAY_OVERRIDE | PROTECTION) - NOT_OF_FEDERATION.keys()
 
 
@@ -175,15 +177,18 @@ def check_flags(
         ValueError: Naming file, line and flag.
     """
     written = document.mapping(keys, empty=True)
-    flags = {name.replace("-", "_"): value for name, value in written.items()}
+    names = {ALIASES.get(plain := name.replace("-", "_"), plain): name for name in written}
+    if twice := sorted(written.keys() - names.values()):
+        raise document.error((*keys, twice[0]), "is said again, by another name of it")
+    flags = {name: written[names[name]] for name in names}
     allowed = SITE_FLAGS | (READING if federation is None else set())
     for name in flags:
         if name in NOT_OF_FEDERATION:
-            raise document.error((*keys, name), f"cannot be set here: {NOT_OF_FEDERATION[name]}")
+            reason = NOT_OF_FEDERATION[name]
+            raise document.error((*keys, names[name]), f"cannot be set here: {reason}")
         if of_site and name in DEFAULTS.keys() - allowed:
-            raise document.error(
-                (*keys, name), "is the same for all sites; it belongs under settings"
-            )
+            belongs = "is the same for all sites; it belongs under settings"
+            raise document.error((*keys, names[name]), belongs)
     try:
         if of_site:
             check_promise({**(federation or {}), **flags})
@@ -192,6 +197,6 @@ def check_flags(
         else:
             settings_of({**federation, **flags})
     except ValueError as error:
-        names = [name for name in re.findall(r"--(\w+)", str(error)) if name in flags]
-        raise document.error((*keys, *names[:1]), str(error)) from error
+        told = [names[name] for name in re.findall(r"--(\w+)", str(error)) if name in flags]
+        raise document.error((*keys, *told[:1]), str(error)) from error
     return flags

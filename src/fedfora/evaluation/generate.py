@@ -127,7 +127,7 @@ def answer_batch(
             answers = _answer(model, prompts, max_new_tokens, options)
         except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"{len(prompts)} prompts at a time do not fit into the GPU's memory "
+                f"prompts at a time: {len(prompts)}, too many for the GPU's memory "
                 f"(--per_device_eval_batch_size {max(1, len(prompts) // 2)})"
             ) from error
     texts: list[str] = tokenizer.batch_decode(answers, skip_special_tokens=True)

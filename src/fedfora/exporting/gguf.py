@@ -14,7 +14,6 @@ Shape suffixes: O outputs, I inputs, R rank.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -33,6 +32,7 @@ from fedfora.adapter.state import from_peft_key, peft_key
 from fedfora.data.encoding import PromptFormat, encode_prompt
 from fedfora.data.loading import Example
 from fedfora.exporting.lora import to_lora
+from fedfora.exporting.settings import OTHER_WAY, Architecture, architecture_of
 from fedfora.models.resolve import WEIGHTS, source
 from fedfora.registry import need
 
@@ -49,27 +49,9 @@ _SPLITS = {
     "ByteLevel": "gpt-2",
     "Digits": "smollm",
 }
-_OTHER_WAY = "; --format merged gives a model that llama.cpp's own converter reads"
 
 Matrix = NDArray[np.float32]
 M = TypeVar("M", Matrix, Tensor)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What llama.cpp calls a model, and whether it reorders the rows of its q and k."""
-
-    name: str
-    reordered: bool = False
-
-
-# By transformers' model type. Each one here has been compared with llama.cpp; see the tests.
-ARCHITECTURES = {
-    "llama": Architecture("LLAMA", reordered=True),
-    "mistral": Architecture("LLAMA", reordered=True),
-    "qwen2": Architecture("QWEN2"),
-    "qwen3": Architecture("QWEN3"),
-}
 
 
 def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
@@ -89,7 +71,7 @@ def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
     """
     gguf = need("gguf", "gguf")
     config = AutoConfig.from_pretrained(**source(base_path)).get_text_config()
-    architecture = architecture_of(config)
+    architecture = architecture_of(config.model_type)
     with TemporaryDirectory() as scratch:
         to_lora(adapter_dir, scratch)
         lora = LoraConfig.from_pretrained(scratch)
@@ -143,17 +125,6 @@ def write_checked(writer: Any, path: Path, tensors: dict[str, tuple[Any, Any]]) 
         raise ValueError(f"{path}: what was written cannot be read back")
 
 
-def architecture_of(config: Any) -> Architecture:
-    """Return what llama.cpp calls a model; raise if this exporter does not know."""
-    if config.model_type in ARCHITECTURES:
-        return ARCHITECTURES[config.model_type]
-    hint = "; write it as a Llama first: --format llama" if config.model_type == "baichuan" else ""
-    raise ValueError(
-        f"--format gguf: no such export for {config.model_type} models{hint} "
-        f"(known: {', '.join(ARCHITECTURES)}){_OTHER_WAY}"
-    )
-
-
 def reorder(W_OX: M, layer: str, config: Any, architecture: Architecture) -> M:
     """Return the rows of q or k as llama.cpp holds them; other layers as they are.
 
@@ -197,7 +168,7 @@ def model_to_gguf(model_dir: Path, directory: Path) -> Path:
     """
     gguf = need("gguf", "gguf")
     config = AutoConfig.from_pretrained(model_dir).get_text_config()
-    arch = gguf.MODEL_ARCH[architecture_of(config).name]
+    arch = gguf.MODEL_ARCH[architecture_of(config.model_type).name]
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / MODEL
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
@@ -244,7 +215,7 @@ def _rope_factors(config: Any) -> Any:
     if (kind := parameters.get("rope_type", "default")) == "default":
         return None
     if kind != "llama3":
-        raise ValueError(f"--format gguf: no export for position scaling {kind!r}{_OTHER_WAY}")
+        raise ValueError(f"--format gguf: no export for position scaling {kind!r}{OTHER_WAY}")
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     width = 2 * len(scaled)
     plain = parameters["rope_theta"] ** -(torch.arange(0, width, 2).float() / width)
@@ -288,13 +259,13 @@ def _split_of(model_dir: Path) -> str:
     else:
         key = "ByteLevel" if kinds == ["ByteLevel"] and cuts else ""
     if key not in _SPLITS:
-        raise ValueError(f"--format gguf: no export for this kind of tokenizer{_OTHER_WAY}")
+        raise ValueError(f"--format gguf: no export for this kind of tokenizer{OTHER_WAY}")
     return _SPLITS[key]
 
 
 def _tensors(model_dir: Path, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of all safetensors files, q and k in llama.cpp's order."""
-    architecture = architecture_of(config)
+    architecture = architecture_of(config.model_type)
     for file in sorted(model_dir.glob("*.safetensors")):
         with safe_open(file, "pt") as content:
             for name in content.keys():  # noqa: SIM118  # it is not a mapping
@@ -307,7 +278,7 @@ def _tensors(model_dir: Path, config: Any) -> Iterator[tuple[str, torch.Tensor]]
 def _held(gguf: Any, tensor: torch.Tensor) -> tuple[Any, Any]:
     """Return a tensor as the file holds it, and its type; vectors are float32 for llama.cpp."""
     if tensor.dtype not in _TYPES:
-        raise ValueError(f"--format gguf: no export for numbers in {tensor.dtype}{_OTHER_WAY}")
+        raise ValueError(f"--format gguf: no export for numbers in {tensor.dtype}{OTHER_WAY}")
     if tensor.ndim < 2 or tensor.dtype == torch.float32:
         return tensor.float().numpy(), gguf.GGMLQuantizationType.F32
     if tensor.dtype == torch.float16:

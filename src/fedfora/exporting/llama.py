@@ -37,6 +37,10 @@ SHARED_WITH_LLAMA = (
     *("pad_token_id", "bos_token_id", "eos_token_id"),
 )
 
+SHARED_BY_TOKENIZERS = (
+    *("unk_token", "bos_token", "eos_token", "pad_token", "extra_special_tokens"),
+    *("chat_template", "model_max_length", "padding_side"),
+)
 SPACE = "▁"  # SentencePiece's sign for a space
 FILE = "tokenizer.model"
 PROBES = [
@@ -191,13 +195,6 @@ def _plain_tokenizer(native: Any, path: Path) -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        unk_token=native.unk_token,
-        bos_token=native.bos_token,
-        eos_token=native.eos_token,
-        pad_token=native.pad_token,
-        extra_special_tokens=native.extra_special_tokens,
-        chat_template=native.chat_template,
-        model_max_length=native.model_max_length,
-        padding_side=native.padding_side,
+        **{name: getattr(native, name) for name in SHARED_BY_TOKENIZERS},
         clean_up_tokenization_spaces=False,
     )

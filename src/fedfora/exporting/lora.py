@@ -3,7 +3,6 @@
 What is written here loads in plain PEFT, without fedfora, and in every server that takes LoRA.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ from safetensors.torch import save_file
 
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.state import AdapterState, fold, from_peft_key, layers_of, peft_key, unfold
-from fedfora.models.resolve import RECORD, WEIGHTS
+from fedfora.models.resolve import RECORD, WEIGHTS, check_adapter_dir
 from fedfora.protection.provenance import verify_directory
-from fedfora.protection.sealing import is_sealed, load_tensors
-
-CONFIG = "adapter_config.json"
+from fedfora.protection.sealing import load_tensors
 
 # What both configurations call by the same name, with the same meaning.
 SHARED = (
@@ -66,10 +63,8 @@ def from_lora(source: str | Path, output_dir: str | Path, *, seed: int = 42) -> 
     Raises:
         ValueError: If the source is not a LoRA adapter, or uses a variant that FoRA cannot hold.
     """
-    config, weights = _read_directory(Path(source))
+    config, weights = _read_directory(source, "LORA")
     state, fora = _split(weights, "lora")
-    if config["peft_type"] != "LORA":
-        raise ValueError(f"expected a LoRA adapter, this one is {config['peft_type']}")
     if strange := [name for name in state if not name.endswith((".A", ".B"))]:
         key = peft_key(strange[0], "lora")
         raise ValueError(f"this LoRA variant cannot become FoRA: it has {key}")
@@ -102,23 +97,21 @@ def _read_source(
 
         name = source.active_adapter
         config = source.peft_config[name].to_dict()
+        if config["peft_type"] != "FORA":
+            raise ValueError(f"{name}: expected a FORA adapter, this one is {config['peft_type']}")
         weights = get_peft_model_state_dict(source, adapter_name=name)
         weights = {key: tensor.detach().cpu() for key, tensor in weights.items()}
     else:
-        name = str(source)
-        config, weights = _read_directory(Path(source))
-    if config["peft_type"] != "FORA":
-        raise ValueError(f"{name}: expected a FoRA adapter, this one is {config['peft_type']}")
+        config, weights = _read_directory(source, "FORA")
     return config, *_split(weights, "fora")
 
 
-def _read_directory(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    weights = directory / WEIGHTS
-    if not (directory / CONFIG).is_file() or not (weights.is_file() or is_sealed(weights)):
-        raise ValueError(f"{directory}: no adapter there ({CONFIG} and {WEIGHTS})")
-    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    verify_directory(directory)
-    return config, load_tensors(weights)
+def _read_directory(
+    directory: str | Path, kind: str
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    config = check_adapter_dir(directory, "adapter", kind=kind)
+    verify_directory(Path(directory))
+    return config, load_tensors(Path(directory) / WEIGHTS)
 
 
 def _write(

@@ -9,15 +9,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
-from fedfora.exporting.gguf import (
-    architecture_of,
-    llama_cpp_logits,
-    model_to_gguf,
-    modelfile,
-    to_gguf,
-)
+from fedfora.exporting.gguf import llama_cpp_logits, model_to_gguf, modelfile, to_gguf
 from fedfora.exporting.llama import export_llama
 from fedfora.exporting.lora import to_lora
 from fedfora.exporting.settings import FORMATS, MARK, ExportSettings, check_place, files_of
@@ -31,7 +25,7 @@ from fedfora.models.adapter_base import (
 )
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_adapter, load_base, own_dtype
-from fedfora.models.resolve import read_prompt_format, resolve_model, settings_of_base, source
+from fedfora.models.resolve import read_prompt_format, resolve_model, settings_of_base
 from fedfora.reporting.record import write_json, write_text
 
 EXACT = 1e-5  # float32 products in another order differ by less
@@ -156,14 +150,12 @@ def export_gguf(settings: ExportSettings, directory: Path) -> list[str]:
     Raises:
         ValueError: If llama.cpp cannot hold the model, or a package is missing.
     """
-    arguments, model = settings.export, settings.model
-    architecture_of(AutoConfig.from_pretrained(**source(resolve_model(model))).get_text_config())
     directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=directory.parent, prefix=".merged-") as scratch:
         lines = export_merged(settings, Path(scratch))
         path = model_to_gguf(Path(scratch), directory)
         tokenizer = AutoTokenizer.from_pretrained(scratch)
-    prompts = read_prompt_format(str(arguments.model_dir))
+    prompts = read_prompt_format(str(settings.export.model_dir))
     write_text(directory / "Modelfile", modelfile(path.name, prompts, tokenizer))
     return [*lines, "as GGUF read back, equal to the bit"]
 

@@ -1,13 +1,13 @@
 """The user's settings for an export."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from fedfora.config import flag, refuse
-from fedfora.models.resolve import adapter_dir_of, base_name_of, check_named, checked_model_name
+from fedfora.models.resolve import check_adapter_dir, check_named, model_type_of
 from fedfora.models.settings import ModelArguments
 from fedfora.registry import need
 
@@ -48,6 +48,35 @@ FORMATS = {
         "the base alone, as sites hold it", "base", _RUN + "export_quantized_base"
     ),
 }
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What llama.cpp calls a model, and whether it reorders the rows of its q and k."""
+
+    name: str
+    reordered: bool = False
+
+
+# By transformers' model type. Each one here has been compared with llama.cpp; see the tests.
+ARCHITECTURES = {
+    "llama": Architecture("LLAMA", reordered=True),
+    "mistral": Architecture("LLAMA", reordered=True),
+    "qwen2": Architecture("QWEN2"),
+    "qwen3": Architecture("QWEN3"),
+}
+OTHER_WAY = "; --format merged gives a model that llama.cpp's own converter reads"
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """Return what llama.cpp calls a model; raise if this exporter does not know."""
+    if model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type]
+    hint = "; write it as a Llama first: --format llama" if model_type == "baichuan" else ""
+    raise ValueError(
+        f"--format gguf: no such export for {model_type} models{hint} "
+        f"(known: {', '.join(ARCHITECTURES)}){OTHER_WAY}"
+    )
 
 
 @dataclass
@@ -124,7 +153,7 @@ def check_place(settings: ExportSettings) -> None:
     Raises:
         ValueError: Naming the flag and the directory.
     """
-    arguments, named = settings.export, settings.model.model_name_or_path
+    arguments = settings.export
     if arguments.format.startswith("gguf"):
         need("gguf", "gguf")
     if arguments.base_gguf is not None:
@@ -132,12 +161,19 @@ def check_place(settings: ExportSettings) -> None:
             raise ValueError("--base_gguf needs llama.cpp: pip install llama-cpp-python")
         if not Path(arguments.base_gguf).is_file():
             raise ValueError(f"--base_gguf: no such file: {arguments.base_gguf}")
-    output = Path(arguments.output_dir).resolve()
-    if FORMATS[arguments.format].of == "base":
-        checked_model_name(settings.model)
-    elif not settings.of_whole_model:
-        check_named(settings.model, adapter_dir_of(arguments.model_dir, None))
-        named = named or base_name_of(str(arguments.model_dir))
+    output, form = Path(arguments.output_dir).resolve(), arguments.format
+    named = adapter = arguments.model_dir
+    if not settings.of_whole_model:
+        if FORMATS[form].of == "base":
+            adapter = None
+        elif adapter is not None:
+            check_adapter_dir(adapter, kind="FORA" if form in ("lora", "gguf-lora") else None)
+        named = check_named(settings.model, adapter)
+    if family := model_type_of(replace(settings.model, model_name_or_path=named)):
+        if form.startswith("gguf"):
+            architecture_of(family)
+        if form == "llama" and family != "baichuan":
+            raise ValueError(f"--format llama: {named} is a {family} model, not a Baichuan")
     for source in filter(None, (arguments.model_dir, named)):
         if Path(source).is_dir() and Path(source).resolve() == output:
             raise ValueError(f"--output_dir {arguments.output_dir} is where {source} is")

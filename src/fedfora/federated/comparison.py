@@ -18,7 +18,6 @@ from typing import Any
 
 from fedfora.adapter.state import fold
 from fedfora.data.encoding import Encoded
-from fedfora.data.loading import Example
 from fedfora.evaluation.output import PREDICTIONS
 from fedfora.federated.coordinator.judging import own_kind_of_rows
 from fedfora.federated.preflight import scored_rows, site_rows
@@ -65,34 +64,41 @@ class Row:
     groups: dict[str, dict[str, Any]]
 
 
-def headline_score(scores: dict[str, Any]) -> str:
-    """Return the name of the score by which this kind of rows is judged.
-
-    Raises:
-        ValueError: If nothing was scored, because the test rows lack references.
-    """
-    if names := headlines(scores):
-        return names[0]
-    raise ValueError("--compare: the test rows have no answers to score")
-
-
-def compare(settings: FederationSettings, view: View) -> list[Row]:
+def compare(
+    settings: FederationSettings, view: View, own_rows: dict[str, int] | None = None
+) -> list[Row]:
     """Run the federation and the arms of `--compare`, add them to the record, return their rows.
 
+    Without arms it is `simulate` alone.
+
     Raises:
-        ValueError: If there are no test rows, or the settings do not work.
+        ValueError: If the settings do not work, or the test rows have no answers.
     """
-    if not (examples := scored_rows(settings)):
-        raise ValueError("--test_file is missing: a comparison needs held-out rows")
-    runtime = load_runtime(settings.run_config())
-    sites = [open_site(runtime, i) for i in range(len(site_rows(settings)))]
     arms, directory = settings.federation.compare, Path(settings.run.output_dir)
+    if not arms:
+        simulate(settings, view, own_rows)
+        return []
+    runtime, examples = load_runtime(settings.run_config()), scored_rows(settings)
+    sites = [open_site(runtime, i) for i in range(len(site_rows(settings)))]
     names = [site.name for site in sites]
     groups = own_kind_of_rows(settings.federation.partition, examples, names)
     measured: list[Row] = []
 
     def measure(kind: str, prepare: Callable[[], object], name: str | None = None) -> None:
-        row = _measured(name or kind, kind, prepare, runtime, examples, groups, view)
+        """Let `prepare` bring the model into the state to judge; judge it, and measure both."""
+        name, started = name or kind, time.monotonic()
+        reset_peak_memory()
+        prepare()
+        told = partial(view.advance, what=f"{name}: evaluation")
+        result = runtime.evaluate(examples, lambda rows: told(rows * EVALUATED_ROW))
+        seconds, what = time.monotonic() - started, f"{name} alone" if kind == "alone" else name
+        if not (names := headlines(result.scores)):
+            raise ValueError("--compare: the test rows have no answers to score")
+        score_text = number(names[0], result.scores[names[0]])
+        view.line(f"{what:24s} {label(names[0])} {score_text}   {clock(seconds)}")
+        own = {group: result.scores_of(rows) for group, rows in groups.items()}
+        peak = peak_memory_bytes()
+        row = Row(name, kind, result.scores, result.predictions, peak, seconds, own)
         measured.append(row)
         if kind != "base":
             _record(directory, row)
@@ -147,33 +153,6 @@ def _record_answers(directory: Path, rows: list[Row]) -> None:
         }
     lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     write_text(path, "".join(lines))
-
-
-def _measured(
-    name: str,
-    kind: str,
-    prepare: Callable[[], object],
-    runtime: SiteRuntime,
-    examples: list[Example],
-    groups: dict[str, list[int]],
-    view: View,
-) -> Row:
-    """Let `prepare` bring the model into the state to judge; judge it, and measure both."""
-    reset_peak_memory()
-    started = time.monotonic()
-    prepare()
-    result = runtime.evaluate(
-        examples, lambda rows: view.advance(rows * EVALUATED_ROW, f"{name}: evaluation")
-    )
-    seconds = time.monotonic() - started
-    what = f"{name} alone" if kind == "alone" else name
-    headline = headline_score(result.scores)
-    score_text = number(headline, result.scores[headline])
-    view.line(f"{what:24s} {label(headline)} {score_text}   {clock(seconds)}")
-    by_group = {group: result.scores_of(rows) for group, rows in groups.items()}
-    return Row(
-        name, kind, result.scores, result.predictions, peak_memory_bytes(), seconds, by_group
-    )
 
 
 def _train(

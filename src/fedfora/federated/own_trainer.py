@@ -120,10 +120,8 @@ class OwnSite:
     @property
     def most_weight(self) -> int:
         """The most tokens that one of its steps can train on, or the site's rows if more."""
-        args, most = (
-            self.trainer.args,
-            getattr(self.base.model.config, "max_position_embeddings", 1),
-        )
+        args = self.trainer.args
+        most = getattr(self.base.model.config, "max_position_embeddings", 1)
         longest: int = max(
             sum(len(value) for name, value in row.items() if name.endswith("_ids")) or most
             for row in self.site.encoded

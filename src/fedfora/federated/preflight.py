@@ -14,13 +14,13 @@ from fedfora.data.partition import partition
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.federated.settings import NO_EFFECT, SECTIONS, FederationSettings
 from fedfora.models.resolve import check_start, check_targets, checked_model_name
-from fedfora.privacy.settings import check_delta
+from fedfora.privacy.settings import noise_of
 from fedfora.registry import counted
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.trackers import check_trackers
 from fedfora.reporting.view import EVALUATED_ROW
 from fedfora.seeds import derive_seed
-from fedfora.training.settings import check_device
+from fedfora.training.settings import check_device, planned_release
 
 
 def preflight(
@@ -44,10 +44,13 @@ def preflight(
         check_targets(settings.model, settings.adapter.target_modules)
         check_start(settings.adapter)
     rows = site_rows(settings) if own_rows is None else own_rows
-    for count in rows.values():
-        check_delta(settings.privacy, count)
     _check_rounds(settings, len(rows))
     scored_rows(settings)
+    privacy, federation = settings.privacy, settings.federation
+    for count in sorted(set(rows.values())) if privacy.privacy_unit == "record" else ():
+        planned_release(settings.train, privacy, count, federation.total_steps)
+    if privacy.privacy_unit == "site":
+        noise_of(privacy, count=federation.num_rounds)
     return rows
 
 

@@ -29,9 +29,9 @@ import numpy as np
 from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import NUM_CURIOUS_SITES, Terms
 from fedfora.federated.settings import FederationSettings
-from fedfora.privacy.accounting import Release, noise_multiplier_for
+from fedfora.privacy.accounting import Release
 from fedfora.privacy.clipping import Integers, SecretNoise
-from fedfora.privacy.settings import PrivacyArguments
+from fedfora.privacy.settings import noise_of
 
 # Of records a site sends the sum of their clipped gradients over this many clipping norms, so that
 # it fits into the range of the fixed point: a record moves it by 1 / ROWS_OF_UNIT at most.
@@ -98,26 +98,9 @@ class SharedNoise:
             )
 
 
-def site_noise_multiplier(
-    arguments: PrivacyArguments, *, num_rounds: int, sampling_rate: float = 1.0
-) -> float:
-    """Return z: what the user states, or what the budget needs for all rounds."""
-    if arguments.noise_multiplier is not None:
-        return arguments.noise_multiplier
-    return noise_multiplier_for(
-        target_epsilon=float(arguments.target_epsilon or 0),
-        delta=arguments.target_delta,
-        sampling_rate=sampling_rate,
-        count=num_rounds,
-    )
-
-
 def shared_release(settings: FederationSettings, num_rounds: int) -> Release:
     """Return what a number of rounds releases if sites share the noise."""
-    rate = 1.0
-    if settings.privacy.shared_noise:
-        rate = settings.train.sampling_rate(settings.privacy, 1)
-    noise = site_noise_multiplier(
-        settings.privacy, num_rounds=settings.federation.num_rounds, sampling_rate=rate
-    )
+    privacy, planned = settings.privacy, settings.federation.num_rounds
+    rate = settings.train.sampling_rate(privacy, 1) if privacy.shared_noise else 1.0
+    noise = noise_of(privacy, count=planned, sampling_rate=rate)
     return Release(rate, noise, num_rounds)

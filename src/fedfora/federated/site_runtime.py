@@ -35,6 +35,7 @@ from fedfora.models.adapter_base import add_adapter
 from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import Base, add_adapter_of_rank, context_length, load_base
 from fedfora.models.saving import adapter_record
+from fedfora.privacy.settings import check_num_rows
 from fedfora.seeds import derive_seed
 from fedfora.training.local import LocalResult, check_trainable, train_locally
 from fedfora.training.privacy_plan import ledger_of
@@ -292,6 +293,7 @@ def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> 
 def _own_rows(runtime: SiteRuntime) -> tuple[Encoded, str | None]:
     data = runtime.settings.data
     examples = load_chosen(data.train_file, data, flag="--train_file")
+    check_num_rows(runtime.settings.privacy, len(examples))
     return _encoded(runtime, examples), shared_instruction(examples)
 
 

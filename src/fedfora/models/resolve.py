@@ -14,11 +14,17 @@ from typing import Any
 from fedfora.data.encoding import PromptFormat
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.protection.sealing import is_sealed, read_bytes
-from fedfora.registry import nearest, need, try_hub
+from fedfora.registry import nearest, need, try_hub, unknown
 
 RECORD, WEIGHTS = "fedfora.json", "adapter_model.safetensors"
 BUNDLED = {"clinic-base": "clinic_base"}
 NOT_NEEDED = ["*.py", "*.pdf"]  # what a checkpoint may bring; code is never downloaded
+# How a GGUF file begins, and the families that transformers reads as a causal language model.
+_GGUF = re.compile(rb"GGUF.{20}\x14\0{7}general\.architecture\x08\0{3}(.)\0{7}(.*)", re.DOTALL)
+_IN_GGUF = (
+    "bloom deci falcon gemma2 gemma3 gemma4 gpt-oss gpt2 lfm2 llama mamba minimax-m2 mistral "
+    "nemotron phi3 qwen2 qwen2moe qwen3 qwen35 qwen35moe qwen3moe stablelm starcoder2"
+)
 # Families whose modules are called as their weights in the file, by `model_type`.
 _NAMED_ALIKE = re.compile(
     r"llama|mistral|smollm3|qwen[23]|gemma[23]?(_text)?|phi3?|opt|gpt_neox|bloom"
@@ -45,6 +51,21 @@ def checked_model_name(settings: ModelArguments) -> str:
             reason = f"no such directory, and no model of that id on the Hub: {unreached or error}"
             raise ValueError(f"--model_name_or_path {name}: {reason}") from error
     return name
+
+
+def model_type_of(settings: ModelArguments) -> str:
+    """Return a base's family, as its configuration says; "" where none that can be read is here."""
+    name = str(settings.model_name_or_path)
+    try:
+        path: Any = Path(model_path(name)) / "config.json"
+        if not path.is_file() and settings.hub == "huggingface":
+            from huggingface_hub import try_to_load_from_cache
+
+            path = try_to_load_from_cache(name, "config.json", cache_dir=settings.cache_dir)
+        config = json.loads(Path(path).read_bytes())
+        return str(config.get("text_config", config)["model_type"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""
 
 
 def resolve_model(settings: ModelArguments) -> str:
@@ -118,10 +139,14 @@ def check_model_name(name: str) -> None:
             found = ", ".join(file.name for file in gguf_files)
             raise ValueError(f"--model_name_or_path {name}: more than one GGUF; name one: {found}")
         with gguf_files[0].open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise ValueError(
-                    f"--model_name_or_path {gguf_files[0]}: not a GGUF file by its first bytes"
-                )
+            head = file.read(128)
+        flag = f"--model_name_or_path {gguf_files[0]}"
+        if not head.startswith(b"GGUF"):
+            raise ValueError(f"{flag}: not a GGUF file by its first bytes")
+        if begins := _GGUF.match(head):
+            family = begins[2][: ord(begins[1])].decode(errors="replace")
+            if family not in (known := _IN_GGUF.split()):
+                raise ValueError(f"{flag}: {unknown('GGUF family', family, known)}")
         need("gguf", "gguf")
         return
     if path.is_file():
@@ -159,18 +184,18 @@ def adapter_dir_of(
         if model_dir is not None:
             check_adapter_dir(model_dir, flag)
         return None if model_dir is None else Path(model_dir)
-    places = [Path(checkpoint_dir), Path(model_dir or "") / checkpoint_dir]
-    for place in places:
+    for place in (Path(checkpoint_dir), Path(model_dir or "") / checkpoint_dir):
         if (place / "adapter_config.json").is_file():
+            check_adapter_dir(place, "--checkpoint_dir")
             return place
     raise ValueError(f"--checkpoint_dir {checkpoint_dir}: no directory with adapter_config.json")
 
 
-def check_named(settings: ModelArguments, adapter_dir: Path | None) -> None:
-    """Raise if user and adapter name no base, or none that can be one, naming the flag."""
+def check_named(settings: ModelArguments, adapter_dir: str | Path | None) -> str:
+    """Return what user or adapter name as the base; raise if that can be none, naming the flag."""
     if adapter_dir is not None and settings.model_name_or_path is None:
         settings = replace(settings, model_name_or_path=base_name_of(adapter_dir))
-    checked_model_name(settings)
+    return checked_model_name(settings)
 
 
 def base_name_of(adapter_dir: str | Path) -> str:
@@ -179,36 +204,51 @@ def base_name_of(adapter_dir: str | Path) -> str:
     Raises:
         ValueError: If the directory holds no adapter.
     """
-    check_adapter_dir(adapter_dir)
-    path = Path(adapter_dir) / "adapter_config.json"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not an adapter's configuration: {type(error).__name__}: {error}"
-        ) from error
+    base = check_adapter_dir(adapter_dir).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        file = Path(adapter_dir) / "adapter_config.json"
+        raise ValueError(f"{file} names no base_model_name_or_path (--model_name_or_path)")
+    return base
 
 
-def check_adapter_dir(adapter_dir: str | Path, flag: str = "--model_dir") -> None:
-    """Raise if a directory holds no adapter, or only a part of one, naming it and the flag."""
-    path = Path(adapter_dir)
-    if not (path / "adapter_config.json").is_file():
+def check_adapter_dir(
+    adapter_dir: str | Path, flag: str = "--model_dir", *, kind: str | None = None
+) -> dict[str, Any]:
+    """Return an adapter's configuration.
+
+    Raises:
+        ValueError: If there is no adapter, only a part of one, or one of another `kind`, naming
+            directory and flag.
+    """
+    path, file = Path(adapter_dir), Path(adapter_dir) / "adapter_config.json"
+    if not file.is_file():
         base = (path / "config.json").is_file()
         what = "the directory holds no adapter_config.json" if path.is_dir() else "not a directory"
         remedy = "; for a base model use --model_name_or_path" if base else ""
         raise ValueError(f"{flag} {adapter_dir}: {what}{remedy}")
+    try:
+        config: dict[str, Any] = json.loads(file.read_bytes())
+        reason = "" if isinstance(config.get("peft_type"), str) else "peft_type is missing"
+    except AttributeError:
+        reason = "not a JSON object"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = f"not JSON: {error}"
+    if reason:
+        raise ValueError(f"{flag}: {file} is not an adapter's configuration: {reason}")
     if not any(path.glob("adapter_model.*")):
         raise ValueError(f"{flag} {adapter_dir}: the adapter's weights, {WEIGHTS}, are missing")
     if is_sealed(path / WEIGHTS):
         read_bytes(path / WEIGHTS)  # says where this machine's key does not open it
+    if kind not in (None, found := config["peft_type"]):
+        raise ValueError(f"{flag} {adapter_dir}: expected a {kind} adapter, this one is {found}")
+    return config
 
 
 def check_start(settings: AdapterArguments) -> None:
     """Raise if there is no adapter to start from, or one of another rank, naming the flag."""
     if (start := settings.start_adapter) is not None:
-        check_adapter_dir(start, "--start_adapter")
+        config = check_adapter_dir(start, "--start_adapter", kind="FORA")
         read_record(start)
-        config = json.loads((Path(start) / "adapter_config.json").read_text(encoding="utf-8"))
         if (rank := config.get("r")) != settings.lora_rank:
             raise ValueError(f"--start_adapter {start}: its rank is {rank}, use --lora_rank {rank}")
 
@@ -272,9 +312,7 @@ def check_targets(settings: ModelArguments, targets: list[str]) -> None:
     """Raise if a target is not a layer of a base whose files are here, naming its layers."""
     if targets == ["all-linear"] or not settings.model_name_or_path:
         return
-    with as_file(files("fedfora.models")) as package:
-        name = settings.model_name_or_path
-        weights = _weights(package / BUNDLED[name] if name in BUNDLED else Path(name))
+    weights = _weights(Path(model_path(settings.model_name_or_path)))
     layers = {layer for layer in weights if len(weights[layer]) == 2}
     known = sorted({layer.rsplit(".", 1)[-1] for layer in layers if "embed" not in layer})
     for target in targets if known else ():

@@ -98,9 +98,10 @@ class Ledger:
         after = epsilon_of([*self.releases, release], self.delta)
         if not after <= self.target_epsilon:
             raise BudgetSpent(
-                f"the privacy budget does not allow {release.count} more steps: epsilon would be "
-                f"{after:.3f}, --target_epsilon is {self.target_epsilon:g} and {self.epsilon:.3f} "
-                f"is spent{self._by_whom()}; {self.left(release)} such steps are left"
+                f"the privacy budget does not allow {counted(release.count, 'more step')}: epsilon "
+                f"would be {after:.3f}, --target_epsilon is {self.target_epsilon:g} and "
+                f"{self.epsilon:.3f} is spent{self._by_whom()}; such steps left: "
+                f"{self.left(release)}"
             )
 
     def spend(
@@ -296,10 +297,10 @@ def site_statement(
         )
         floats = "; the noise is an exact discrete normal, so nothing is assumed of floats"
     return (
-        f"Each of {num_sites} sites has {_level(ledger, 'one site')} against {whom}: {rounds}, "
-        f"updates clipped to {clipping_norm:g} and noise multiplier "
-        f"{noise} on their sum, no credit for drawing sites, {ACCOUNTED}; assumed: {who}, the "
-        f"number of sites is public{floats}."
+        f"Each of {counted(num_sites, 'site')} has {_level(ledger, 'one site')} against {whom}: "
+        f"{rounds}, updates clipped to {clipping_norm:g} and noise multiplier {noise} on their "
+        f"sum, no credit for drawing sites, {ACCOUNTED}; assumed: {who}, the number of sites is "
+        f"public{floats}."
     )
 
 
@@ -311,19 +312,13 @@ def _level(ledger: Ledger, neighbor: str) -> str:
     )
 
 
-def _in_runs(ledger: Ledger) -> str:
-    """Return which runs released it, if more than one did."""
-    if len(ledger.runs) < 2:
-        return ""
-    names = ", ".join(Path(run).name or "unnamed" for run in ledger.runs)
-    return f" in {len(ledger.runs)} runs ({names})"
-
-
 def _times_and_noise(ledger: Ledger, noun: str) -> tuple[str, str]:
     noises = sorted({release.noise_multiplier for release in ledger.releases})
     count = sum(release.count for release in ledger.releases)
     noise = " to ".join(f"{noise:.3g}" for noise in dict.fromkeys((noises[0], noises[-1])))
-    return counted(count, noun) + _in_runs(ledger), noise
+    runs = [Path(run).name or "unnamed" for run in ledger.runs]
+    where = f" in {len(runs)} runs ({', '.join(runs)})" if len(runs) > 1 else ""
+    return counted(count, noun) + where, noise
 
 
 def federation_statement(

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedfora.config import Options, flag
+from fedfora.privacy.accounting import noise_multiplier_for
+from fedfora.registry import counted
 
 PRIVACY_DIR = "FEDFORA_PRIVACY_DIR"  # in the environment: where ledgers are
 
@@ -72,10 +74,28 @@ class PrivacyArguments(Options):
             raise ValueError("--clipping_norm inf bounds nothing: it needs --noise_multiplier 0")
 
 
-def check_delta(arguments: PrivacyArguments, num_rows: int) -> None:
-    """Raise if delta promises nothing for so few rows, naming the flag and the rows."""
+def check_num_rows(arguments: PrivacyArguments, num_rows: int) -> None:
+    """Raise if delta or sample cannot be meant for so few rows, naming the flag and the rows."""
+    rate, rows = arguments.sampling_rate, counted(num_rows, "row")
     if arguments.privacy_unit == "record" and arguments.target_delta * num_rows >= 1:
         raise ValueError(
-            f"--target_delta {arguments.target_delta:g} is not below one over {num_rows} rows: "
+            f"--target_delta {arguments.target_delta:g} is not below one over {rows}: "
             "publishing one record at random would satisfy it"
         )
+    if rate is not None and rate < 1 / num_rows:
+        raise ValueError(
+            f"--sampling_rate {rate:g} is less than one of {rows} in a step's sample: at least "
+            f"{1.005 / num_rows:.3g}"  # rounded up
+        )
+
+
+def noise_of(arguments: PrivacyArguments, *, count: int, sampling_rate: float = 1.0) -> float:
+    """Return z: what the user states, or what the budget needs for all steps or rounds."""
+    if arguments.noise_multiplier is not None:
+        return arguments.noise_multiplier
+    return noise_multiplier_for(
+        target_epsilon=float(arguments.target_epsilon or 0),
+        delta=arguments.target_delta,
+        sampling_rate=sampling_rate,
+        count=count,
+    )

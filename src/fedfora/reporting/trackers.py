@@ -4,6 +4,7 @@ They hear what metrics.jsonl keeps and nothing else: what privacy keeps out of t
 other. `fedfora train` leaves its steps to transformers' own integrations.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -20,6 +21,8 @@ PROJECT = "fedfora"
 # What transformers reports to beside `TRACKERS`: only `fedfora train` does. Name to package.
 _ALIKE = "clearml codecarbon comet_ml dagshub dvclive neptune swanlab"
 OF_TRANSFORMERS = {n: n for n in _ALIKE.split()} | {"azure_ml": "azureml", "flyte": "flytekit"}
+KUBEFLOW, KUBEFLOW_SERVER = "kubeflow", "KUBEFLOW_TRAINER_SERVER_URL"  # needs this and no package
+OF_TRANSFORMERS[KUBEFLOW] = "transformers"
 Make = Callable[[Path, Mapping[str, Any]], Any]  # gives `log(values, step)` and `finish()`
 
 
@@ -41,6 +44,8 @@ def check_trackers(names: list[str], more: Mapping[str, str] | None = None) -> N
             raise ValueError(f"--report_to: {unknown('tracker', name, packages)}")
         if name == "none" and len(names) > 1:
             raise ValueError("--report_to none cannot be combined with trackers")
+        if name == KUBEFLOW and KUBEFLOW_SERVER not in os.environ:
+            raise ValueError(f"--report_to {name}: only in a Kubeflow TrainJob ({KUBEFLOW_SERVER})")
         if name != "none" and find_spec(packages[name]) is None:
             raise ValueError(f"--report_to {name} needs: pip install {packages[name]}")
 

@@ -16,6 +16,7 @@ from fedfora.reporting.view import Board, Screen, clock, progress_bar, render
 from fedfora.reporting.wording import describe, duration
 
 QUIET_S = 60.0  # after so long without a line, a person wants to know
+STOPPED = 5  # times as long without a line as ever before: the run has been stopped, or hangs
 LOOK_S = 0.5  # how often a daemon's board is brought up to date
 
 
@@ -60,6 +61,7 @@ class RunStatus:
         self.position = 0
         self.seconds = 0.0  # of the run's clock, at its last line
         self.heard = time.time() - _age(run.directory)
+        self._longest = 0.0  # time between two lines, in seconds
         self.finished = self.over = False
         self._sampled: int | None = run.setting("federation", "clients_per_round")
         self._arms = set(run.setting("federation", "compare") or ()) & {"alone", "central"}
@@ -80,13 +82,15 @@ class RunStatus:
                 left = self._seconds_left()
                 parts = [] if left is None or self.over else [f"{clock(left)} left"]
                 lines.append("   ".join([str(describe(event, self.total)), *parts]))
-        if events:
-            self.heard = events[-1].get("time", time.time() - _age(self.directory))
         return lines
 
     def _take(self, event: Event) -> None:
         self.board.take(event)
         kind = event["event"]
+        heard = event.get("time") or time.time() - _age(self.directory)
+        if kind not in ("started", "resumed"):
+            self._longest = max(self._longest, heard - self.heard)
+        self.heard = heard
         if kind == self.axis:
             self.position = event.get(self.axis, self.position)
         self.seconds = event.get("seconds", self.seconds)
@@ -119,21 +123,27 @@ class RunStatus:
         """Return how long the run took, or what time is left and how long it has been silent."""
         if self.over:
             return f"finished after {duration(self.seconds)}"
-        remaining_s, silent = self._seconds_left(), time.time() - self.heard
-        parts = [] if remaining_s is None else [f"{clock(remaining_s)} left"]
+        left, silent = self._seconds_left(), time.time() - self.heard
+        if self.total and self.position:
+            longest = self.total if self.position >= self.total else 1  # an arm takes all rounds
+            usual = max(self._longest, self.seconds / self.position * longest)
+            if silent > max(QUIET_S, STOPPED * usual):
+                at = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.heard))
+                return f"seems to have stopped at {at}"
+        parts = [f"{clock(left - silent)} left"] if left is not None and left > silent else []
         if parts and (arms := len(self._arms_left())):
             parts[0] += f", with {counted(arms, 'arm')} to compare"
         parts += [f"last line {duration(silent)} ago"] if silent > QUIET_S else []
         return "  ".join(parts)
 
     def _seconds_left(self) -> float | None:
+        """Return how long it was to take from its last line on."""
         if not self.total or not self.position:
             return None
-        since = time.time() - self.heard
         sampled = self._sampled or max(1, len(self.board.sites))
         arms = self.total * sum(self._arms_left()) / sampled  # in rounds
         pace_s = self.seconds / self.position
-        return max(0.0, pace_s * (self.total - self.position + arms) - since)
+        return pace_s * (self.total - self.position + arms)
 
 
 def _age(directory: Path) -> float:

@@ -12,7 +12,6 @@ from pathlib import Path
 from fedfora.config import read_yaml
 from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.models.resolve import check_start, check_targets, checked_model_name
-from fedfora.privacy.settings import check_delta
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.trackers import OF_TRANSFORMERS, check_trackers
 from fedfora.training.checkpoints import (
@@ -24,7 +23,7 @@ from fedfora.training.checkpoints import (
     newest_checkpoint,
     read_progress,
 )
-from fedfora.training.settings import TrainSettings, check_device
+from fedfora.training.settings import TrainSettings, check_device, planned_release
 
 LOCAL = "local"  # what a private training keeps to itself: checkpoints, losses; never published
 STALE_LOCK_S = 600  # DeepSpeed's operators compile in about two minutes
@@ -53,7 +52,8 @@ def preflight(settings: TrainSettings) -> Rows:
     if settings.launch.deepspeed is not None:
         check_deepspeed(settings.launch.deepspeed)
     rows = read_rows(settings)
-    check_delta(settings.privacy, len(rows.examples))
+    if settings.privacy.privacy_unit == "record":
+        planned_release(settings.train, settings.privacy, len(rows.examples))
     return rows
 
 

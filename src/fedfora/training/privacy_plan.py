@@ -15,7 +15,7 @@ from fedfora.models.settings import AdapterArguments
 from fedfora.privacy.accounting import Release
 from fedfora.privacy.ledger import Ledger, record_statement
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
-from fedfora.privacy.settings import PRIVACY_DIR, PrivacyArguments, check_delta
+from fedfora.privacy.settings import PRIVACY_DIR, PrivacyArguments, check_num_rows
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult
 from fedfora.training.settings import TrainArguments, check_record_privacy
@@ -132,7 +132,7 @@ def plan_private_training(
     if arguments.privacy_unit != "record":
         return None
     check_record_privacy(arguments, train)
-    check_delta(arguments, num_rows)
+    check_num_rows(arguments, num_rows)
     expected_rows = train.sampling_rate(arguments, num_rows) * num_rows
     rate = expected_rows / num_rows
     opened, left = open_ledger(arguments, ledger), max(1, total_steps - first_step)

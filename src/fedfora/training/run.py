@@ -261,21 +261,11 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
         lengths = [len(row["input_ids"]) for row in rows_read]
         check_context(context_length(base.model.config), lengths, str(source))
     check_trainable(model, base.tokenizer, encoded, settings.train, settings.privacy)
+    count = len(training_rows(encoded, settings.train))
+    steps = num_steps(settings.train, settings.privacy, count, processes.number)
+    told, ledger = shared_instruction(rows.examples), ledger_of(rows.examples)
     return Prepared(
-        base=base,
-        model=model,
-        prompts=prompts,
-        instruction=shared_instruction(rows.examples),
-        base_fingerprint=base_fingerprint,
-        encoded=encoded,
-        validation=validation,
-        steps=num_steps(
-            settings.train,
-            settings.privacy,
-            len(training_rows(encoded, settings.train)),
-            processes.number,
-        ),
-        ledger=ledger_of(rows.examples),
+        base, model, prompts, told, base_fingerprint, encoded, validation, steps, ledger
     )
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 from fedfora.config import Options, flag, refuse
 from fedfora.data.settings import DataArguments
 from fedfora.models.settings import AdapterArguments, ModelArguments
-from fedfora.privacy.settings import PrivacyArguments
+from fedfora.privacy.accounting import Release
+from fedfora.privacy.settings import PrivacyArguments, check_num_rows, noise_of
 from fedfora.reporting.record import RunArguments
 
 LEARNING_RATE, EPOCHS = 2e-4, 3.0
@@ -278,3 +279,13 @@ def private_steps(train: TrainArguments, privacy: PrivacyArguments, num_rows: in
     if train.num_train_epochs is None:
         return PRIVATE_STEPS
     return max(1, round(train.num_train_epochs / train.sampling_rate(privacy, num_rows)))
+
+
+def planned_release(
+    train: TrainArguments, privacy: PrivacyArguments, num_rows: int, num_steps: int | None = None
+) -> Release:
+    """Return what a private training is to release; raise, naming the flag, where it cannot."""
+    check_num_rows(privacy, num_rows)
+    rate = train.sampling_rate(privacy, num_rows)
+    count = num_steps or private_steps(train, privacy, num_rows)
+    return Release(rate, noise_of(privacy, count=count, sampling_rate=rate), count)

@@ -80,7 +80,7 @@ def test_krum_by_hand():
 def test_too_few_replies_to_trim_are_said(caplog):
     rows = torch.tensor([[1.0], [3.0]]).double()
     assert combine("trimmed-mean", rows).tolist() == [2.0]
-    assert "2 replies are too few" in caplog.text
+    assert "too few replies, 2, to trim" in caplog.text
 
 
 @pytest.mark.parametrize("name", list(ROBUST))

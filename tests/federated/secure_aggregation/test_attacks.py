@@ -137,7 +137,7 @@ def test_no_answer_of_a_round_holds_both_secrets_of_a_site(updates):
 def test_a_share_too_few_opens_nothing(updates):
     _, words = updates
     world = World(5)
-    with pytest.raises(RoundLost, match="2 shares, but 3 are needed"):
+    with pytest.raises(RoundLost, match="3 shares are needed, there are 2"):
         world.play(world.terms(), words, mute={2, 3})
 
 
@@ -178,7 +178,7 @@ def test_a_site_asked_to_introduce_itself_again_still_refuses_the_rounds_it_answ
 @pytest.mark.parametrize(
     ("survivors", "message"),
     [
-        ((0, 1, 2), "3 of 5 sites have sent a vector; .* asks for 4"),
+        ((0, 1, 2), "3 of 5 sites sent a vector; .* asks for 4"),
         ((0,), "1 of 5 sites"),
         ((1, 2, 3, 4), "not among the sites that were present"),
         ((0, 1, 2, 3, 9), "not among the sites that were present"),
@@ -207,10 +207,10 @@ def test_a_site_that_is_told_that_too_few_neighbors_are_left_takes_no_part():
         keys={u: key for u, key in delivery.keys.items() if u in left},
         sealed={u: shares for u, shares in delivery.sealed.items() if u in left},
     )
-    with pytest.raises(ValueError, match="neighbors of site 0 have shared"):
+    with pytest.raises(ValueError, match="neighbors of site 0 shared"):
         world.sites[0].mask(np.zeros(5, np.uint32), few, task=TASK)
     world.sites[0].mask(np.zeros(5, np.uint32), delivery, task=TASK)
-    with pytest.raises(ValueError, match="neighbors of site 0 have sent a vector"):
+    with pytest.raises(ValueError, match="neighbors of site 0 sent a vector"):
         world.sites[0].confirm(left)
 
 

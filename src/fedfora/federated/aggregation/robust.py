@@ -59,7 +59,7 @@ def trimmed_mean(rows_KN: Tensor, f: int) -> Tensor:
     K = len(rows_KN)
     cut = min(f, (K - 1) // 2)
     if cut < f:
-        logger.warning("%d replies are too few to trim %d at each end; trimmed %d", K, f, cut)
+        logger.warning("too few replies, %d, to trim %d at each end; trimmed %d", K, f, cut)
     return rows_KN.sort(dim=0).values[cut : K - cut].mean(dim=0)
 
 
@@ -71,7 +71,7 @@ def multi_krum(rows_KN: Tensor, f: int) -> Tensor:
     """
     K = len(rows_KN)
     if 2 * f + 3 > K:
-        logger.warning("%d sites are too few for Krum to withstand %d malicious ones", K, f)
+        logger.warning("too few sites, %d, for Krum to withstand %d malicious ones", K, f)
     gram_KK = rows_KN @ rows_KN.mT
     squares_K = gram_KK.diagonal()
     distances_KK = (squares_K[:, None] + squares_K[None, :] - 2 * gram_KK).clamp(min=0)

@@ -144,11 +144,10 @@ class SecureRounds:
         }
         if summed.clipped:
             logger.warning(
-                "round %d: %d numbers of the sites' updates were beyond --secagg_range %g and were "
-                "clipped",
+                "round %d: numbers of the sites' updates beyond --secagg_range %g, clipped: %d",
                 opened.terms.round_number,
-                summed.clipped,
                 self.settings.secure.secagg_range,
+                summed.clipped,
             )
         return summed
 

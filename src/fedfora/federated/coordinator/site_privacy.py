@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 
 from fedfora.federated.aggregation.update import AdapterState, Weighted
 from fedfora.federated.settings import FederationSettings
-from fedfora.federated.shared_noise import site_noise_multiplier
 from fedfora.privacy.accounting import Release, epsilon_of
 from fedfora.privacy.clipping import SecretNoise, add_noise, clip
 from fedfora.privacy.ledger import Ledger, federation_statement, site_statement
-from fedfora.privacy.settings import PrivacyArguments
+from fedfora.privacy.settings import PrivacyArguments, noise_of
 
 
 @dataclass
@@ -100,7 +99,7 @@ def site_privacy_of(
     """Return what the user asks for; None if sites are not to be hidden."""
     if arguments.privacy_unit != "site":
         return None
-    noise_multiplier = site_noise_multiplier(arguments, num_rounds=num_rounds)
+    noise_multiplier = noise_of(arguments, count=num_rounds)
     planned = num_rounds if arguments.noise_multiplier is None and not min_noise_shares else 0
     return SitePrivacy(
         noise_multiplier, arguments.clipping_norm, num_sites, ledger, min_noise_shares, run, planned

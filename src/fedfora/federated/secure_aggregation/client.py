@@ -183,7 +183,7 @@ class SecureSite:
             raise ValueError("this site has not sent a vector in the round")
         if self.site not in survivors or not set(survivors) <= set(opened.present):
             raise ValueError("the survivors are not among the sites that were present")
-        opened.terms.check_enough(set(survivors), "have sent a vector", of=[self.site])
+        opened.terms.check_enough(set(survivors), "sent a vector", of=[self.site])
         if opened.survivors not in ((), survivors):
             raise ValueError("this site has signed another list of survivors in the round")
         opened.survivors = survivors
@@ -231,7 +231,7 @@ class SecureSite:
         everybody = set(delivery.present)
         if self.site not in everybody or not everybody <= set(terms.participants):
             raise ValueError("the sites said to be present are not those of the round")
-        terms.check_enough(everybody, "have shared", of=[self.site])
+        terms.check_enough(everybody, "shared", of=[self.site])
         present = [v for v in terms.graph[self.site] if v in everybody]
         if not delivery.keys.keys() == delivery.sealed.keys() == set(present):
             raise ValueError("there must be a key and sealed shares from each present neighbor")
@@ -249,8 +249,8 @@ class SecureSite:
             if valid == needed:
                 return
         raise ValueError(
-            f"{valid} sites have signed the list of survivors that this site signed; {needed} of "
-            f"{len(opened.terms.participants)} must: the others may have been told another one"
+            f"{valid} of {len(opened.terms.participants)} sites signed the list of survivors that "
+            f"this site signed; {needed} must: the others may have been told another one"
         )
 
     def _unseal(self, terms: Terms, sender: int, sealed: bytes) -> bytes:

@@ -200,7 +200,7 @@ def combine(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
         ValueError: If there are fewer shares than the threshold.
     """
     if len(shares) < threshold:
-        raise ValueError(f"{len(shares)} shares, but {threshold} are needed")
+        raise ValueError(f"{threshold} shares are needed, there are {len(shares)}")
     chosen = sorted(shares)[:threshold]
     weights = _weights(tuple(chosen))
     total = sum(

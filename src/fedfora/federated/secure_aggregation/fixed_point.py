@@ -166,11 +166,8 @@ def contribution(
     numbers = np.append(update_N.astype(np.float64) * scale, loss_in_range)
     words, clipped = code.encode(numbers, weight)
     if clipped:
-        logger.warning(
-            "%d numbers of the update are beyond --secagg_range %g and were clipped",
-            clipped,
-            code.value_range,
-        )
+        told = "numbers of the update beyond --secagg_range %g, clipped: %d"
+        logger.warning(told, code.value_range, clipped)
     if shortened:
         logger.warning("the update is longer than --max_update_norm %g: shortened", max_norm)
     counts = code.encode_counts([weight, clipped, int(shortened)])

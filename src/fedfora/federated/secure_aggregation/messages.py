@@ -184,17 +184,13 @@ class Terms:
         """
         asks = f"--secagg_threshold {self.fraction} asks for"
         if len(sites) < self.min_survivors:
-            raise ValueError(
-                f"{len(sites)} of {len(self.participants)} sites {what}; {asks} "
-                f"{self.min_survivors}"
-            )
+            there = f"{len(sites)} of {len(self.participants)} sites {what}"
+            raise ValueError(f"{there}; {asks} {self.min_survivors}")
         for site in of:
             neighbors = len(set(sites).intersection(self.graph[site]))
             if neighbors < self.threshold:
-                raise ValueError(
-                    f"{neighbors} of the {self.degree} neighbors of site {site} {what}; {asks} "
-                    f"{self.threshold}"
-                )
+                there = f"{neighbors} of the {self.degree} neighbors of site {site} {what}"
+                raise ValueError(f"{there}; {asks} {self.threshold}")
         if not is_connected(self.graph, sites):
             raise ValueError("the sites that are left fall into groups: partial sums would show")
 

@@ -77,7 +77,7 @@ class SecureRound:
         Raises:
             RoundLost: If too few sites have shared.
         """
-        self._require("have shared", self.present)
+        self._require("shared", self.present)
         deliveries = {}
         for site in self.present:
             present = [v for v in self.terms.graph[site] if v in self._shared]
@@ -109,7 +109,7 @@ class SecureRound:
             RoundLost: If too few vectors arrived.
         """
         survivors = tuple(sorted(self._survivors))
-        self._require("have sent a vector", survivors)
+        self._require("sent a vector", survivors)
         return survivors
 
     def receive_signature(self, site: int, signature: bytes) -> None:
@@ -130,8 +130,8 @@ class SecureRound:
         """
         if len(self._signatures) < self.terms.min_survivors:
             raise RoundLost(
-                f"{len(self._signatures)} of {len(self.terms.participants)} sites have confirmed "
-                f"whose vectors arrived; {self.terms.min_survivors} must"
+                f"{len(self._signatures)} of {len(self.terms.participants)} sites confirmed whose "
+                f"vectors arrived; {self.terms.min_survivors} must"
             )
         return self._signatures
 
@@ -200,8 +200,8 @@ class SecureRound:
             raise WrongShares(site, what)  # enough have answered, and none holds a share of it
         if spare < 0:
             raise RoundLost(
-                f"a secret of site {site} cannot be recovered: {len(shares)} shares, but "
-                f"{self.terms.threshold} are needed"
+                f"a secret of site {site} cannot be recovered: {self.terms.threshold} shares are "
+                f"needed, there are {len(shares)}"
             )
         for count in range(min(spare, MOST_LIARS) + 1):
             for suspects in combinations(sorted(shares), count):
