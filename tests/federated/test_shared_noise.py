@@ -370,7 +370,7 @@ def test_a_site_pays_before_it_looks_at_rows_and_answers_whatever_they_do(
         ({"secure_aggregation": False}, "--secure_aggregation is missing"),
         ({"local_steps": 2}, "--local_steps 2: with --shared_noise a round is one step"),
         ({"per_device_train_batch_size": 2}, "--sampling_rate, no batch"),
-        ({"aggregation": "core"}, "--aggregation core: with --shared_noise fedavg"),
+        ({"aggregation": "core"}, "--aggregation core: with --shared_noise use fedavg"),
         ({"weighting": "tokens", "max_weight": 9.0}, "--weighting tokens: with --shared_noise"),
         ({"server_optimizer": "momentum"}, "no other optimizer"),
         ({"privacy_unit": "site"}, "--shared_noise needs --privacy_unit record"),
