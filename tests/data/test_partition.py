@@ -53,7 +53,7 @@ def test_a_sites_name_from_a_column_is_one_that_no_terminal_obeys():
         ("dirichlet:kind:x", 2, "ALPHA must be a number above 0, got 'x'"),
         ("iid", None, "needs --num_clients"),
         ("iid", 8, "--num_clients 8: only 7 rows"),
-        ("by-column:kind", 4, "makes 3 clients, --num_clients says 4"),
+        ("by-column:kind", 4, "makes 3 clients, but --num_clients is 4"),
         ("by-column:type", None, 'row 1 has no column "type"; it has: kind, n'),
     ],
 )

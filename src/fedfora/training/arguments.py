@@ -10,10 +10,6 @@ from fedfora.training.settings import LEARNING_RATE, TrainArguments, check_devic
 # transformers 5.23 renamed the flag; older ones know only the old name.
 _NAMES = ("activation_checkpointing", "gradient_checkpointing")
 _CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
-_ALIKE = (  # in both
-    *("lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "optim"),
-    *("weight_decay", "max_grad_norm", "fp16", "logging_steps"),
-)
 
 
 def trainer_arguments(
@@ -25,7 +21,14 @@ def trainer_arguments(
     options: dict[str, Any] = {
         "max_steps": stretch.num_steps,
         "learning_rate": LEARNING_RATE if rate is None else rate,
-        **{name: getattr(settings, name) for name in _ALIKE},
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "optim": settings.optim,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "fp16": settings.fp16,
+        "logging_steps": settings.logging_steps,
         "seed": seed,
         "use_cpu": device == "cpu",
         "dataloader_pin_memory": device != "cpu",
