@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from fedfora.config import Options, flag
 from fedfora.privacy.accounting import Release
 
-# Up to which nu a training gives (nearly all, about half) of what it gives without privacy.
+# Up to which nu a training gives (nearly all, half or more) of what it gives without privacy.
 FROM_SCRATCH, FROM_PUBLIC = (0.7, 1.5), (3.0, 6.0)
-WORDS = ("nearly all", "about half", "next to nothing")
+WORDS = ("nearly all", "half or more", "next to nothing")
 
 
 @dataclass
