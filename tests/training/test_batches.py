@@ -107,8 +107,8 @@ def test_a_row_longer_than_the_sequence_stays_alone(setup):
     assert len(pack(encoded, 1)) == len(encoded)
 
 
-def test_attention_that_reaches_over_is_found(setup, monkeypatch):
-    """A model that is not told where rows begin leaks, and is refused."""
+def test_attention_that_reaches_over_is_found(setup, padded, monkeypatch):
+    """A model in training (so without a cache) that is not told where rows begin is refused."""
     _, model, encoded, _ = setup
     check_no_leak(model, encoded)
 
