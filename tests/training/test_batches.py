@@ -107,9 +107,12 @@ def test_a_row_longer_than_the_sequence_stays_alone(setup):
     assert len(pack(encoded, 1)) == len(encoded)
 
 
-def test_attention_that_reaches_over_is_found(setup, padded, monkeypatch):
-    """A model in training (so without a cache) that is not told where rows begin is refused."""
-    _, model, encoded, _ = setup
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_that_reaches_over_is_found(tiny_dir, dtype, setup, monkeypatch):
+    """A model that is not told where rows begin is refused; the same model, told, is not."""
+    encoded = setup[2]
+    fresh = ModelArguments(model_name_or_path=tiny_dir, quantization="none", torch_dtype=dtype)
+    model = load_base(fresh).model
     check_no_leak(model, encoded)
 
     def blind(rows):

@@ -265,11 +265,13 @@ def context_length(config: Any) -> int | None:
 def adapter_options(settings: AdapterArguments) -> dict[str, Any]:
     """Return the flags of an adapter by `ForaConfig`'s names; plain values."""
     targets = settings.target_modules
-    same = ("lora_alpha", "lora_dropout", "use_rslora", "inner_dim")
     return {
         "task_type": "CAUSAL_LM",
         "r": settings.lora_rank,
-        **{name: getattr(settings, name) for name in same},
+        "lora_alpha": settings.lora_alpha,
+        "lora_dropout": settings.lora_dropout,
+        "use_rslora": settings.use_rslora,
+        "inner_dim": settings.inner_dim,
         "target_modules": "all-linear" if targets == ["all-linear"] else targets,
     }
 

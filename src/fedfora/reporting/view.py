@@ -5,6 +5,7 @@ which knows only what the record says.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Self
@@ -27,7 +28,7 @@ _STYLES = {"waits": "dim", "sent": "green", "in": "green", "left out": "red", "a
 EVALUATED_ROW = 0.12  # answering a row costs about so much of an optimizer step
 
 
-class Screen:
+class Screen(ABC):
     """A context manager: lines that stay and, on a terminal, what is redrawn below them."""
 
     def __init__(self, console: Console) -> None:
@@ -50,9 +51,9 @@ class Screen:
         """Print a line that stays."""
         self.console.print(text, highlight=False, markup=False)
 
+    @abstractmethod
     def render(self) -> RenderableType:
         """Return what to draw."""
-        raise NotImplementedError
 
 
 class View(Screen):
