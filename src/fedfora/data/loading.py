@@ -138,7 +138,7 @@ def example_of(row: Any, where: str, settings: DataArguments, *, answers_needed:
 
 
 def text_in(row: dict[str, Any], column: str, where: str) -> str | None:
-    """Return the text in a column; None if there is none.
+    """Return a column's text, or None if the row has no text there.
 
     Raises:
         DataError: If there is something else, or text that cannot be written.

@@ -253,7 +253,7 @@ def open_sites(
     check_settings(typed)
     count = typed.federation.num_clients
     refuse(
-        (count is None, "--num_clients is missing: the number of sites that trainer_factory makes"),
+        (count is None, "--num_clients is missing: trainer_factory needs the number of sites"),
         (bool(typed.federation.compare), "--compare: not with trainer_factory"),
     )
     sites = []

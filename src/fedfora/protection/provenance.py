@@ -80,7 +80,7 @@ def verify_directory(directory: Path) -> Provenance | None:
 
 
 def facts_signed_here(directory: Path) -> dict[str, Any] | None:
-    """Return the facts of a record with this machine's own signature; None if there is none.
+    """Return the facts of a record that bears this machine's own signature, or None.
 
     Only such files may be signed again: others would get a signature that they never had.
 

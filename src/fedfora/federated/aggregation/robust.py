@@ -29,7 +29,7 @@ def robust(name: str, num_malicious: int) -> Combine | None:
     """Return a combination that withstands `num_malicious` sites; None for "none".
 
     Raises:
-        ValueError: If there is none by that name.
+        ValueError: If no rule has that name.
     """
     if name == "none":
         return None

@@ -22,7 +22,7 @@ def checked(updates: Iterable[Weighted]) -> Iterator[Weighted]:
     """Yield updates and weights as they arrive.
 
     Raises:
-        ValueError: If there is none, or a weight is not positive and finite.
+        ValueError: If there are no updates, or a weight is not positive and finite.
     """
     empty = True
     for update, weight in updates:

@@ -8,7 +8,7 @@ the one before. It holds the global adapter as PEFT writes it, ready to use, and
   `server.<name>`, whatever tensors the server's optimizer keeps from round to round;
 - `state.json`: the round, the selection so far, and how long metrics.jsonl was.
 
-No random state is kept because there is none to keep: every draw derives from the run's seed and
+No random state is kept because none is needed: every draw derives from the run's seed and
 the round (and site) it is for. What a site keeps from round to round is the site's own
 (`fedfora.federated.site.memory`).
 
@@ -125,7 +125,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(run_directory: Path) -> FederationState | None:
-    """Return the newest checkpoint; None if there is none.
+    """Return the newest checkpoint, or None before the first.
 
     Raises:
         ValueError: If its provenance does not verify, or it is encrypted and the key is not here.
