@@ -151,7 +151,7 @@ def test_no_weight_is_above_what_steps_and_rows_can_have_earned(flags, expected)
 def test_a_yes_is_no_number():
     yes = reply(1.0)
     yes.content[METRICS] = ConfigRecord({**vars(Report(1.0, 10, 20, 0.1, 1, 5)), "rows": True})
-    assert screened([(0, yes)])[1] == {0: "metrics: rows is True, not a number to 1e+12"}
+    assert screened([(0, yes)])[1] == {0: "metrics: rows is True, not in [0, 1e+12]"}
 
 
 def test_an_error_is_named_with_its_reason():

@@ -193,7 +193,7 @@ def _check_metrics(content: RecordDict, names: set[str]) -> None:
         raise RejectedError(f"metrics: missing or unknown {sorted(set(record) ^ names)[:5]}")
     for name, value in record.items():
         if type(value) not in (int, float) or not 0 <= value <= MOST:
-            raise RejectedError(f"metrics: {name} is {str(value)[:40]}, not a number to {MOST:g}")
+            raise RejectedError(f"metrics: {name} is {str(value)[:40]}, not in [0, {MOST:g}]")
 
 
 def _like_the_others(
