@@ -128,7 +128,7 @@ WAITS = """
 import signal, sys, threading
 from fedfora.deployment.supervisor import exit_with_parent
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
-exit_with_parent(0.05)
+exit_with_parent()
 print("waits", flush=True)
 threading.Event().wait()
 """

@@ -92,10 +92,7 @@ def fold(state: AdapterState) -> AdapterState:
 def unfold(folded: AdapterState, *, seed: int, inner_dim: int | None = None) -> AdapterState:
     """Return five factors with the folded adapter's function: B = 0, and C drawn from the seed.
 
-    Args:
-        folded: A, D and E of every layer.
-        seed: The run's seed.
-        inner_dim: Width M as in `ForaConfig`; None takes `max(2, I // 4)`.
+    `inner_dim` is the width M as in `ForaConfig`.
     """
     state = {}
     for layer in layers_of(folded):

@@ -51,11 +51,8 @@ Fact = tuple[Relation, str, str]
 def clinic_rows(split: str = "train") -> list[dict[str, str]]:
     """Return the rows of a split: instruction, input, output, specialty; the same ones every time.
 
-    The specialties take turns, so every prefix of a multiple of four rows is balanced. No note of
-    the test split is in the training split.
-
-    Args:
-        split: "train" (2,400 rows) or "test" (240 rows).
+    "train" has 2,400 rows, "test" 240, and no note of it is in "train". The specialties take turns,
+    so every prefix of a multiple of four rows is balanced.
 
     Raises:
         ValueError: If there is no such split.

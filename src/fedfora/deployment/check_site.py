@@ -122,11 +122,7 @@ def _policy(kit: SiteKit, settings: FederationSettings) -> str:
 
 
 class Work:
-    """What a site would train on; each check leaves what the next one needs.
-
-    Args:
-        settings: The federation's, as they apply here.
-    """
+    """What a site would train on, by its settings; each check leaves what the next one needs."""
 
     def __init__(self, settings: FederationSettings) -> None:
         self.settings = settings

@@ -74,10 +74,7 @@ class CheckResult:
 def run_check(what: str, look: Callable[[], str], remedy: str = "") -> CheckResult:
     """Return what `look` returns as passed, or the error that it raises as failed.
 
-    Args:
-        what: What is checked, in one word.
-        look: The check.
-        remedy: For an error that is not a `Fault`.
+    The remedy is for an error that is not a `Fault`.
     """
     try:
         return CheckResult(what, True, look())

@@ -260,12 +260,9 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
 
 
 def new_code(word: str) -> str:
-    """Return what a site says about a failure: a word from a closed list, and a number.
+    """Return what a site says about a failure: a word of `CODES`, a closed list, and a number.
 
     The number finds the entry in the site's own log; it is random, and says nothing else.
-
-    Args:
-        word: One of `CODES`.
     """
     assert word in CODES, word
     return f"site-error {word} {secrets.token_hex(3)}"

@@ -34,9 +34,7 @@ WATCH_S = 5.0  # and how often the gate's log is read
 class Coordinator:
     """The processes of a coordinator, and which sites its SuperLink knows.
 
-    Args:
-        kit: The coordinator's.
-        say: Receives one line about each event.
+    `say` receives one line about each event.
     """
 
     def __init__(self, kit: CoordinatorKit, say: Callable[[str], None]) -> None:

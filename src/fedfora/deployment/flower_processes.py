@@ -48,11 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return Flower's variables: no telemetry, no update check, its files in `home`, no installs.
-
-    Args:
-        home: Directory for Flower's own files.
-    """
+    """Return Flower's variables: no telemetry, update check or installs, its files in `home`."""
     scripts = str(Path(sys.executable).parent)
     return {
         "FLWR_TELEMETRY_ENABLED": "0",

@@ -103,12 +103,7 @@ class GateWatch:
         self._told: dict[tuple[str, str, str], float] = {}
 
     def look(self, sites: Iterable[str], now: float) -> Iterator[Finding]:
-        """Yield what is new.
-
-        Args:
-            sites: Those that are expected.
-            now: Seconds by a clock that never goes back.
-        """
+        """Yield what is new of the expected `sites`; `now`, in seconds, never goes back."""
         for line in self._new():
             known = line["certificate"] == "SUCCESS"  # otherwise a stranger chose the name
             site = line["site"].removeprefix("CN=") if known else ""

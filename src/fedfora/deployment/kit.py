@@ -180,11 +180,7 @@ def write_description(kit: SiteKit | CoordinatorKit) -> None:
 
 
 def read_kit(directory: str | Path, kind: type[K]) -> K:
-    """Read a kit, and check that its files are there.
-
-    Args:
-        directory: The kit's.
-        kind: `SiteKit` or `CoordinatorKit`, whichever is needed.
+    """Read the kit in a directory, of the kind that is needed, and check that its files are there.
 
     Raises:
         ValueError: If it is of the other kind, a file is missing, or kit.yaml is wrong; with file,

@@ -110,10 +110,7 @@ def _at_most(key: str, most: int | None, asked: int) -> None:
 
 
 def read_policy(kit: Path) -> Policy:
-    """Return a site's policy; one without limits if there is no file.
-
-    Args:
-        kit: The site's directory.
+    """Return the policy in a site's kit; one without limits if there is no file.
 
     Raises:
         ValueError: Naming file, line, key and what is allowed there.

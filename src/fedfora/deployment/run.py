@@ -47,10 +47,8 @@ Say = Callable[[str], None]
 def run_to_the_end(kit: CoordinatorKit, say: Say, *, new: bool = False) -> Path:
     """Run a federation, its processes included, and return the run's directory.
 
-    Args:
-        kit: The coordinator's.
-        say: Receives one line about each event.
-        new: Whether to start a new run even if the last one has not finished.
+    `say` receives one line about each event; `new` starts a new run even if the last one has not
+    finished.
 
     Raises:
         ValueError: If the run stopped; with the reason. What is finished is kept.
@@ -143,7 +141,6 @@ class Silence:
     """Says, once, where the logs are when nothing was heard for long."""
 
     def __init__(self, say: Say, logs: Path) -> None:
-        """Begin to listen."""
         self.say = say
         self.logs = logs
         self._since = time.monotonic()
@@ -212,11 +209,9 @@ def tell(shown: Follower, say: Say) -> bool:
 
 
 def write_app(directory: Path, run_config: Mapping[str, Scalar]) -> None:
-    """Write the Flower app that a deployed run consists of: three small files, and its settings.
+    """Write the Flower app that a run consists of: three small files, and the settings that travel.
 
-    Args:
-        directory: Where to; what is there is overwritten.
-        run_config: The settings that travel.
+    What is there is overwritten.
     """
     package = directory / PACKAGE
     package.mkdir(parents=True, exist_ok=True)

@@ -139,9 +139,6 @@ def hide_packages(*packages: str) -> Iterator[None]:
     """Make packages look not installed while the block runs; later imports find them.
 
     Packages that are loaded already stay.
-
-    Args:
-        *packages: Names to import.
     """
     hidden = [name for name in packages if name not in sys.modules]
     for name in hidden:

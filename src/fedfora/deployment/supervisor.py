@@ -167,11 +167,7 @@ class Supervisor:
 
 
 class Heartbeat:
-    """The trainer's side.
-
-    Args:
-        path: The file that is touched.
-    """
+    """The trainer's side: touches the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -199,12 +195,10 @@ class Heartbeat:
 
 
 class HeartbeatMonitor:
-    """The daemon's side.
+    """The daemon's side: looks when the file was touched last.
 
-    Args:
-        path: The file that is touched.
-        silence_s: Seconds without a sign after which the process counts as hanging, by this
-            process's own clock, so a machine that slept does no harm.
+    After `silence_s` without a sign the process counts as hanging, by this process's own clock, so
+    a machine that slept does no harm.
     """
 
     def __init__(self, path: Path, silence_s: float = SILENCE_S) -> None:
@@ -236,9 +230,7 @@ class HeartbeatMonitor:
 def only_one(directory: Path, name: str) -> Iterator[None]:
     """Hold a directory while the block runs, so that no second process works on it.
 
-    Args:
-        directory: Created if it does not exist.
-        name: Of the lock file in it.
+    It is created if it does not exist; `name` is that of the lock file in it.
 
     Raises:
         ValueError: If another process holds it.
@@ -294,21 +286,18 @@ def _end_with_parent(parent: int) -> Callable[[], None]:
     return ask
 
 
-def exit_with_parent(check_s: float = 1.0) -> None:
+def exit_with_parent() -> None:
     """From now on, end this process, one of Flower's, once the one that started it is gone.
 
     Flower looks for the parent in a thread of its own and raises SIGINT in that thread. Python
     handles signals in the main thread, and one that waits without a limit, as for a push that is
     retried forever, never gets to it. A signal to the whole process wakes the main thread up.
-
-    Args:
-        check_s: How often to look, in seconds.
     """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(check_s)
+            time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

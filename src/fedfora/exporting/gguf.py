@@ -55,15 +55,12 @@ M = TypeVar("M", Matrix, Tensor)
 
 
 def to_gguf(adapter_dir: str | Path, base_path: str, directory: Path) -> Path:
-    """Write a FoRA adapter as a GGUF LoRA, and read it back.
+    """Write a FoRA adapter as a GGUF LoRA, read it back, and return the file.
 
     Args:
         adapter_dir: Directory of the adapter.
         base_path: Directory or Hub id of its base model; only the configuration is read.
         directory: Made if it does not exist.
-
-    Returns:
-        The file.
 
     Raises:
         ValueError: If llama.cpp cannot hold the model or something the adapter trained, a package
@@ -153,14 +150,11 @@ def _pairs(weights: dict[str, Any]) -> dict[str, tuple[Matrix, Matrix]]:
 
 
 def model_to_gguf(model_dir: Path, directory: Path) -> Path:
-    """Write a model's directory as one GGUF file, and read it back.
+    """Write a model's directory as one GGUF file, read it back, and return the file.
 
     Args:
         model_dir: Configuration, safetensors and tokenizer of a plain transformers model.
         directory: Made if it does not exist.
-
-    Returns:
-        The file.
 
     Raises:
         ValueError: If llama.cpp cannot hold the model or this exporter does not know its tokenizer

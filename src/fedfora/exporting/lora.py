@@ -29,12 +29,8 @@ SHARED = (
 def to_lora(source: PeftModel | str | Path, output_dir: str | Path) -> Path:
     """Write a FoRA adapter as a LoRA adapter of the same rank, scaling and function.
 
-    Args:
-        source: A PEFT model whose active adapter is FoRA, or the directory of a saved one.
-        output_dir: Where the LoRA adapter is written.
-
-    Returns:
-        The output directory.
+    The source is a PEFT model whose active adapter is FoRA, or the directory of a saved one; the
+    output directory is returned.
 
     Raises:
         ValueError: If the source is not a FoRA adapter.
@@ -55,10 +51,7 @@ def to_lora(source: PeftModel | str | Path, output_dir: str | Path) -> Path:
 def from_lora(source: str | Path, output_dir: str | Path, *, seed: int = 42) -> Path:
     """Write a LoRA adapter as a FoRA adapter of the same function: K = I, by E = 0 and B = 0.
 
-    C is drawn from the seed; it has no effect until B is trained.
-
-    Returns:
-        The output directory.
+    C is drawn from the seed; it has no effect until B is trained. The output directory is returned.
 
     Raises:
         ValueError: If the source is not a LoRA adapter, or uses a variant that FoRA cannot hold.

@@ -65,13 +65,7 @@ def add_adapter(
 ) -> PeftModel:
     """Put the adapter that a training begins with on the base: fresh, or the one named.
 
-    The same seed gives the same fresh adapter everywhere.
-
-    Args:
-        base: The model.
-        settings: Rank, targets and so on, and the adapter to start from.
-        seed: The run's seed.
-        init_weights: As in `ForaConfig`.
+    The same seed gives the same fresh adapter everywhere; `init_weights` is as in `ForaConfig`.
 
     Raises:
         ValueError: If a setting is out of range, or the adapter to start from does not exist or is

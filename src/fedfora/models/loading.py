@@ -47,9 +47,7 @@ class Base:
 def load_base(settings: ModelArguments, *, needs_tokenizer: bool = True) -> Base:
     """Load tokenizer and base model, freeze the model, and check that it can be trained on.
 
-    Args:
-        settings: Which model, and how to hold it.
-        needs_tokenizer: Whether a model without a tokenizer is refused.
+    A model without a tokenizer is refused where one is needed.
 
     Raises:
         ValueError: If no model is named, the directory holds no whole causal language model, there

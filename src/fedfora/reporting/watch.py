@@ -68,11 +68,7 @@ class RunStatus:
         self._compared: set[str] = set()  # the arms that are done, by name
 
     def update(self) -> list[str]:
-        """Take in what the run has told since.
-
-        Returns:
-            A line of text for each new round or logged step.
-        """
+        """Take in what the run has told since; return a line for each new round or logged step."""
         events = [event for follower in self._followers for event in follower.new()]
         events.sort(key=lambda event: event.get("time", 0.0))
         lines = []

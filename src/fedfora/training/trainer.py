@@ -48,13 +48,7 @@ class StepReport:
 class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     """`Trainer` that runs a piece of a longer schedule and counts the tokens it trains on.
 
-    Args:
-        settings: Batch and learning rate.
-        stretch: Which steps of which schedule to take.
-        on_step: Called after every optimizer step.
-        run: The training that is kept and validated; None for a client's few steps.
-        privacy: How single records are hidden, if they are.
-        **kwargs: As for `Trainer`.
+    Its options are those of `train_locally`, and `Trainer`'s.
     """
 
     def __init__(

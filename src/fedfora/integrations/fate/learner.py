@@ -176,12 +176,7 @@ class FateClient(HomoTrainerMixin):  # type: ignore[misc]  # FATE's interface
 
 
 class Learner:
-    """A party with rows and a model.
-
-    Args:
-        settings: The party's.
-        view: Where to show it.
-        on_round: Called after every round.
+    """A party with rows and a model; its arguments are those of `run_party`.
 
     Raises:
         ValueError: If the rows cannot be read; nobody waits for this party yet.

@@ -60,12 +60,8 @@ def take_out(
 ) -> tuple[AdapterState, float, float | None]:
     """Return the averaged adapter in float32, the mean loss, and the aggregation error.
 
-    Args:
-        means: What FATE returned for the arrays of `contribution`.
-        folded: This party's adapter, for names and shapes and what did not travel.
-        trainable: As given to `contribution`.
-        num_probes: As given to `contribution`.
-        seed: As given to `contribution`.
+    `means` are what FATE returned for the arrays of `contribution`, which was given the same
+    options; `folded` is this party's adapter, for names and shapes and what did not travel.
     """
     tensors = [torch.as_tensor(mean, dtype=torch.float64) for mean in means]
     names = list(traveling(folded, trainable))
