@@ -23,6 +23,7 @@ from fedfora.deployment.kit import (
     write_file,
 )
 from fedfora.deployment.provision import provision
+from fedfora.deployment.server_app import _Members
 from fedfora.deployment.settings import PROTECTION, check_sent, own_flags, settings_of
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.federated.settings import from_run_config
@@ -67,6 +68,16 @@ def test_what_a_site_is_promised_stands_in_its_own_kit(provisioned):
     parts["shared_noise"] = False  # what a coordinator cannot turn on
     assert kit.settings == {**promised, **parts, "train_file": "/data/notes.json"}
     assert kit.planned == planned
+
+
+def test_the_coordinator_knows_by_which_key_each_site_signs(provisioned):
+    """A key that another one has signed is then refused where it comes from, not at the others."""
+    done = provisioned()
+    members = _Members(done.kit.state)
+    own = [read_signing_key(done.place / "sites" / name / "site.key") for name in done.kit.sites]
+    known = [members.identity(index) for index in done.kit.sites.values()]
+    assert known == [key.public_key().public_bytes_raw() for key in own]
+    assert members.identity(7) is None
 
 
 def test_no_kit_promises_privacy_without_a_budget(provisioned):

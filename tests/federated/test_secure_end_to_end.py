@@ -11,10 +11,14 @@ from flwr.app import Array, ArrayRecord, Message
 import strange_bytes
 from fedfora.federated import embedded
 from fedfora.federated.aggregation import RULES
+from fedfora.federated.coordinator.handshake import Membership
 from fedfora.federated.secure_aggregation.client import SecureSite
+from fedfora.federated.secure_aggregation.crypto import Identity
+from fedfora.federated.secure_aggregation.messages import round_context, run_context
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
 from fedfora.federated.site import client_app, secure_answers
+from fedfora.federated.site.identity import simulated_identity
 from fedfora.models.saving import read_adapter
 from fedfora.reporting.view import View
 
@@ -339,3 +343,68 @@ def test_a_site_that_hands_out_wrong_shares_costs_one_round_and_takes_no_further
     refused = [e for e in events if e["event"] == "rejected"]
     assert [e["site"] for e in refused] == ["neurology"]
     assert "shares it handed out are wrong" in refused[0]["reason"]
+
+
+BAD_KEYS = {
+    "zeros": bytes(32),
+    "order 8": bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+    "short": b"\x09" * 31,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_KEYS)
+@pytest.mark.parametrize("when", ["introduce", "share"])
+def test_a_site_whose_public_key_is_unusable_is_named_and_the_others_go_on(
+    run, tmp_path, monkeypatch, when, kind
+):
+    """It is signed, so only the other sites' key agreement would fail, and they would be named."""
+    original = getattr(SecureSite, when)
+
+    def spoiled(site, asked):
+        answer = original(site, asked)
+        if site.site != 2:
+            return answer
+        if when == "introduce":
+            return site.identity.sign(2, BAD_KEYS[kind], context=run_context(asked))
+        key = site.identity.sign(2, BAD_KEYS[kind], context=round_context(asked))
+        return dataclasses.replace(answer, key=key)
+
+    monkeypatch.setattr(SecureSite, when, spoiled)
+    rounds, _ = run("out", num_rounds=2)
+    assert [len(line["sites"]) for line in rounds] == [3, 3]
+    assert _rejected(tmp_path / "out") == {
+        "neurology": "the public key of site 2 is no usable X25519 key"
+    }
+
+
+def _rejected(directory):
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    return {
+        event["site"]: event["reason"].removeprefix("secure aggregation: ")
+        for event in events
+        if event["event"] == "rejected"
+    }
+
+
+@pytest.mark.parametrize("when", ["introduce", "share"])
+def test_a_site_whose_key_another_identity_signed_is_named_and_the_others_go_on(
+    run, tmp_path, monkeypatch, when
+):
+    pinned = {u: simulated_identity(42, u).public_bytes for u in range(4)}
+    monkeypatch.setattr(Membership, "identity", lambda members, index: pinned[index])
+    original = getattr(SecureSite, when)
+
+    def spoiled(site, asked):
+        stranger = Identity.generate()
+        return original(
+            dataclasses.replace(site, identity=stranger) if site.site == 2 else site, asked
+        )
+
+    monkeypatch.setattr(SecureSite, when, spoiled)
+    rounds, _ = run("out", num_rounds=2)
+    assert [len(line["sites"]) for line in rounds] == [3, 3]
+    ((site, reason),) = _rejected(tmp_path / "out").items()
+    assert site == "neurology"
+    assert "site 2 is not signed with that site's identity" in reason

@@ -24,6 +24,7 @@ from fedfora.deployment.supervisor import exit_with_parent, log_into
 from fedfora.federated.coordinator.handshake import Membership
 from fedfora.federated.coordinator.rounds import run_rounds
 from fedfora.federated.settings import from_run_config
+from fedfora.federated.site.identity import read_site_keys
 from fedfora.registry import printable
 from fedfora.reporting.record import Event
 
@@ -146,3 +147,8 @@ class _Members(Membership):
             return f"it claims to be {name!r}, but has the key of {registered!r}"
         known = read_kit(self.state.parent, CoordinatorKit).sites.get(name)
         return None if known == index else f"it claims number {index}, but {name} is {known}"
+
+    def identity(self, index: int) -> bytes | None:
+        """Return the public key of a site's kit."""
+        kit = read_kit(self.state.parent, CoordinatorKit)
+        return read_site_keys(kit.site_keys).get(index)

@@ -16,7 +16,7 @@ from fedfora.federated.coordinator.handshake import (
     Membership,
 )
 from fedfora.federated.embedded import FIRST_NODE_ID, EmbeddedGrid
-from fedfora.federated.secure_aggregation.crypto import prompts_digest
+from fedfora.federated.secure_aggregation.crypto import TAKES_PART, Identity, prompts_digest
 from fedfora.federated.wire.transport import Layout, digest_of, pack
 
 LAYOUTS = {name: Layout(((f"{name}.A", (2, 3)),)) for name in ("x", "y")}
@@ -129,6 +129,28 @@ def test_a_site_whose_answer_is_wrong_is_named_in_one_line_and_the_others_begin(
     assert name.startswith("node ")
     assert reason.isprintable()
     assert 0 < len(reason) <= 200
+
+
+def test_a_site_that_shows_another_key_than_its_kits_takes_no_part():
+    keys = [Identity.generate() for _ in range(3)]
+
+    class Pinned(Membership):
+        def identity(self, index):
+            return keys[index].public_bytes
+
+    def signed(index, content):
+        key = Identity.generate() if index == 1 else keys[index]
+        signature = key.sign(index, b"ours", context=TAKES_PART).signature
+        return says(public_key=key.public_bytes, signature=signature)(content)
+
+    absent = {}
+    grid = world(*[("ours", "x")] * 3, lies=signed)
+    sites = Handshake(grid, Pinned(), None, absent.__setitem__).agree().sites
+    assert [(site.index, site.identity) for site in sites] == [
+        (index, keys[index].public_bytes) for index in (0, 2)
+    ]
+    (reason,) = absent.values()
+    assert "which is not its kit's" in reason
 
 
 FORMS = {

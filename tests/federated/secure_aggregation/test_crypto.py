@@ -19,6 +19,7 @@ from fedfora.federated.secure_aggregation.crypto import (
     add_mask,
     agree,
     combine,
+    is_signed,
     new_private_key,
     new_secret,
     public_key,
@@ -53,6 +54,14 @@ def test_a_public_key_of_small_order_is_refused():
         agree(new_private_key(), bytes(32), context=b"x")
 
 
+@pytest.mark.parametrize("public", [b"", bytes(31), bytes(32), bytes(33), b"\1" + bytes(31)])
+def test_a_signed_key_that_nobody_can_use_is_refused_where_it_is_received(public):
+    identity = Identity.generate()
+    for known in (identity.public_bytes, None):
+        with pytest.raises(ValueError, match="site 3 is no usable X25519 key"):
+            verify(identity.sign(3, public, context=b"run"), known, context=b"run")
+
+
 def test_a_signature_holds_for_site_key_and_purpose_only():
     identity, other = Identity.generate(), Identity.generate()
     key = identity.sign(3, new_private_key(), context=b"round 1")
@@ -61,14 +70,15 @@ def test_a_signature_holds_for_site_key_and_purpose_only():
         (key, other.public_bytes, b"round 1"),
         (key, identity.public_bytes, b"round 2"),
         (dataclasses.replace(key, site=4), identity.public_bytes, b"round 1"),
-        (dataclasses.replace(key, public=bytes(32)), identity.public_bytes, b"round 1"),
+        (dataclasses.replace(key, public=new_private_key()), identity.public_bytes, b"round 1"),
         (dataclasses.replace(key, signature=bytes(64)), identity.public_bytes, b"round 1"),
         (dataclasses.replace(key, signature=b""), identity.public_bytes, b"round 1"),
-        (dataclasses.replace(key, public=key.public + b"r"), identity.public_bytes, b"ound 1"),
     ]
     for forged, pinned, context in changed:
         with pytest.raises(ValueError, match="not signed with that site's identity"):
             verify(forged, pinned, context=context)
+    longer = dataclasses.replace(key, public=key.public + b"r")
+    assert not is_signed(longer, identity.public_bytes, context=b"ound 1")
 
 
 def test_an_identity_is_its_private_bytes():

@@ -73,8 +73,7 @@ class SiteExchange:
         }
         self.secure: SecureRounds | None = None
         if self.settings.secure.secure_aggregation:
-            numbers = {site.node_id: site.index for site in agreement.sites}
-            self.secure = SecureRounds(grid, numbers, self.settings, self._reject)
+            self.secure = SecureRounds(grid, agreement.sites, self.settings, self._reject)
         self.used: list[dict[str, Any]] = []  # what each site of the round did, for the record
         self.rejected: list[dict[str, Any]] = []
         self._number = 0
@@ -87,7 +86,7 @@ class SiteExchange:
         ordered = sorted([*others, site], key=lambda known: known.index)
         self.sites = {known.node_id: known for known in ordered}
         if self.secure is not None:
-            self.secure.admit(site.node_id, site.index)
+            self.secure.admit(site)
 
     def sample(self, number: int) -> list[SiteInfo]:
         """Return the sites of a round, by index; the same seed draws the same sites."""

@@ -36,6 +36,7 @@ class SiteInfo:
 
     Args:
         key_id: Names the key that it signed with; empty if it has none.
+        identity: The public key that it must sign with; None if it is not known here.
         facts: Digests of its base, adapter and prompts, under the names of `FACTS`.
         size: How many numbers its adapter has.
     """
@@ -47,6 +48,7 @@ class SiteInfo:
     rank: int
     data_digest: str
     key_id: str
+    identity: bytes | None
     facts: Mapping[str, str]
     size: int
 
@@ -86,6 +88,10 @@ class Membership:
 
     def objection(self, node_id: int, index: int, name: str) -> str | None:
         """Return why a node may not be the site that it claims to be; None if it may."""
+        return None
+
+    def identity(self, index: int) -> bytes | None:
+        """Return the public key that a site signs with; None if it is not known here."""
         return None
 
 
@@ -163,7 +169,7 @@ class Handshake:
         for reply in receive(self.grid, questions, deadline_s=deadline_s):
             node_id = reply.metadata.src_node_id
             try:
-                site = _read_site(reply)
+                site = _read_site(reply, self.members.identity)
                 objection = self.members.objection(node_id, site.index, site.name)
             except Exception as error:  # whatever reading their bytes may raise
                 objection = str(error) or repr(error)
@@ -232,7 +238,7 @@ def _senders(sites: list[SiteInfo], same_bits: bool) -> list[SiteInfo]:
     return sites
 
 
-def _read_site(reply: Message) -> SiteInfo:
+def _read_site(reply: Message, identity_of: Callable[[int], bytes | None]) -> SiteInfo:
     """Return what a site says about itself; a signature is checked, if there is one."""
     if reply.has_error():
         raise ValueError(reply.error.reason)
@@ -252,9 +258,12 @@ def _read_site(reply: Message) -> SiteInfo:
             shown = printable(repr(value), 60)
             raise ValueError(f"its {name} is {shown}: not a whole number from 0 to {most}")
     index, key_id = int(site["index"]), ""
+    identity = identity_of(index)
     if "public-key" in site:
         public, signature = bytes(site["public-key"]), bytes(site["signature"])
         key_id = verify_participation(public, signature, index, str(site["base-fingerprint"]))
+        if identity not in (None, public):
+            raise ValueError(f"it signs with key {key_id}, which is not its kit's")
     return SiteInfo(
         node_id=reply.metadata.src_node_id,
         index=index,
@@ -263,6 +272,7 @@ def _read_site(reply: Message) -> SiteInfo:
         rank=int(site["rank"]),
         data_digest=str(site["data-digest"]),
         key_id=key_id,
+        identity=identity,
         facts={name: str(site[name]) for name in FACTS},
         size=int(site["size"]),
     )

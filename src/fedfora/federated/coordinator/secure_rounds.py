@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedfora.federated.coordinator.handshake import SiteInfo
 from fedfora.federated.coordinator.receiving import receive
-from fedfora.federated.secure_aggregation.crypto import SignedKey
+from fedfora.federated.secure_aggregation.crypto import SignedKey, verify
 from fedfora.federated.secure_aggregation.fixed_point import (
     FixedPoint,
     Summed,
@@ -23,7 +24,14 @@ from fedfora.federated.secure_aggregation.fixed_point import (
     read_sum,
     vector_size,
 )
-from fedfora.federated.secure_aggregation.messages import Reveal, RoundKeys, Terms, digest_of
+from fedfora.federated.secure_aggregation.messages import (
+    Reveal,
+    RoundKeys,
+    Terms,
+    digest_of,
+    round_context,
+    run_context,
+)
 from fedfora.federated.secure_aggregation.server import RoundLost, SecureRound, WrongShares
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.wire import secure_records as wire
@@ -40,7 +48,7 @@ class SecureRounds:
     """Secure aggregation, round after round; sites are known by node and by number.
 
     Args:
-        numbers: The sites' numbers, by node; all sites of the run.
+        sites: All sites of the run.
         on_rejected: Called with the node whose answer is not used, and the reason.
 
     Raises:
@@ -50,28 +58,30 @@ class SecureRounds:
     def __init__(
         self,
         grid: Grid,
-        numbers: dict[int, int],
+        sites: list[SiteInfo],
         settings: FederationSettings,
         on_rejected: Callable[[int, str], None],
     ) -> None:
-        self.grid, self.numbers, self.on_rejected = grid, numbers, on_rejected
-        self.nodes = {number: node for node, number in numbers.items()}
-        self.settings = settings
+        self.grid, self.settings, self.on_rejected = grid, settings, on_rejected
+        self.numbers: dict[int, int] = {}  # by node
+        self._sites: dict[int, SiteInfo] = {}  # by number
         self.uplink_bytes: Counter[int] = Counter()  # of a round, besides the masked words, by node
         self._keys: dict[int, SignedKey] = {}
         self._informed: set[int] = set()  # nodes that have the newest roster
-        self._code = self._code_for(len(numbers))
+        for site in sites:
+            self.admit(site)
+        self._code = self._code_for(len(sites))
         self._round: SecureRound
         self._reasons: list[str] = []
         self._excluded: set[int] = set()  # numbers of sites whose shares were wrong
         self.line: dict[str, float] = {}
 
-    def admit(self, node: int, number: int) -> None:
+    def admit(self, site: SiteInfo) -> None:
         """Admit a site from the next round on; it replaces a node with the same number."""
-        self.numbers = {known: n for known, n in self.numbers.items() if n != number}
-        self.numbers[node] = number
-        self.nodes[number] = node
-        self._keys.pop(number, None)
+        self.numbers = {known: n for known, n in self.numbers.items() if n != site.index}
+        self.numbers[site.node_id] = site.index
+        self._sites[site.index] = site
+        self._keys.pop(site.index, None)
 
     def _code_for(self, num_sites: int) -> FixedPoint:
         return FixedPoint(
@@ -101,10 +111,10 @@ class SecureRounds:
         terms = Terms(round_number, tuple(sampled), fraction, digest_of(self._keys))
         self._code = self._code_for(len(sampled))
         opened = self._round = SecureRound(terms, vector_size(num_numbers), task)
-        self._collect(wire.SHARE, self._invitations(terms), RoundKeys, opened.receive_keys)
-        self._informed |= {self.nodes[number] for number in opened.present}
+        self._collect(wire.SHARE, self._invitations(terms), RoundKeys, self._take_shares)
+        self._informed |= {self._sites[number].node_id for number in opened.present}
         return {
-            self.nodes[number]: {wire.DELIVERY: wire.write(delivery)}
+            self._sites[number].node_id: {wire.DELIVERY: wire.write(delivery)}
             for number, delivery in self._or_lost(opened.deliveries).items()
         }
 
@@ -127,11 +137,11 @@ class SecureRounds:
         opened = self._round
         survivors = self._or_lost(opened.survivors)
         question = RecordDict({wire.SURVIVORS: wire.write(survivors)})
-        contents = {self.nodes[site]: question for site in survivors}
+        contents = {self._sites[site].node_id: question for site in survivors}
         self._collect(wire.CONFIRM, contents, bytes, opened.receive_signature)
         signatures = self._or_lost(opened.signatures)
         shown = RecordDict({wire.SIGNATURES: wire.write(signatures)})
-        contents = {self.nodes[site]: shown for site in signatures}
+        contents = {self._sites[site].node_id: shown for site in signatures}
         self._collect(wire.REVEAL, contents, Reveal, opened.receive_reveal)
         summed = self._or_lost(lambda: read_sum(self._total(opened), self._code))
         self.line = {
@@ -164,7 +174,7 @@ class SecureRounds:
 
     def _exclude(self, site: int, reason: str) -> None:
         self._excluded.add(site)
-        self._reject(self.nodes[site], f"{reason}: it takes no part in later rounds")
+        self._reject(self._sites[site].node_id, f"{reason}: it takes no part in later rounds")
 
     def _collect_keys(self, nodes: Iterable[int]) -> None:
         """Ask sites without a key of this run for one; a new key makes a new roster."""
@@ -176,13 +186,19 @@ class SecureRounds:
     def _take_key(self, number: int, key: SignedKey) -> None:
         if key.site != number:
             raise ValueError(f"it sent the key of site {key.site}")
+        verify(key, self._sites[number].identity, context=run_context(str(self._run)))
         self._keys[number] = key
         self._informed.clear()
+
+    def _take_shares(self, number: int, answer: RoundKeys) -> None:
+        context = round_context(self._round.terms)
+        verify(answer.key, self._sites[number].identity, context=context)
+        self._round.receive_keys(number, answer)
 
     def _invitations(self, terms: Terms) -> dict[int, RecordDict]:
         contents = {}
         for number in terms.participants:
-            node = self.nodes[number]
+            node = self._sites[number].node_id
             contents[node] = RecordDict({wire.TERMS: wire.write(terms)})
             if node not in self._informed:
                 contents[node][wire.ROSTER] = wire.write(self._keys)
@@ -201,7 +217,7 @@ class SecureRounds:
             Message(content, node, what, ttl=deadline_s) for node, content in contents.items()
         ]
         for reply in receive(self.grid, messages, deadline_s=deadline_s):
-            node = reply.metadata.src_node_id
+            node, self._run = reply.metadata.src_node_id, reply.metadata.run_id
             if reply.has_error():
                 self._keys.pop(self.numbers[node], None)  # perhaps restarted: asked for a new key
                 self._reject(node, reply.error.reason)

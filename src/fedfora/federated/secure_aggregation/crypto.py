@@ -68,13 +68,17 @@ def is_signed(key: SignedKey, identity: bytes, *, context: bytes) -> bool:
     return True
 
 
-def verify(key: SignedKey, identity: bytes, *, context: bytes) -> None:
-    """Raise unless the holder of `identity` signed this key for this very purpose.
+def verify(key: SignedKey, identity: bytes | None, *, context: bytes) -> None:
+    """Raise unless the holder of `identity`, if it is known, signed this key for this very purpose.
 
     Raises:
-        ValueError: If the signature is not valid.
+        ValueError: If the signature is not valid, or nobody can agree on a secret with the key.
     """
-    if not is_signed(key, identity, context=context):
+    try:
+        agree(new_private_key(), key.public, context=context)
+    except ValueError:
+        raise ValueError(f"the public key of site {key.site} is no usable X25519 key") from None
+    if identity is not None and not is_signed(key, identity, context=context):
         raise ValueError(
             f"the key said to come from site {key.site} is not signed with that site's identity "
             "for this run and round: somebody in between changed or replayed it"
