@@ -16,7 +16,6 @@ from fedfora.training.local import train_locally
 from fedfora.training.packing import check_no_leak, collate_packed, pack, passes_of
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments, check_device
-from fedfora.training.trainer import GroupedByLength
 
 STEP = {
     "optim": "sgd",
@@ -122,18 +121,6 @@ def test_attention_that_reaches_over_is_found(tiny_dir, dtype, setup, monkeypatc
     monkeypatch.setattr("fedfora.training.packing.collate_packed", blind)
     with pytest.raises(ValueError, match="--packing: this model's attention sees earlier rows"):
         check_no_leak(model, encoded)
-
-
-def test_grouped_rows_waste_little_and_change_with_the_pass():
-    lengths = [(37 * i) % 101 + 1 for i in range(400)]
-    sampler = GroupedByLength(lengths, 8, seed=3)
-    first, again = list(sampler), list(sampler)
-    assert first == again
-    assert sorted(first) == list(range(400))
-    sampler.epoch = 1
-    assert list(sampler) != first
-    batches = [[lengths[i] for i in first[k : k + 8]] for k in range(0, 400, 8)]
-    assert sum(8 * max(b) for b in batches) < 1.15 * sum(lengths)
 
 
 @pytest.mark.parametrize(

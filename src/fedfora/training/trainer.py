@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
 from fedfora.adapter.state import AdapterState, read_state, state_from_dict, write_state
@@ -66,7 +65,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.settings, self.stretch, self.run = settings, stretch, run
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
-        self._grouped: GroupedByLength | None = None
+        self._grouped: LengthGroupedSampler | None = None
         self.progress, self.started = Progress(), time.perf_counter()
         tokens = settings.max_tokens_per_pass
         self.private = None if privacy is None else PrivateSteps(privacy, tokens)
@@ -145,18 +144,22 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self._step_loss = self._step_loss + loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Group rows of like length where that is asked for; otherwise as the Trainer does."""
+        """Group rows of like length where that is asked for; otherwise as the Trainer does.
+
+        The sampler has a generator of its own: from the global one, a training that was resumed in
+        a later pass over the rows would draw another order.
+        """
         if not self.settings.group_by_length:
             return super()._get_train_sampler(train_dataset)
         together = self.args.train_batch_size * self.args.world_size
         lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        self._grouped = GroupedByLength(lengths, together, self.args.seed)
+        self._grouped = LengthGroupedSampler(together, lengths=lengths, generator=torch.Generator())
         return self._grouped
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
-        """Tell the sampler which pass this is; the Trainer does not reach it in all cases."""
+        """Seed the order of the rows for this pass; the Trainer does not do so in all cases."""
         if self._grouped is not None:
-            self._grouped.epoch = epoch
+            self._grouped.generator.manual_seed(self.args.seed + epoch)
         super()._run_epoch(epoch=epoch, **kwargs)
 
     def finish_step(self) -> float:
@@ -247,25 +250,6 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         state = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)
         return state
-
-
-class GroupedByLength(Sampler[int]):
-    """Rows at random, but batches of like length; the same order for the same seed and epoch.
-
-    transformers' own sampler draws from the global generator, so that a training resumed in a later
-    pass over the rows would see another order.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        yield from get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
 
 
 class AfterStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
