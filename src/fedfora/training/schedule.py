@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
@@ -41,18 +40,6 @@ def num_steps(
     batches = math.ceil(math.ceil(num_rows / settings.per_device_train_batch_size) / num_processes)
     steps_of_pass = math.ceil(batches / settings.gradient_accumulation_steps)
     return max(1, math.ceil((settings.num_train_epochs or EPOCHS) * steps_of_pass))
-
-
-def schedule_at(
-    step: int, total_steps: int, *, lr_scheduler_type: str, warmup_ratio: float
-) -> float:
-    """Return the share of the peak learning rate that a step, counted from 0, has."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    stretch = StepWindow(step, 1, total_steps)
-    schedule = scheduler_from(
-        optimizer, stretch, lr_scheduler_type=lr_scheduler_type, warmup_ratio=warmup_ratio
-    )
-    return float(schedule.get_last_lr()[0])
 
 
 def scheduler_from(

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from fedfora.federated.aggregation.means import ErrorMeter, Reading
 from fedfora.federated.aggregation.robust import robust
 from fedfora.federated.aggregation.server_optimizer import ServerOptimizer
@@ -16,7 +18,7 @@ from fedfora.federated.coordinator.site_privacy import SitePrivacy
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.wire.messages import RoundMessages
 from fedfora.training.privacy_plan import rate_for_noise
-from fedfora.training.schedule import schedule_at
+from fedfora.training.schedule import StepWindow, scheduler_from
 
 logger = logging.getLogger(__name__)
 
@@ -94,13 +96,13 @@ class Aggregator:
             peak = rate_for_noise(width, settings.federation.num_rounds, settings.adapter)
         adam, step = self.optimizer, round_index + 1
         unbiased = math.sqrt(1 - adam.beta_2**step) / (1 - adam.beta_1**step)
-        share = schedule_at(
-            round_index,
-            settings.federation.num_rounds,
+        schedule = scheduler_from(
+            torch.optim.SGD([torch.zeros(1)], lr=unbiased * peak),
+            StepWindow(round_index, 1, settings.federation.num_rounds),
             lr_scheduler_type=train.lr_scheduler_type,
             warmup_ratio=train.warmup_ratio,
         )
-        return unbiased * peak * share
+        return float(schedule.get_last_lr()[0])
 
     def _say(self, reading: Reading) -> None:
         """Say once which rule would have lost less."""
