@@ -16,22 +16,13 @@ from fedfora.federated.settings import (
     settings_parser,
 )
 from fedfora.federated.settings_scope import LOCAL_ONLY, SITE_MAY_OVERRIDE
+from fedfora.privacy.settings import PrivacyArguments
 
-# What a site is promised is in its own kit too, and applies whatever the coordinator sends.
+# What a site is promised is in its own kit too, and applies whatever the coordinator sends: all but
+# how numbers are written, and where a site's own ledger is.
 PROTECTION = frozenset(
-    {
-        "secure_aggregation",
-        "secagg_threshold",
-        "secagg_min_sites",
-        "privacy_unit",
-        "target_epsilon",
-        "target_delta",
-        "noise_multiplier",
-        "clipping_norm",
-        "sampling_rate",
-        "shared_noise",
-    }
-)
+    item.name for kind in (SecureAggregationArguments, PrivacyArguments) for item in fields(kind)
+) - {"secagg_range", "privacy_dir"}
 # How rows are read: where it fails, it tells of a row, and nothing is paid for.
 READING = frozenset(item.name for item in fields(DataArguments)) - LOCAL_ONLY
 UNBOUND = READING & SITE_MAY_OVERRIDE  # in no digest of a task, on which masks depend
