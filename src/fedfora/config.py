@@ -129,7 +129,7 @@ class ConfigParser(argparse.ArgumentParser):
 
     Args:
         sections: The dataclasses, in the order of `--help`.
-        prog: The command.
+        prog: The command; default: what the description says before its first colon.
         description: What `--help` says first.
         first: The option that takes the words before the first flag, as in `report RUN...`.
         without: Options of the sections that have no effect in this command and are not offered.
@@ -145,7 +145,7 @@ class ConfigParser(argparse.ArgumentParser):
         without: Collection[str] = (),
     ) -> None:
         super().__init__(
-            prog=prog,
+            prog=prog or (description or "").partition(":")[0] or None,
             usage="%(prog)s [--config FILE.yaml] [OPTIONS]",
             description=description,
             formatter_class=_OptionHelp,

@@ -10,9 +10,8 @@ from fedfora.evaluation.settings import AuditArguments, audited_run
 
 def run(argv: Sequence[str]) -> None:
     """Parse, attack, and print the numbers, good or bad."""
-    (arguments,) = ConfigParser(
-        [AuditArguments], prog="fedfora audit RUN", description=__doc__, first="run"
-    ).parse(argv)
+    parser = ConfigParser([AuditArguments], description=__doc__, first="run")
+    (arguments,) = parser.parse(argv)
     silence_libraries()
     audited_run(arguments)
     announce_loading("audit")

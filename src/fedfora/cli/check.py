@@ -48,9 +48,8 @@ def run_data(words: Sequence[str]) -> None:
     Raises:
         ValueError: If rows are broken, so that the exit status says so.
     """
-    data, model, adapter, train = ConfigParser(
-        SECTIONS, prog="fedfora check data FILE", description=__doc__, first="train_file"
-    ).parse(words)
+    parser = ConfigParser(SECTIONS, description=__doc__, first="train_file")
+    data, model, adapter, train = parser.parse(words)
     silence_libraries()
     if model.model_name_or_path is not None:
         checked_model_name(model)

@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
     """Run the coordinator's processes, forever or for one run, or show its journal."""
     if runs_part(argv, {"run": _run, "journal": _journal}):
         return
-    parser = ConfigParser([KitArguments], prog="fedfora coordinator", description=__doc__)
+    parser = ConfigParser([KitArguments], description=__doc__)
     (arguments,) = parser.parse(argv)
     silence_libraries()
     kit = read_kit(arguments.kit, CoordinatorKit)

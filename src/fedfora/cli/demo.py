@@ -46,7 +46,7 @@ class DemoArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, run the comparison, print its table and write summary.json."""
-    parser = ConfigParser([DemoArguments], prog="fedfora demo", description=__doc__)
+    parser = ConfigParser([DemoArguments], description=__doc__)
     (arguments,) = parser.parse(argv)
     silence_libraries()
     from fedfora.federated.preflight import preflight, work_of

@@ -12,7 +12,7 @@ from fedfora.reporting.wording import score_lines
 
 def run(argv: Sequence[str]) -> None:
     """Parse, score, and print the scores."""
-    parser = ConfigParser([EvaluateArguments], prog="fedfora evaluate", description=__doc__)
+    parser = ConfigParser([EvaluateArguments], description=__doc__)
     (settings,) = parser.parse(argv)
     silence_libraries()
     written, read = settings.scores_file, settings.predictions_file

@@ -13,7 +13,7 @@ from fedfora.exporting.settings import SECTIONS, ExportSettings, check_place
 
 def run(argv: Sequence[str]) -> None:
     """Parse, export, and print how much the result differs from its source."""
-    parser = ConfigParser(SECTIONS.values(), prog="fedfora export", description=__doc__)
+    parser = ConfigParser(SECTIONS.values(), description=__doc__)
     given = parser.values(argv)
     settings = ExportSettings(frozenset(given), *parser.build(given))
     silence_libraries()

@@ -9,7 +9,7 @@ from fedfora.integrations.fate.settings import SECTIONS, FateSettings
 
 def run(argv: Sequence[str]) -> None:
     """Parse, take part, and say where the result is."""
-    parser = ConfigParser(SECTIONS.values(), prog="fedfora fate", description=__doc__)
+    parser = ConfigParser(SECTIONS.values(), description=__doc__)
     settings = FateSettings(*parser.parse(argv))
     silence_libraries()
     announce_loading("fate")

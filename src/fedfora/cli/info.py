@@ -7,7 +7,7 @@ from fedfora.config import ConfigParser
 
 def run(argv: Sequence[str]) -> None:
     """Print versions and hardware as YAML."""
-    ConfigParser([], prog="fedfora info", description=__doc__).parse(argv)
+    ConfigParser([], description=__doc__).parse(argv)
     import torch  # noqa: F401  # so that GPUs are listed
     import yaml
 

@@ -19,7 +19,7 @@ class KeysArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, make the keys, and say how they are used."""
-    parser = ConfigParser([KeysArguments], prog="fedfora keys", description=__doc__)
+    parser = ConfigParser([KeysArguments], description=__doc__)
     (arguments,) = parser.parse(argv)
     from fedfora.protection import keys
 

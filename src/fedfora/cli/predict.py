@@ -16,9 +16,7 @@ from fedfora.evaluation.settings import NO_EFFECT, SECTIONS, PredictSettings
 
 def run(argv: Sequence[str]) -> None:
     """Parse, predict, and print the scores."""
-    parser = ConfigParser(
-        SECTIONS.values(), prog="fedfora predict", description=__doc__, without=NO_EFFECT
-    )
+    parser = ConfigParser(SECTIONS.values(), description=__doc__, without=NO_EFFECT)
     given = parser.values(argv)
     settings = PredictSettings(frozenset(given), *parser.build(given))
     silence_libraries()

@@ -21,12 +21,8 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: If no file is named, or something in it or in the kits is wrong.
     """
-    (arguments,) = ConfigParser(
-        [ProvisionArguments],
-        prog="fedfora provision SITES.yaml",
-        description=__doc__,
-        first="sites_file",
-    ).parse(argv)
+    parser = ConfigParser([ProvisionArguments], description=__doc__, first="sites_file")
+    (arguments,) = parser.parse(argv)
     from fedfora.deployment.certificates import read_requests
     from fedfora.deployment.provision import provision
     from fedfora.deployment.sites_file import read_sites_file

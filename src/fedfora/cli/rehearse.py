@@ -29,12 +29,8 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: If a site failed.
     """
-    (arguments,) = ConfigParser(
-        [RehearsalArguments],
-        prog="fedfora rehearse SITES.yaml",
-        description=__doc__,
-        first="sites_file",
-    ).parse(argv)
+    parser = ConfigParser([RehearsalArguments], description=__doc__, first="sites_file")
+    (arguments,) = parser.parse(argv)
     if arguments.sites_file is None:
         raise ValueError("no sites file given: fedfora rehearse SITES.yaml")
     silence_libraries()

@@ -23,9 +23,8 @@ class ReportArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, write the page, and say where it is."""
-    (arguments,) = ConfigParser(
-        [ReportArguments], prog="fedfora report RUN...", description=__doc__, first="runs"
-    ).parse(argv)
+    parser = ConfigParser([ReportArguments], description=__doc__, first="runs")
+    (arguments,) = parser.parse(argv)
     runs = arguments.runs
     if not runs:
         raise ConfigError("no run given: fedfora report RUN..., e.g. fedfora report out/demo")

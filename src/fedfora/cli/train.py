@@ -18,9 +18,7 @@ from fedfora.training.settings import NO_EFFECT, SECTIONS, TrainSettings
 
 def run(argv: Sequence[str]) -> None:
     """Parse, train, and say where the results are."""
-    parser = ConfigParser(
-        SECTIONS.values(), prog="fedfora train", description=__doc__, without=NO_EFFECT
-    )
+    parser = ConfigParser(SECTIONS.values(), description=__doc__, without=NO_EFFECT)
     settings = TrainSettings(*parser.parse(argv))
     silence_libraries()
     rows = preflight(settings)

@@ -16,9 +16,8 @@ class VerifyArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, check, and print who signed what."""
-    (arguments,) = ConfigParser(
-        [VerifyArguments], prog="fedfora verify DIR", description=__doc__, first="model_dir"
-    ).parse(argv)
+    parser = ConfigParser([VerifyArguments], description=__doc__, first="model_dir")
+    (arguments,) = parser.parse(argv)
     import yaml
 
     from fedfora.protection.keys import TRUSTED, trusted_keys
