@@ -8,7 +8,7 @@ import pytest
 from fedfora.protection import keys
 
 
-def test_secrets_are_for_their_owner_and_never_written_over(tmp_path):
+def test_secrets_are_for_their_owner_and_never_written_over(tmp_path, monkeypatch):
     signing, disk = tmp_path / "site.pem", tmp_path / "disk.key"
     identity = keys.make_signing_key(signing)
     keys.make_encryption_key(disk)
@@ -16,18 +16,20 @@ def test_secrets_are_for_their_owner_and_never_written_over(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     public = keys.read_signing_key(signing).public_key().public_bytes_raw()
     assert keys.key_id(public) == identity
-    assert keys.read_trusted_keys(tmp_path / "site.pem.pub") == {public}
+    monkeypatch.setenv(keys.TRUSTED, str(tmp_path / "site.pem.pub"))
+    assert keys.trusted_keys() == {public}
     for make, path in ((keys.make_signing_key, signing), (keys.make_encryption_key, disk)):
         with pytest.raises(ValueError, match="never overwritten"):
             make(path)
 
 
-def test_several_trusted_keys_lie_in_one_file(tmp_path):
+def test_several_trusted_keys_lie_in_one_file(tmp_path, monkeypatch):
     for name in "ab":
         keys.make_signing_key(tmp_path / name)
     both = tmp_path / "trusted.pem"
     both.write_text((tmp_path / "a.pub").read_text() + (tmp_path / "b.pub").read_text())
-    assert len(keys.read_trusted_keys(both)) == 2
+    monkeypatch.setenv(keys.TRUSTED, str(both))
+    assert len(keys.trusted_keys()) == 2
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
@@ -59,15 +61,16 @@ def test_what_is_no_encryption_key_is_refused(value, monkeypatch):
     assert value not in str(caught.value)  # a secret, even a wrong one, is not for logs
 
 
-def test_what_is_no_signing_key_is_refused(tmp_path):
+def test_what_is_no_signing_key_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "site.pem"
     with pytest.raises(ValueError, match="cannot be read"):
         keys.read_signing_key(path)
     path.write_text("nothing")
     with pytest.raises(ValueError, match="not a PEM private key"):
         keys.read_signing_key(path)
+    monkeypatch.setenv(keys.TRUSTED, str(path))
     with pytest.raises(ValueError, match="not a PEM public key"):
-        keys.read_trusted_keys(path)
+        keys.trusted_keys()
     from cryptography.hazmat.primitives import serialization as s
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 

@@ -30,20 +30,16 @@ TASKS.add("instruction", Task())
 TASKS.add(
     "triples",
     Task(
-        instruction=(
-            "List the triples of this text, one on a line, as head_relation_tail, in the order of "
-            "the text.\n"
-        )
+        "List the triples of this text, one on a line, as head_relation_tail, in the order of the "
+        "text.\n"
     ),
 )
 # The columns of the iCliniq consultations, and the original program's words for them.
 TASKS.add(
     "medical-dialogue",
     Task(
-        instruction=(
-            "If you are a doctor, please answer the medical questions based on the patient's "
-            "description."
-        ),
+        "If you are a doctor, please answer the medical questions based on the patient's "
+        "description.",
         response_column="answer_icliniq",
     ),
 )

@@ -206,13 +206,7 @@ class CutOffError(WireError):
 
 
 def send(connection: socket.socket, header: Header, records: RecordDict) -> int:
-    """Send a frame and return its bytes.
-
-    Args:
-        connection: A connected socket.
-        header: What is not a record; JSON must be able to hold it.
-        records: The records.
-    """
+    """Send a frame, of a header that JSON can hold and of records, and return its bytes."""
     frame = encode(header, records)
     connection.sendall(_FRAME.pack(len(frame)) + frame)
     return _FRAME.size + len(frame)

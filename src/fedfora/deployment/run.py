@@ -29,16 +29,11 @@ BEGIN_S = 300.0  # Flower starts a run's process within this time, or its SuperL
 
 PACKAGE = "fedfora_app"
 
+_SIDE = '"""{}"""\n\nfrom fedfora.deployment.{} import app\n\n__all__ = ["app"]\n'
 _FILES = {
     "__init__.py": '"""All that travels of a run. Each side runs what it installed."""\n',
-    "server.py": (
-        '"""The coordinator\'s side."""\n\nfrom fedfora.deployment.server_app import app\n\n'
-        '__all__ = ["app"]\n'
-    ),
-    "client.py": (
-        '"""A site\'s side."""\n\nfrom fedfora.deployment.client_app import app\n\n'
-        '__all__ = ["app"]\n'
-    ),
+    "server.py": _SIDE.format("The coordinator's side.", "server_app"),
+    "client.py": _SIDE.format("A site's side.", "client_app"),
 }
 
 Say = Callable[[str], None]

@@ -139,23 +139,14 @@ def _rows(
 # Numbers of rows to confidence intervals of what their sums give, by resampling the rows.
 
 RESAMPLES = 1000
-LEVEL = 0.95
+LEVEL = 0.95  # share of the samples' scores inside the interval
 _CHUNK = 2**22  # drawn row numbers held at a time
 
 
 def resampled_sums(
     counts_NK: NDArray[np.float64], *, seed: int, resamples: int = RESAMPLES
 ) -> NDArray[np.float64]:
-    """Return the column sums of `resamples` samples of N rows drawn with replacement.
-
-    Args:
-        counts_NK: K numbers for each of N rows.
-        seed: Seed of the draws.
-        resamples: Number of samples.
-
-    Returns:
-        An array of shape `(resamples, K)`.
-    """
+    """Return the column sums, `(resamples, K)`, of samples of N rows drawn with replacement."""
     rng = np.random.default_rng(seed)
     num_rows = len(counts_NK)
     step = max(1, _CHUNK // num_rows)
@@ -168,17 +159,14 @@ def resampled_sums(
 
 
 def interval(
-    sums_BK: NDArray[np.float64], total: Callable[[Sequence[float]], float], level: float = LEVEL
+    sums_BK: NDArray[np.float64], total: Callable[[Sequence[float]], float]
 ) -> tuple[float, float]:
     """Return the percentile interval of a score (Efron and Tibshirani 1993, Sec. 13.3).
 
-    Args:
-        sums_BK: As `resampled_sums` returns them.
-        total: Sums of a sample to its score.
-        level: Share of the samples' scores inside the interval.
+    `total` maps the sums of a sample, as `resampled_sums` returns them, to its score.
     """
     scores = [total(sums) for sums in sums_BK.tolist()]
-    low, high = np.nanpercentile(scores, [50 * (1 - level), 50 * (1 + level)])
+    low, high = np.nanpercentile(scores, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 
 

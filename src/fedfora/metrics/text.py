@@ -9,6 +9,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from fedfora.metrics.metric import Answer, metric
@@ -110,15 +111,7 @@ def _rouge(name: str, answer: Answer) -> tuple[float, int]:
 def _rouge_scorer(name: str) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer([name], tokenizer=_AllScripts())
-
-
-class _AllScripts:
-    """What rouge-score asks of a tokenizer."""
-
-    def tokenize(self, text: str) -> list[str]:
-        """Return the tokens of `fedfora.metrics.text`."""
-        return tokens(text)
+    return RougeScorer([name], tokenizer=SimpleNamespace(tokenize=tokens))
 
 
 @lru_cache

@@ -38,13 +38,28 @@ def signing_key() -> Any | None:
 
 
 def trusted_keys() -> set[bytes] | None:
-    """Return the raw public keys that count here; None where any does.
+    """Return the raw public keys that count here, from a file of PEM blocks; None where any does.
 
     Raises:
-        ValueError: If the file cannot be read or holds no Ed25519 public key.
+        ValueError: If the file cannot be read or a block is no Ed25519 public key.
     """
     path = os.environ.get(TRUSTED)
-    return read_trusted_keys(Path(path)) if path else None
+    if not path:
+        return None
+    end = "-----END PUBLIC KEY-----"
+    blocks = [part + end for part in _read(Path(path), TRUSTED).split(end)[:-1]]
+    if not blocks:
+        raise ValueError(f"{TRUSTED} {path}: not a PEM public key")
+    keys = set()
+    for block in blocks:
+        try:
+            key = need(_SERIALIZATION).load_pem_public_key(block.strip().encode())
+        except ValueError as error:
+            raise ValueError(f"{TRUSTED} {path}: not a PEM public key: {error}") from error
+        if not isinstance(key, need(_ED25519).Ed25519PublicKey):
+            raise ValueError(f"{TRUSTED} {path}: {type(key).__name__} is not an Ed25519 key")
+        keys.add(key.public_bytes_raw())
+    return keys
 
 
 def encryption_key() -> bytes | None:
@@ -75,28 +90,6 @@ def read_signing_key(path: Path) -> Any:
     if not isinstance(key, need(_ED25519).Ed25519PrivateKey):
         raise ValueError(f"{SIGNING} {path}: {type(key).__name__} is not an Ed25519 key")
     return key
-
-
-def read_trusted_keys(path: Path) -> set[bytes]:
-    """Return the raw public keys in a file of PEM blocks, one after the other.
-
-    Raises:
-        ValueError: If the file cannot be read or a block is no Ed25519 public key.
-    """
-    end = "-----END PUBLIC KEY-----"
-    blocks = [part + end for part in _read(path, TRUSTED).split(end)[:-1]]
-    if not blocks:
-        raise ValueError(f"{TRUSTED} {path}: not a PEM public key")
-    keys = set()
-    for block in blocks:
-        try:
-            key = need(_SERIALIZATION).load_pem_public_key(block.strip().encode())
-        except ValueError as error:
-            raise ValueError(f"{TRUSTED} {path}: not a PEM public key: {error}") from error
-        if not isinstance(key, need(_ED25519).Ed25519PublicKey):
-            raise ValueError(f"{TRUSTED} {path}: {type(key).__name__} is not an Ed25519 key")
-        keys.add(key.public_bytes_raw())
-    return keys
 
 
 def make_signing_key(path: Path) -> str:

@@ -284,8 +284,6 @@ def reset_peak_memory() -> None:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     try:
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # Linux: resets the high-water mark of resident memory
+        Path("/proc/self/clear_refs").write_text("5")  # of resident memory, on Linux
     except OSError:
         return

@@ -175,10 +175,13 @@ def _combined_products(
     for layer in layers_of(pairs[0][0]):
         P0_OR, Q0_RI = product(current, layer)
         products = [product(update, layer) for update, _ in pairs]
-        U_OS, V_IS = _spanning_bases([*products, (P0_OR, Q0_RI)])
+        lefts, rights = zip(*products, (P0_OR, Q0_RI), strict=True)  # U and V span all of them
+        U_OS, _ = torch.linalg.qr(torch.cat(lefts, dim=1))
+        V_IS, _ = torch.linalg.qr(torch.cat(rights, dim=0).mT)
         M0_SS = (U_OS.mT @ P0_OR) @ (Q0_RI @ V_IS)
         changes_KSS = torch.stack([(U_OS.mT @ P) @ (Q @ V_IS) for P, Q in products]) - M0_SS
-        left_SS, right_SS = _principal_axes(changes_KSS)
+        left_SS = torch.linalg.eigh((changes_KSS @ changes_KSS.mT).sum(dim=0)).eigenvectors
+        right_SS = torch.linalg.eigh((changes_KSS.mT @ changes_KSS).sum(dim=0)).eigenvectors
         bases[layer] = (U_OS @ left_SS, V_IS @ right_SS)
         before[layer] = left_SS.mT @ M0_SS @ right_SS
         rows.append((left_SS.mT @ changes_KSS @ right_SS).flatten(1))
@@ -189,20 +192,6 @@ def _combined_products(
         M_SS = before[layer] + piece.reshape(U_OS.shape[1], V_IS.shape[1])
         result[layer] = (U_OS @ M_SS, V_IS.mT)
     return result
-
-
-def _spanning_bases(products: list[Product]) -> tuple[Tensor, Tensor]:
-    """Return orthonormal columns U (O, S) and V (I, S') that span all of some products."""
-    U_OS, _ = torch.linalg.qr(torch.cat([P_OR for P_OR, _ in products], dim=1))
-    V_IS, _ = torch.linalg.qr(torch.cat([Q_RI for _, Q_RI in products], dim=0).mT)
-    return U_OS, V_IS
-
-
-def _principal_axes(changes_KSS: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvectors of sum_k M_k M_k^T and of sum_k M_k^T M_k."""
-    left_SS = torch.linalg.eigh((changes_KSS @ changes_KSS.mT).sum(dim=0)).eigenvectors
-    right_SS = torch.linalg.eigh((changes_KSS.mT @ changes_KSS).sum(dim=0)).eigenvectors
-    return left_SS, right_SS
 
 
 def best_factors(P_OS: Tensor, Q_SI: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -309,6 +309,3 @@ def make_server_app(listeners: Iterable[Listener] = ()) -> ServerApp:
         run_rounds(grid, context.run_config, listeners)
 
     return app
-
-
-app = make_server_app()

@@ -190,6 +190,3 @@ def _packed(
     else:
         state.pop("lost", None)
     return record
-
-
-app = make_client_app()
