@@ -238,18 +238,18 @@ def test_a_site_that_is_ready_passes_and_a_fault_is_said_with_its_remedy(kits, t
         assert out.startswith(f"site {kit.name} of {kit.federation}\n")
         assert out.count("ok ") == len(out.splitlines()) - 1 == 12
         assert "2 rows, 0 broken" in out
-        fingerprint = out.split("fingerprint ")[1][:16]
+        fingerprint = out.split("fingerprint ")[1][:32]
         write_description(replace(kit, port=port, base_fingerprint=fingerprint))
         assert main(["check", "site", "--kit", str(kit.directory)]) == 0
         assert f"fingerprint {fingerprint}, the same as the federation's" in capsys.readouterr().out
-        write_description(replace(kit, port=port, base_fingerprint="0" * 16))
+        write_description(replace(kit, port=port, base_fingerprint="0" * 32))
         kit.node_key.chmod(0o644)
         assert main(["check", "site", "--kit", str(kit.directory)]) == 2
     captured = capsys.readouterr()
     failed = [line for line in captured.out.splitlines() if line.startswith("FAIL")]
     assert ["files" in failed[0], "base" in failed[1], len(failed)] == [True, True, 2]
     assert "chmod 600" in failed[0]
-    assert "the federation's base has 0000000000000000" in failed[1]
+    assert f"the federation's base has {'0' * 32}" in failed[1]
     assert "2 of 12 checks failed" in captured.err
 
 

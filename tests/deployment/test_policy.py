@@ -52,15 +52,15 @@ def test_each_limit_allows_what_is_within_and_names_what_is_beyond(policy, withi
 
 
 def test_a_base_that_is_not_named_is_refused():
-    policy = Policy(base=("0123456789abcdef",))
-    policy.check_base("0123456789abcdef")
-    with pytest.raises(PolicyError, match="fedcba9876543210 is not among 0123456789abcdef"):
-        policy.check_base("fedcba9876543210")
+    policy = Policy(base=("0123456789abcdef" * 2,))
+    policy.check_base("0123456789abcdef" * 2)
+    with pytest.raises(PolicyError, match=r"f{32} is not among (0123456789abcdef){2}"):
+        policy.check_base("f" * 32)
 
 
 def test_every_key_of_the_file_is_a_limit_and_has_a_code(tmp_path):
     text = (
-        "base: [0123456789abcdef]\nrounds: 50\nrank: 64\nsteps: 20\n"
+        "base: [0123456789abcdef0123456789abcdef]\nrounds: 50\nrank: 64\nsteps: 20\n"
         'hours: "20:00-6:00"\nuntil: 2027-03-31\nrules: [fedavg, refactor]\n'
     )
     (tmp_path / POLICY).write_text(text)
@@ -84,6 +84,7 @@ def test_every_key_of_the_file_is_a_limit_and_has_a_code(tmp_path):
         ("rules: fedavgg", "did you mean 'fedavg'"),
         ("rules: []", "line 1: rules: is empty"),
         ("base: clinic-base", "line 1: base: expected fingerprints"),
+        ("base: [13672758079c9411]", "line 1: base: expected fingerprints of 32 digits"),
         ("- rounds", "expected keys and values"),
     ],
 )

@@ -43,7 +43,7 @@ def keys(place):
 
 
 def test_a_kit_that_is_written_is_the_kit_that_is_read(provisioned):
-    done = provisioned(quorum=2, base_fingerprint="0123456789abcdef")
+    done = provisioned(quorum=2, base_fingerprint="0123456789abcdef" * 2)
     assert read_kit(done.kit.directory, CoordinatorKit) == done.kit
     kit = read_kit(done.place / "sites" / "dermatology", SiteKit)
     assert kit.index == 1

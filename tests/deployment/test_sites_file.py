@@ -8,7 +8,7 @@ GOOD = """\
 federation: clinics
 coordinator: {host: fed.example.org, port: 8443}
 quorum: 2
-base_fingerprint: 0123456789abcdef
+base_fingerprint: 0123456789abcdef0123456789abcdef
 settings:
   num_rounds: 3
   target_modules: [q_proj, v_proj]
@@ -47,7 +47,13 @@ MISTAKES = [
     ("fed.example.org", "10.0.0.300", 2, "coordinator.host: expected a DNS name or an address"),
     ("quorum: 2", "quorum: 3", 3, "quorum: expected a whole number from 1 to 2, got 3"),
     ("  num_rounds: 3", "  num_rounds: 3\n  min_clients: 1", 3, "settings.min_clients says 1"),
-    ("0123456789abcdef", "nonsense", 4, "base_fingerprint: expected the 16 hexadecimal"),
+    ("0123456789abcdef" * 2, "nonsense", 4, "base_fingerprint: expected the 32 hexadecimal"),
+    (
+        "0123456789abcdef" * 2,
+        "13672758079c9411",
+        4,
+        "base_fingerprint: expected the 32 hexadecimal",
+    ),
     ("num_rounds: 3", "num_round: 3", 6, "settings.num_round: unknown option --num_round; did"),
     ("num_rounds: 3", "num_rounds: many", 6, "settings.num_rounds: "),
     ("num_rounds: 3", "num_rounds: 0", 6, "settings.num_rounds: --num_rounds must be at least 1"),

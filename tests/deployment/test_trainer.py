@@ -126,7 +126,7 @@ def asking(site, directory):
         ("rules: fedavg", {"rule": "core"}, "POLICY_RULES"),
         ("rounds: 2", {}, "POLICY_ROUNDS"),
         ("until: 2026-01-31", {}, "POLICY_UNTIL"),
-        ("base: ['0123456789abcdef']", {}, "POLICY_BASE"),
+        ("base: ['0123456789abcdef0123456789abcdef']", {}, "POLICY_BASE"),
         ("rouns: 3", {}, "POLICY_FILE"),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_connection_that_says_nothing_does_not_keep_others_waiting(site, monke
 
 
 def test_another_base_than_the_kit_asks_for_is_refused(site, tmp_path):
-    other = Trainer("x", 0, site.own, tmp_path, base_fingerprint="0" * 16)
+    other = Trainer("x", 0, site.own, tmp_path, base_fingerprint="0" * 32)
     head = {"operation": "describe", "run": 1, "settings": SETTINGS}
     assert word(other.answer(head, RecordDict(QUESTION))[0]) == "BASE"
 

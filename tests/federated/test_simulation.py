@@ -33,7 +33,7 @@ def test_a_run_directory_tells_everything(settings, tmp_path, tiny_dir):
     assert config["federation"]["partition"] == "by-column:specialty"
     environment = json.loads((out / "environment.json").read_text())
     assert environment["seed"] == 42
-    assert len(environment["base_fingerprint"]) == 16
+    assert len(environment["base_fingerprint"]) == 32
     for adapter in (out, out / "round-001", out / "round-002"):
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_dir), adapter)
 

@@ -7,8 +7,8 @@ import torch
 from peft import PeftModel
 
 from fedfora.adapter.state import read_state
-from fedfora.models.adapter_base import add_adapter
-from fedfora.models.fingerprint import fingerprint
+from fedfora.models.adapter_base import add_adapter, check_base
+from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import load_adapter, load_base
 from fedfora.models.resolve import base_name_of, model_path, read_prompt_format
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
@@ -118,6 +118,35 @@ def test_the_fingerprint_is_that_of_weights_quantization_and_tokenizer(tiny_dir)
     other_tokenizer = base_of(tiny_dir)
     other_tokenizer.tokenizer.chat_template = "{{ messages }}"
     assert one != fingerprint(other_tokenizer)
+
+
+def test_a_base_with_the_same_weights_and_another_function_has_another_fingerprint(tiny_dir):
+    """With such a norm no adapter has a gradient: whoever hands out bases could blind all but one
+    site (Pasquini et al. 2022), as the masks depend on the base's fingerprint."""
+    one, blind = base_of(tiny_dir), base_of(tiny_dir)
+    blind.model.config.rms_norm_eps = 1e30
+    assert fingerprint(one) != fingerprint(blind)
+    one.model.config.use_cache = not one.model.config.use_cache
+    one.model.config.transformers_version = "5.20.0"
+    assert fingerprint(one) == fingerprint(base_of(tiny_dir))
+
+
+def test_a_fingerprint_has_128_bits_and_one_of_64_by_an_earlier_fedfora_is_compared_by_the_sketch(
+    tiny_dir, caplog
+):
+    """Of 64 bits, a party that makes two bases could have both alike after 2^32 trials."""
+    base = base_of(tiny_dir)
+    here = fingerprint(base)
+    assert len(bytes.fromhex(here)) == 16
+    record = {"base": describe(base)}
+    for known in (here, "0123456789abcdef"):
+        assert check_base(base, "adapter", {**record, "base_fingerprint": known}) == here
+    assert not caplog.records
+    with pytest.raises(ValueError, match="is not the base that adapter was trained on"):
+        check_base(base, "adapter", {**record, "base_fingerprint": here[:16] + "0" * 16})
+    record["base"]["sketch"] = record["base"]["sketch"].replace(".", ".9")
+    with pytest.raises(ValueError, match="is not the base that adapter was trained on"):
+        check_base(base, "adapter", {**record, "base_fingerprint": "0123456789abcdef"})
 
 
 def test_the_same_seed_gives_the_same_adapter_whatever_was_drawn_before(tiny_dir):

@@ -124,7 +124,8 @@ def read_policy(kit: Path) -> Policy:
     bases, rules = (_words(document, key) for key in ("base", "rules"))
     for base in bases:
         if not FINGERPRINT.fullmatch(base):
-            raise document.error(("base",), f"expected fingerprints of 16 digits, got {base!r}")
+            wanted = "expected fingerprints of 32 digits, as `fedfora check site` shows them"
+            raise document.error(("base",), f"{wanted}, got {base!r}")
     for rule in rules:
         if rule not in RULES:
             raise document.error(("rules",), unknown("aggregation rule", rule, RULES))

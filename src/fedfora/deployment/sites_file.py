@@ -16,7 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 DNS_NAME = re.compile(
     r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9-]+)*"
 )
-FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 PORTS = (1, 65535)
 ADDRESS = ("host", "port", "superlink_port")  # under the key `coordinator` of a file
 READ = "read"  # in a field's metadata: takes the file and the key, returns the checked value
@@ -67,7 +67,7 @@ def _fingerprint(document: YamlSource, key: str) -> str | None:
     if not FINGERPRINT.fullmatch(fingerprint):
         raise document.error(
             (key,),
-            "expected the 16 hexadecimal digits that `fedfora check site` shows, got "
+            "expected the 32 hexadecimal digits that `fedfora check site` shows, got "
             f"{fingerprint!r}",
         )
     return fingerprint

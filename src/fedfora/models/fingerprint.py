@@ -5,6 +5,7 @@ two bases are the same model, however each was loaded.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +16,21 @@ import torch
 from fedfora.models.loading import Base
 
 _OF_ADAPTER = re.compile(r"\.(lora|fora)_\w+\.")
+# Of a configuration, what may differ between sites with the same function and the same weights.
+_ASIDE = {
+    *("transformers_version", "architectures", "auto_map", "dtype", "use_cache"),
+    "quantization_config",  # the weights show it
+}
 SKETCH_NUMBERS = 64
 # Rounding to bfloat16 moves a vector by 0.2 % of its norm at most; other models differ by far more.
 SKETCH_TOLERANCE = 0.004
 
 
 def fingerprint(base: Base) -> str:
-    """Return a digest of the weights as they lie in memory (quantized ones too) and the tokenizer.
+    """Return a digest of weights as they lie in memory (quantized ones too), and of what uses them.
 
-    Two sites with the same fingerprint compute the same function. An adapter on the base does not
-    count.
+    That is the configuration, the tokenizer's vocabulary and its template. Two sites with the same
+    fingerprint compute the same function. An adapter on the base does not count.
     """
     digest = hashlib.sha256()
     weights = {
@@ -40,7 +46,10 @@ def fingerprint(base: Base) -> str:
                 digest.update(raw.numpy().data)
     vocabulary = sorted(base.tokenizer.get_vocab().items())
     digest.update(repr((vocabulary, base.tokenizer.chat_template)).encode())
-    return digest.hexdigest()[:16]
+    config = json.dumps(base.model.config.to_diff_dict(), sort_keys=True, default=str)
+    told = json.loads(config, object_pairs_hook=lambda kv: [x for x in kv if x[0] not in _ASIDE])
+    digest.update(repr(told).encode())
+    return digest.hexdigest()[:32]
 
 
 def describe(base: Base) -> dict[str, Any]:
