@@ -14,6 +14,9 @@ from fedfora.federated import simulation
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.shared_noise import SharedNoise
+from fedfora.federated.site.training import plan_round
+from fedfora.models.adapter_base import add_adapter
+from fedfora.models.loading import load_base
 from fedfora.models.settings import AdapterArguments
 from fedfora.privacy.accounting import Release, noise_multiplier_for
 from fedfora.privacy.outlook import expectation, noise_to_signal, outlook_line
@@ -85,6 +88,26 @@ def test_check_privacy_says_what_to_expect(capsys):
     assert "passes over the rows: 60\n" in out
     assert "epsilon 8 at delta 1e-05; for a record replaced by another 18.1" in out
     assert out.count("nu 1.3\n") == out.count("nu 0.9\n") == 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_outlook_counts_what_a_federation_trains_of_a_models_adapter(shared, tiny_dir, capsys):
+    """Where sites share the noise, B and C are not trained."""
+    model = {"model_name_or_path": tiny_dir, "quantization": "none", "lora_rank": 3}
+    words = [word for name, value in model.items() for word in (f"--{name}", str(value))]
+    command = "check privacy --rows 600 --sites 3 --max_steps 20 --sampling_rate 0.2".split()
+    assert main([*command, "--target_epsilon", "8", *words]) == 0
+    out = capsys.readouterr().out
+    private = {"privacy_unit": "record", "target_epsilon": 8.0, "sampling_rate": 0.2}
+    private |= {"shared_noise": True, "secure_aggregation": True} if shared else {}
+    federation = {"num_clients": 3, "num_rounds": 20, "local_steps": 1, "weighting": "equal"}
+    settings = from_run_config({**federation, **private, **model})
+    fresh = add_adapter(load_base(settings.model), settings.adapter, seed=0)
+    plan = None if shared else plan_round(settings, "rows", num_rows=600, first_step=0)
+    rows = {f"site {number}": 600 for number in range(3)}
+    told = simulation._outlook(settings, rows, SimpleNamespace(model=fresh), plan)
+    kind = "sites share the noise (--shared_noise)" if shared else "each site adds all of the noise"
+    assert f"{kind}: nu {re.search(r'noise is (.+) times', told)[1]}\n" in out
 
 
 @pytest.mark.parametrize(

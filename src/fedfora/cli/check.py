@@ -9,7 +9,6 @@ the memory and time that training would take, timed on two steps that are thrown
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,8 +145,7 @@ def _print_cost(
         f"memory for training, {what}, --quantization {model.quantization}, rank "
         f"{adapter.lora_rank} ({estimate.adapter_parameters:,} trained):"
     )
-    parts = asdict(estimate)
-    del parts["adapter_parameters"]
+    parts = {name: getattr(estimate, name) for name in ("base", "adapter", "activations")}
     for name, size in {**parts, "total": estimate.total}.items():
         print(f"  {name:12s}{size / 2**30:9.3f} GiB")
     print(f"  and on a CPU about {LIBRARIES_BYTES / 2**30:.1f} GiB for the libraries", flush=True)
@@ -242,9 +240,10 @@ def run_privacy(words: Sequence[str]) -> None:
         raise ValueError("--rows is missing: fedfora check privacy --rows N --target_epsilon 8")
     check_record_privacy(privacy, train, model)
     run, delta = planned_release(train, privacy, chosen.rows), privacy.target_delta
-    trained = chosen.trained or _adapter_size(model, adapter)
+    sizes = (chosen.trained,) * 2 if chosen.trained else _adapter_sizes(model, adapter)
     rows_and_sites = f"{counted(chosen.rows, 'row')}, {counted(chosen.sites, 'site')}"
-    print(f"{rows_and_sites}, {trained:,} trained parameters", flush=True)
+    shared = f" ({sizes[1]:,} with --shared_noise)" if len({*sizes}) > 1 else ""
+    print(f"{rows_and_sites}, {sizes[0]:,} trained parameters{shared}", flush=True)
     print(
         f"{counted(run.count, 'step')}, each row in a sample with probability "
         f"{run.sampling_rate:.3g}; passes over the rows: {run.count * run.sampling_rate:.3g}"
@@ -258,7 +257,7 @@ def run_privacy(words: Sequence[str]) -> None:
     if chosen.sites >= messages.MIN_SITES:
         fewest = messages.fewest_survivors(chosen.sites, secure.secagg_threshold)
         kinds["sites share the noise (--shared_noise)"] = fewest - messages.NUM_CURIOUS_SITES
-    for kind, shares in kinds.items():
+    for (kind, shares), trained in zip(kinds.items(), sizes, strict=False):
         nu = noise_to_signal(
             run, rows=chosen.rows, trained=trained, sites=chosen.sites, shares=shares
         )
@@ -267,11 +266,12 @@ def run_privacy(words: Sequence[str]) -> None:
             print(f"  from {start + ':':17}{expectation(nu, public_start=public)}")
 
 
-def _adapter_size(model: ModelArguments, adapter: AdapterArguments) -> int:
+def _adapter_sizes(model: ModelArguments, adapter: AdapterArguments) -> tuple[int, int]:
     if model.model_name_or_path is None:
         raise ValueError("give --trained N, or --model_name_or_path MODEL to count its adapter's")
     silence_libraries()
     checked_model_name(model)
     from fedfora.models.memory_estimate import estimate_memory
 
-    return estimate_memory(model, adapter, rows=1, tokens=8).adapter_parameters
+    estimate = estimate_memory(model, adapter, rows=1, tokens=8)
+    return estimate.adapter_parameters, estimate.sum_parameters

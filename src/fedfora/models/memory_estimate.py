@@ -6,6 +6,7 @@ kernels keep it: queries, keys, values, output, and the mask where there is one;
 where that trains faster, the attention's weights.
 """
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,12 +39,14 @@ class MemoryEstimate:
         adapter: The adapter's weights, gradients and optimizer states.
         activations: What one forward pass keeps for the backward pass, logits included.
         adapter_parameters: Numbers that are trained.
+        sum_parameters: Those of A, D and E, which are trained where sites share their noise.
     """
 
     base: int
     adapter: int
     activations: int
     adapter_parameters: int
+    sum_parameters: int
 
     @property
     def total(self) -> int:
@@ -97,7 +100,8 @@ def estimate_memory(
     doubled = on_gpu if double == "auto" else double == "true"
     base_bytes = _base_bytes(base.model, quantization, doubled)
     model = add_adapter(base, replace(adapter_settings, start_adapter=None), seed=0)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    trained = sum(sizes.values())
     for parameter in model.parameters():  # autocast multiplies in the base's format
         parameter.data = parameter.data.to(base.model.dtype)
     answer_tokens = min(tokens, answer_tokens or tokens)
@@ -116,6 +120,7 @@ def estimate_memory(
         adapter=int(trained * (8 + OPTIMIZER_BYTES.get(optim, 8.0))),
         activations=activations + logits_gradient,
         adapter_parameters=trained,
+        sum_parameters=sum(n for name, n in sizes.items() if re.search(r"\.fora_[ADE]\.", name)),
     )
 
 
