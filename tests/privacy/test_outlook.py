@@ -95,7 +95,18 @@ def test_the_outlook_counts_what_a_federation_trains_of_a_models_adapter(shared,
     """Where sites share the noise, B and C are not trained."""
     model = {"model_name_or_path": tiny_dir, "quantization": "none", "lora_rank": 3}
     words = [word for name, value in model.items() for word in (f"--{name}", str(value))]
-    command = "check privacy --rows 600 --sites 3 --max_steps 20 --sampling_rate 0.2".split()
+    command = [
+        "check",
+        "privacy",
+        "--rows",
+        "600",
+        "--sites",
+        "3",
+        "--max_steps",
+        "20",
+        "--sampling_rate",
+        "0.2",
+    ]
     assert main([*command, "--target_epsilon", "8", *words]) == 0
     out = capsys.readouterr().out
     private = {"privacy_unit": "record", "target_epsilon": 8.0, "sampling_rate": 0.2}
