@@ -272,7 +272,6 @@ class ForaLinear(nn.Module, ForaLayer):
         return (weight + sign * delta).to(weight.dtype)
 
     def __repr__(self) -> str:
-        """Mark the layer as FoRA's in a printed model."""
         return "fora." + super().__repr__()
 
     def extra_repr(self) -> str:

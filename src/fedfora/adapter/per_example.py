@@ -48,7 +48,6 @@ class PerExampleGradients:
             )
 
     def __enter__(self) -> "PerExampleGradients":
-        """Put the hooks on."""
         for layer, name in self.layers:
             A, D = layer.factor("A", name), layer.factor("D", name)
             self._handles.append(A.register_forward_hook(self._after_A(layer)))
@@ -56,7 +55,6 @@ class PerExampleGradients:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -24,7 +24,6 @@ class WatchArguments(Options):
     token: bool = flag(False, "with --web: ask for a token even on this machine, if others use it")
 
     def __post_init__(self) -> None:
-        """Refuse flags that contradict each other."""
         super().__post_init__()
         if self.web and self.once:
             raise ConfigError("--web serves a page, --once prints where the run stands: choose one")

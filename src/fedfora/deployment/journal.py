@@ -116,7 +116,11 @@ def read_journal(state: Path) -> list[Line]:
             raise ValueError(f"{path}, line {number - 1}: was changed; line {number} disagrees")
         lines.append(line)
         previous = _digest(text)
-    _check_head(path, texts)
+    number, digest = _head(path.with_name(HEAD))  # lines after the one recorded were added since
+    if number > len(texts):
+        raise ValueError(f"{path}: ends with line {len(texts)}; lines up to {number} were cut off")
+    if _digest(texts[number - 1]) != digest:
+        raise ValueError(f"{path}, line {number}: was changed; {HEAD} disagrees")
     return lines
 
 
@@ -193,15 +197,6 @@ def _end(file: BinaryIO) -> tuple[int, str]:
         return 0, FIRST
     last = whole.splitlines(keepends=True)[-1]
     return int(json.loads(last)["number"]), _digest(last)
-
-
-def _check_head(path: Path, texts: list[bytes]) -> None:
-    """Raise unless the line recorded as the last is there: lines after it were added since."""
-    number, digest = _head(path.with_name(HEAD))
-    if number > len(texts):
-        raise ValueError(f"{path}: ends with line {len(texts)}; lines up to {number} were cut off")
-    if _digest(texts[number - 1]) != digest:
-        raise ValueError(f"{path}, line {number}: was changed; {HEAD} disagrees")
 
 
 def _head(path: Path) -> tuple[int, str]:

@@ -90,13 +90,7 @@ def settings_of(mapping: Mapping[str, Any]) -> FederationSettings:
 def own_flags(
     federation: Mapping[str, Any], site: Mapping[str, Any], *, quorum: int | None = None
 ) -> dict[str, Any]:
-    """Return the flags for a site's kit: its own, and what all sites are told of the same kind.
-
-    Args:
-        federation: The flags of all.
-        site: The site's own.
-        quorum: Fewest updates of a round.
-    """
+    """Return the flags for a site's kit: its own, and what all sites are told of the same kind."""
     # What is left to the site travels as a default; how promised rows are read does not.
     said = {**federation, **site}
     read = READING if said.get("privacy_unit", "none") != "none" else frozenset()
@@ -130,11 +124,7 @@ def check_promise(own: Mapping[str, Any]) -> None:
 
 
 def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise if a coordinator's settings would weaken what a site is promised.
-
-    Args:
-        received: What the coordinator sent.
-        own: What the site's kit says.
+    """Raise if what a coordinator sent would weaken what a site's own kit promises.
 
     Raises:
         ValueError: Naming the flag.

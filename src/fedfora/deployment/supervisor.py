@@ -100,11 +100,9 @@ class Child:
 
 
 class Supervisor:
-    """Runs some children until it is told to stop.
+    """Runs children, started in their order, stopped in the reverse one, until it is told to stop.
 
-    Args:
-        children: Started in this order, stopped in the reverse one.
-        say: Receives one line about each event.
+    `say` receives one line about each event.
     """
 
     def __init__(self, children: list[Child], say: Callable[[str], None]) -> None:

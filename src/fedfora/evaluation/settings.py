@@ -52,7 +52,6 @@ class DecodingArguments(Options):
     seed: int = flag(42, "seed of --do_sample and of the confidence intervals")
 
     def __post_init__(self) -> None:
-        """Refuse what would have no effect."""
         super().__post_init__()
         for name, default in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
             value = getattr(self, name)
@@ -91,7 +90,6 @@ class PredictArguments:
     )
 
     def __post_init__(self) -> None:
-        """Refuse flags that contradict each other."""
         if not self.predict_with_generate and not self.do_eval:
             raise ValueError("nothing to do: neither --predict_with_generate nor --do_eval")
 

@@ -113,7 +113,6 @@ class ExportSettings:
     model: ModelArguments
 
     def __post_init__(self) -> None:
-        """Refuse an export of nothing, and options that this format does not use."""
         asked = self.export
         refuse(
             (

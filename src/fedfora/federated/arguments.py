@@ -57,7 +57,6 @@ class RoundArguments(Options):
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, naming the flag."""
         super().__post_init__()
         if self.max_norm_ratio != 0 and not self.max_norm_ratio >= 1:
             raise ValueError(f"--max_norm_ratio must be 0 or at least 1, got {self.max_norm_ratio}")

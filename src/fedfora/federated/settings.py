@@ -50,7 +50,6 @@ class FederationArguments(Options):
     eval_rounds: int = flag(1, "evaluate every N rounds, and after the last", least=1)
 
     def __post_init__(self) -> None:
-        """Refuse an arm that does not exist."""
         super().__post_init__()
         for name in set(self.compare) - set(ARMS):
             raise ValueError(f"--compare: {unknown('arm', name, ARMS)}")
@@ -118,7 +117,6 @@ class FederationSettings:
     secure: SecureAggregationArguments
 
     def __post_init__(self) -> None:
-        """Refuse flags that exclude each other, naming both."""
         fill_in(self.train, self.privacy, passes=False)
         check_record_privacy(self.privacy, self.train, self.model)
         for excluded in (_of_the_rule, _of_secure_aggregation, _of_privacy):

@@ -36,13 +36,8 @@ def simulate(
 ) -> list[dict[str, Any]]:
     """Run a federation in this process and return its rounds as the run directory records them.
 
-    Anything wrong with the settings is found before the first step.
-
-    Args:
-        settings: What to run.
-        view: Where to show it.
-        own_rows: As `preflight` takes them.
-        listeners: Called with every event, besides the view.
+    Anything wrong with the settings is found before the first step. `own_rows` are as `preflight`
+    takes them; listeners hear every event, besides the view.
 
     Raises:
         ValueError: If rows, model or settings do not work; the message names the flag.

@@ -209,7 +209,6 @@ class Deviation:
     same_token: float
 
     def __str__(self) -> str:
-        """Return the deviation formatted for people."""
         return f"largest deviation {self.largest:.1e}, same next token {self.same_token:.1%}"
 
     def check(self, what: str, limit: float) -> None:

@@ -36,7 +36,6 @@ class ModelArguments:
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto: a GPU if there is one")
 
     def __post_init__(self) -> None:
-        """Refuse what only means something with another choice."""
         if self.bnb_4bit_use_double_quant == "true" and self.quantization != "nf4":
             raise ValueError("--bnb_4bit_use_double_quant needs --quantization nf4")
 
@@ -62,6 +61,5 @@ class AdapterArguments(Options):
     )
 
     def __post_init__(self) -> None:
-        """Refuse an adapter on no layer."""
         super().__post_init__()
         refuse((not self.target_modules, "--target_modules: empty; give names, or all-linear"))

@@ -43,7 +43,6 @@ class Screen(ABC):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take away what was drawn."""
         if self.live is not None:
             self.live.stop()
 

@@ -240,7 +240,6 @@ class Interruption(TrainerCallback):  # type: ignore[misc]  # transformers is un
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

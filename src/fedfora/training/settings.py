@@ -75,7 +75,6 @@ class TrainArguments(Options):
     seed: int = flag(42, "seed of all randomness in the run")
 
     def __post_init__(self) -> None:
-        """Refuse a training of nothing, and what excludes each other."""
         super().__post_init__()
         epochs = self.num_train_epochs
         if self.max_steps == 0 or (epochs is not None and epochs <= 0):
@@ -147,7 +146,6 @@ class ValidationArguments(Options):
     )
 
     def __post_init__(self) -> None:
-        """Refuse options that only mean something with rows."""
         super().__post_init__()
         for name in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
             if getattr(self, name) and self.validation_file is None:

@@ -54,12 +54,7 @@ class Rule:
     def aggregate(
         self, current: AdapterState, updates: Iterable[Weighted], combine: Combine | None = None
     ) -> AdapterState:
-        """Return what replaces the factors of the global adapter that travel.
-
-        Args:
-            current: Those factors of the global adapter.
-            updates: Pairs of update and weight, as they arrive.
-            combine: What to do instead of the mean.
+        """Return what replaces the factors that travel; arguments as for `mean_of_factors`.
 
         Raises:
             ValueError: If there is no update, or a weight is not positive.

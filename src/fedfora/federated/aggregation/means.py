@@ -138,10 +138,7 @@ def refactor(
 ) -> AdapterState:
     """The mean of D K A, reduced to the global adapter's rank by the closest factors.
 
-    Args:
-        current: The global adapter.
-        updates: Pairs of update and weight as for `mean_of_factors`; ranks may differ.
-        combine: What to do instead of the mean.
+    Arguments as for `mean_of_factors`; ranks may differ.
 
     Raises:
         ValueError: If there is no update, or a weight is not positive.

@@ -40,7 +40,6 @@ class Aggregator:
     _said: bool = False
 
     def __post_init__(self) -> None:
-        """Take the rates from the settings."""
         chosen = self.settings.aggregation
         self.optimizer = ServerOptimizer(
             chosen.server_optimizer,

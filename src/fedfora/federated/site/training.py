@@ -80,14 +80,8 @@ def train_round(
 
     With record privacy, a failure that depends on rows changes no answer: only the noise is left.
 
-    Args:
-        runtime: Base model and settings.
-        site: Whose rows.
-        adapter: Where to start.
-        round_index: Which round.
-        seed: From which the order of rows and dropout are drawn; None for the run's.
-        on_step: Called after every optimizer step.
-        factors: Those that are trained; E stands for the core.
+    The order of rows and dropout are drawn from the seed; None is the run's. Of the `factors` that
+    are trained, E stands for the core.
     """
     federation, settings = runtime.settings.federation, runtime.settings
     first_step = round_index * federation.local_steps
@@ -127,12 +121,7 @@ def private_sum(
     """Return a step down the clipped gradients of a random sample of rows, without noise.
 
     Noise is added before it leaves (see `shared_noise`). It is their sum over `ROWS_OF_UNIT` C, in
-    the factors that travel: A, D and the core.
-
-    Args:
-        runtime: Base model and settings.
-        site: Whose rows.
-        adapter: Where the gradients are taken; folded.
+    the factors that travel: A, D and the core of a folded adapter, at which they are taken.
     """
     settings, model = runtime.settings, runtime.model
     name = runtime.load(adapter)

@@ -61,7 +61,6 @@ class FateArguments(Options):
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, naming the flag."""
         super().__post_init__()
         if self.warmup_rounds and self.trainable != "core":
             raise ValueError("--warmup_rounds needs --trainable core")
@@ -128,7 +127,6 @@ class FateSettings:
     fate: FateArguments
 
     def __post_init__(self) -> None:
-        """Refuse a training length that the rounds would not honor."""
         if self.train.max_steps > 0:
             raise ValueError(
                 "--max_steps has no meaning here: a party takes --num_rounds x --local_steps steps"
