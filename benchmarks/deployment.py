@@ -28,6 +28,7 @@ from fedfora.deployment.journal import RUN_NAME
 from fedfora.deployment.kit import SiteKit, read_kit
 from fedfora.deployment.provision import Provisioned, provision
 from fedfora.deployment.rehearse import processes
+from fedfora.deployment.settings import ProvisionArguments
 from fedfora.deployment.site import children
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.deployment.supervisor import Supervisor
@@ -169,7 +170,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fedfora-bench-") as name:
         place = Path(name)
         path = plan(place, arguments.rounds, arguments.rank)
-        done = provision(read_sites_file(path), place / "kits")
+        done = provision(read_sites_file(path), ProvisionArguments(output_dir=str(place / "kits")))
         peaks = watch(done, arguments.timeout)
         rounds = rounds_of(done)
         up, down = through_the_gate(done)

@@ -28,6 +28,7 @@ from fedfora.deployment.flower_processes import (
     free_port,
 )
 from fedfora.deployment.provision import provision
+from fedfora.deployment.settings import ProvisionArguments
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.deployment.supervisor import Child, Supervisor
 from record import write
@@ -111,7 +112,8 @@ def rounds(place: Path, tensors: int, num_rounds: int) -> list[float]:
     own = {"train_file": "clinic", "model_name_or_path": "clinic-base"}
     content = {"federation": "plain", "coordinator": address, "sites": {"one": own, "two": own}}
     plan.write_text(yaml.safe_dump(content))
-    kit = provision(read_sites_file(plan), place / "kits").kit  # for its certificates
+    into = ProvisionArguments(output_dir=str(place / "kits"))
+    kit = provision(read_sites_file(plan), into).kit  # for its certificates
     flower = FlowerCommand(place / "home", port, kit.authority)
     flower.write_configuration()
     times = place / "times.json"

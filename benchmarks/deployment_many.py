@@ -25,6 +25,7 @@ from fedfora.deployment import run_state
 from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.provision import Provisioned, provision
 from fedfora.deployment.rehearse import processes
+from fedfora.deployment.settings import ProvisionArguments
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.models.resolve import model_path
 from record import write
@@ -145,7 +146,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=3600.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fedfora-many-") as name:
-        done = provision(read_sites_file(plan(Path(name), options)), Path(name) / "kits")
+        place = ProvisionArguments(output_dir=str(Path(name) / "kits"))
+        done = provision(read_sites_file(plan(Path(name), options)), place)
         peak = Peak()
         status, killed = run(done, options.timeout, peak)
         rounds = rounds_of(done)

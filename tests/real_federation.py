@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from fedfora.deployment import run_state
 from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.provision import provision
+from fedfora.deployment.settings import ProvisionArguments
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.deployment.supervisor import Child
 
@@ -74,7 +75,10 @@ class RealFederation:
         """Write the kits, or bring them up to date with the plan."""
         path = self.place / "sites.yaml"
         path.write_text(yaml.safe_dump(self.plan, sort_keys=False))
-        return provision(read_sites_file(path), self.place / "kits", **options)
+        return provision(
+            read_sites_file(path),
+            ProvisionArguments(output_dir=str(self.place / "kits"), **options),
+        )
 
     @property
     def kit(self):

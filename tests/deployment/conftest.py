@@ -10,6 +10,7 @@ pytest.importorskip("cryptography", reason='needs pip install "fedfora[privacy]"
 
 from fedfora.data.clinic import clinic_rows
 from fedfora.deployment.provision import provision
+from fedfora.deployment.settings import ProvisionArguments
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import simulate
@@ -46,7 +47,9 @@ def provisioned(sites_file, tmp_path):
 
     def make(revoke=None, renew=False, **changes):
         plan = read_sites_file(sites_file(**changes))
-        return provision(plan, tmp_path / "kits", revoke=revoke, renew=renew)
+        return provision(
+            plan, ProvisionArguments(output_dir=str(tmp_path / "kits"), revoke=revoke, renew=renew)
+        )
 
     return make
 

@@ -33,6 +33,7 @@ from fedfora.deployment.gate import (
 )
 from fedfora.deployment.kit import CoordinatorKit, read_kit
 from fedfora.deployment.provision import provision
+from fedfora.deployment.settings import ProvisionArguments
 from fedfora.deployment.sites_file import read_sites_file
 
 NOBODY = 65534
@@ -127,7 +128,7 @@ def kit():
         f"coordinator: {{host: 127.0.0.1, port: {free_port()}, superlink_port: {free_port()}}}\n"
         "sites: {a: {train_file: clinic}, b: {train_file: clinic}}\n"
     )
-    kit = provision(read_sites_file(file), place / "kits").kit
+    kit = provision(read_sites_file(file), ProvisionArguments(output_dir=str(place / "kits"))).kit
     try:
         gate_command(kit)
     except ValueError as error:
@@ -487,7 +488,7 @@ def another_kit(place):
         f"federation: clinics\ncoordinator: {{host: 127.0.0.1, port: {free_port()}, "
         f"superlink_port: {free_port()}}}\nsites: {{a: {{}}}}\n"
     )
-    kit = provision(read_sites_file(file), place / "kits").kit
+    kit = provision(read_sites_file(file), ProvisionArguments(output_dir=str(place / "kits"))).kit
     kit.state.mkdir()
     return kit
 
@@ -517,6 +518,8 @@ def test_loopback_stays_loopback(tmp_path, host, listen):
     file.write_text(
         f"federation: f\ncoordinator: {{host: '{host}', port: 8443}}\nsites: {{a: {{}}}}\n"
     )
-    kit = provision(read_sites_file(file), tmp_path / "kits").kit
+    kit = provision(
+        read_sites_file(file), ProvisionArguments(output_dir=str(tmp_path / "kits"))
+    ).kit
     assert listen in gate_configuration(kit)
     assert read_kit(kit.directory, CoordinatorKit).host == host

@@ -24,7 +24,13 @@ from fedfora.deployment.kit import (
 )
 from fedfora.deployment.provision import provision
 from fedfora.deployment.server_app import _Members
-from fedfora.deployment.settings import PROTECTION, check_sent, own_flags, settings_of
+from fedfora.deployment.settings import (
+    PROTECTION,
+    ProvisionArguments,
+    check_sent,
+    own_flags,
+    settings_of,
+)
 from fedfora.deployment.sites_file import read_sites_file
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.settings_scope import agreed_part, at_site
@@ -535,7 +541,8 @@ def test_a_certificate_that_another_has_signed_is_no_sites(tmp_path, monkeypatch
 def test_keys_are_replaced_by_their_holder_alone(sites_file, tmp_path):
     plan = read_sites_file(sites_file())
     place = tmp_path / "kits"
-    first = provision(plan, place)
+    into = ProvisionArguments(output_dir=str(place))
+    first = provision(plan, into)
     site = place / "sites" / "cardiology"
     before = contents(place)
     stranger = requested(tmp_path / "stranger", "cardiology")["cardiology"]
@@ -543,11 +550,11 @@ def test_keys_are_replaced_by_their_holder_alone(sites_file, tmp_path):
     for earlier in (b"", own_key.sign(stranger.signed)):
         forged = {"cardiology": replace(stranger, earlier=earlier)}
         with pytest.raises(ValueError, match=r"cardiology\.request is not signed by cardiology's"):
-            provision(plan, place, requests=forged)
+            provision(plan, into, requests=forged)
     assert contents(place) == before
     request = make_request(site, None)
     assert request.parent == site / "next"
-    done = provision(plan, place, requests=read_requests(request.parent))
+    done = provision(plan, into, requests=read_requests(request.parent))
     assert done.need_keys == list(plan.sites)
     for path in (site / "next").iterdir():
         path.replace(site / path.name)
@@ -582,14 +589,15 @@ def test_a_new_authority_is_trusted_beside_the_old_one_until_the_gate_has_its_ce
     sites_file, tmp_path
 ):
     plan = read_sites_file(sites_file())
-    kit = provision(plan, tmp_path / "kits").kit
+    into = ProvisionArguments(output_dir=str(tmp_path / "kits"))
+    kit = provision(plan, into).kit
     old = kit.authority.read_bytes()
-    provision(plan, tmp_path / "kits", new_authority=True)
+    provision(plan, replace(into, new_authority=True))
     assert check_certificate(kit)
     both = (tmp_path / "kits" / "sites" / "cardiology" / "ca.crt").read_bytes()
     assert both == kit.authority.read_bytes()
     assert both.endswith(old)
-    provision(plan, tmp_path / "kits", renew=True)
+    provision(plan, replace(into, renew=True))
     kit.authority.write_bytes(both.removesuffix(old))
     assert check_certificate(kit)
     kit.authority.write_bytes(old)

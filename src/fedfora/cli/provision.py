@@ -29,16 +29,8 @@ def run(argv: Sequence[str]) -> None:
 
     if arguments.sites_file is None:
         raise ValueError("no sites file given: fedfora provision SITES.yaml")
-    provisioned = provision(
-        read_sites_file(arguments.sites_file),
-        arguments.output_dir,
-        valid_days=arguments.valid_days,
-        renew=arguments.renew,
-        revoke=arguments.revoke,
-        requests=read_requests(Path(arguments.requests)) if arguments.requests else None,
-        new_authority=arguments.new_authority,
-    )
-    _print(provisioned)
+    requests = read_requests(Path(arguments.requests)) if arguments.requests else None
+    _print(provision(read_sites_file(arguments.sites_file), arguments, requests))
 
 
 def _print(provisioned: "Provisioned") -> None:

@@ -35,7 +35,7 @@ from fedfora.deployment.kit import (
     write_description,
     write_file,
 )
-from fedfora.deployment.settings import SITE_FLAGS, own_flags
+from fedfora.deployment.settings import SITE_FLAGS, ProvisionArguments, own_flags
 from fedfora.deployment.sites_file import Federation, Plan, SitesFile
 from fedfora.federated.site.identity import Pinned, read_site_keys
 from fedfora.protection.keys import public_pem
@@ -66,30 +66,19 @@ class Provisioned:
 
 
 def provision(
-    plan: SitesFile,
-    output_dir: str | Path,
-    *,
-    valid_days: int = 365,
-    renew: bool = False,
-    revoke: str | None = None,
-    requests: Mapping[str, Request] | None = None,
-    new_authority: bool = False,
+    plan: SitesFile, asked: ProvisionArguments, requests: Mapping[str, Request] | None = None
 ) -> Provisioned:
     """Write the kits of a federation, or bring existing ones up to date with the sites file.
 
-    Args:
-        plan: The federation.
-        output_dir: Holds, or will hold, `coordinator` and `sites/NAME`.
-        valid_days: How long a new server certificate is valid.
-        renew: Make a new server certificate.
-        revoke: A site to remove.
-        requests: The public keys of sites that made their keys themselves, or made new ones.
-        new_authority: Make a new authority, which is trusted beside the present one.
+    The output directory holds, or will hold, `coordinator` and `sites/NAME`. `requests` are the
+    public keys of sites that made their keys themselves, or made new ones. A new authority is
+    trusted beside the present one.
 
     Raises:
         ValueError: If something is in the way, or the file does not fit the kits that exist.
     """
-    directory, requests = Path(output_dir).absolute(), requests or {}
+    directory, requests = Path(asked.output_dir).absolute(), requests or {}
+    revoke, renew = asked.revoke, asked.renew
     if unknown := sorted(requests.keys() - plan.sites.keys()):
         raise ValueError(f"{plan.path}: sites.{unknown[0]} is missing, but has a request")
     if (directory / COORDINATOR).exists():
@@ -98,18 +87,18 @@ def provision(
         _check_replaced(provisioned, requests)
         if revoke is not None:
             _revoke(provisioned, plan, revoke)
-        if new_authority:
+        if asked.new_authority:
             _change_authority(provisioned)
         _bring_up_to_date(provisioned, plan, requests)
         if renew:
-            _renew(provisioned, valid_days)
+            _renew(provisioned, asked.valid_days)
         return provisioned
-    if revoke is not None or renew or new_authority:
-        raise ValueError(f"--output_dir {output_dir} holds no kits yet")
+    if revoke is not None or renew or asked.new_authority:
+        raise ValueError(f"--output_dir {asked.output_dir} holds no kits yet")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"--output_dir {output_dir} is not empty, but holds no kits")
+        raise ValueError(f"--output_dir {asked.output_dir} is not empty, but holds no kits")
     with _appearing(directory) as staging:
-        provisioned = Provisioned(staging, _first(plan, staging, valid_days))
+        provisioned = Provisioned(staging, _first(plan, staging, asked.valid_days))
         _bring_up_to_date(provisioned, plan, requests)
     return replace(
         provisioned,

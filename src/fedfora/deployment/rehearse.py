@@ -17,6 +17,7 @@ from fedfora.deployment import run_state
 from fedfora.deployment.checks import CheckResult
 from fedfora.deployment.flower_processes import free_port
 from fedfora.deployment.provision import Provisioned, provision
+from fedfora.deployment.settings import ProvisionArguments
 from fedfora.deployment.sites_file import SitesFile
 from fedfora.deployment.supervisor import Child, Supervisor
 from fedfora.registry import counted
@@ -36,7 +37,7 @@ def rehearse(
         num_rounds: Maximum number of rounds.
         deadline_s: Seconds after which it is stopped.
     """
-    provisioned = provision(here(plan, num_rounds), place)
+    provisioned = provision(here(plan, num_rounds), ProvisionArguments(output_dir=str(place)))
     with processes(provisioned, say) as supervisor:
         coordinator = supervisor.children[0]
         assert coordinator.process is not None
