@@ -77,7 +77,7 @@ SLIDING = {
     "mistral": (MistralConfig, {**GROUPED, "sliding_window": 8}),
     "gemma2": (Gemma2Config, {**GROUPED, "head_dim": 8, "sliding_window": 8}),
 }
-NUM_SHARED, TAILS = 24, [1, 30, 2, 9, 9, 5, 3, 7]
+NUM_SHARED, TAILS = 24, [1, 30, 2, 9, 9, 5, 3, 7, 8, 8, 40, 1, 2, 3, 4, 5, 6, 1]
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +98,12 @@ def answered(setup):
 
         shared = ids(NUM_SHARED)
         model.generation_config = GenerationConfig(eos_token_id=list(range(4, len(tokenizer), 8)))
-        passes = []
+        passes, copied = [], []
         model.get_input_embeddings().register_forward_pre_hook(
             lambda _, args: passes.append(tuple(args[0].shape))
         )
+        whole = model.get_output_embeddings()
+        whole.register_forward_hook(lambda _, args, __: copied.append(not args[0].is_contiguous()))
         answers = generate(
             model,
             tokenizer,
@@ -110,6 +112,7 @@ def answered(setup):
             batch_size=batch_size,
             decoding=DecodingArguments(**decoding),
         )
+        assert not any(copied)  # a head's weights would be copied once for each row
         return answers, passes
 
     return answer
@@ -120,6 +123,7 @@ def answered(setup):
 def test_rows_that_begin_alike_and_end_apart_are_answered_as_alone(answered, kind, decoding):
     alone, _ = answered(kind, 1, **decoding)
     assert answered(kind, 8, **decoding)[0] == alone
+    assert answered(kind, len(TAILS), **decoding)[0] == alone
     assert len({len(answer) for answer in alone}) > 3
 
 
@@ -127,10 +131,11 @@ def test_rows_that_begin_alike_and_end_apart_are_answered_as_alone(answered, kin
 def test_what_prompts_begin_with_is_computed_once_and_no_more_than_half_of_the_rows_have_ended(
     answered, kind
 ):
-    _, passes = answered(kind, 8, repetition_penalty=1.5)
-    assert passes[:2] == [(1, NUM_SHARED), (8, max(TAILS))]
-    rows = [count for count, length in passes[2:] if length == 1]
-    assert len(rows) == len(passes) - 2
+    _, passes = answered(kind, len(TAILS), repetition_penalty=1.5)
+    begun = [(3, 40), (14, 9), (1, 1)]  # rows of like length, each to its group's longest
+    assert passes[:4] == [(1, NUM_SHARED), *begun]
+    rows = [count for count, length in passes[4:] if length == 1]
+    assert len(rows) == len(passes) - 4
     assert rows == sorted(rows, reverse=True)
     assert len(set(rows)) > 1
 

@@ -20,6 +20,7 @@ from fedfora.seeds import derive_seed
 
 GREEDY = DecodingArguments()
 LARGEST_BATCH, CACHE_BYTES = 64, 2**30
+PASS_TOKENS = 64  # what a pass of its own costs, in tokens
 
 
 def generate(
@@ -153,39 +154,71 @@ def _answer(
     cache = DynamicCache(config=model.config)
     # Beams share a cache, and what slides or is linear in it cannot be rearranged.
     if options["num_beams"] == 1 and all(type(layer) is DynamicLayer for layer in cache.layers):
-        _fill_with_shared_prefix(cache, model, prompts)
+        if len(prompts) > 1:
+            ids_BL = _begin(cache, model, ids_BL, mask_BL, options)
         options = options | {CACHE: cache, "stopping_criteria": [half_ended]}
     answers: dict[int, list[int]] = {}
     rows = list(range(len(prompts)))
-    while rows and (left_over := width + max_new_tokens - ids_BL.shape[1]):
-        inputs = {"input_ids": ids_BL, "attention_mask": mask_BL, "max_new_tokens": left_over}
-        ids_BL = model.generate(**inputs, **options)
+    while True:
         answers |= {row: ids[width:] for row, ids in zip(rows, ids_BL.tolist(), strict=True)}
         kept = goes_on(ids_BL).nonzero()[:, 0]
+        if len(kept) < len(rows) and CACHE in options:
+            cache.batch_select_indices(kept)
         rows, new = [rows[i] for i in kept.tolist()], ids_BL.shape[1] - mask_BL.shape[1]
         ids_BL, mask_BL = ids_BL[kept], pad(mask_BL[kept], (0, new), value=1)
-        if CACHE in options:
-            cache.batch_select_indices(kept)
-    return [answers[row] for row in range(len(prompts))]
+        left_over = width + max_new_tokens - ids_BL.shape[1]
+        if not rows or not left_over:
+            return [answers[row] for row in range(len(prompts))]
+        inputs = {"input_ids": ids_BL, "attention_mask": mask_BL, "max_new_tokens": left_over}
+        ids_BL = model.generate(**inputs, **options)
 
 
-def _fill_with_shared_prefix(cache: Any, model: Any, prompts: list[list[int]]) -> None:
-    """Compute once what all prompts begin with, and lay it into the first columns of each row.
+def _begin(
+    cache: Any, model: Any, ids_BL: Tensor, mask_BL: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Return the rows with a first token each, and the cache filled with little padding.
 
-    Padding is on the left, so those columns hold a row's padding and then of the prefix what fits.
+    What all prompts begin with is computed once. Then neighbours of like length are computed
+    together, and their keys and values moved to the right of the cache's columns.
     """
-    columns = zip(*(ids[:-1] for ids in prompts), strict=False)
-    prefix = [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, columns)]
-    if (len(prompts) - 1) * len(prefix) < 64:  # a pass of its own costs more than it saves
-        return
-    ids_1P = torch.tensor([prefix], device=model.device)
-    model(input_ids=ids_1P, use_cache=True, logits_to_keep=1, **{CACHE: cache})
-    lengths_B = torch.tensor([len(ids) for ids in prompts], device=model.device)
-    padding_B1 = (lengths_B.max() - lengths_B)[:, None]
-    columns_BP = (torch.arange(len(prefix), device=model.device) - padding_B1).clamp(min=0)
-    for layer in cache.layers:
-        layer.keys = layer.keys[0][:, columns_BP].transpose(0, 1)
-        layer.values = layer.values[0][:, columns_BP].transpose(0, 1)
+    lengths_B = mask_BL.sum(dim=1)
+    lengths, width = lengths_B.tolist(), ids_BL.shape[1]
+    inner = [ids[-n:-1] for ids, n in zip(ids_BL.tolist(), lengths, strict=True)]
+    columns = takewhile(lambda ids: len(set(ids)) == 1, zip(*inner, strict=False))
+    ids_1P = torch.tensor([[ids[0] for ids in columns]], device=model.device)
+    shared = DynamicCache(config=model.config)
+    if (len(inner) - 1) * ids_1P.numel() >= PASS_TOKENS:
+        model(input_ids=ids_1P, use_cache=True, logits_to_keep=1, **{CACHE: shared})
+    groups, tokens = [], []
+    for rows in _neighbours(lengths):
+        longest = max(lengths[rows])
+        groups.append(DynamicCache(config=model.config))
+        if shared.get_seq_length():
+            # Padding is on the left: these columns hold it, and of the prefix what fits.
+            padding_G1 = longest - lengths_B[rows, None]
+            columns_GP = torch.arange(ids_1P.shape[1], device=model.device) - padding_G1
+            for i, layer in enumerate(shared.layers):
+                both = (kv[0][:, columns_GP.clamp(min=0)] for kv in (layer.keys, layer.values))
+                groups[-1].update(*(kv.transpose(0, 1) for kv in both), i)
+        inputs = {"input_ids": ids_BL[rows, -longest:], "attention_mask": mask_BL[rows, -longest:]}
+        found = model.generate(**inputs, max_new_tokens=1, **{CACHE: groups[-1]}, **options)
+        tokens.append(found[:, -1:])
+    for i in range(len(cache.layers)):
+        layers = [group.layers.pop(0) for group in groups]
+        keys_values = ([layer.keys for layer in layers], [layer.values for layer in layers])
+        moved = ([pad(kv, (0, 0, width - kv.shape[2], 0)) for kv in kvs] for kvs in keys_values)
+        cache.update(*map(torch.cat, moved), i)
+    return torch.cat([ids_BL, torch.cat(tokens)], dim=1)
+
+
+def _neighbours(lengths: list[int]) -> Iterator[slice]:
+    """Yield parts of the rows, each with no more padding than a pass of its own costs."""
+    first = 0
+    for last in range(1, len(lengths) + 1):
+        part = lengths[first : last + 1]
+        if last == len(lengths) or max(part) * len(part) - sum(part) > PASS_TOKENS:
+            yield slice(first, last)
+            first = last
 
 
 @contextmanager
@@ -195,9 +228,12 @@ def _own_generation_config(model: Any) -> Iterator[None]:
     `generate` fills in whatever is not said from there, e.g. Baichuan2-Chat's repetition penalty of
     1.05 and sampling, and "greedy" would not be greedy.
     """
-    before = model.generation_config
+    before, head = model.generation_config, model.get_output_embeddings()
+    # A head that is given the last of many tokens as a view is copied once for each row.
+    contiguous = head.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
     model.generation_config = GenerationConfig()
     try:
         yield
     finally:
+        contiguous.remove()
         model.generation_config = before
