@@ -130,7 +130,7 @@ def versions(options: argparse.Namespace) -> dict[str, Any]:
         f"--per_device_train_batch_size 8 --gradient_accumulation_steps 1 --learning_rate "
         f"{options.learning_rate} --torch_dtype float32"
     )
-    arms = {"before": "float32", "now": "float32", "now_by_default": "auto"}
+    arms = {"before": "float32", "now": "float32", "now_in_bfloat16": "bfloat16"}
     runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     answers: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -165,7 +165,7 @@ def versions(options: argparse.Namespace) -> dict[str, Any]:
                 "equal_answers": sum(map(str.__eq__, answers[arm], answers["before"]))
                 / len(answers["before"])
             }
-            for arm in ("now", "now_by_default")
+            for arm in ("now", "now_in_bfloat16")
         },
         "runs": runs,
     }

@@ -230,10 +230,11 @@ def _own_generation_config(model: Any) -> Iterator[None]:
     """
     before, head = model.generation_config, model.get_output_embeddings()
     # A head that is given the last of many tokens as a view is copied once for each row.
-    contiguous = head.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
+    hook = head and head.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
     model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        contiguous.remove()
+        if hook:
+            hook.remove()
         model.generation_config = before
