@@ -121,7 +121,11 @@ MISTAKES = {
     TRAIN + "--train_file clinic --start_adapter {d}/kits": "--start_adapter {d}/kits: the dir",
     TRAIN
     + "--train_file clinic --start_adapter {d}/old": "fedfora.json is not an adapter's record",
-    TRAIN + "--train_file clinic --start_adapter {d}/adapter --lora_rank 4": "its rank is 8",
+    TRAIN + "--train_file clinic --start_adapter {d}/adapter --lora_rank 4": "use --lora_rank 8",
+    TRAIN
+    + "--train_file clinic --start_adapter {d}/adapter --use_rslora --target_modules q_proj": (
+        "of another form; use --use_rslora false --target_modules "
+    ),
     SIMULATE + "--train_file clinic --num_clients 2 --start_adapter {d}/half": "--start_adapter",
     TRAIN + "--train_file clinic --deepspeed {d}/no.json": "--deepspeed: no such file",
     TRAIN + "--train_file clinic --resume_from_checkpoint {d}/kits": "holds no complete checkpoint",
@@ -217,6 +221,7 @@ def place(tmp_path_factory):
     (place / "gpt2").mkdir()
     (place / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
     typed = {"base_model_name_or_path": "clinic-base", "r": 8, "peft_type": "FORA"}
+    typed |= {"target_modules": ["q_proj"]}
     configs = {
         **dict.fromkeys(("adapter", "old", "half", "sealed"), json.dumps(typed)),
         "lora": json.dumps({**typed, "peft_type": "LORA"}),

@@ -174,6 +174,14 @@ def test_no_number_is_no_small_deviation():
         Deviation(float("nan"), 1.0).check("x", 0.1)
 
 
+def test_an_adapter_on_other_layers_is_no_start_and_the_flag_is_named(train, make):
+    base = make("tied")
+    adapter = train(base, "--target_modules", "q_proj", "v_proj")
+    held = load_base_of(ModelArguments(base), adapter)
+    with pytest.raises(ValueError, match="use --target_modules q_proj v_proj"):
+        add_adapter(held, AdapterArguments(start_adapter=adapter), seed=0)
+
+
 def test_every_command_holds_the_base_as_in_training(train, make, capsys, caplog, monkeypatch):
     """Trained without quantization: nf4, the default, would be another model."""
     base = make("tied")

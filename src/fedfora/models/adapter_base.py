@@ -82,6 +82,8 @@ def add_adapter(
         for name in ("r", "lora_alpha", "use_rslora"):
             if getattr(saved, name, None) != (ours := getattr(config, name)):
                 raise ValueError(f"its {name} is {getattr(saved, name, None)}, here it is {ours}")
+        if saved.target_modules != config.target_modules:
+            raise ValueError(f"use --target_modules {' '.join(sorted(saved.target_modules))}")
         write_state(model, read_adapter(directory))
     except (ValueError, OSError) as error:
         raise ValueError(f"--start_adapter {directory} cannot be used: {error}") from error

@@ -245,12 +245,26 @@ def check_adapter_dir(
 
 
 def check_start(settings: AdapterArguments) -> None:
-    """Raise if there is no adapter to start from, or one of another rank, naming the flag."""
-    if (start := settings.start_adapter) is not None:
-        config = check_adapter_dir(start, "--start_adapter", kind="FORA")
-        read_record(start)
-        if (rank := config.get("r")) != settings.lora_rank:
-            raise ValueError(f"--start_adapter {start}: its rank is {rank}, use --lora_rank {rank}")
+    """Raise if there is no adapter to start from, or one of another form, naming the flags.
+
+    What all-linear stands for is known only once the base is there; `add_adapter` compares that.
+    """
+    if (start := settings.start_adapter) is None:
+        return
+    config = check_adapter_dir(start, "--start_adapter", kind="FORA")
+    read_record(start)
+    rank, targets = config.get("r"), config.get("target_modules")
+    alpha, rslora = config.get("lora_alpha"), bool(config.get("use_rslora"))
+    wanted = [] if rank == settings.lora_rank else [f"--lora_rank {rank}"]
+    if alpha not in (None, settings.lora_alpha or 2 * (rank or 0)):
+        wanted.append(f"--lora_alpha {alpha}")
+    if rslora != settings.use_rslora:
+        wanted.append(f"--use_rslora {str(rslora).lower()}")
+    ours = settings.target_modules
+    if isinstance(targets, list) and ours != ["all-linear"] and set(ours) != set(targets):
+        wanted.append(f"--target_modules {' '.join(targets)}")
+    if wanted:
+        raise ValueError(f"--start_adapter {start}: of another form; use {' '.join(wanted)}")
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
