@@ -123,8 +123,8 @@ MISTAKES = {
     + "--train_file clinic --start_adapter {d}/old": "fedfora.json is not an adapter's record",
     TRAIN + "--train_file clinic --start_adapter {d}/adapter --lora_rank 4": "use --lora_rank 8",
     TRAIN
-    + "--train_file clinic --start_adapter {d}/adapter --use_rslora --target_modules q_proj": (
-        "of another form; use --use_rslora false --target_modules "
+    + "--train_file clinic --start_adapter {d}/adapter --use_rslora --target_modules o_proj": (
+        "of another form; use --use_rslora false --target_modules q_proj"
     ),
     SIMULATE + "--train_file clinic --num_clients 2 --start_adapter {d}/half": "--start_adapter",
     TRAIN + "--train_file clinic --deepspeed {d}/no.json": "--deepspeed: no such file",
