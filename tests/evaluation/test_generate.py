@@ -58,6 +58,22 @@ def test_the_batch_size_changes_nothing(answers_to, decoding):
     assert len(set(one)) > 6
 
 
+def test_padding_adds_no_token_to_a_row(setup, answers_to, monkeypatch):
+    """A repetition penalty counts padding too, and many tokenizers pad with what ends an answer."""
+    model, padded = setup[0].model, []
+    generate_as_ever = model.generate
+
+    def spy(**inputs):
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+            padded.append(not mask.all())
+            assert set(ids.tolist()) == set(ids[mask == 1].tolist())
+        return generate_as_ever(**inputs)
+
+    monkeypatch.setattr(model, "generate", spy)
+    answers_to(12)
+    assert any(padded)
+
+
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -140,9 +140,10 @@ def _answer(
 ) -> list[list[int]]:
     """Return each answer's tokens; whenever half of the rows have ended, others continue alone."""
     left = partial(pad_sequence, batch_first=True, padding_side="left")
-    ids = left([torch.tensor(ids) for ids in prompts], padding_value=options["pad_token_id"])
+    ids, first_B1 = left(list(map(torch.tensor, prompts))), torch.tensor([[p[0]] for p in prompts])
     mask = left([torch.ones(len(ids), dtype=torch.long) for ids in prompts])
-    ids_BL, mask_BL = ids.to(model.device), mask.to(model.device)
+    # Padded with the prompt's own first token: a repetition penalty counts whatever stands there.
+    ids_BL, mask_BL = ids.where(mask == 1, first_B1).to(model.device), mask.to(model.device)
     width, ends = ids_BL.shape[1], torch.tensor(options["eos_token_id"], device=model.device)
 
     def goes_on(ids_BL: Tensor) -> Tensor:
