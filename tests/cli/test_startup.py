@@ -17,7 +17,12 @@ import yaml
 
 from fedfora.cli.main import main
 from fedfora.config import ConfigParser
+from fedfora.data.loading import load_examples
+from fedfora.data.settings import DataArguments
+from fedfora.privacy.accounting import Release, noise_multiplier_for
+from fedfora.privacy.ledger import Ledger
 from fedfora.training.checkpoints import Progress, identity_of, write_progress
+from fedfora.training.preflight import ledger_of
 from fedfora.training.settings import NO_EFFECT, SECTIONS, TrainSettings
 
 # A GGUF file with one key: magic, version, tensors, keys; key, type of a text, the text.
@@ -84,6 +89,9 @@ MISTAKES = {
     "site request --kit {d} --name north": "is not empty; keys are never overwritten",
     "coordinator journal --kit {d}/kits/coordinator": "no journal yet",
     "provision {d}/sites.yaml --requests {d}/no": "no such directory",
+    "provision {d}/private.yaml --output_dir {d}/none": (
+        "private.yaml, line 8: settings.target_epsilon: --target_epsilon 0.0001 cannot be reached"
+    ),
     "rehearse {d}/no.yaml": "cannot be read",
     "rehearse {d}/sites.yaml --rehearsal_rounds 0": "--rehearsal_rounds must be at least 1",
     "check data {d}/no.json": "no such file",
@@ -165,6 +173,11 @@ MISTAKES = {
     TRAIN + RECORD + "8 --sampling_rate 1e-17": (
         "--sampling_rate 1e-17 is less than one of 2,400 rows in a step's sample: at least 0.000419"
     ),
+    TRAIN + RECORD + "8 --privacy_dir {d}/spent": (
+        "the privacy budget does not allow 120 more steps: epsilon would be "
+    ),
+    TRAIN + RECORD.replace("--target_epsilon", "--noise_multiplier 3 --target_epsilon") + "8 "
+    "--privacy_dir {d}/spent": "--target_epsilon is 8 and",
     SIMULATE + RECORD + "8 --num_clients 2 --sampling_rate 8e-4": "less than one of 1,200 rows",
     "check privacy --rows 300 --trained 9 --target_epsilon 8 --sampling_rate 1e-17": "of 300 rows",
     "check privacy --rows 600 --target_epsilon 8 --model no/such": "no model of that id",
@@ -255,6 +268,12 @@ def place(tmp_path_factory):
         "sites": {"north": {"train_file": "clinic"}},
     }
     (place / "sites.yaml").write_text(yaml.safe_dump(plan))
+    plan["settings"] |= {"privacy_unit": "record", "target_epsilon": 1e-4}
+    (place / "private.yaml").write_text(yaml.safe_dump(plan))
+    recipe = {"target_epsilon": 8.0, "delta": 1e-5, "sampling_rate": 0.5, "count": 120}
+    name = f"{ledger_of(load_examples('clinic', DataArguments()))}.json"
+    spent = Ledger(1e-5, 8.0, path=place / "spent" / name)
+    spent.spend(Release(0.5, noise_multiplier_for(**recipe), 120))
     assert main(["provision", str(place / "sites.yaml"), "--output_dir", str(place / "kits")]) == 0
     return place
 

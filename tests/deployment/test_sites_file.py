@@ -98,6 +98,31 @@ def test_a_mistake_is_named_with_file_line_and_key(tmp_path, old, new, line, tex
     with pytest.raises(ValueError, match=r"sites\.yaml") as caught:
         read(tmp_path, GOOD.replace(old, new, 1))
     assert text in str(caught.value)
+
+
+RECORD = "num_rounds: 3\n  privacy_unit: record\n  target_epsilon: "
+SITE = RECORD.replace("record", "site")
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "line", "text"),
+    [
+        (RECORD + "0.001", "", 8, "settings.target_epsilon: --target_epsilon 0.001 cannot be"),
+        (SITE + "0.001", "", 8, "(steps: 3)"),
+        (RECORD + "8", ", target_epsilon: 0.001", 11, "cardiology.target_epsilon: --target_eps"),
+        (RECORD + "0.001\n  per_device_train_batch_size: 4", "", None, ""),
+    ],
+)
+def test_a_budget_that_no_noise_keeps_is_named_as_far_as_it_is_known_without_rows(
+    tmp_path, settings, own, line, text
+):
+    good = GOOD.replace("num_rounds: 3", settings).replace("notes.json}", f"notes.json{own}}}")
+    if line is None:
+        assert read(tmp_path, good).sites
+        return
+    with pytest.raises(ValueError, match=rf"sites\.yaml, line {line}: ") as caught:
+        read(tmp_path, good)
+    assert text in str(caught.value)
     assert f"line {line}" in str(caught.value)
 
 

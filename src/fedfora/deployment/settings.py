@@ -16,7 +16,7 @@ from fedfora.federated.settings import (
     settings_parser,
 )
 from fedfora.federated.settings_scope import LOCAL_ONLY, SITE_MAY_OVERRIDE
-from fedfora.privacy.settings import PrivacyArguments
+from fedfora.privacy.settings import PrivacyArguments, noise_of
 
 # What a site is promised is in its own kit too, and applies whatever the coordinator sends: all but
 # how numbers are written, and where a site's own ledger is.
@@ -121,6 +121,20 @@ def check_promise(own: Mapping[str, Any]) -> None:
             f"--privacy_unit {own['privacy_unit']} at a real site needs --target_epsilon: with a "
             "noise multiplier alone the coordinator gets as many rounds as it asks for"
         )
+
+
+def check_budget(settings: FederationSettings) -> None:
+    """Raise if no noise keeps a federation within its budget.
+
+    Of records this is known if steps sample a share of the rows: a batch is another one at each
+    site, and nobody else knows how many rows that has.
+    """
+    privacy, train, federation = settings.privacy, settings.train, settings.federation
+    if privacy.privacy_unit == "site":
+        noise_of(privacy, count=federation.num_rounds)
+    elif privacy.privacy_unit == "record" and not train.names_batch:
+        rate = train.sampling_rate(privacy, 1)
+        noise_of(privacy, count=federation.total_steps, sampling_rate=rate)
 
 
 def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fedfora.deployment.settings import check_flags
+from fedfora.deployment.settings import check_budget, check_flags, settings_of
 from fedfora.deployment.yaml_source import Keys, YamlSource
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -47,7 +47,14 @@ def _sites(document: YamlSource, key: str) -> dict[str, dict[str, Any]]:
         check_name(document, (key, name), name)
         if (other := seen.setdefault(name.lower(), name)) != name:
             raise document.error((key, name), f"differs from {other} only in case")
-    return {name: check_flags(document, (key, name), settings, of_site=True) for name in names}
+    sites = {name: check_flags(document, (key, name), settings, of_site=True) for name in names}
+    for name, own in sites.items():
+        try:
+            check_budget(settings_of({**settings, **own}))
+        except ValueError as error:
+            place = (key, name) if "target_epsilon" in own else ("settings",)
+            raise document.error((*place, "target_epsilon"), str(error)) from error
+    return sites
 
 
 def _quorum(document: YamlSource, key: str) -> int | None:

@@ -44,9 +44,8 @@ from fedfora.federated.site_runtime import (
     site_of,
 )
 from fedfora.federated.wire.messages import CONFIG, FrozenFactorsMissingError
-from fedfora.privacy.ledger import BudgetSpent
+from fedfora.privacy.ledger import BudgetSpent, ledger_directory
 from fedfora.reporting.record import write_text
-from fedfora.training.privacy_plan import ledger_directory
 
 LAST_RUN = "last-run.json"
 SILENCE_S = 60.0  # a peer that connects and says nothing for this long is cut off

@@ -17,11 +17,13 @@ from fedfora.federated.shared_noise import shared_release
 from fedfora.federated.site.client_app import make_client_app
 from fedfora.federated.site.training import plan_round
 from fedfora.federated.site_runtime import SiteRuntime, check_rows, load_runtime
+from fedfora.privacy.ledger import open_ledger
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
 from fedfora.reporting.history import read_lines
 from fedfora.reporting.record import METRICS, PASSING, Listener, append_event
 from fedfora.reporting.view import View
-from fedfora.training.privacy_plan import PrivateTraining, ledger_of, open_ledger
+from fedfora.training.preflight import ledger_of
+from fedfora.training.privacy_plan import PrivateTraining
 from fedfora.training.trainer import StepReport
 
 STEP_SHOWN_S = 0.5  # an outside watcher learns of a site's steps at most this often

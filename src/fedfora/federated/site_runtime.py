@@ -38,7 +38,7 @@ from fedfora.models.saving import adapter_record
 from fedfora.privacy.settings import check_num_rows
 from fedfora.seeds import derive_seed
 from fedfora.training.local import LocalResult, check_trainable, train_locally
-from fedfora.training.privacy_plan import ledger_of
+from fedfora.training.preflight import ledger_of
 from fedfora.training.settings import TrainArguments
 
 SITE_NAME = "site-name"  # in the configuration of a real site's node

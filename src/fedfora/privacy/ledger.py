@@ -7,6 +7,7 @@ noise. Nothing is ever taken back, and nothing is repeated for free.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -23,6 +24,7 @@ from fedfora.privacy.accounting import (
     noise_multiplier_for,
     replace_one_epsilon_of,
 )
+from fedfora.privacy.settings import PRIVACY_DIR, PrivacyArguments
 from fedfora.registry import counted
 
 LOCK_S = 60.0  # another process holds a ledger for milliseconds
@@ -241,6 +243,23 @@ def _read(path: Path) -> list[Line]:
         raise ValueError(
             f"{path} is not a privacy ledger for these data; nothing was spent: {error}"
         ) from error
+
+
+def open_ledger(arguments: PrivacyArguments, name: str) -> Ledger:
+    """Return a ledger with what all runs have spent, wherever their output directories are."""
+    return Ledger.open(
+        ledger_directory(arguments) / f"{name}.json",
+        delta=arguments.target_delta,
+        target_epsilon=arguments.target_epsilon,
+    )
+
+
+def ledger_directory(arguments: PrivacyArguments) -> Path:
+    """Return where ledgers are: by the flag, the environment or the user's data directory."""
+    if named := arguments.privacy_dir or os.environ.get(PRIVACY_DIR):
+        return Path(named)
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "fedfora" / "privacy"
 
 
 # The differential privacy that was given, in one sentence with its assumptions.

@@ -3,15 +3,20 @@
 Rows, directories and names are checked first, so that a mistake there is reported at once.
 """
 
+import hashlib
 import os
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from fedfora.config import read_yaml
 from fedfora.data.loading import Example, load_chosen, load_examples
 from fedfora.models.resolve import check_start, check_targets, checked_model_name
+from fedfora.privacy.accounting import Release
+from fedfora.privacy.ledger import open_ledger
+from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.record import check_output_dir
 from fedfora.reporting.trackers import OF_TRANSFORMERS, check_trackers
 from fedfora.training.checkpoints import (
@@ -22,6 +27,7 @@ from fedfora.training.checkpoints import (
     identity_of,
     newest_checkpoint,
     read_progress,
+    step_of,
 )
 from fedfora.training.settings import TrainSettings, check_device, planned_release
 
@@ -43,7 +49,7 @@ def preflight(settings: TrainSettings) -> Rows:
     Raises:
         ValueError: Naming the flag, or the file and the line.
     """
-    place_of(settings)
+    resume_from, _, _ = place_of(settings)
     reports(settings.launch.report_to)
     check_device(settings.train, settings.model.device)
     checked_model_name(settings.model)
@@ -53,8 +59,19 @@ def preflight(settings: TrainSettings) -> Rows:
         check_deepspeed(settings.launch.deepspeed)
     rows = read_rows(settings)
     if settings.privacy.privacy_unit == "record":
-        planned_release(settings.train, settings.privacy, len(rows.examples))
+        plan = planned_release(settings.train, settings.privacy, len(rows.examples))
+        left = plan.count - (0 if resume_from is None else step_of(resume_from))
+        _check_budget(settings.privacy, ledger_of(rows.examples), plan, left)
     return rows
+
+
+def _check_budget(privacy: PrivacyArguments, ledger: str, plan: Release, left: int) -> None:
+    """Raise if a ledger holds too much for the steps of a plan that are left."""
+    opened, noise = open_ledger(privacy, ledger), plan.noise_multiplier
+    if left > 0:
+        if privacy.noise_multiplier is None:
+            noise = opened.noise_for(plan.sampling_rate, planned=plan.count, left=left)
+        opened.check(replace(plan, noise_multiplier=noise, count=left))
 
 
 def read_rows(settings: TrainSettings) -> Rows:
@@ -64,6 +81,14 @@ def read_rows(settings: TrainSettings) -> Rows:
         load_chosen(data.train_file, data, flag="--train_file"),
         None if validation_file is None else load_examples(validation_file, data),
     )
+
+
+def ledger_of(examples: Iterable[Example]) -> str:
+    """Return the name of the ledger of some rows: the same for the same rows in any order."""
+    rows = sorted(
+        hashlib.sha256(repr(sorted(each.columns.items())).encode()).digest() for each in examples
+    )
+    return f"rows-{hashlib.sha256(b''.join(rows)).hexdigest()[:16]}"
 
 
 def place_of(settings: TrainSettings) -> tuple[Path | None, bool, bool]:

@@ -1,21 +1,17 @@
 """From the settings of record privacy and a site's rows to noise, clipping and a ledger."""
 
-import hashlib
 import math
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from fedfora.data.loading import Example
 from fedfora.models.settings import AdapterArguments
 from fedfora.privacy.accounting import Release
-from fedfora.privacy.ledger import Ledger, record_statement
+from fedfora.privacy.ledger import Ledger, open_ledger, record_statement
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
-from fedfora.privacy.settings import PRIVACY_DIR, PrivacyArguments, check_num_rows
+from fedfora.privacy.settings import PrivacyArguments, check_num_rows
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult
 from fedfora.training.settings import TrainArguments, check_record_privacy
@@ -168,31 +164,6 @@ def rate_for_noise(width: int, num_steps: int, adapter: AdapterArguments) -> flo
     """Return the learning rate of private steps on layers of a width."""
     rate = RATE_TIMES_WIDTH / width / math.sqrt(num_steps)
     return rate if adapter.start_adapter is None else rate / 2
-
-
-def open_ledger(arguments: PrivacyArguments, name: str) -> Ledger:
-    """Return a ledger with what all runs have spent, wherever their output directories are."""
-    return Ledger.open(
-        ledger_directory(arguments) / f"{name}.json",
-        delta=arguments.target_delta,
-        target_epsilon=arguments.target_epsilon,
-    )
-
-
-def ledger_directory(arguments: PrivacyArguments) -> Path:
-    """Return where ledgers are: by the flag, the environment or the user's data directory."""
-    if named := arguments.privacy_dir or os.environ.get(PRIVACY_DIR):
-        return Path(named)
-    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(home) / "fedfora" / "privacy"
-
-
-def ledger_of(examples: Iterable[Example]) -> str:
-    """Return the name of the ledger of some rows: the same for the same rows in any order."""
-    rows = sorted(
-        hashlib.sha256(repr(sorted(each.columns.items())).encode()).digest() for each in examples
-    )
-    return f"rows-{hashlib.sha256(b''.join(rows)).hexdigest()[:16]}"
 
 
 def public_part(result: LocalResult, privacy: RecordPrivacy) -> LocalResult:

@@ -36,11 +36,18 @@ from fedfora.training.checkpoints import (
 )
 from fedfora.training.launch import Processes, start_processes
 from fedfora.training.local import LocalResult, check_trainable, train_locally, training_rows
-from fedfora.training.preflight import LOCAL, Rows, checkpoints_of, place_of, read_rows, reports
+from fedfora.training.preflight import (
+    LOCAL,
+    Rows,
+    checkpoints_of,
+    ledger_of,
+    place_of,
+    read_rows,
+    reports,
+)
 from fedfora.training.privacy_plan import (
     PaySteps,
     PrivateTraining,
-    ledger_of,
     plan_private_training,
     with_learning_rate,
 )

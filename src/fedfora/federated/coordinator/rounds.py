@@ -47,10 +47,10 @@ from fedfora.federated.settings import NO_EFFECT, FederationSettings, from_run_c
 from fedfora.models.adapter_base import start_note
 from fedfora.models.loading import fora_config
 from fedfora.models.saving import as_saved, config_at_rank, save_adapter
+from fedfora.privacy.ledger import open_ledger
 from fedfora.reporting.record import Listener, RunRecord
 from fedfora.reporting.report import finish_run
 from fedfora.reporting.trackers import trackers
-from fedfora.training.privacy_plan import open_ledger
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0  # before a round is retried, each twice the last
 

@@ -33,8 +33,8 @@ from fedfora.federated.site_runtime import SiteData
 from fedfora.federated.wire import secure_records as wire
 from fedfora.federated.wire.messages import Assignment
 from fedfora.federated.wire.transport import Layout, flatten
+from fedfora.privacy.ledger import open_ledger
 from fedfora.training.local import LocalResult
-from fedfora.training.privacy_plan import open_ledger
 
 STATE = "secure-aggregation"
 
