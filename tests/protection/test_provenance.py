@@ -7,7 +7,14 @@ from contextlib import nullcontext
 
 import pytest
 
-from fedfora.federated.coordinator.checkpoint import publish_best
+from fedfora.adapter.state import read_state
+from fedfora.data.encoding import PromptFormat
+from fedfora.exporting import lora
+from fedfora.federated.coordinator import checkpoint
+from fedfora.federated.coordinator.checkpoint import FederationState, publish_best
+from fedfora.models import loading, resolve, saving
+from fedfora.models.adapter_base import add_adapter
+from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.protection import keys
 from fedfora.protection.provenance import NAME, sign_directory, verify_directory
 
@@ -71,6 +78,66 @@ def test_no_file_that_is_loaded_is_added_behind_the_signature(signed, name, suff
         path.write_bytes(b"poison")
         with pytest.raises(ValueError, match="is not in the signed record"):
             verify_directory(signed[0])
+
+
+LOADERS = {
+    "weights": (saving, "adapter_model.safetensors", saving.read_adapter),
+    "weights to be exported": (lora, "adapter_model.safetensors", lora._read_source),
+    "configuration to be exported": (lora, "adapter_config.json", lora._read_source),
+    "record": (resolve, "fedfora.json", resolve.read_record),
+    "state": (checkpoint, "state.json", lambda path: checkpoint.load_checkpoint(path.parent)),
+    "adapter": (checkpoint, "state.safetensors", lambda p: checkpoint.load_checkpoint(p.parent)),
+    "weights to be used": (loading, "adapter_model.safetensors", lambda p: _on_base(p)),
+    "configuration": (loading, "adapter_config.json", lambda path: _on_base(path)),
+}
+
+
+def _on_base(path):
+    return loading.load_adapter(loading.load_base(ModelArguments("clinic-base", "none")), path)
+
+
+@pytest.mark.parametrize("what", LOADERS)
+def test_a_file_that_is_changed_after_the_check_is_not_used(signed, tmp_path, monkeypatch, what):
+    """Verified by name and opened again by name, another one could be used than was signed."""
+    module, name, load = LOADERS[what]
+    base = loading.load_base(ModelArguments("clinic-base", "none"))
+    model = add_adapter(base, AdapterArguments(lora_rank=2), seed=1)
+    record = saving.adapter_record(PromptFormat("plain", "", 10, 10), "f" * 32)
+    state, config = read_state(model), saving.adapter_config(model)
+    path = checkpoint.save_checkpoint(
+        tmp_path, FederationState(1, state), lambda p: saving.save_adapter(p, state, config, record)
+    )
+    check, other = module.signed_files, (path / name).read_bytes()
+    other = other[:-1] + bytes([other[-1] ^ 1]) if "tensors" in name else other.replace(b"{", b"{ ")
+
+    def slow(directory):
+        found = check(directory)
+        (path / name).write_bytes(other)
+        return found
+
+    load(path)
+    monkeypatch.setattr(module, "signed_files", slow)
+    with pytest.raises(ValueError, match=f"{name} is not the file that was signed"):
+        load(path)
+
+
+def test_what_is_changed_while_the_best_round_is_copied_gets_no_signature(
+    signed, tmp_path, monkeypatch
+):
+    shutil.copytree(signed[0], tmp_path / "round-001")
+    (tmp_path / "round-001" / "state.json").write_text("{}")
+    sign_directory(tmp_path / "round-001", FACTS)
+    check = checkpoint.signed_here
+
+    def slow(directory):
+        found = check(directory)
+        (directory / "adapter_model.safetensors").write_bytes(b"poison")
+        return found
+
+    monkeypatch.setattr(checkpoint, "signed_here", slow)
+    publish_best(tmp_path, 1)
+    with pytest.raises(ValueError, match="is not the file that was signed"):
+        verify_directory(tmp_path / "best")
 
 
 def _edit(directory, change):

@@ -3,6 +3,7 @@
 What is written here loads in plain PEFT, without fedfora, and in every server that takes LoRA.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from safetensors.torch import save_file
 from fedfora.adapter import ForaConfig
 from fedfora.adapter.state import AdapterState, fold, from_peft_key, layers_of, peft_key, unfold
 from fedfora.models.resolve import RECORD, WEIGHTS, check_adapter_dir
-from fedfora.protection.provenance import verify_directory
-from fedfora.protection.sealing import load_tensors
+from fedfora.protection.provenance import signed_files
+from fedfora.protection.sealing import load_tensors, read_bytes
 
 # What both configurations call by the same name, with the same meaning.
 SHARED = (
@@ -102,9 +103,10 @@ def _read_source(
 def _read_directory(
     directory: str | Path, kind: str
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    config = check_adapter_dir(directory, "adapter", kind=kind)
-    verify_directory(Path(directory))
-    return config, load_tensors(Path(directory) / WEIGHTS)
+    check_adapter_dir(directory, "adapter", kind=kind)
+    files = signed_files(Path(directory))
+    config = json.loads(read_bytes(Path(directory) / "adapter_config.json", files))
+    return config, load_tensors(Path(directory) / WEIGHTS, files)
 
 
 def _write(

@@ -1,6 +1,7 @@
 """A name to a frozen base model with its tokenizer, and a saved FoRA adapter on it."""
 
 import ctypes
+import json
 import logging
 import os
 import re
@@ -23,8 +24,8 @@ from fedfora.adapter import ForaConfig
 from fedfora.adapter.config import alpha_at_rank
 from fedfora.models.resolve import WEIGHTS, check_adapter_dir, resolve_model, source
 from fedfora.models.settings import AdapterArguments, ModelArguments
-from fedfora.protection.provenance import verify_directory
-from fedfora.protection.sealing import is_sealed, load_tensors
+from fedfora.protection.provenance import signed_files
+from fedfora.protection.sealing import is_sealed, load_tensors, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -306,11 +307,12 @@ def load_adapter(base: Base, adapter_dir: str | Path) -> PeftModel:
     """
     check_adapter_dir(adapter_dir)
     directory = Path(adapter_dir)
-    verify_directory(directory)
-    if not is_sealed(directory / WEIGHTS):
+    files = signed_files(directory)
+    if files is None and not is_sealed(directory / WEIGHTS):
         return PeftModel.from_pretrained(base.model, str(directory)).eval()
-    tensors = load_tensors(directory / WEIGHTS)
-    model = get_peft_model(base.model, PeftConfig.from_pretrained(str(directory)))
+    tensors = load_tensors(directory / WEIGHTS, files)  # what was checked, not once more by PEFT
+    config = json.loads(read_bytes(directory / "adapter_config.json", files))
+    model = get_peft_model(base.model, PeftConfig.from_peft_type(**config))
     result = set_peft_model_state_dict(model, tensors)
     if result.unexpected_keys:
         raise ValueError(f"{directory}: {result.unexpected_keys[0]} is not a weight of the adapter")

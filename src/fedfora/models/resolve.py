@@ -13,6 +13,7 @@ from typing import Any
 
 from fedfora.data.encoding import PromptFormat
 from fedfora.models.settings import AdapterArguments, ModelArguments
+from fedfora.protection.provenance import signed_files
 from fedfora.protection.sealing import is_sealed, read_bytes
 from fedfora.registry import nearest, need, try_hub, unknown
 
@@ -276,8 +277,9 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / RECORD
     if not path.is_file():
         return {}
+    files = signed_files(path.parent)
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(read_bytes(path, files))
         PromptFormat(**record["prompts"])
         if not isinstance(record.get("base", {}), dict):
             raise TypeError("base is not an object")

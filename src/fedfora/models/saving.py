@@ -13,7 +13,7 @@ from fedfora.adapter.config import alpha_at_rank
 from fedfora.adapter.state import AdapterState, from_peft_key, peft_key
 from fedfora.data.encoding import PromptFormat
 from fedfora.models.resolve import RECORD, WEIGHTS
-from fedfora.protection.provenance import sign_directory, verify_directory
+from fedfora.protection.provenance import sign_directory, signed_files
 from fedfora.protection.sealing import load_tensors, save_tensors
 from fedfora.reporting.model_card import model_card
 from fedfora.reporting.record import environment, write_json, write_text
@@ -43,8 +43,7 @@ def read_adapter(directory: str | Path) -> AdapterState:
     Raises:
         ValueError: If its provenance does not hold, or it is encrypted and the key is not here.
     """
-    verify_directory(Path(directory))
-    weights = load_tensors(Path(directory) / WEIGHTS)
+    weights = load_tensors(Path(directory) / WEIGHTS, signed_files(Path(directory)))
     return {from_peft_key(key) or key: tensor for key, tensor in weights.items()}
 
 

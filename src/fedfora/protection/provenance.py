@@ -30,24 +30,28 @@ PROTECTED = frozenset(_FILES) | {name + SUFFIX for name in _FILES}
 
 @dataclass(frozen=True)
 class Provenance:
-    """A checked record: who signed (a key id) and what was stated."""
+    """A checked record: who signed (a key id), and what was stated; digests of files by name."""
 
     signer: str
     facts: dict[str, Any]
+    files: dict[str, str]
 
 
-def sign_directory(directory: Path, facts: dict[str, Any] | None) -> None:
+def sign_directory(
+    directory: Path, facts: dict[str, Any] | None, files: dict[str, str] | None = None
+) -> None:
     """Write a signed record of a directory's protected files; nothing if this machine has no key.
 
     Args:
         directory: With its files complete.
-        facts: How they came about; JSON. None signs nothing, see `facts_signed_here`.
+        facts: How they came about; JSON. None signs nothing, see `signed_here`.
+        files: Digests that its files had in an earlier record; None takes those they have now.
     """
     path, key = directory / NAME, signing_key()
     if key is None or facts is None:
         path.unlink(missing_ok=True)  # an older record would not fit the files any more
         return
-    statement = {"files": _digests(directory), "facts": facts}
+    statement = {"files": _digests(directory) if files is None else files, "facts": facts}
     content = {
         "statement": statement,
         "public_key": _encoded(key.public_key().public_bytes_raw()),
@@ -76,11 +80,23 @@ def verify_directory(directory: Path) -> Provenance | None:
             f"{len(trusted)} of {TRUSTED}"
         )
     _check_files(directory, statement["files"])
-    return Provenance(key_id(public_key), statement["facts"])
+    return Provenance(key_id(public_key), statement["facts"], statement["files"])
 
 
-def facts_signed_here(directory: Path) -> dict[str, Any] | None:
-    """Return the facts of a record that bears this machine's own signature, or None.
+def signed_files(directory: Path) -> dict[str, str] | None:
+    """Check a directory's record and return its files' digests; None if it has and needs none.
+
+    With them `read_bytes` sees to it that what is used is what was signed.
+
+    Raises:
+        ValueError: As `verify_directory`.
+    """
+    found = verify_directory(directory)
+    return None if found is None else found.files
+
+
+def signed_here(directory: Path) -> Provenance | None:
+    """Return the record of a directory if it bears this machine's own signature, otherwise None.
 
     Only such files may be signed again: others would get a signature that they never had.
 
@@ -89,7 +105,7 @@ def facts_signed_here(directory: Path) -> dict[str, Any] | None:
     """
     if (key := signing_key()) is None or (found := verify_directory(directory)) is None:
         return None
-    return found.facts if found.signer == key_id(key.public_key().public_bytes_raw()) else None
+    return found if found.signer == key_id(key.public_key().public_bytes_raw()) else None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes, bytes]:

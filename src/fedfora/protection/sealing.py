@@ -7,6 +7,7 @@ one of another name. Who has no key learns the size, nothing else; who changes a
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,17 +61,17 @@ def save_tensors(
     return write_bytes(path, content)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, sealed or not.
+def load_tensors(path: Path, signed: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, read by `read_bytes`.
 
     Raises:
-        ValueError: If there is no file, it is damaged, or this machine's key does not open it.
+        ValueError: If it is damaged, and as `read_bytes`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        return dict(load(read_bytes(path)))
+        return dict(load(read_bytes(path, signed)))
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
 
@@ -93,17 +94,22 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> Path:
     return target
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, signed: Mapping[str, str] | None = None) -> bytes:
     """Return the content of a file, sealed or not.
 
+    Args:
+        path: Without `.sealed`.
+        signed: SHA-256 of files by name, of which this one must be; None asks for none.
+
     Raises:
-        ValueError: If there is no file, or it is sealed and this machine's key does not open it.
+        ValueError: If there is no file, it is not the one that was signed, or it is sealed and this
+            machine's key does not open it.
     """
     sealed_path = path.with_name(path.name + SUFFIX)
     if not sealed_path.exists():
         if not path.is_file():
             raise ValueError(f"no such file: {path}")
-        return path.read_bytes()
+        return _read_signed(path, signed)
     if path.exists():
         raise ValueError(f"{path} exists both plain and sealed; remove the wrong one")
     key = encryption_key()
@@ -111,7 +117,14 @@ def read_bytes(path: Path) -> bytes:
         raise ValueError(
             f"{sealed_path} is encrypted: its key is missing ({ENCRYPTION_FILE} or {ENCRYPTION})"
         )
-    return unseal(sealed_path.read_bytes(), key, path.name)
+    return unseal(_read_signed(sealed_path, signed), key, path.name)
+
+
+def _read_signed(path: Path, signed: Mapping[str, str] | None) -> bytes:
+    content = path.read_bytes()
+    if signed is not None and hashlib.sha256(content).hexdigest() != signed.get(path.name):
+        raise ValueError(f"{path} is not the file that was signed")
+    return content
 
 
 def remove(path: Path) -> None:

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 
 from fedfora.federated.preflight import SITES_DIR
 from fedfora.files import sync
-from fedfora.protection.provenance import facts_signed_here, sign_directory, verify_directory
-from fedfora.protection.sealing import load_tensors, save_tensors
+from fedfora.protection.provenance import sign_directory, signed_files, signed_here
+from fedfora.protection.sealing import load_tensors, read_bytes, save_tensors
 from fedfora.reporting.record import is_ours
 
 if TYPE_CHECKING:
@@ -134,10 +134,10 @@ def load_checkpoint(run_directory: Path) -> FederationState | None:
     if not checkpoints:
         return None
     directory = checkpoints[max(checkpoints)]
-    verify_directory(directory)
-    state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+    files = signed_files(directory)
+    state = json.loads(read_bytes(directory / _STATE, files))
     parts: dict[str, AdapterState] = {"adapter": {}, "server": {}}
-    for name, value in load_tensors(directory / _TENSORS).items():
+    for name, value in load_tensors(directory / _TENSORS, files).items():
         part, _, rest = name.partition(".")
         parts[part][rest] = value
     return FederationState(**{**state, **parts, "selection": Selection(**state["selection"])})
@@ -161,10 +161,13 @@ def publish_best(run_directory: Path, best_round: int) -> None:
     remove(temporary)
     remove(old)
     shutil.copytree(find_checkpoints(run_directory)[best_round], temporary)
-    facts = facts_signed_here(temporary)
+    found = signed_here(temporary)
     for path in temporary.glob("state.*"):  # what a resumed run needs
         path.unlink()
-    sign_directory(temporary, facts)
+    sign_directory(temporary, None)
+    if found is not None:  # with the digests just checked, whatever lies on the disk by now
+        files = {name: d for name, d in found.files.items() if not name.startswith("state.")}
+        sign_directory(temporary, found.facts, files)
     (temporary / "round.json").write_text(
         json.dumps({"round": best_round}) + "\n", encoding="utf-8"
     )
