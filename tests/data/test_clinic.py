@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import pytest
+
 from fedfora.data.clinic import SPECIALTIES, clinic_rows
 
 
@@ -37,3 +39,8 @@ def test_phrasings_use_both_fields_and_entities_have_no_underscore():
         for relation in specialty.relations:
             assert all("{head}" in p and "{tail}" in p for p in relation.phrasings)
         assert not any("_" in e for names in specialty.entities.values() for e in names)
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="train, test"):
+        clinic_rows("valid")

@@ -97,9 +97,13 @@ def test_alibi_has_no_llama_form(make_source, target):
     assert not target.exists()
 
 
-def test_another_model_is_named(target, tiny_dir):
+def test_what_cannot_be_exported_is_named(source, target, tiny_dir, tmp_path):
     with pytest.raises(ValueError, match="is a llama model, not a Baichuan"):
         export_llama(tiny_dir, target)
+    with pytest.raises(ValueError, match=r"nowhere: the directory holds no config.json"):
+        export_llama(tmp_path / "nowhere", target)
+    with pytest.raises(ValueError, match="exists and is not an empty directory"):
+        export_llama(source, source)
 
 
 @pytest.mark.parametrize("generation", ["baichuan", "baichuan2"])

@@ -53,7 +53,12 @@ def clinic_rows(split: str = "train") -> list[dict[str, str]]:
 
     "train" has 2,400 rows, "test" 240, and no note of it is in "train". The specialties take turns,
     so every prefix of a multiple of four rows is balanced.
+
+    Raises:
+        ValueError: If there is no such split.
     """
+    if split not in _ROWS:
+        raise ValueError(f"clinic has no split {split!r} (it has: {', '.join(_ROWS)})")
     rng = random.Random(f"clinic:{_SEEDS[split]}")
     seen = {row["input"] for row in clinic_rows("train")} if split == "test" else set()
     rows: list[dict[str, str]] = []

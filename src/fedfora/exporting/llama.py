@@ -74,9 +74,12 @@ def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
         tokens.
 
     Raises:
-        ValueError: If the model has no Llama form, or the check after writing fails.
+        ValueError: If the model has no Llama form, the output directory is in use, or the check
+            after writing fails.
     """
     source, target = Path(model_dir), Path(output_dir)
+    if not (source / "config.json").is_file():
+        raise ValueError(f"{source}: the directory holds no config.json")
     config = AutoConfig.from_pretrained(source)
     if not isinstance(config, BaichuanConfig):
         raise ValueError(f"{source} is a {config.model_type} model, not a Baichuan")
@@ -87,6 +90,8 @@ def export_llama(model_dir: str | Path, output_dir: str | Path) -> float:
         )
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{source} is quantized; export the model it was quantized from")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not an empty directory")
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (1, CHECK_TOKENS), generator=generator)
