@@ -1,6 +1,7 @@
 """Batched answers equal those one by one, and greedy means greedy."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
@@ -141,6 +142,29 @@ def test_rows_that_begin_alike_and_end_apart_are_answered_as_alone(answered, kin
     assert answered(kind, 8, **decoding)[0] == alone
     assert answered(kind, len(TAILS), **decoding)[0] == alone
     assert len({len(answer) for answer in alone}) > 3
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_rows_in_any_batches_are_answered_as_alone(setup, seed):
+    tokenizer, draw = setup[0].tokenizer, Random(seed)
+    vocabulary = len(tokenizer)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=vocabulary, **GROUPED))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.copy_(torch.randn(vocabulary, 32))
+    ends = list(range(4, vocabulary, draw.choice([2, 5, 12])))
+    model.generation_config = GenerationConfig(eos_token_id=ends)
+
+    def ids(count):
+        return [draw.randrange(4, vocabulary) for _ in range(count)]
+
+    shared = ids(draw.choice([0, 3, 30]))
+    prompts = [shared + ids(draw.randint(1, 50)) for _ in range(draw.randint(2, 40))]
+    decoding = DecodingArguments(repetition_penalty=draw.choice([1.0, 1.3]))
+    options = {"max_new_tokens": draw.choice([1, 2, 16]), "decoding": decoding}
+    alone = generate(model, tokenizer, prompts, batch_size=1, **options)
+    for batch_size in (None, 7):
+        assert generate(model, tokenizer, prompts, batch_size=batch_size, **options) == alone
 
 
 @pytest.mark.parametrize("kind", PLAIN)

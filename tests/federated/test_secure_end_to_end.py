@@ -12,6 +12,7 @@ import strange_bytes
 from fedfora.federated import embedded
 from fedfora.federated.aggregation import RULES
 from fedfora.federated.coordinator.handshake import Membership
+from fedfora.federated.embedded import EmbeddedGrid
 from fedfora.federated.secure_aggregation.client import SecureSite
 from fedfora.federated.secure_aggregation.crypto import Identity
 from fedfora.federated.secure_aggregation.messages import round_context, run_context
@@ -408,3 +409,19 @@ def test_a_site_whose_key_another_identity_signed_is_named_and_the_others_go_on(
     ((site, reason),) = _rejected(tmp_path / "out").items()
     assert site == "neurology"
     assert "site 2 is not signed with that site's identity" in reason
+
+
+def test_a_reply_that_names_another_run_changes_nothing_for_the_others(run, monkeypatch):
+    """Flower's SuperLink refuses one; the check of the others' keys must not lean on that."""
+    pinned = {u: simulated_identity(42, u).public_bytes for u in range(4)}
+    monkeypatch.setattr(Membership, "identity", lambda members, index: pinned[index])
+    deliver = EmbeddedGrid._deliver
+
+    def misled(grid, message):
+        reply = deliver(grid, message)
+        reply.metadata.__dict__["_run_id"] = 99
+        return reply
+
+    monkeypatch.setattr(EmbeddedGrid, "_deliver", misled)
+    rounds, _ = run("out", num_rounds=1)
+    assert [len(line["sites"]) for line in rounds] == [4]

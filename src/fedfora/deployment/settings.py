@@ -126,8 +126,8 @@ def check_promise(own: Mapping[str, Any]) -> None:
 def check_budget(settings: FederationSettings) -> None:
     """Raise if no noise keeps a federation within its budget.
 
-    Of records this is known if steps sample a share of the rows: a batch is another one at each
-    site, and nobody else knows how many rows that has.
+    For single records this needs the sampling rate. Where a batch size is named instead, the rate
+    depends on a site's number of rows, which only the site knows; nothing is checked then.
     """
     privacy, train, federation = settings.privacy, settings.train, settings.federation
     if privacy.privacy_unit == "site":

@@ -284,6 +284,7 @@ def reset_peak_memory() -> None:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # of resident memory, on Linux
+        # Linux: this resets the high-water mark of resident memory.
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return

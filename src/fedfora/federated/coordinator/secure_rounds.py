@@ -217,7 +217,8 @@ class SecureRounds:
             Message(content, node, what, ttl=deadline_s) for node, content in contents.items()
         ]
         for reply in receive(self.grid, messages, deadline_s=deadline_s):
-            node, self._run = reply.metadata.src_node_id, reply.metadata.run_id
+            # The run is that of the question; a reply's metadata is the site's own.
+            node, self._run = reply.metadata.src_node_id, messages[0].metadata.run_id
             if reply.has_error():
                 self._keys.pop(self.numbers[node], None)  # perhaps restarted: asked for a new key
                 self._reject(node, reply.error.reason)

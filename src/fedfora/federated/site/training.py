@@ -120,8 +120,9 @@ def private_sum(
 ) -> tuple[AdapterState, LocalResult]:
     """Return a step down the clipped gradients of a random sample of rows, without noise.
 
-    Noise is added before it leaves (see `shared_noise`). It is their sum over `ROWS_OF_UNIT` C, in
-    the factors that travel: A, D and the core of a folded adapter, at which they are taken.
+    The gradients are taken at `adapter`, which is folded. Noise is added before the step leaves
+    (see `shared_noise`). It is their sum over `ROWS_OF_UNIT` C, in the factors that travel: A, D
+    and the core.
     """
     settings, model = runtime.settings, runtime.model
     name = runtime.load(adapter)
