@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedfora.adapter.state import draw_inner_factors, write_state
+from fedfora.adapter.state import draw_inner_factors, read_state, write_state
 from fedfora.models.fingerprint import describe, fingerprint, same_model, sketch
 from fedfora.models.loading import UNCOVERED, Base, fora_config, load_adapter, load_base, uncovered
 from fedfora.models.resolve import check_adapter_dir, read_record, settings_of_base
@@ -82,9 +82,11 @@ def add_adapter(
         for name in ("r", "lora_alpha", "use_rslora"):
             if getattr(saved, name, None) != (ours := getattr(config, name)):
                 raise ValueError(f"its {name} is {getattr(saved, name, None)}, here it is {ours}")
-        if saved.target_modules != config.target_modules:
-            raise ValueError(f"use --target_modules {' '.join(sorted(saved.target_modules))}")
-        write_state(model, read_adapter(directory))
+        state, targets = read_adapter(directory), saved.target_modules
+        if state.keys() != read_state(model).keys():
+            names = targets if isinstance(targets, str) else " ".join(sorted(targets))
+            raise ValueError(f"it is on other layers: use --target_modules {names}")
+        write_state(model, state)
     except (ValueError, OSError) as error:
         raise ValueError(f"--start_adapter {directory} cannot be used: {error}") from error
     return model

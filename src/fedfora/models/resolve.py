@@ -254,16 +254,16 @@ def check_start(settings: AdapterArguments) -> None:
         return
     config = check_adapter_dir(start, "--start_adapter", kind="FORA")
     read_record(start)
-    rank, targets = config.get("r"), config.get("target_modules")
+    rank, targets = config.get("r"), config.get("target_modules")  # names, or one pattern
     alpha, rslora = config.get("lora_alpha"), bool(config.get("use_rslora"))
     wanted = [] if rank == settings.lora_rank else [f"--lora_rank {rank}"]
     if alpha not in (None, settings.lora_alpha or 2 * (rank or 0)):
         wanted.append(f"--lora_alpha {alpha}")
     if rslora != settings.use_rslora:
         wanted.append(f"--use_rslora {str(rslora).lower()}")
-    ours = settings.target_modules
-    if isinstance(targets, list) and ours != ["all-linear"] and set(ours) != set(targets):
-        wanted.append(f"--target_modules {' '.join(targets)}")
+    names, ours = sorted(map(str, targets or [])), settings.target_modules
+    if isinstance(targets, list) and ours != ["all-linear"] and sorted(ours) != names:
+        wanted.append(f"--target_modules {' '.join(names)}")
     if wanted:
         raise ValueError(f"--start_adapter {start}: of another form; use {' '.join(wanted)}")
 
