@@ -32,7 +32,7 @@ from fedfora.adapter import ForaConfig
 from fedfora.adapter.state import read_state, write_state
 from fedfora.data.clinic import SPECIALTIES, clinic_rows, draw_facts, note_row
 from fedfora.data.encoding import encode_examples, prompt_format_of
-from fedfora.data.loading import load_examples
+from fedfora.data.loading import example_of, load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.evaluation.evaluate import evaluate
 from fedfora.models.loading import load_base
@@ -60,7 +60,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     found = {"setting": setting(arguments), "rows": rows}
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for kind in arguments.starts:
             if arguments.sites > 1:
                 for epsilon in arguments.epsilons:
@@ -69,7 +69,7 @@ def main() -> None:
                     if arguments.write:
                         write(arguments.results, found)
                 continue
-            site = prepare(kind, seed, arguments.lora_rank)
+            site = prepare(kind, seed, arguments.lora_rank, arguments.train_rows)
             begun = answered(site, arguments)
             rows.append({"start": kind, "seed": seed, "steps": 0, "f1": round(begun["f1"], 4)})
             for epsilon in arguments.epsilons:
@@ -91,6 +91,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--starts", nargs="+", default=["scratch", "public"])
     parser.add_argument("--sites", type=int, default=1, help="more than one share the noise")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--train_rows", type=int, help="new private notes of one site")
     parser.add_argument("--steps", type=int, default=-1, help="default: the recipe's")
     parser.add_argument("--sampling_rate", type=float, help="default: the recipe's")
     parser.add_argument("--learning_rate", type=float, help="default: the recipe's")
@@ -111,7 +113,7 @@ def setting(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**common, "delta": 1e-5, "base": "clinic-base, float32"}
 
 
-def prepare(kind: str, seed: int, rank: int) -> dict[str, Any]:
+def prepare(kind: str, seed: int, rank: int, count: int | None = None) -> dict[str, Any]:
     """Return base, model, prompts, private rows, test rows and the adapter to start from."""
     base = load_base(ModelArguments(model_name_or_path="clinic-base", quantization="none"))
     torch.manual_seed(derive_seed(seed, "adapter"))
@@ -133,6 +135,12 @@ def prepare(kind: str, seed: int, rank: int) -> dict[str, Any]:
             stretch=StepWindow(0, PUBLIC.max_steps, PUBLIC.max_steps),
             seed=derive_seed(seed, "public"),
         )
+    if count is not None:
+        names = {row.columns["specialty"] for row in rows}
+        rows = [
+            example_of(note, "new notes", DATA, answers_needed=True)
+            for note in new_notes(names, count)
+        ]
     encoded = encode_examples(rows, base.tokenizer, prompts)
     return site | {"rows": encoded, "test": test, "adapter": read_state(model)}
 
@@ -265,13 +273,22 @@ def federation(
 
 def notes_of_sites(sites: int) -> list[dict[str, str]]:
     """Return 600 new notes of the private clinic for each site."""
-    specialty = next(each for each in SPECIALTIES if each.name == PRIVATE_CLINIC)
+    notes = new_notes({PRIVATE_CLINIC}, 600 * sites)
+    return [note | {"site": f"site-{place // 600}"} for place, note in enumerate(notes)]
+
+
+def new_notes(names: set[str], count: int) -> list[dict[str, str]]:
+    """Return notes of these clinics in turn, none of them a test note."""
+    specialties = [each for each in SPECIALTIES if each.name in names]
+    tested = {row["input"] for row in clinic_rows("test")}
     rng = random.Random("clinic:private sites")
-    return [
-        note_row(specialty, draw_facts(specialty, rng), rng) | {"site": f"site-{site}"}
-        for site in range(sites)
-        for _ in range(600)
-    ]
+    notes: list[dict[str, str]] = []
+    while len(notes) < count:
+        specialty = specialties[len(notes) % len(specialties)]
+        note = note_row(specialty, draw_facts(specialty, rng), rng)
+        if note["input"] not in tested:
+            notes.append(note)
+    return notes
 
 
 def cost_of_a_row(arguments: argparse.Namespace) -> dict[str, Any]:
