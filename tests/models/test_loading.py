@@ -1,10 +1,12 @@
 """Base models: bundled, quantized, fingerprinted; adapters on them."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from tokenizers import Tokenizer
 
 from fedfora.adapter.state import read_state
 from fedfora.models.adapter_base import add_adapter, check_base
@@ -129,6 +131,19 @@ def test_a_base_with_the_same_weights_and_another_function_has_another_fingerpri
     one.model.config.use_cache = not one.model.config.use_cache
     one.model.config.transformers_version = "5.20.0"
     assert fingerprint(one) == fingerprint(base_of(tiny_dir))
+
+
+@pytest.mark.parametrize("change", ["merges", "normalizer"])
+def test_a_tokenizer_that_splits_text_otherwise_makes_another_base(tiny_dir, change):
+    one, other = base_of(tiny_dir), base_of(tiny_dir)
+    rules = json.loads(other.tokenizer.backend_tokenizer.to_str())
+    if change == "merges":
+        rules["model"]["merges"].reverse()
+    else:
+        rules["normalizer"] = {"type": "Lowercase"}
+    other.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(rules))
+    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    assert fingerprint(one) != fingerprint(other)
 
 
 def test_a_fingerprint_has_128_bits_and_one_of_64_by_an_earlier_fedfora_is_compared_by_the_sketch(

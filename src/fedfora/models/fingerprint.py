@@ -29,8 +29,9 @@ SKETCH_TOLERANCE = 0.004
 def fingerprint(base: Base) -> str:
     """Return a digest of weights as they lie in memory (quantized ones too), and of what uses them.
 
-    That is the configuration, the tokenizer's vocabulary and its template. Two sites with the same
-    fingerprint compute the same function. An adapter on the base does not count.
+    That is the configuration, the tokenizer's vocabulary, what it makes of the text of all its
+    tokens, and its template. Two sites with the same fingerprint compute the same function, but for
+    rules of a tokenizer that concern other text. An adapter on the base does not count.
     """
     digest = hashlib.sha256()
     weights = {
@@ -45,7 +46,9 @@ def fingerprint(base: Base) -> str:
                 digest.update(f"{name}:{whole.dtype}:{tuple(whole.shape)}".encode())
                 digest.update(raw.numpy().data)
     vocabulary = sorted(base.tokenizer.get_vocab().items())
-    digest.update(repr((vocabulary, base.tokenizer.chat_template)).encode())
+    text = " ".join(map(base.tokenizer.decode, sorted(base.tokenizer.get_vocab().values())))
+    encoded = base.tokenizer(text, verbose=False)["input_ids"]  # by the merges and the normalizer
+    digest.update(repr((vocabulary, encoded, base.tokenizer.chat_template)).encode())
     config = json.dumps(base.model.config.to_diff_dict(), sort_keys=True, default=str)
     told = json.loads(config, object_pairs_hook=lambda kv: [x for x in kv if x[0] not in _ASIDE])
     digest.update(repr(told).encode())
