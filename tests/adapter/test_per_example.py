@@ -82,9 +82,16 @@ def test_what_is_trained_beside_the_adapter_is_refused():
         PerExampleGradients(model)
 
 
-def test_hooks_are_gone_afterwards(ids):
+def test_the_batchs_own_gradients_are_not_computed_and_all_is_as_before_afterwards(ids):
     model = build()
+    trained = [p for p in model.parameters() if p.requires_grad]
     with PerExampleGradients(model) as collector:
-        pass
+        losses(model, ids).sum().backward()
+        assert all(p.grad is None for p in trained)
+    collector.take()
+    with pytest.raises(IndexError), PerExampleGradients(model):
+        losses(model, ids + 50)
+    assert not model.get_input_embeddings()(ids).requires_grad
     losses(model, ids).sum().backward()
+    assert all(p.grad is not None for p in trained)
     assert collector.take() == {}

@@ -7,7 +7,8 @@ with u = h (s K^T), h = A x, update = D u, for each example b (sums run over its
     dE = dK           dC = dK B^T             dB = C^T dK            as K = I + E + C B.
 
 So hooks on the modules A and D are enough: the core is folded once for the batch, and yet its
-gradient is known for every example. The base, quantized or not, is not involved.
+gradient is known for every example. The base, quantized or not, is not involved. The batch's own
+gradients, which nobody needs, are not computed: no factor is trainable for autograd meanwhile.
 
 Shape suffixes: B examples, L tokens, I inputs, O outputs, R rank, M inner width.
 """
@@ -29,6 +30,7 @@ class PerExampleGradients:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
         self.layers = [
             (module, name)
             for module in model.modules()
@@ -48,6 +50,9 @@ class PerExampleGradients:
             )
 
     def __enter__(self) -> "PerExampleGradients":
+        for parameter in self.names:
+            parameter.requires_grad_(False)
+        self._handles.append(self.embeddings.register_forward_hook(_start_graph))
         for layer, name in self.layers:
             A, D = layer.factor("A", name), layer.factor("D", name)
             self._handles.append(A.register_forward_hook(self._after_A(layer)))
@@ -59,6 +64,8 @@ class PerExampleGradients:
             handle.remove()
         self._handles.clear()
         self._inputs.clear()
+        for parameter in self.names:
+            parameter.requires_grad_(True)
 
     def take(self) -> dict[str, Tensor]:
         """Return the gradients of the last backward pass by parameter name, and forget them."""
@@ -102,19 +109,23 @@ class PerExampleGradients:
         scaling, dtype = layer.scaling[name], E.weight.dtype
         g_BLO, h_BLR, u_BLR = g_BLO.to(dtype), h_BLR.to(dtype), u_BLR.to(dtype)
         gD_BLR = g_BLO @ D.weight
-        if any(factor.weight.requires_grad for factor in (B, C, E)):
+        if any(factor.weight in self.names for factor in (B, C, E)):
             dK_BRR = scaling * (gD_BLR.mT @ h_BLR)
             self._add(E.weight, dK_BRR)
             self._add(C.weight, dK_BRR @ B.weight.mT)
             self._add(B.weight, C.weight.mT @ dK_BRR)
-        if D.weight.requires_grad:
+        if D.weight in self.names:
             self._add(D.weight, g_BLO.mT @ u_BLR)
-        if A.weight.requires_grad:
+        if A.weight in self.names:
             gh_BLR = gD_BLR @ (scaling * layer.core(name).mT)
             self._add(A.weight, gh_BLR.mT @ x_BLI.to(dtype))
 
     def _add(self, parameter: Any, gradient: Tensor) -> None:
-        if not parameter.requires_grad:
+        if parameter not in self.names:
             return
         known = self._gradients.get(parameter)
         self._gradients[parameter] = gradient if known is None else known + gradient
+
+
+def _start_graph(_: nn.Module, __: Any, hidden: Tensor) -> None:
+    hidden.requires_grad_()

@@ -225,6 +225,7 @@ def check_gradients(model: nn.Module, batch: Batch) -> float:
     try:
         model.zero_grad()
         _, gradients = per_example_gradients(model, batch)
+        row_losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
         expected = _autograd(model)
         used_L = batch["attention_mask"][:1].any(dim=0)
         alone_row = {name: tensor[:1, used_L] for name, tensor in batch.items()}
