@@ -66,7 +66,7 @@ class TrainArguments(Options):
         "pack several rows into one sequence without padding; rows do not attend to each other",
     )
     packing_length: int = flag(1024, "tokens per packed sequence; longer rows stay alone", least=1)
-    gradient_checkpointing: bool = flag(False, "save memory at about a third more time")
+    gradient_checkpointing: bool = flag(False, "save memory; a step takes half as long again")
     fp16: bool = flag(False, "float16 mixed precision")
     bf16: bool = flag(False, "bfloat16 mixed precision")
     logging_steps: int = flag(
