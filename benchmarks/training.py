@@ -94,7 +94,7 @@ def peer(options: argparse.Namespace) -> None:
         ]  # fmt: skip
         trainer: Any = SFTTrainer(
             model=model,
-            args=SFTConfig(**common, max_length=None),
+            args=SFTConfig(**common, max_length=None, completion_only_loss=True),
             train_dataset=Dataset.from_list(columns),
             processing_class=tokenizer,
             peft_config=lora,
