@@ -141,6 +141,22 @@ def test_a_share_too_few_opens_nothing(updates):
         world.play(world.terms(), words, mute={2, 3})
 
 
+def test_the_secrets_of_a_site_take_the_thresholds_shares_and_no_fewer():
+    """Else fewer neighbors than the terms say could take its masks off, all by themselves."""
+    world = World(5)
+    terms = world.terms()
+    seen = world.shared(terms, 5)
+    for u, delivery in seen.deliveries.items():
+        world.sites[u].mask(np.zeros(5, np.uint32), delivery, task=TASK)
+    opened, sites = world.sites[0].memory.open_round, enumerate(terms.graph[0], start=1)
+    held = {i: world.sites[v].memory.open_round.held[0] for i, v in sites}
+    for secret, part in ((opened.seed, slice(32)), (opened.private_key, slice(32, None))):
+        shares = {i: both[part] for i, both in held.items()}
+        few = {i: shares[i] for i in range(1, terms.threshold)}
+        assert combine(shares, threshold=terms.threshold) == secret
+        assert combine(few, threshold=len(few)) != secret
+
+
 # --- differencing: asks again for a sum without one site ---
 
 
@@ -173,12 +189,16 @@ def test_a_site_asked_to_introduce_itself_again_still_refuses_the_rounds_it_answ
         site.accept_roster(world.roster)
     with pytest.raises(ValueError, match="round 1 is requested again"):
         world.sites[0].share(world.terms(1, range(4)))
+    world.roster = roster_of([site.introduce("run 2") for site in world.sites.values()])
+    world.sites[0].accept_roster(world.roster)
+    world.sites[0].share(world.terms(1, range(4)))  # another run counts from 1
 
 
 @pytest.mark.parametrize(
     ("survivors", "message"),
     [
         ((0, 1, 2), "3 of 5 sites sent a vector; .* asks for 4"),
+        ((0, 1, 2, 2), "3 of 5 sites sent a vector; .* asks for 4"),
         ((0,), "1 of 5 sites"),
         ((1, 2, 3, 4), "not among the sites that were present"),
         ((0, 1, 2, 3, 9), "not among the sites that were present"),
@@ -314,8 +334,10 @@ def test_keys_of_an_earlier_run_are_refused():
     new = roster_of([site.introduce("run 2") for site in world.sites.values()])
     with pytest.raises(ValueError, match="said to come from site 2 is not signed"):
         world.sites[0].accept_roster({**new, 2: old[2]})
-    with pytest.raises(ValueError, match="does not hold the key that site 0 made"):
-        world.sites[0].accept_roster(old)
+    without = {site: key for site, key in new.items() if site != 0}
+    for roster in (old, without):
+        with pytest.raises(ValueError, match="does not hold the key that site 0 made"):
+            world.sites[0].accept_roster(roster)
 
 
 @pytest.mark.parametrize("forge", ["own key", "replayed", "renamed", "another site's"])
@@ -427,9 +449,13 @@ def test_a_site_takes_part_only_where_it_is_named_and_knows_the_others():
 def test_a_malicious_site_cannot_hide_in_anothers_place():
     world = World(4)
     seen = SecureRound(world.terms(), 5, TASK)
-    answer = world.sites[1].share(world.terms())
-    with pytest.raises(ValueError, match="not for its neighbors"):
-        seen.receive_keys(0, answer)
+    own, other = (world.sites[u].share(world.terms()) for u in (0, 1))
+    for answer in (
+        dataclasses.replace(own, key=other.key),
+        dataclasses.replace(own, sealed=other.sealed),
+    ):
+        with pytest.raises(ValueError, match="not for its neighbors"):
+            seen.receive_keys(0, answer)
 
 
 def test_a_round_after_all_attacks_still_gives_the_sum():

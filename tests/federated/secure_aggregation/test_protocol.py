@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedfora.federated.secure_aggregation.client import Memory
+from fedfora.federated.secure_aggregation.messages import Reveal
 from fedfora.federated.secure_aggregation.server import RoundLost, WrongShares
 from secagg_world import RUN, TASK, World, plain_sum, random_vectors
 
@@ -76,6 +78,9 @@ def test_a_site_that_missed_a_round_takes_part_in_the_next():
 def test_a_restarted_site_makes_a_new_key_and_takes_part_again():
     world = World(5)
     world.play(world.terms(1), random_vectors(world.sites, 5))
+    world.sites[2].memory = Memory()
+    with pytest.raises(ValueError, match="site 2 has no key for this run: it was restarted"):
+        world.sites[2].accept_roster(world.roster)
     world.roster = {**world.roster, 2: world.sites[2].introduce(RUN)}
     for site in world.sites.values():
         site.accept_roster(world.roster)
@@ -112,6 +117,36 @@ def test_who_hands_back_wrong_shares_is_named_and_the_sum_is_right(liars, silent
         seen.secure_round.receive_reveal(u, reveal)
     assert np.array_equal(seen.secure_round.total(), plain_sum(vectors, seen.survivors))
     assert seen.secure_round.liars == liars
+
+
+def test_who_is_known_to_lie_is_not_believed_again():
+    """Site 8's seed has three wrong shares; two at most can be told from the right ones."""
+    world = World(9, 0.51)
+    vectors = random_vectors(world.sites, 5)
+    seen = world.confirmed(world.terms(), vectors)
+    for u in seen.survivors:
+        reveal = world.sites[u].reveal(seen.signatures)
+        if u in (1, 2):
+            reveal.seeds.update(dict.fromkeys(reveal.seeds, bytes(32)))
+        if u == 3:
+            reveal.seeds[8] = bytes(32)
+        seen.secure_round.receive_reveal(u, reveal)
+    assert np.array_equal(seen.secure_round.total(), plain_sum(vectors, seen.survivors))
+    assert seen.secure_round.liars == {1, 2, 3}
+
+
+@pytest.mark.parametrize("share", [b"", bytes(31), bytes(10**6)])
+def test_a_share_of_another_length_is_none(share):
+    world = World(5)
+    vectors = random_vectors(world.sites, 5)
+    seen = world.confirmed(world.terms(), vectors)
+    for u in seen.survivors:
+        reveal = world.sites[u].reveal(seen.signatures)
+        if u == 1:
+            reveal.seeds.update(dict.fromkeys(reveal.seeds, share))
+        seen.secure_round.receive_reveal(u, reveal)
+    assert np.array_equal(seen.secure_round.total(), plain_sum(vectors, seen.survivors))
+    assert not seen.secure_round.liars
 
 
 def test_who_hands_out_wrong_shares_is_named():
@@ -188,3 +223,13 @@ def test_the_coordinator_takes_one_vector_of_each_site_that_shared():
     for site in (1, 4, 99):
         with pytest.raises(ValueError, match=f"no vector is expected from site {site}"):
             seen.secure_round.receive_vector(site, np.zeros(3, np.uint32))
+
+
+def test_the_coordinator_takes_signatures_and_shares_of_sites_in_the_sum_alone():
+    world = World(5)
+    seen = world.confirmed(world.terms(), random_vectors(world.sites, 5), silent={4})
+    for site in (4, 99):
+        with pytest.raises(ValueError, match=f"no signature is expected from site {site}"):
+            seen.secure_round.receive_signature(site, b"")
+        with pytest.raises(ValueError, match=f"no answer is expected from site {site}"):
+            seen.secure_round.receive_reveal(site, Reveal({}, {}))
