@@ -1,11 +1,13 @@
 """The graph: regular, mutual, connected; the number of neighbors keeps what it promises."""
 
 import dataclasses
+import math
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import hypergeom
 
 from fedfora.federated.secure_aggregation.crypto import TAKES_PART, SignedKey
 from fedfora.federated.secure_aggregation.messages import (
@@ -89,6 +91,19 @@ def test_drawn_sites_keep_the_promise_of_the_degree():
             assert len(set(neighbors) - dropped) >= threshold
 
 
+@pytest.mark.parametrize("fraction", [0.6, 0.66, 0.75])
+@pytest.mark.parametrize("count", [33, 40, 70, 100, 200, 500, 1000])
+def test_no_fewer_neighbors_are_chosen_than_both_bounds_allow(count, fraction):
+    """By scipy's tails: the bounds are far below what drawn rounds could show."""
+    others, degree = count - 1, choose_degree(count, fraction)
+    spare = degree - share_threshold(degree, fraction)
+    colluding, dropped = (math.ceil(share * others) for share in (COLLUDING, DROPPED))
+    insecure = hypergeom.sf(degree - 2 * spare - 1, others, colluding, degree)
+    incomplete = hypergeom.sf(spare, others, dropped, degree)
+    assert count * insecure < 2**-40
+    assert count * incomplete < 2**-20
+
+
 # What a signature, a seal or a mask is made for differs wherever one thing about it does.
 
 
@@ -124,10 +139,10 @@ def test_no_context_is_one_of_another_purpose_run_or_pair():
     contexts = [
         *(run_context("1"), run_context("2"), run_context(""), TAKES_PART),
         *(round_context(TERMS), survivors_context(TERMS)),
-        *(pair_context(TERMS, b"shares", *pair) for pair in ((0, 1), (1, 0), (0, 2))),
-        *(mask_context(TERMS, *pair, b"task", (0, 1, 2)) for pair in ((0, 1), (0, 2))),
+        *(pair_context(TERMS, b"shares", *pair) for pair in ((0, 1), (1, 0), (0, 2), (2, 1))),
+        *(mask_context(TERMS, *pair, b"task", (0, 1, 2)) for pair in ((0, 1), (0, 2), (1, 2))),
         mask_context(TERMS, 0, 1, b"other", (0, 1, 2)),
-        mask_context(TERMS, 0, 1, b"task", (0, 1)),
+        *(mask_context(TERMS, 0, 1, b"task", present) for present in ((0, 1), (0, 3))),
     ]
     assert len(set(contexts)) == len(contexts)
     words = {context.partition(b"\0")[0] for context in contexts}

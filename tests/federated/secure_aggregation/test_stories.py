@@ -249,6 +249,16 @@ def test_one_site_signs_and_reveals_one_list_of_survivors():
         site.reveal({**signatures, 3: signatures[1]})
 
 
+def test_a_signature_under_another_list_of_as_many_sites_is_not_counted():
+    world = World(6, 0.6)
+    seen = world.masked(world.terms(), random_vectors(world.sites, 5))
+    told = {u: (0, 1, 2, 3, 4) if u < 3 else (0, 1, 2, 3, 5) for u in range(4)}
+    signatures = {u: world.sites[u].confirm(survivors) for u, survivors in told.items()}
+    assert seen.secure_round.terms.min_survivors == 4
+    with pytest.raises(ValueError, match=r"3 of 6 sites signed .* 4 must"):
+        world.sites[0].reveal(signatures)
+
+
 @pytest.mark.parametrize("replayed", ["round", "terms", "purpose"])
 def test_a_signature_from_another_round_or_purpose_is_not_counted(replayed):
     world = World(4, 1.0)
