@@ -157,7 +157,10 @@ FORMS = {
     "another layout": lambda content: {**content, **form_of("ours", "y", numbers("y"))},
     "other numbers": lambda content: {**content, **form_of("ours", "x", numbers("x", 2.0))},
     "not a number": lambda content: {**content, **form_of("ours", "x", numbers("x", np.nan))},
-    "other prompts": lambda content: {**content, **form_of("ours", "x", numbers("x"), {"a": "b"})},
+    "other prompts": lambda content: {
+        **content,
+        **form_of("ours", "x", numbers("x"), {"template": "another"}),
+    },
     "another base": lambda content: {**content, **form_of("theirs", "x", numbers("x"))},
     "nothing": lambda content: {"site": content["site"]},
     "an error": lambda content: Error(2, ESCAPES),
