@@ -70,3 +70,15 @@ def test_a_sum_that_cannot_be_the_sites_is_refused():
             read_sum(garbage, code)
     with pytest.raises(ValueError, match="the sum makes no sense"):
         read_sum(np.zeros(vector_size(5), np.uint32), code)
+
+
+@pytest.mark.parametrize(("count", "most"), [(-3, 300), (-2, 3 * vector_size(5)), (-1, 3)])
+def test_each_count_is_held_to_the_most_that_all_sites_can_say(count, most):
+    code = FixedPoint(1.0, 3, 100)
+    total = np.zeros(vector_size(5), np.uint32)
+    total[-3:] = (1, 0, 0)
+    total[count] = most
+    read_sum(total, code)
+    total[count] += 1
+    with pytest.raises(ValueError, match="the sum makes no sense"):
+        read_sum(total, code)

@@ -97,8 +97,6 @@ class FixedPoint:
 
     def decode(self, total_N: Words, total_weight: int) -> NDArray[np.float64]:
         """Return the weighted mean from the sum of encoded vectors, modulo 2^32, and of weights."""
-        if total_weight < 1:
-            raise ValueError(f"the weights must add up to at least 1, got {total_weight}")
         unit = self.value_range / self.levels * self.max_weight / total_weight
         mean: NDArray[np.float64] = total_N.view(np.int32).astype(np.float64) * unit
         return mean
