@@ -242,6 +242,10 @@ def test_a_site_that_is_ready_passes_and_a_fault_is_said_with_its_remedy(kits, t
         write_description(replace(kit, port=port, base_fingerprint=fingerprint))
         assert main(["check", "site", "--kit", str(kit.directory)]) == 0
         assert f"fingerprint {fingerprint}, the same as the federation's" in capsys.readouterr().out
+        (kit.directory / "policy.yaml").write_text(f"base: [{'f' * 32}]\n")
+        assert main(["check", "site", "--kit", str(kit.directory)]) == 2
+        assert f"base: {fingerprint} is not among {'f' * 32}" in capsys.readouterr().out
+        (kit.directory / "policy.yaml").unlink()
         write_description(replace(kit, port=port, base_fingerprint="0" * 32))
         kit.node_key.chmod(0o644)
         assert main(["check", "site", "--kit", str(kit.directory)]) == 2

@@ -96,7 +96,7 @@ def check_site(kit: SiteKit, *, own_trainer: bool = False) -> Iterator[CheckResu
         needed = LOGS_BYTES + ADAPTERS_KEPT * 4 * work.adapter_parameters
         yield run_check("disk", lambda: check_disk(kit.state, needed))
     if memory.ok:
-        yield run_check("base", lambda: _base(settings, kit.base_fingerprint), THE_BASE)
+        yield run_check("base", lambda: _base(kit, settings), THE_BASE)
 
 
 def check_keys(kit: SiteKit) -> str:
@@ -174,11 +174,12 @@ class Work:
         return encode_examples(self.rows.examples, tokenizer, prompt_format_of(data, tokenizer))
 
 
-def _base(settings: FederationSettings, expected: str | None) -> str:
-    """Load the base, and compare its fingerprint with the expected one."""
+def _base(kit: SiteKit, settings: FederationSettings) -> str:
+    """Load the base, and compare its fingerprint with the policy's and the federation's."""
     name, own = settings.model.model_name_or_path, fingerprint(load_base(settings.model))
     gc.collect()
-    if expected is None:
+    read_policy(kit.directory).check_base(own)
+    if (expected := kit.base_fingerprint) is None:
         return f"{name}, fingerprint {own}: all sites must show the same"
     if own != expected:
         message = f"{name} has fingerprint {own}, the federation's base has {expected}"
