@@ -285,14 +285,29 @@ def test_a_piece_of_a_width_has_one_shape_whatever_the_sample(workplace):
     takes another kernel.
     """
     _, tokenizer, encoded = workplace
-    full = [{name: (3 * ids)[:32] for name, ids in row.items()} for row in encoded]
+    full, narrow = (
+        [{name: (3 * ids)[:width] for name, ids in row.items()} for row in encoded]
+        for width in (32, 16)
+    )
     pieces = [
         piece
-        for rows in (encoded, encoded[:1], encoded[3:5], full[:4], full[:3])
+        for rows in (encoded, encoded[:1], encoded[3:5], full[:4], full[:3], narrow, narrow[:1])
         for piece, _ in pieces_of(batch_of(tokenizer, rows), 4, 2048)
     ]
-    assert {len(piece["input_ids"]) for piece in pieces} == {4}
+    shapes = {piece["input_ids"].shape for piece in pieces}
+    assert len(shapes) == len({width for _, width in shapes}) > 2
     assert all((piece["attention_mask"] == 0).any() for piece in pieces)
+
+
+@pytest.mark.parametrize(("num_rows", "max_tokens"), [(30, 2048), (120, 2048), (120, 16384)])
+def test_a_private_step_computes_little_besides_its_rows(num_rows, max_tokens):
+    length_N = torch.randint(30, 200, (num_rows,), generator=torch.Generator().manual_seed(0))
+    mask_NL = (torch.arange(200) < length_N[:, None]).long()
+    batch = {"input_ids": mask_NL, "attention_mask": mask_NL, "labels": mask_NL}
+    pieces = list(pieces_of(batch, num_rows, max_tokens))
+    assert sum(count for _, count in pieces) == num_rows
+    computed = sum(piece["input_ids"].numel() for piece, _ in pieces)
+    assert computed < 1.7 * mask_NL.sum()
 
 
 def test_a_rows_gradient_does_not_depend_on_the_others_in_bfloat16(workplace):

@@ -32,7 +32,8 @@ Batch = dict[str, Tensor]
 
 logger = logging.getLogger(__name__)
 
-WIDTH = 32  # tokens; rows are padded to a multiple of it
+NARROWEST = 16  # tokens that a row is padded to at least; each further width is a quarter more
+PIECES = 16  # a piece has at most this part of the step's rows, or of the limit of tokens
 NUMBERS_AT_ONCE = 2**26  # in gradients of single rows: 256 MiB
 FILLING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}  # what padding consists of
 
@@ -260,19 +261,26 @@ def _autograd(model: nn.Module) -> dict[str, Tensor]:
 def _pieces(batch: Batch, batch_size: int, max_tokens: int) -> Iterator[tuple[Batch, int]]:
     """Yield pieces of fixed shapes, each with the number of its real rows, which come first.
 
-    A piece has rows of a multiple of `WIDTH` tokens, and so many of them as only that width, the
-    number asked for and the limit of tokens decide; it is filled up with empty ones. So what a row
-    is padded to, and with it the rounding of its gradient, does not depend on the others in the
-    sample: without one row the others give the same in bfloat16, too.
+    A piece has rows of a width out of a fixed series, and so many of them as only that width, the
+    number asked for and the limit of tokens decide. So what a row is padded to, and with it the
+    rounding of its gradient, does not depend on the others in the sample: without one row the
+    others give the same in bfloat16, too. The last piece of a width is filled up with empty rows;
+    pieces are small, so that they are few.
     """
     mask_NL = batch["attention_mask"]
     order_NL = (mask_NL == 0).long().argsort(dim=1, stable=True)  # all padding behind the tokens
     packed = {name: tensor.gather(1, order_NL) for name, tensor in batch.items()}
     length_N = mask_NL.sum(dim=1).clamp(min=1)
-    width_N = (length_N // WIDTH + 1) * WIDTH  # each has padding: without any, kernels are others
+    widths = [NARROWEST]
+    while widths[-1] <= mask_NL.shape[1]:
+        widths.append(math.ceil(widths[-1] * 1.25 / 8) * 8)
+    # Each row has padding: without any, kernels are others.
+    above_N = torch.bucketize(length_N, length_N.new_tensor(widths), right=True)
+    width_N = length_N.new_tensor(widths)[above_N]
     for width in sorted(set(width_N.tolist())):
         of_width = torch.nonzero(width_N == width).flatten()
-        num_rows = max(1, min(batch_size, max_tokens // width))
+        few = max(math.ceil(batch_size / PIECES), max_tokens // PIECES // width)
+        num_rows = max(1, min(few, batch_size, max_tokens // width))
         for chosen in torch.split(of_width, num_rows):
             shape = (num_rows, width)
             piece = {}
