@@ -9,13 +9,16 @@ import torch
 import transformers as tf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedfora.adapter.state import read_state
 from fedfora.cli.main import main
-from fedfora.data.encoding import encode_examples, prompt_format_of
+from fedfora.data.encoding import PromptFormat, encode_examples, prompt_format_of
 from fedfora.data.loading import Example, shared_instruction
 from fedfora.data.settings import DataArguments
 from fedfora.models.adapter_base import Deviation, add_adapter, load_base_of
+from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base
 from fedfora.models.resolve import model_path, read_record, settings_of_base
+from fedfora.models.saving import adapter_config, adapter_record, save_adapter
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -180,6 +183,25 @@ def test_an_adapter_on_other_layers_is_no_start_and_the_flag_is_named(train, mak
     held = load_base_of(ModelArguments(base), adapter)
     with pytest.raises(ValueError, match="use --target_modules q_proj v_proj"):
         add_adapter(held, AdapterArguments(start_adapter=adapter), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "message"),
+    [
+        ({"lora_rank": 4}, "its r is 8, here it is 4"),
+        ({"lora_alpha": 3}, "its lora_alpha is 16, here it is 3"),
+        ({"use_rslora": True}, "its use_rslora is False, here it is True"),
+    ],
+)
+def test_an_adapter_that_is_scaled_otherwise_is_no_start(tiny_dir, tmp_path, ours, message):
+    """Its numbers would fit, and say something else."""
+    base = load_base(ModelArguments(tiny_dir, "none"))
+    model = add_adapter(base, AdapterArguments(), seed=0)
+    record = adapter_record(PromptFormat("plain", "", 10, 10), fingerprint(base))
+    save_adapter(tmp_path, read_state(model), adapter_config(model), record)
+    again = AdapterArguments(start_adapter=str(tmp_path), **ours)
+    with pytest.raises(ValueError, match=message):
+        add_adapter(load_base(ModelArguments(tiny_dir, "none")), again, seed=0)
 
 
 def test_every_command_holds_the_base_as_in_training(train, make, capsys, caplog, monkeypatch):

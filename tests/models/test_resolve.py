@@ -1,5 +1,6 @@
 """Where a model's name leads: a directory, Hugging Face, or ModelScope."""
 
+import json
 import sys
 from types import ModuleType
 
@@ -7,7 +8,7 @@ import pytest
 
 from fedfora.models.adapter_base import add_adapter
 from fedfora.models.loading import load_base
-from fedfora.models.resolve import model_path
+from fedfora.models.resolve import check_start, model_path
 from fedfora.models.saving import adapter_config
 from fedfora.models.settings import AdapterArguments, ModelArguments
 
@@ -76,3 +77,34 @@ def test_without_the_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(ValueError, match=r'pip install "fedfora\[modelscope\]"'):
         model_path(ID, hub="modelscope")
+
+
+NAMES = ["v_proj", "q_proj"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "ours", "wanted"),
+    [
+        ({}, {}, None),
+        ({"r": 4, "lora_alpha": 8}, {}, "--lora_rank 4"),
+        ({"lora_alpha": 16}, {}, None),
+        ({"lora_alpha": 4}, {}, "--lora_alpha 4"),
+        ({"lora_alpha": 4}, {"lora_alpha": 4}, None),
+        ({"use_rslora": True}, {}, "--use_rslora true"),
+        ({}, {"use_rslora": True}, "--use_rslora false"),
+        ({"target_modules": NAMES}, {}, None),  # all-linear, as far as is known without a base
+        ({"target_modules": NAMES}, {"target_modules": NAMES[::-1]}, None),
+        ({"target_modules": NAMES}, {"target_modules": ["q"]}, "--target_modules q_proj v_proj"),
+        ({"target_modules": "[qv]_.*"}, {"target_modules": NAMES}, None),
+        ({"r": 4, "use_rslora": True}, {}, "--lora_rank 4 --use_rslora true"),
+    ],
+)
+def test_a_start_of_another_form_names_each_flag_that_differs(tmp_path, saved, ours, wanted):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "FORA", "r": 8} | saved))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    settings = AdapterArguments(start_adapter=str(tmp_path), **ours)
+    if wanted is None:
+        check_start(settings)
+        return
+    with pytest.raises(ValueError, match=f"of another form; use {wanted}$"):
+        check_start(settings)
