@@ -346,6 +346,37 @@ def test_a_site_that_hands_out_wrong_shares_costs_one_round_and_takes_no_further
     assert "shares it handed out are wrong" in refused[0]["reason"]
 
 
+def test_a_site_that_hands_back_wrong_shares_takes_no_further_part(run, tmp_path, monkeypatch):
+    original = SecureSite.reveal
+
+    def reveal(site, signatures):
+        answer = original(site, signatures)
+        if site.site == 2:
+            answer.seeds.update(dict.fromkeys(answer.seeds, bytes(32)))
+        return answer
+
+    monkeypatch.setattr(SecureSite, "reveal", reveal)
+    rounds, _ = run("out", num_rounds=2, secagg_threshold=0.51)
+    assert [len(line["sites"]) for line in rounds] == [4, 3]
+    ((site, reason),) = _rejected(tmp_path / "out").items()
+    assert (site, "shares it handed back are wrong" in reason) == ("neurology", True)
+
+
+def test_a_site_that_sends_the_key_of_another_is_named_and_the_others_go_on(
+    run, tmp_path, monkeypatch
+):
+    original = SecureSite.introduce
+
+    def introduce(site, asked):
+        key = original(site, asked)
+        return dataclasses.replace(key, site=1) if site.site == 2 else key
+
+    monkeypatch.setattr(SecureSite, "introduce", introduce)
+    rounds, _ = run("out", num_rounds=1)
+    assert [len(line["sites"]) for line in rounds] == [3]
+    assert _rejected(tmp_path / "out") == {"neurology": "it sent the key of site 1"}
+
+
 BAD_KEYS = {
     "zeros": bytes(32),
     "order 8": bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
