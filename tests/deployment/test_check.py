@@ -257,6 +257,19 @@ def test_a_site_that_is_ready_passes_and_a_fault_is_said_with_its_remedy(kits, t
     assert "2 of 12 checks failed" in captured.err
 
 
+def test_paths_of_a_kit_start_at_the_kit_wherever_it_is_checked_from(kits, rows_file, capsys):
+    kit = kits[1]
+    shutil.copy(rows_file([{"input": "x", "output": "y"}], "own.json"), kit.directory / "own.json")
+    settings = {"train_file": "own.json", "start_adapter": "not-there"}
+    write_description(replace(kit, settings={**kit.settings, **settings}))
+    main(["check", "site", "--kit", str(kit.directory)])
+    out = capsys.readouterr().out
+    assert "ok   data         1 row, 0 broken" in out
+    (start,) = (line for line in out.splitlines() if line.startswith("FAIL start"))
+    assert "not-there" in start
+    assert "set start_adapter to" in start
+
+
 def test_nothing_of_a_row_is_shown(kits, rows_file, capsys):
     kit = kits[1]
     secret = "Anna Nass, born 1950"

@@ -9,6 +9,7 @@ the memory and time that training would take, timed on two steps that are thrown
 
 import time
 from collections.abc import Sequence
+from contextlib import chdir
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +198,8 @@ def run_kit(kind: str, words: Sequence[str]) -> None:
         print(f"site {kit.name} of {kit.federation}", flush=True)
         from fedfora.deployment.check_site import check_site
 
-        print_results(check_site(kit, own_trainer=own[0].own_trainer))
+        with chdir(kit.directory):  # where relative paths in kit.yaml start for the trainer, too
+            print_results(check_site(kit, own_trainer=own[0].own_trainer))
     else:
         coordinator = read_kit(arguments.kit, CoordinatorKit)
         print(f"coordinator of {coordinator.federation}", flush=True)

@@ -43,6 +43,8 @@ from fedfora.federated.site.identity import read_site_keys
 from fedfora.models.fingerprint import fingerprint
 from fedfora.models.loading import load_base, load_tokenizer
 from fedfora.models.memory_estimate import LIBRARIES_BYTES, free_memory
+from fedfora.models.resolve import check_start
+from fedfora.models.settings import AdapterArguments
 from fedfora.privacy.settings import check_num_rows
 from fedfora.protection.keys import read_signing_key
 from fedfora.registry import counted
@@ -57,6 +59,7 @@ FORBIDDEN = "/v1/control/list-runs"  # what a gate must refuse, harmless if it d
 
 THE_KIT = "ask the coordinator for the kit, or for sites.json, again"
 THE_BASE = f"under settings in {DESCRIPTION}, set model_name_or_path to the base's directory"
+THE_START = f"under settings in {DESCRIPTION}, set start_adapter to the agreed adapter's directory"
 THE_ROWS = (
     f"under settings in {DESCRIPTION}, set train_file (or dataset); --own_trainer leaves rows and "
     "base to your script, where it calls fedfora.federate"
@@ -95,6 +98,8 @@ def check_site(kit: SiteKit, *, own_trainer: bool = False) -> Iterator[CheckResu
     if work.adapter_parameters is not None:
         needed = LOGS_BYTES + ADAPTERS_KEPT * 4 * work.adapter_parameters
         yield run_check("disk", lambda: check_disk(kit.state, needed))
+    if settings.adapter.start_adapter is not None:
+        yield run_check("start", lambda: _start(settings.adapter), THE_START)
     if memory.ok:
         yield run_check("base", lambda: _base(kit, settings), THE_BASE)
 
@@ -172,6 +177,12 @@ class Work:
             return [{"input_ids": [0] * len(labels), "labels": labels}]
         tokenizer = load_tokenizer(model)
         return encode_examples(self.rows.examples, tokenizer, prompt_format_of(data, tokenizer))
+
+
+def _start(adapter: AdapterArguments) -> str:
+    """Look at the adapter that a training starts from."""
+    check_start(adapter)
+    return f"from the adapter {adapter.start_adapter}"
 
 
 def _base(kit: SiteKit, settings: FederationSettings) -> str:
