@@ -1,6 +1,7 @@
 """Encrypted files open with their key, under their name, unchanged; otherwise not at all."""
 
 import base64
+import hashlib
 import os
 
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfora.protection import keys
-from fedfora.protection.sealing import SUFFIX, load_tensors, remove, save_tensors, seal, unseal
+from fedfora.protection.sealing import (
+    SUFFIX,
+    load_tensors,
+    read_bytes,
+    remove,
+    save_tensors,
+    seal,
+    unseal,
+    write_bytes,
+)
 
 KEY = bytes(range(32))
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
@@ -72,6 +82,21 @@ def test_no_plain_file_stays_behind_a_sealed_one(tmp_path, monkeypatch):
     path.write_bytes(b"somebody else's")
     with pytest.raises(ValueError, match="both plain and sealed"):
         load_tensors(path)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_file_of_which_the_signed_record_has_another_digest_or_none_is_not_read(
+    tmp_path, monkeypatch, sealed
+):
+    if sealed:
+        with_key(monkeypatch)
+    path = tmp_path / "state.json"
+    place = write_bytes(path, b"{}")
+    digest = hashlib.sha256(place.read_bytes()).hexdigest()
+    assert read_bytes(path, {place.name: digest}) == b"{}"
+    for signed in ({}, {"adapter": digest}, {place.name: "0" * 64}):
+        with pytest.raises(ValueError, match=f"{place.name} is not the file that was signed"):
+            read_bytes(path, signed)
 
 
 @pytest.mark.parametrize("sealed", [False, True])
