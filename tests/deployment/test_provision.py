@@ -23,6 +23,7 @@ from fedfora.deployment.kit import (
     write_file,
 )
 from fedfora.deployment.provision import provision
+from fedfora.deployment.run_state import write_nodes
 from fedfora.deployment.server_app import _Members
 from fedfora.deployment.settings import (
     PROTECTION,
@@ -83,6 +84,23 @@ def test_the_coordinator_knows_by_which_key_each_site_signs(provisioned):
     known = [members.identity(index) for index in done.kit.sites.values()]
     assert known == [key.public_key().public_bytes_raw() for key in own]
     assert members.identity(7) is None
+
+
+def test_a_node_is_only_the_site_whose_key_it_has_under_that_sites_number(provisioned):
+    """Numbers decide whose masks and seeds are whose; a name, whose rows."""
+    state = provisioned().kit.state
+    state.mkdir()
+    write_nodes(state, {"cardiology": 10, "dermatology": 11})
+    members = _Members(state)
+    assert [members.name_of(node) for node in (10, 11, 12)] == [
+        *("cardiology", "dermatology", "node 12")
+    ]
+    assert members.objection(11, 1, "dermatology") is None
+    assert members.objection(12, 1, "dermatology") == "its node is not registered"
+    assert members.objection(10, 1, "dermatology") == (
+        "it claims to be 'dermatology', but has the key of 'cardiology'"
+    )
+    assert members.objection(11, 0, "dermatology") == ("it claims number 0, but dermatology is 1")
 
 
 def test_no_kit_promises_privacy_without_a_budget(provisioned):

@@ -41,10 +41,10 @@ def description(index, base, layout, fresh):
     }
 
 
-def form_of(base, layout, fresh, prompts=PROMPTS):
-    """What an honest site sends of the fresh adapter."""
-    about = dict.fromkeys(("name", "quantization", "dtype", "sketch"), "1")
-    record = {"prompts": prompts, "base_fingerprint": base, "base": about}
+def form_of(base, layout, fresh, prompts=PROMPTS, about="1"):
+    """What an honest site sends of the fresh adapter, and more than is asked for."""
+    described = dict.fromkeys(("name", "quantization", "dtype", "sketch", "more"), about)
+    record = {"prompts": prompts, "base_fingerprint": base, "base": described, "more": "more"}
     form = {"layout": LAYOUTS[layout].to_json(), "record": json.dumps(record)}
     return {"fresh": pack(fresh, LAYOUTS[layout]), "form": ConfigRecord(form)}
 
@@ -84,7 +84,10 @@ def agreed(*sites, base=None, **how):
     assert agreement.base_fingerprint == sites[asked[-1]][0]
     assert DIGESTS[agreement.layout.digest] == sites[asked[-1]][1]
     assert {float(number) for value in agreement.first.values() for number in value.ravel()} == {1}
-    assert agreement.record["prompts"] == PROMPTS
+    about = dict.fromkeys(("name", "quantization", "dtype", "sketch"), "1")
+    fingerprint = agreement.base_fingerprint
+    record = {"prompts": PROMPTS, "base_fingerprint": fingerprint, "base": about}
+    assert agreement.record == record
     return taking_part, absent, asked[-1]
 
 
@@ -162,6 +165,10 @@ FORMS = {
         **form_of("ours", "x", numbers("x"), {"template": "another"}),
     },
     "another base": lambda content: {**content, **form_of("theirs", "x", numbers("x"))},
+    "a base that a terminal obeys": lambda content: {
+        **content,
+        **form_of("ours", "x", numbers("x"), about=ESCAPES),
+    },
     "nothing": lambda content: {"site": content["site"]},
     "an error": lambda content: Error(2, ESCAPES),
 }
@@ -192,6 +199,22 @@ def test_what_one_site_sends_is_what_most_agreed_on_or_another_one_is_asked(lie)
     assert reason.startswith("its fresh adapter is not used: ")
     assert reason.isprintable()
     assert len(reason) <= 200
+
+
+def test_a_layout_that_was_not_agreed_on_is_not_used_though_its_numbers_have_the_digest():
+    """Where each machine makes other bits, the digest is the sender's own: of whatever it likes."""
+    fresh, absent = numbers("y"), {}
+
+    def lie(content):
+        told = says(fresh_digest=digest_of(fresh, LAYOUTS["y"]))(content)
+        return {**told, **form_of("ours", "y", fresh)} if "form" in content else told
+
+    grid = world(("ours", "x"), ("ours", "x"), lies=only(0, lie))
+    handshake = Handshake(grid, Membership(), None, absent.__setitem__)
+    with pytest.raises(ValueError, match="no site sent the fresh adapter"):
+        handshake.agree(same_bits=False)
+    (reason,) = absent.values()
+    assert "its layout is not the one that was agreed on" in reason
 
 
 @pytest.mark.parametrize("digest", ["fresh_digest", "prompts_digest"])
