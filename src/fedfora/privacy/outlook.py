@@ -26,8 +26,8 @@ WORDS = ("nearly all", "half or more", "next to nothing")
 class OutlookArguments(Options):
     """Rows, sites and size of the adapter."""
 
-    rows: int | None = flag(None, "rows of a site", least=1)
-    sites: int = flag(1, "sites that train together, with as many rows each", least=1)
+    rows: int | None = flag(None, "rows of a site", least=1, often=True)
+    sites: int = flag(1, "sites that train together, with as many rows each", least=1, often=True)
     trained: int | None = flag(
         None,
         "number of trained parameters; default: those of an adapter on --model_name_or_path",
