@@ -120,17 +120,31 @@ def test_the_fingerprint_is_that_of_weights_quantization_and_tokenizer(tiny_dir)
     other_tokenizer = base_of(tiny_dir)
     other_tokenizer.tokenizer.chat_template = "{{ messages }}"
     assert one != fingerprint(other_tokenizer)
+    turned, renamed, adapted = (base_of(tiny_dir) for _ in range(3))
+    weight = turned.model.model.layers[0].mlp.up_proj.weight
+    weight.data = weight.data.reshape(weight.shape[::-1])
+    norm = renamed.model.model.norm
+    norm.scale = norm.weight
+    del norm.weight
+    assert len({one, fingerprint(turned), fingerprint(renamed)}) == 3
+    add_adapter(adapted, AdapterArguments(lora_rank=2), seed=1)
+    assert one == fingerprint(adapted)
 
 
-def test_a_base_with_the_same_weights_and_another_function_has_another_fingerprint(tiny_dir):
+def test_a_base_with_the_same_weights_and_another_function_has_another_fingerprint(
+    tiny_dir, monkeypatch
+):
     """With such a norm no adapter has a gradient: whoever hands out bases could blind all but one
     site (Pasquini et al. 2022), as the masks depend on the base's fingerprint."""
     one, blind = base_of(tiny_dir), base_of(tiny_dir)
     blind.model.config.rms_norm_eps = 1e30
     assert fingerprint(one) != fingerprint(blind)
-    one.model.config.use_cache = not one.model.config.use_cache
-    one.model.config.transformers_version = "5.20.0"
-    assert fingerprint(one) == fingerprint(base_of(tiny_dir))
+    here, config = fingerprint(one), one.model.config
+    config.use_cache, config.dtype = not config.use_cache, torch.bfloat16
+    config.architectures, config.auto_map = ["Another"], {"AutoModel": "modeling.Another"}
+    config.quantization_config = {"quant_method": "bitsandbytes"}
+    monkeypatch.setattr("transformers.configuration_utils.__version__", "5.20.0")
+    assert fingerprint(one) == here
 
 
 @pytest.mark.parametrize("change", ["merges", "normalizer"])
