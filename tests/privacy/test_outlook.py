@@ -1,6 +1,7 @@
 """What a budget leaves to learn, from arithmetic alone."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -64,6 +65,9 @@ def test_a_hopeless_training_is_warned_of_and_a_public_start_stands_more():
 def test_a_budget_alone_is_a_recipe():
     hidden = PrivacyArguments(privacy_unit="record", target_epsilon=8)
     assert TrainArguments().sampling_rate(hidden, 600) == 0.5
+    assert TrainArguments().sampling_rate(hidden, 3000) == 0.1  # 300 rows are enough
+    shared = replace(hidden, shared_noise=True)  # one rate for all sites, whatever their rows
+    assert TrainArguments().sampling_rate(shared, 3000) == 0.5
     assert private_steps(TrainArguments(), hidden, 600) == 120
     assert private_steps(TrainArguments(num_train_epochs=5), hidden, 600) == 10
     named = TrainArguments(per_device_train_batch_size=60, gradient_accumulation_steps=1)

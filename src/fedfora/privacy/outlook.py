@@ -18,7 +18,7 @@ from fedfora.config import Options, flag
 from fedfora.privacy.accounting import Release
 
 # Up to which nu a training gives (nearly all, half or more) of what it gives without privacy.
-FROM_SCRATCH, FROM_PUBLIC = (0.7, 1.5), (3.0, 6.0)
+FROM_SCRATCH, FROM_PUBLIC = (0.7, 1.7), (3.0, 6.0)
 WORDS = ("nearly all", "half or more", "next to nothing")
 
 
@@ -65,4 +65,7 @@ def outlook_line(nu: float, *, public_start: bool) -> str:
     if not expected.startswith(WORDS[2]):
         return line
     start = "" if public_start else ", --start_adapter with one of public rows"
-    return f"WARNING: {line}. Use more rows, sites or budget{start}; see fedfora check privacy"
+    return (
+        f"WARNING: {line}. Use more rows, sites or budget, a larger --sampling_rate{start}; "
+        "see fedfora check privacy"
+    )

@@ -35,8 +35,8 @@ class PrivacyArguments(Options):
     )
     sampling_rate: float | None = flag(
         None,
-        "record: share of a site's rows in a step's sample, on average; default 0.5, or by the "
-        "batch if one is given",
+        "record: share of a site's rows in a step's sample, on average; default 0.5 (without "
+        "shared_noise of 300 rows at most), or by the batch if one is given",
         within="(0, 1]",
     )
     shared_noise: bool = flag(

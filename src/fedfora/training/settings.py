@@ -14,8 +14,9 @@ from fedfora.reporting.record import RunArguments
 LEARNING_RATE, EPOCHS = 2e-4, 3.0
 BATCH = (1, 4)  # the defaults of batch and accumulation
 SAMPLING_RATE = 0.5  # of private steps: twice as fast as whole samples, for 5 to 12 % more noise
-
-PRIVATE_STEPS = 120  # with samples of half of the rows: 60 passes
+# Rows in a private step's sample, at most: of 2,400 rows a third more noise in a quarter of the time.
+PRIVATE_ROWS = 300
+PRIVATE_STEPS = 120
 
 
 @dataclass
@@ -95,13 +96,15 @@ class TrainArguments(Options):
     def sampling_rate(self, privacy: PrivacyArguments, num_rows: int) -> float:
         """Return the probability with which a row is in a private step's sample.
 
-        A batch that is named is a share of the site's rows.
+        A batch that is named is a share of the site's rows. Where sites share the noise all have
+        one rate, whatever their rows.
         """
         if privacy.sampling_rate is not None:
             return privacy.sampling_rate
         if self.names_batch:
             return min(1.0, self.rows_per_step / num_rows)
-        return SAMPLING_RATE
+        most = 1.0 if privacy.shared_noise else PRIVATE_ROWS / num_rows
+        return min(SAMPLING_RATE, most)
 
     @property
     def names_batch(self) -> bool:
