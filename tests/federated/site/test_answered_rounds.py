@@ -14,9 +14,10 @@ from fedfora.federated.secure_aggregation.crypto import SignedKey
 from fedfora.federated.secure_aggregation.messages import RoundKeys, Terms, digest_of
 from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.site import secure_answers
-from fedfora.federated.site.client_app import make_client_app
+from fedfora.federated.site.client_app import make_client_app, site_facts
 from fedfora.federated.site.identity import open_identity
 from fedfora.federated.site.memory import AnsweredRounds
+from fedfora.federated.site_runtime import load_runtime, site_of
 from fedfora.federated.wire.secure_records import ANSWER, ROSTER, TERMS, read, write
 
 NUM_SITES = 4
@@ -67,6 +68,23 @@ def test_without_a_number_it_asks_for_the_thresholds_share_of_all_sites(node_con
             participants=[0, 1, 2],
         )
     assert invited(node_configs, run_config, participants=[0, 1, 2]).key.site == 0
+
+
+def test_guesses_of_rows_cannot_be_tested_against_what_a_site_tells_of_them(
+    node_configs, run_config
+):
+    """The attack: all rows are known but one; whose digest fits is the right guess."""
+
+    def told(state):
+        config = {**node_configs[0], "site-state": state}
+        context = Context(1, 1, config, RecordDict(), run_config)
+        return str(site_facts(context, runtime, site)["data-digest"])
+
+    runtime = load_runtime(run_config, 0)
+    site, own = site_of(runtime, node_configs[0]), node_configs[0]["site-state"]
+    assert told(own) == told(own) != site.digest  # a resumed run recognizes them all the same
+    assert len(bytes.fromhex(told(own))) == 8
+    assert told(f"{own}-of-a-guesser") != told(own)
 
 
 def test_a_round_is_answered_once_whatever_was_in_between(node_configs, run_config):

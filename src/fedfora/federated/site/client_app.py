@@ -21,7 +21,7 @@ from fedfora.federated.aggregation.update import AdapterState, absorb, part
 from fedfora.federated.secure_aggregation.crypto import prompts_digest
 from fedfora.federated.site import secure_answers
 from fedfora.federated.site.identity import sign_part
-from fedfora.federated.site.memory import memory_of, remembering
+from fedfora.federated.site.memory import answered_rounds, memory_of, remembering
 from fedfora.federated.site.training import private_sum, train_round, validate
 from fedfora.federated.site_runtime import SITE_NAME, SiteData, SiteRuntime, load_runtime, site_of
 from fedfora.federated.wire.formats import FORMATS
@@ -62,7 +62,7 @@ def _answer_securely(name: str, message: Message, context: Context) -> Message:
 def describe(message: Message, context: Context) -> Message:
     """Answer with what the coordinator must know before the first round."""
     runtime, site = _open(context)
-    content = RecordDict({"site": _description(runtime, site)})
+    content = RecordDict({"site": site_facts(context, runtime, site)})
     own_part = sign_part(context.node_config, site.index, runtime.base_fingerprint)
     content["site"].update(own_part)
     if message.content["ask"]["adapter"]:
@@ -127,9 +127,13 @@ def _open(context: Context) -> tuple[SiteRuntime, SiteData]:
     return runtime, site_of(runtime, context.node_config)
 
 
-def _description(runtime: SiteRuntime, site: SiteData) -> ConfigRecord:
+def site_facts(context: Context, runtime: SiteRuntime, site: SiteData) -> ConfigRecord:
+    """Return what a site says of itself and its rows, as far as the settings let it."""
     secure, unit = runtime.settings.secure, runtime.settings.privacy.privacy_unit
-    # With a digest of the rows, somebody who knows all but one could find that one.
+    answered, digest = answered_rounds(context), site.digest
+    if answered is not None and secure.secure_aggregation:
+        # Who knows all rows but one could find that one with a digest that anybody can compute.
+        digest = answered.keyed(digest)
     hidden = unit == "record" or (unit == "site" and secure.secure_aggregation)
     return ConfigRecord(
         {
@@ -137,7 +141,7 @@ def _description(runtime: SiteRuntime, site: SiteData) -> ConfigRecord:
             "name": site.name,
             "rows": 0 if secure.secure_aggregation else len(site.encoded),
             "rank": site.rank,
-            "data-digest": "" if hidden else site.digest,
+            "data-digest": "" if hidden else digest,
             "base-fingerprint": runtime.base_fingerprint,
             "layout-digest": runtime.layout.digest,
             "size": runtime.layout.size,

@@ -13,6 +13,7 @@ however often the site is restarted, is in a file of its own: `AnsweredRounds`.
 A site that keeps nothing writes nothing.
 """
 
+import hmac
 import json
 import secrets
 from collections.abc import Iterator
@@ -111,6 +112,11 @@ class AnsweredRounds:
         """Return the seed for the round's order of rows and dropout; nobody else can know it."""
         with self._open() as kept:
             return derive_seed(int(kept["secret"], 16), run, _attempt(kept, run, round_number))
+
+    def keyed(self, digest: str) -> str:
+        """Return a digest against which nobody else can test guesses of what it stands for."""
+        with self._open() as kept:
+            return hmac.digest(kept["secret"].encode(), digest.encode(), "sha256").hex()[:16]
 
     def leave(self, run: str, round_number: int) -> None:
         """Note on disk, before it happens, that the round's update leaves."""
