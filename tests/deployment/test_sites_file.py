@@ -107,7 +107,7 @@ SITE = RECORD.replace("record", "site")
 @pytest.mark.parametrize(
     ("settings", "own", "line", "text"),
     [
-        (RECORD + "0.001", "", 8, "settings.target_epsilon: --target_epsilon 0.001 cannot be"),
+        (RECORD + "0.001", "", 8, "target_epsilon 0.001 cannot be reached (steps: 30)"),
         (SITE + "0.001", "", 8, "(steps: 3)"),
         (RECORD + "8", ", target_epsilon: 0.001", 11, "cardiology.target_epsilon: --target_eps"),
         (RECORD + "0.001\n  per_device_train_batch_size: 4", "", None, ""),

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from fedfora.adapter.state import read_state
 from fedfora.models.adapter_base import add_adapter, check_base
-from fedfora.models.fingerprint import describe, fingerprint
+from fedfora.models.fingerprint import describe, fingerprint, same_model, sketch
 from fedfora.models.loading import load_adapter, load_base
 from fedfora.models.resolve import base_name_of, model_path, read_prompt_format
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
@@ -176,6 +176,15 @@ def test_a_fingerprint_has_128_bits_and_one_of_64_by_an_earlier_fedfora_is_compa
     record["base"]["sketch"] = record["base"]["sketch"].replace(".", ".9")
     with pytest.raises(ValueError, match="is not the base that adapter was trained on"):
         check_base(base, "adapter", {**record, "base_fingerprint": "0123456789abcdef"})
+
+
+def test_rounding_leaves_a_sketch_that_of_the_same_model_and_a_hundredth_does_not(tiny_dir):
+    base = base_of(tiny_dir)
+    before, weight = sketch(base), base.model.get_input_embeddings().weight
+    weight.data = weight.data.bfloat16().float()
+    assert same_model(before, sketch(base))
+    weight.data *= 1.01
+    assert not same_model(before, sketch(base))
 
 
 def test_the_same_seed_gives_the_same_adapter_whatever_was_drawn_before(tiny_dir):
