@@ -72,6 +72,25 @@ def test_composition_does_not_depend_on_how_it_is_cut():
     assert epsilon_of([Release(0.05, 0.0, 1)], DELTA) == math.inf
 
 
+def test_releases_of_other_rates_and_noise_compose_as_dp_accounting_composes_them():
+    import dp_accounting as dp
+    from dp_accounting.pld import PLDAccountant
+
+    parts = ((0.05, 1.2, 10), (0.2, 2.0, 3), (1.0, 8.0, 2), (0.05, 1.2, 5))
+    own = PLDAccountant()
+    for rate, noise, count in parts:
+        own.compose(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)), count)
+    found = epsilon_of([Release(*part) for part in parts], DELTA)
+    assert found == pytest.approx(own.get_epsilon(DELTA), rel=1e-6)
+
+
+@pytest.mark.parametrize("part", [(0.0, 1.0, 1), (1.01, 1.0, 1), (0.5, -1.0, 1), (0.5, 1.0, 0)])
+def test_a_release_that_cannot_be_is_refused(part):
+    """Whoever writes a ledger: a count of -9 would give steps back."""
+    with pytest.raises(ValueError, match="must"):
+        Release(*part)
+
+
 @pytest.mark.parametrize("target", [1.0, 8.0])
 def test_the_chosen_noise_spends_the_budget_and_no_more(target):
     chosen = noise_multiplier_for(target_epsilon=target, delta=DELTA, sampling_rate=0.1, count=60)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfora.privacy.accounting import Release, epsilon_of, noise_multiplier_for
-from fedfora.privacy.ledger import BudgetSpent, Ledger
+from fedfora.privacy.ledger import BudgetSpent, Ledger, Line
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.privacy_plan import plan_private_training
 from fedfora.training.settings import TrainArguments
@@ -80,6 +80,32 @@ def test_two_processes_with_one_ledger_spend_one_budget(tmp_path):
     again = Ledger.open(path, delta=DELTA, target_epsilon=2.0)
     assert again.lines == other.lines
     assert again.runs[0] == "one"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"release": Release(0.2, 1.5, 2)},
+        {"release": Release(0.1, 1.4, 2)},
+        {"run": "two"},
+        {"settings": {"round": 2}},
+    ],
+)
+def test_only_releases_that_are_alike_in_everything_share_a_line(other):
+    one = {"release": Release(0.1, 1.5, 3), "run": "one", "settings": {"round": 1}}
+    ledger = Ledger(DELTA)
+    for spent in (one, one, one | other):
+        ledger.spend(**spent)
+    together = {**one, "release": Release(0.1, 1.5, 6)}
+    assert ledger.lines == [Line(**together), Line(**one | other)]
+
+
+def test_an_epsilon_that_is_no_number_is_beyond_every_budget(monkeypatch):
+    monkeypatch.setattr("fedfora.privacy.ledger.epsilon_of", lambda *_, **__: math.nan)
+    ledger = Ledger(DELTA, 2.0)
+    with pytest.raises(BudgetSpent):
+        ledger.spend(Release(0.1, 1.5, 1))
+    assert not ledger.lines
 
 
 def test_a_step_is_on_the_disk_before_it_is_taken(tmp_path, monkeypatch):
