@@ -1,6 +1,7 @@
 """Nobody counts with more than the clipping norm."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +91,14 @@ def test_a_norm_that_bounds_nothing_is_refused(clipping_norm):
 
 
 KEY = bytes(range(32))
+
+
+@pytest.mark.parametrize("byte", [0, 255])
+def test_whatever_the_bits_are_the_noise_is_finite(byte):
+    noise = SecretNoise(KEY)
+    noise._stream = SimpleNamespace(update=lambda zeros: bytes([byte]) * len(zeros))
+    assert 0 < float(noise.uniform(1)) < 1
+    assert noise.normal((1,), 1.0).isfinite().all()
 
 
 def test_global_seeds_do_not_repeat_the_noise():

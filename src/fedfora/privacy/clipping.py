@@ -99,13 +99,14 @@ class SecretNoise:
         self._stream = cipher.encryptor()
 
     def uniform(self, count: int) -> Tensor:
-        """Return `count` float64 numbers, uniform in (0, 1) on a grid of 2**-53."""
+        """Return `count` float64 numbers, uniform in (0, 1) on a grid of 2**-52."""
         raw = bytearray(self._stream.update(bytes(8 * count)))
         if not raw:
             return torch.zeros(0, dtype=torch.float64)
         bits = torch.frombuffer(raw, dtype=torch.int64)
-        # The highest 53 bits; the half keeps 0 and 1 out, where the normal quantile is infinite.
-        return (((bits >> 11) & (2**53 - 1)).double() + 0.5) * 2.0**-53
+        # The highest 52 bits; the half keeps 0 and 1 out, where the normal quantile is infinite. Of
+        # 53 bits, a half more than the largest number would be rounded to 2**53, and so to 1.
+        return (((bits >> 12) & (2**52 - 1)).double() + 0.5) * 2.0**-52
 
     def normal(self, shape: tuple[int, ...], std: float) -> Tensor:
         """Return float32 numbers of a centered normal distribution, by its quantile function.
