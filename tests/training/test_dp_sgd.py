@@ -188,6 +188,20 @@ def test_samples_differ_in_size_and_empty_ones_are_steps_too(workplace):
 
 
 @pytest.mark.parametrize("workplace", ["none"], indirect=True)
+def test_a_training_samples_at_the_rate_that_is_accounted(workplace, monkeypatch):
+    drawn = []
+
+    def noted(*how):
+        drawn.append(how)
+        return PoissonBatches(*how)
+
+    monkeypatch.setattr("fedfora.training.dp_sgd.PoissonBatches", noted)
+    train(workplace, RecordPrivacy(1.0, 1.0, expected_rows=3, num_rows=12))
+    ((num_rows, rate, num_steps, _),) = drawn
+    assert (num_rows, rate, num_steps) == (12, 3 / 12, 4)
+
+
+@pytest.mark.parametrize("workplace", ["none"], indirect=True)
 def test_a_training_on_no_rows_is_its_noise_alone(workplace):
     """What a site answers where its own rows bring the training down."""
     model, tokenizer, _ = workplace
