@@ -105,7 +105,11 @@ def test_a_range_too_narrow_or_too_coarse_is_refused():
     noise, terms = SharedNoise(4.0, 1.0), terms_of(5)
     with pytest.raises(ValueError, match="--secagg_range 1 does not hold"):
         noise.check(terms, FixedPoint(1.0, 5, 1))
-    noise.check(terms, FixedPoint(20.0, 5, 1))
+    # Five updates and eight deviations of five shares' noise (four must last, one may be curious).
+    needed = (5 * 1.0 + 8 * 4.0 / math.sqrt(3) * math.sqrt(5)) / 5
+    noise.check(terms, FixedPoint(1.001 * needed, 5, 1))
+    with pytest.raises(ValueError, match="does not hold updates"):
+        noise.check(terms, FixedPoint(0.999 * needed, 5, 1))
     with pytest.raises(ValueError, match="too coarse"):
         SharedNoise(4.0, 1e-5).check(terms, FixedPoint(20.0, 5, 1))
 
