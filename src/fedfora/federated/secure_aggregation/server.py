@@ -197,7 +197,7 @@ class SecureRound:
         spare = len(shares) - self.terms.threshold
         answered = self._reveals.keys() & set(self.terms.graph[site])
         if spare < 0 and len(answered - self.liars) >= self.terms.threshold:
-            raise WrongShares(site, what)  # enough have answered, and none holds a share of it
+            raise WrongShares(site, what)  # enough have answered, too few of them with a share
         if spare < 0:
             raise RoundLost(
                 f"a secret of site {site} cannot be recovered: {self.terms.threshold} shares are "
