@@ -306,7 +306,7 @@ def test_a_piece_of_a_width_has_one_shape_whatever_the_sample(workplace):
     pieces = [
         piece
         for rows in (encoded, encoded[:1], encoded[3:5], full[:4], full[:3], narrow, narrow[:1])
-        for piece, _ in pieces_of(batch_of(tokenizer, rows), 4, 2048)
+        for piece, _ in pieces_of(batch_of(tokenizer, rows), 4, 2048, 99)
     ]
     shapes = {piece["input_ids"].shape for piece in pieces}
     assert len(shapes) == len({width for _, width in shapes}) > 2
@@ -318,10 +318,16 @@ def test_a_private_step_computes_little_besides_its_rows(num_rows, max_tokens):
     length_N = torch.randint(30, 200, (num_rows,), generator=torch.Generator().manual_seed(0))
     mask_NL = (torch.arange(200) < length_N[:, None]).long()
     batch = {"input_ids": mask_NL, "attention_mask": mask_NL, "labels": mask_NL}
-    pieces = list(pieces_of(batch, num_rows, max_tokens))
+    pieces = list(pieces_of(batch, num_rows, max_tokens, 99))
     assert sum(count for _, count in pieces) == num_rows
     computed = sum(piece["input_ids"].numel() for piece, _ in pieces)
     assert computed < 1.7 * mask_NL.sum()
+    most = max(len(piece["input_ids"]) for piece, _ in pieces)
+    assert (
+        max(len(piece["input_ids"]) for piece, _ in pieces_of(batch, num_rows, max_tokens, 2))
+        == 2
+        <= most
+    )
 
 
 def test_a_rows_gradient_does_not_depend_on_the_others_in_bfloat16(workplace):
@@ -331,7 +337,7 @@ def test_a_rows_gradient_does_not_depend_on_the_others_in_bfloat16(workplace):
 
     def gradients(rows):
         seen.clear()
-        for piece, num_rows in pieces_of(batch_of(tokenizer, rows), 4, 2048):
+        for piece, num_rows in pieces_of(batch_of(tokenizer, rows), 4, 2048, 99):
             with torch.autocast("cpu", torch.bfloat16):
                 _, found = per_example_gradients(model, piece)
             for i in range(num_rows):

@@ -190,7 +190,8 @@ def _base(kit: SiteKit, settings: FederationSettings) -> str:
     name, own = settings.model.model_name_or_path, fingerprint(load_base(settings.model))
     gc.collect()
     read_policy(kit.directory).check_base(own)
-    if (expected := kit.base_fingerprint) is None:
+    expected = kit.base_fingerprint
+    if expected is None:
         return f"{name}, fingerprint {own}: all sites must show the same"
     if own != expected:
         message = f"{name} has fingerprint {own}, the federation's base has {expected}"

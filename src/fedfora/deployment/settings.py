@@ -127,7 +127,8 @@ def check_budget(settings: FederationSettings) -> None:
     """Raise if no noise keeps a federation within its budget.
 
     For single records this needs the sampling rate. Where a batch size is named instead, the rate
-    depends on a site's number of rows, which only the site knows; nothing is checked then.
+    depends on a site's number of rows, which only the site knows; nothing is checked then. The
+    default rate is taken at its highest, that of a site with few rows.
     """
     privacy, train, federation = settings.privacy, settings.train, settings.federation
     if privacy.privacy_unit == "site":

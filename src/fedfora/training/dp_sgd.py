@@ -33,7 +33,7 @@ Batch = dict[str, Tensor]
 logger = logging.getLogger(__name__)
 
 NARROWEST = 16  # tokens that a row is padded to at least; each further width is a quarter more
-PIECES = 16  # a piece has at most this part of the step's rows, or of the limit of tokens
+PIECES = 16  # a piece has a 16th of the step's rows, or of the limit of tokens where that is more
 NUMBERS_AT_ONCE = 2**26  # in gradients of single rows: 256 MiB
 FILLING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}  # what padding consists of
 
@@ -121,7 +121,7 @@ def write_private_gradient(
     room = NUMBERS_AT_ONCE // sum(p.numel() for p in parameters.values())
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     losses = [torch.zeros(0, device=batch["labels"].device)]
-    for piece, num_rows in _pieces(batch, min(batch_size, room), max_tokens):
+    for piece, num_rows in _pieces(batch, batch_size, max_tokens, room):
         loss_B, gradients = _gradients_or_zero(model, piece, num_rows, context)
         losses.append(loss_B)
         for name, summed in clipped_sum(gradients, privacy.clipping_norm).items():
@@ -258,14 +258,16 @@ def _autograd(model: nn.Module) -> dict[str, Tensor]:
     return gradients
 
 
-def _pieces(batch: Batch, batch_size: int, max_tokens: int) -> Iterator[tuple[Batch, int]]:
+def _pieces(
+    batch: Batch, batch_size: int, max_tokens: int, room: int
+) -> Iterator[tuple[Batch, int]]:
     """Yield pieces of fixed shapes, each with the number of its real rows, which come first.
 
     A piece has rows of a width out of a fixed series, and so many of them as only that width, the
-    number asked for and the limit of tokens decide. So what a row is padded to, and with it the
-    rounding of its gradient, does not depend on the others in the sample: without one row the
-    others give the same in bfloat16, too. The last piece of a width is filled up with empty rows;
-    pieces are small, so that they are few.
+    number asked for, the limit of tokens and the room for gradients decide. So what a row is padded
+    to, and with it the rounding of its gradient, does not depend on the others in the sample:
+    without one row the others give the same in bfloat16, too. The last piece of a width is filled
+    up with empty rows; pieces are small, so that they are few.
     """
     mask_NL = batch["attention_mask"]
     order_NL = (mask_NL == 0).long().argsort(dim=1, stable=True)  # all padding behind the tokens
@@ -280,7 +282,7 @@ def _pieces(batch: Batch, batch_size: int, max_tokens: int) -> Iterator[tuple[Ba
     for width in sorted(set(width_N.tolist())):
         of_width = torch.nonzero(width_N == width).flatten()
         few = max(math.ceil(batch_size / PIECES), max_tokens // PIECES // width)
-        num_rows = max(1, min(few, batch_size, max_tokens // width))
+        num_rows = max(1, min(few, batch_size, max_tokens // width, room))
         for chosen in torch.split(of_width, num_rows):
             shape = (num_rows, width)
             piece = {}

@@ -14,7 +14,7 @@ from fedfora.reporting.record import RunArguments
 LEARNING_RATE, EPOCHS = 2e-4, 3.0
 BATCH = (1, 4)  # the defaults of batch and accumulation
 SAMPLING_RATE = 0.5  # of private steps: twice as fast as whole samples, for 5 to 12 % more noise
-# In a private step, at most: 2,400 rows have a third more noise for it, in a quarter of the time.
+# Rows of a private step, at most: of 2,400 a third more noise for a quarter of the gradients.
 PRIVATE_ROWS = 300
 PRIVATE_STEPS = 120
 

@@ -130,18 +130,18 @@ def _open(context: Context) -> tuple[SiteRuntime, SiteData]:
 def site_facts(context: Context, runtime: SiteRuntime, site: SiteData) -> ConfigRecord:
     """Return what a site says of itself and its rows, as far as the settings let it."""
     secure, unit = runtime.settings.secure, runtime.settings.privacy.privacy_unit
-    answered, digest = answered_rounds(context), site.digest
-    if answered is not None and secure.secure_aggregation:
+    hidden = unit == "record" or (unit == "site" and secure.secure_aggregation)
+    digest, answered = "" if hidden else site.digest, answered_rounds(context)
+    if digest and secure.secure_aggregation and answered is not None:
         # Who knows all rows but one could find that one with a digest that anybody can compute.
         digest = answered.keyed(digest)
-    hidden = unit == "record" or (unit == "site" and secure.secure_aggregation)
     return ConfigRecord(
         {
             "index": site.index,
             "name": site.name,
             "rows": 0 if secure.secure_aggregation else len(site.encoded),
             "rank": site.rank,
-            "data-digest": "" if hidden else digest,
+            "data-digest": digest,
             "base-fingerprint": runtime.base_fingerprint,
             "layout-digest": runtime.layout.digest,
             "size": runtime.layout.size,

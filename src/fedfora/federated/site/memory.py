@@ -80,12 +80,13 @@ class SiteMemory:
 
 
 class AnsweredRounds:
-    """Which rounds of secure aggregation a site has answered, and the secret of its order of rows.
+    """Which rounds of secure aggregation a site has answered, and its secret.
 
     A site shares for a round of a run once. Under another run id a coordinator may ask again, as a
     resumed run must. If this site's update had left before, its rows come in another order the
     second time: the difference of two sums of one round is then no site's update. A round that was
-    interrupted before the update left is trained as it was.
+    interrupted before the update left is trained as it was. The secret draws that order, and keys
+    the digest of the rows.
 
     Args:
         directory: The site's state; one process at a time reads and writes there.
