@@ -27,7 +27,7 @@ BAD_SITE = Path(__file__).with_name("bad_site.py")
 
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin") is None,
-    reason="needs nginx, the gate: apt install nginx-light",
+    reason="nginx is not installed, the gate: apt install nginx-light",
 )
 
 PATIENCE_S = 1200  # until a test gives up: no claim, so that a busy machine fails none
