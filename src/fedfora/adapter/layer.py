@@ -222,9 +222,9 @@ class ForaLinear(nn.Module, ForaLayer):
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
         if adapter_names is not None:
+            if self.quantization_backend is not None:  # of some, a result must not change in place
+                result = self.quantization_backend.maybe_clone_base_result(result)
             for name in sorted(set(adapter_names) & set(self.fora_A)):
                 rows = [i for i, row_name in enumerate(adapter_names) if row_name == name]
                 result[rows] += self._update(x[rows], name).to(result.dtype)
