@@ -96,7 +96,7 @@ class OwnSite:
         self.base = Base(base, self.trainer.processing_class, name, *quantized or ["none"])
         self.base_fingerprint = fingerprint(self.base)
         self.fresh = fold(read_state(model))
-        site = SiteData(0, "", self.trainer.train_dataset, [], config.r, None, "")
+        site = SiteData(0, "", self.trainer.train_dataset, [], config.r, "")
         self.site = replace(site, ledger=f"rows-{site.digest}")
 
     @property

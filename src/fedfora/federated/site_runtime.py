@@ -24,7 +24,7 @@ from fedfora.data.encoding import (
     encode_prompts,
     prompt_format_of,
 )
-from fedfora.data.loading import Example, load_chosen, shared_instruction
+from fedfora.data.loading import Example, load_chosen
 from fedfora.data.partition import site_name
 from fedfora.evaluation.evaluate import Evaluation, evaluate
 from fedfora.federated.aggregation.update import part, rank_of
@@ -126,18 +126,9 @@ class SiteRuntime:
             adapter = unfold(adapter, seed=seed, inner_dim=inner_dim)
         write_state(self.model, adapter, name)
 
-    def record(self, instruction: str | None) -> dict[str, Any]:
-        """Return what is saved beside an adapter's weights: prompt format and base.
-
-        With privacy, the instruction that all rows share, which `fedfora chat` uses, is left out.
-        """
-        protected = self.settings.privacy.privacy_unit != "none"
-        return adapter_record(
-            self.prompts,
-            self.base_fingerprint,
-            base=describe(self.base),
-            instruction=None if protected else instruction,
-        )
+    def record(self) -> dict[str, Any]:
+        """Return what is saved beside an adapter's weights: prompt format and base."""
+        return adapter_record(self.prompts, self.base_fingerprint, base=describe(self.base))
 
 
 SITE_LEDGER = "site"  # the name of a real site's ledger
@@ -153,8 +144,6 @@ class SiteData:
         encoded: The rows that it trains on.
         validation: The rows that it holds out to judge a received adapter on.
         rank: Of its adapter.
-        instruction: What all rows ask for, of a real site's own, otherwise of all sites; None if
-            they differ.
         ledger: Name of the ledger of what is released about its rows.
     """
 
@@ -163,7 +152,6 @@ class SiteData:
     encoded: Encoded
     validation: Encoded
     rank: int
-    instruction: str | None
     ledger: str
 
     @property
@@ -221,8 +209,7 @@ def check_rows(runtime: SiteRuntime) -> None:
 
 def open_site(runtime: SiteRuntime, index: int) -> SiteData:
     """Return site `index` of the partition, as every process of the run computes it."""
-    sites, instruction = _sites(runtime)
-    return _site(runtime, index, *sites[index], instruction)
+    return _site(runtime, index, *_sites(runtime)[index])
 
 
 def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData:
@@ -241,13 +228,10 @@ def site_of(runtime: SiteRuntime, node_config: Mapping[str, Scalar]) -> SiteData
         return replace(own, index=index, name=name, ledger=ledger)
     if not name:
         return open_site(runtime, index)
-    rows, instruction = _own_rows(runtime)
-    return _site(runtime, index, name, rows, ledger, instruction)
+    return _site(runtime, index, name, _own_rows(runtime), ledger)
 
 
-def _site(
-    runtime: SiteRuntime, index: int, name: str, rows: Encoded, ledger: str, instruction: str | None
-) -> SiteData:
+def _site(runtime: SiteRuntime, index: int, name: str, rows: Encoded, ledger: str) -> SiteData:
     settings = runtime.settings
     ranks = settings.aggregation.site_ranks or [settings.adapter.lora_rank]
     held_back = _rows_kept_back(settings, index, len(rows))
@@ -259,7 +243,6 @@ def _site(
         encoded=[row for i, row in enumerate(rows) if i not in held_back] + canaries,
         validation=[rows[i] for i in sorted(held_back)],
         rank=ranks[index % len(ranks)],
-        instruction=instruction,
         ledger=ledger,
     )
 
@@ -290,22 +273,21 @@ def _rows_kept_back(settings: FederationSettings, index: int, num_rows: int) -> 
 
 
 @lru_cache(maxsize=1)
-def _own_rows(runtime: SiteRuntime) -> tuple[Encoded, str | None]:
+def _own_rows(runtime: SiteRuntime) -> Encoded:
     data = runtime.settings.data
     examples = load_chosen(data.train_file, data, flag="--train_file")
     check_num_rows(runtime.settings.privacy, len(examples))
-    return _encoded(runtime, examples), shared_instruction(examples)
+    return _encoded(runtime, examples)
 
 
 @lru_cache(maxsize=1)
-def _sites(runtime: SiteRuntime) -> tuple[list[tuple[str, Encoded, str]], str | None]:
+def _sites(runtime: SiteRuntime) -> list[tuple[str, Encoded, str]]:
     examples, parts = partition_sites(runtime.settings)
     encoded = _encoded(runtime, examples)
-    sites = [
+    return [
         (name, [encoded[row] for row in rows], ledger_of(examples[row] for row in rows))
         for name, rows in parts.items()
     ]
-    return sites, shared_instruction(examples)
 
 
 def _encoded(runtime: SiteRuntime, examples: list[Example]) -> Encoded:

@@ -66,10 +66,8 @@ def describe(message: Message, context: Context) -> Message:
     own_part = sign_part(context.node_config, site.index, runtime.base_fingerprint)
     content["site"].update(own_part)
     if message.content["ask"]["adapter"]:
-        # A real site's instruction and paths are private; a simulated site's are nobody's secret.
-        real = SITE_NAME in context.node_config
-        record = runtime.record(None if real else site.instruction)
-        if real:
+        record = runtime.record()
+        if SITE_NAME in context.node_config:  # where a real site's base lies is its own business
             record["base"]["name"] = Path(record["base"]["name"]).name
         content["fresh"] = pack(runtime.fresh, runtime.layout)
         content["form"] = ConfigRecord(
