@@ -106,11 +106,14 @@ def test_the_round_goes_on_without_a_site_that_fails(settings, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("private", [{}, {"privacy_unit": "record", "noise_multiplier": 1.0}])
+@pytest.mark.parametrize(
+    "private",
+    [{}, *({"privacy_unit": unit, "noise_multiplier": 1.0} for unit in ("record", "site"))],
+)
 def test_while_a_round_is_on_its_sites_can_be_seen_from_outside(
     private, settings, tmp_path, monkeypatch
 ):
-    """Who takes part, who trains, who has sent; and no loss where records are hidden."""
+    """Who takes part, who trains, who has sent; no loss and no count where they are hidden."""
     monkeypatch.setattr("fedfora.federated.simulation.STEP_SHOWN_S", 0.0)
     view, seen = View(1), []
     follower = Follower(tmp_path / "out", PASSING)
@@ -127,6 +130,7 @@ def test_while_a_round_is_on_its_sites_can_be_seen_from_outside(
             assert kinds == ["site_step", "site_sent"]
         assert all(event["steps"] == 1 for event in others)
     assert all(("loss" in event) == (not private) for event in seen if "site" in event)
+    assert all(bool(event["tokens"]) == (not private) for event in seen if "tokens" in event)
     assert not (tmp_path / "out" / PASSING).exists()
 
 

@@ -207,8 +207,6 @@ def _of_secure_aggregation(s: FederationSettings) -> Iterator[str]:
         yield f"--robust {chosen.robust} {own}"
     if chosen.update_dtype != "float32":
         yield f"--update_dtype {chosen.update_dtype} {own}"
-    if chosen.site_ranks:
-        yield f"--site_ranks {chosen.site_ranks} {own}"
     if rounds.validation_fraction > 0:
         yield f"--validation_fraction lets every site send a loss in the clear: not {with_it}"
     if rounds.max_norm_ratio not in (0, RoundArguments.max_norm_ratio):
@@ -234,6 +232,11 @@ def _of_privacy(s: FederationSettings) -> Iterator[str]:
             "--validation_fraction lets every site send a loss without noise: not with "
             f"--privacy_unit {unit}"
         )
+    if unit != "none" and (arms := sorted({*s.federation.compare} - {"base"})):
+        yield (
+            f"--compare {' '.join(arms)} trains on the same rows without noise, for the same "
+            f"record: not with --privacy_unit {unit}"
+        )
     if unit != "site":
         return
     with_it = "with --privacy_unit site"
@@ -242,17 +245,12 @@ def _of_privacy(s: FederationSettings) -> Iterator[str]:
         yield f"{name} is not a mean of clipped changes: {with_it} use one of {_means()}"
     if chosen.robust != "none":
         yield f"--robust {chosen.robust}: {with_it} only the mean is possible"
-    if chosen.site_ranks:
-        yield f"--site_ranks {chosen.site_ranks}: {with_it} only the mean is possible"
-    if not s.secure.secure_aggregation:
-        return
-    with_both = f"{with_it} and --secure_aggregation"
-    if chosen.weighting != "equal":
+    if norm := rounds.max_update_norm:  # who was refused for it would stand in the record
+        yield f"--max_update_norm {norm}: {with_it} --clipping_norm shortens updates"
+    if s.secure.secure_aggregation and chosen.weighting != "equal":
         told = "reveals how much a site has trained on"
+        with_both = f"{with_it} and --secure_aggregation"
         yield f"--weighting {chosen.weighting} {told}: {with_both} use equal"
-    if norm := rounds.max_update_norm:
-        clip = "--clipping_norm shortens updates"
-        yield f"--max_update_norm {norm}: {with_both} {clip}"
 
 
 def _of_shared_record_noise(s: FederationSettings) -> Iterator[str]:

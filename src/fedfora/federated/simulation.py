@@ -76,7 +76,8 @@ def _check_budget(settings: FederationSettings, names: Iterable[str]) -> Private
                 plans.append(plan)
     if settings.privacy.privacy_unit == "site":
         ledger = open_ledger(settings.privacy, sites_ledger(settings, names))
-        ledger.check(shared_release(settings, 1))
+        grows = settings.privacy.noise_multiplier is None and not settings.shares_noise
+        ledger.check(shared_release(settings, 1 if grows else settings.federation.num_rounds))
     return min(plans, key=lambda plan: plan.privacy.num_rows, default=None)
 
 
@@ -116,7 +117,7 @@ def read_rounds(output_dir: str | Path) -> list[dict[str, Any]]:
 
 def _site_steps(settings: FederationSettings, view: View) -> Callable[[str, StepReport], None]:
     """Return a function that shows the sites' steps, here and now and then to other processes."""
-    hidden = settings.privacy.privacy_unit == "record"
+    hidden = settings.privacy.privacy_unit != "none"
     directory, steps = Path(settings.run.output_dir), settings.federation.local_steps
     told = -STEP_SHOWN_S
 
@@ -124,6 +125,7 @@ def _site_steps(settings: FederationSettings, view: View) -> Callable[[str, Step
         nonlocal told
         values = {"site": site, "steps": steps, **asdict(report)}
         if hidden:
+            values["tokens"] = 0
             del values["loss"]
         view.take({"event": "site_step", **values})
         if time.monotonic() - told >= STEP_SHOWN_S:

@@ -94,7 +94,7 @@ class View(Screen):
                 self._stepped.add(event["site"])
                 first = event["step"] == 1
                 self._pace = (time.monotonic(), event["tokens"]) if first else self._pace
-                speed = None if first else self._speed(event)
+                speed = None if first or not event["tokens"] else self._speed(event)
                 what = f"{self._round} {event['site']}"
                 self.advance(1, what, loss=event.get("loss"), speed=speed)
             case "site_sent" if event["site"] not in self._stepped and "steps" in event:

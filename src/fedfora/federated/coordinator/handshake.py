@@ -28,6 +28,7 @@ FACTS = (*MUST_MATCH, "fresh-digest", "prompts-digest")
 TEXTS = ("name", "data-digest", *FACTS)
 NUMBERS = {"index": 99_999, "rows": 10**12, "rank": 100_000, "size": 10**12}  # and the largest
 TABLE = ("index", "name", "rows", "rank", "data_digest", "key_id")  # columns of the site table
+OF_ROWS = {"rows", "data_digest"}  # those that no record of hidden sites holds
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ class Agreement:
     first: AdapterState
     record: dict[str, Any]
 
-    def site_table(self) -> list[dict[str, Any]]:
-        """Return who has what, for the run's record."""
+    def site_table(self, *, hidden: bool) -> list[dict[str, Any]]:
+        """Return who has what, for the run's record; of hidden sites nothing about their rows."""
         sites = sorted(self.sites, key=lambda site: site.index)
-        return [{column: getattr(site, column) for column in TABLE} for site in sites]
+        columns = [name for name in TABLE if not (hidden and name in OF_ROWS)]
+        return [{name: getattr(site, name) for name in columns} for site in sites]
 
 
 class Membership:
@@ -323,7 +325,9 @@ def base_of(directory: Path) -> str:
     return str(environment["base_fingerprint"])
 
 
-def check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -> None:
+def check_same_world(
+    directory: Path, agreement: Agreement, *, may_grow: bool, hidden: bool
+) -> None:
     """Raise unless base model and rows are those of the run to resume.
 
     Raises:
@@ -336,8 +340,8 @@ def check_same_world(directory: Path, agreement: Agreement, *, may_grow: bool) -
         )
     table = json.loads((directory / SITE_TABLE).read_text(encoding="utf-8"))
     known = {site["index"]: site for site in table}
-    for site in agreement.site_table():
+    for site in agreement.site_table(hidden=hidden):
         if may_grow and site["index"] not in known:
             continue
-        if known.get(site["index"]) != site:
+        if not site.items() <= known.get(site["index"], {}).items():
             raise ValueError(f"--resume {directory}: the rows of {site['name']} have changed")

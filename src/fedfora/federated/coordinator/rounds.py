@@ -90,14 +90,15 @@ def run_rounds(
         base_fingerprint=base_of(directory) if progress else None,
         same_bits=settings.rule.start == "zero",
     )
+    hidden = settings.privacy.privacy_unit == "site"
     if progress is None:
         record.write_environment(
             seed=settings.train.seed, base_fingerprint=agreement.base_fingerprint
         )
-        record.write_json(SITE_TABLE, agreement.site_table())
+        record.write_json(SITE_TABLE, agreement.site_table(hidden=hidden))
         progress = FederationState(0, agreement.first)
     else:
-        check_same_world(directory, agreement, may_grow=members.grows)
+        check_same_world(directory, agreement, may_grow=members.grows, hidden=hidden)
         num_rounds = settings.federation.num_rounds
         record.log("resumed", after_round=progress.round_number, num_rounds=num_rounds)
     _Rounds(grid, settings, record, agreement, handshake).run(progress)
@@ -228,7 +229,8 @@ class _Rounds:
             self.exchange.admit(site)
             self.record.log("joined", round=number, site=site.name)
             self.agreement = replace(self.agreement, sites=list(self.exchange.sites.values()))
-            self.record.write_json(SITE_TABLE, self.agreement.site_table())
+            hidden = self.settings.privacy.privacy_unit == "site"
+            self.record.write_json(SITE_TABLE, self.agreement.site_table(hidden=hidden))
 
     def _secure_line(self) -> dict[str, Any]:
         """Return what the sum of a round says; of hidden sites, nothing that counts theirs."""

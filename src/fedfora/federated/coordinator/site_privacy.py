@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fedfora.federated.aggregation.update import AdapterState, Weighted
 from fedfora.federated.settings import FederationSettings
@@ -108,7 +109,10 @@ def site_privacy_of(
 
 def sites_ledger(settings: FederationSettings, names: Iterable[str]) -> str:
     """Return the name of the ledger of some sites: the same for the same sites in every run."""
-    known = (settings.data.train_file, settings.data.dataset, sorted(names))
+    file = settings.data.train_file
+    if file is not None and Path(file).exists():  # however it is spelled, and from wherever
+        file = str(Path(file).resolve())
+    known = (file, settings.data.dataset, sorted(names))
     return f"sites-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
 
 
