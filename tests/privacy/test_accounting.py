@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 from scipy.optimize import brentq
-from scipy.stats import beta, norm
+from scipy.stats import beta, binom, norm
 
 from fedfora.privacy.accounting import Release, epsilon_of, epsilon_shown, noise_multiplier_for
 from fedfora.privacy.ledger import BudgetSpent, Ledger
@@ -149,6 +149,24 @@ def test_without_delta_the_epsilon_shown_is_that_of_clopper_and_pearson(correct,
     right = beta.ppf(0.05, correct, guesses - correct + 1)
     reference = math.log(right / (1 - right))
     assert epsilon_shown(correct, guesses, 0.0) == pytest.approx(reference, abs=1e-3)
+
+
+def p_value(guesses, correct, epsilon, delta):
+    """Of Theorem 5.2 as its authors' own code computes it: from a sum of probabilities."""
+    q = 1 / (1 + math.exp(-epsilon))
+    beta_, alpha, tail = binom.sf(correct - 1, guesses, q), 0.0, 0.0
+    for i in range(1, correct + 1):
+        tail += binom.pmf(correct - i, guesses, q)
+        alpha = max(alpha, tail / i)
+    return beta_ + 2 * guesses * delta * alpha
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize(("correct", "guesses"), [(24, 24), (60, 80), (98, 100)])
+def test_with_delta_the_epsilon_shown_is_that_of_its_authors(correct, guesses, delta):
+    shown = epsilon_shown(correct, guesses, delta)
+    assert shown > 0
+    assert p_value(guesses, correct, shown, delta) == pytest.approx(0.05, rel=0.01)
 
 
 def test_guesses_no_better_than_chance_show_nothing_and_delta_shows_less():

@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfora.privacy.accounting import Release, epsilon_of, noise_multiplier_for
-from fedfora.privacy.ledger import BudgetSpent, Ledger, Line
+from fedfora.privacy.ledger import BudgetSpent, Ledger, Line, record_statement, site_statement
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.privacy_plan import plan_private_training
 from fedfora.training.settings import TrainArguments
 
 DELTA = 1e-5
+
+
+@dataclass(frozen=True)
+class WithMechanism(Release):
+    """A release as a later version may write it."""
+
+    mechanism: str = "normal"
+
+
 ASKED = st.fixed_dictionaries(
     {
         "run": st.sampled_from(["one", "two"]),
@@ -100,6 +109,39 @@ def test_only_releases_that_are_alike_in_everything_share_a_line(other):
     assert ledger.lines == [Line(**together), Line(**one | other)]
 
 
+def test_the_sentence_says_what_the_ledger_holds():
+    """Epsilon by dp-accounting's own composition, of a record left out and of one replaced."""
+    import dp_accounting as dp
+    from dp_accounting.pld import PLDAccountant
+
+    ledger, found = Ledger(DELTA), []
+    spent = [Release(0.1, 2.0, 5), Release(0.1, 1.5, 6), Release(0.2, 1.8, 1)]
+    for release, run in zip(spent, ["/b/two", "/a/one", "/b/two"], strict=True):
+        ledger.spend(release, run=run)
+    for relation in ("ADD_OR_REMOVE_ONE", "REPLACE_ONE"):
+        own = PLDAccountant(neighboring_relation=dp.NeighboringRelation[relation])
+        for r in spent:
+            event = dp.GaussianDpEvent(r.noise_multiplier)
+            own.compose(dp.PoissonSampledDpEvent(r.sampling_rate, event), r.count)
+        found.append(f"{own.get_epsilon(DELTA):.2f}")
+    assert found[0] != found[1]
+    said = record_statement(ledger, clipping_norm=0.5, num_rows=1200)
+    level = f"has ({found[0]}, 1e-05)-differential privacy ({{}} replaced by an empty one; "
+    level += f"by any other one, epsilon is {found[1]}) against "
+    assert said.startswith("Each of the 1,200 training records " + level.format("one record"))
+    assert ": 12 steps in 2 runs (two, one) of DP-SGD " in said
+    assert "gradients clipped to 0.5 and noise multiplier 1.5 to 2, " in said
+    said = site_statement(ledger, clipping_norm=0.5, num_sites=9)
+    assert said.startswith("Each of 9 sites " + level.format("one site"))
+    assert ": 12 rounds in 2 runs (two, one), updates clipped to 0.5 and noise" in said
+    ledger.spend(Release(0.1, 0.0, 1))
+    for said in (
+        record_statement(ledger, clipping_norm=0.5, num_rows=1200),
+        site_statement(ledger, clipping_norm=0.5, num_sites=9),
+    ):
+        assert said.startswith("No differential privacy")
+
+
 def test_an_epsilon_that_is_no_number_is_beyond_every_budget(monkeypatch):
     monkeypatch.setattr("fedfora.privacy.ledger.epsilon_of", lambda *_, **__: math.nan)
     ledger = Ledger(DELTA, 2.0)
@@ -152,6 +194,19 @@ def test_a_ledger_behind_a_link_is_one_ledger_and_behind_a_broken_link_none_begi
         Ledger.open(path, delta=DELTA, target_epsilon=2.0).spend(Release(0.1, 1.5, 1))
     (release,) = Ledger.open(link, delta=DELTA, target_epsilon=2.0).releases
     assert release.count == 3
+
+
+def test_a_mechanism_that_a_ledger_names_is_counted_as_that_one_or_not_at_all(tmp_path):
+    """One of a later version was counted as normal noise, and one of an earlier was not read."""
+    path = tmp_path / "site.json"
+    Ledger.open(path, delta=DELTA, target_epsilon=None).spend(Release(0.1, 1.5, 3), run="early")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedfora.privacy.ledger.Release", WithMechanism)
+        later = Ledger.open(path, delta=DELTA, target_epsilon=None)
+        assert later.lines == [Line(WithMechanism(0.1, 1.5, 3), "early")]
+        later.spend(WithMechanism(0.1, 1.5, 2, "laplace"))
+    with pytest.raises(ValueError, match=r"nothing was spent: .*mechanism"):
+        Ledger.open(path, delta=DELTA, target_epsilon=2.0)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"releases": [{"count": 1}]}'])

@@ -101,8 +101,6 @@ def noise_multiplier_for(
     Raises:
         ValueError: If the budget is so small that no noise up to `LARGEST_NOISE` suffices.
     """
-    if not target_epsilon > 0:
-        raise ValueError(f"--target_epsilon must be positive, got {target_epsilon}")
 
     def spent(noise_multiplier: float) -> float:
         return _epsilon((Release(sampling_rate, noise_multiplier, count),), delta, SEARCH_GRID)

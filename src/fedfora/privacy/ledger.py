@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,19 +230,16 @@ def _read(path: Path) -> list[Line]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if (of := content.get("of", path.stem)) != path.stem:
             raise ValueError(f"it is the ledger of other data, {of}; move it back to {of}.json")
-        known = [each.name for each in fields(Release)]
-        return [
-            Line(
-                Release(**{name: line[name] for name in known}),
-                line.get("run", ""),
-                line.get("settings", {}),
-            )
-            for line in content["releases"]
-        ]
+        return [_line(**line) for line in content["releases"]]
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a privacy ledger for these data; nothing was spent: {error}"
         ) from error
+
+
+def _line(*, run: str = "", settings: Mapping[str, Any] | None = None, **release: Any) -> Line:
+    """Return a line as `Line.as_json` wrote it; raise if it says what this version cannot count."""
+    return Line(Release(**release), run, settings or {})
 
 
 def open_ledger(arguments: PrivacyArguments, name: str) -> Ledger:

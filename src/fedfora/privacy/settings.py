@@ -31,7 +31,7 @@ class PrivacyArguments(Options):
     noise_multiplier: float | None = flag(
         None,
         "noise over clipping norm, instead of the one that target_epsilon sets",
-        within="[0, inf]",
+        within="[0, inf)",
     )
     sampling_rate: float | None = flag(
         None,
