@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +19,21 @@ from fedfora.federated.secure_aggregation.fixed_point import (
 from fedfora.federated.secure_aggregation.messages import Terms
 from fedfora.federated.secure_aggregation.server import RoundLost
 from fedfora.federated.settings import from_run_config
-from fedfora.federated.shared_noise import MIN_STEPS_PER_STD, ROWS_OF_UNIT, SharedNoise
+from fedfora.federated.shared_noise import (
+    MIN_STEPS_PER_STD,
+    ROWS_OF_UNIT,
+    SharedNoise,
+    shared_release,
+)
 from fedfora.federated.simulation import read_rounds, simulate
 from fedfora.federated.site import client_app, secure_answers
+from fedfora.federated.site.training import private_sum
+from fedfora.federated.site_runtime import load_runtime, open_site
+from fedfora.federated.wire.transport import flatten
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.accounting import Release, epsilon_of
 from fedfora.privacy.clipping import SecretNoise
+from fedfora.reporting.history import read_lines
 from fedfora.reporting.view import View
 
 
@@ -115,10 +125,10 @@ def test_a_range_too_narrow_or_too_coarse_is_refused():
 
 
 @pytest.fixture
-def run(tiny_dir, tmp_path):
-    """A function that simulates four clinics under both protections."""
+def settings_for(tiny_dir, tmp_path):
+    """A function from flags to the settings of four clinics under both protections."""
 
-    def simulated(name, **more):
+    def made(name, **more):
         flags = {
             "model_name_or_path": tiny_dir,
             "quantization": "none",
@@ -135,15 +145,28 @@ def run(tiny_dir, tmp_path):
             "weighting": "equal",
             "privacy_unit": "site",
         }
-        settings_ = from_run_config({**flags, **more})
-        simulated.settings = settings_
-        simulate(settings_, View(1))
+        return from_run_config({**flags, **more})
+
+    return made
+
+
+@pytest.fixture
+def run(settings_for, tmp_path):
+    """A function that simulates them."""
+
+    def simulated(name, **more):
+        simulated.settings = settings_for(name, **more)
+        simulate(simulated.settings, View(1))
         return tmp_path / name
 
     return simulated
 
 
-def test_a_federation_hides_its_sites_and_every_site_keeps_account(run, ledgers):
+def test_a_federation_hides_its_sites_and_every_site_keeps_account(run, ledgers, monkeypatch):
+    told, facts_of = [], client_app.site_facts
+    monkeypatch.setattr(
+        client_app, "site_facts", lambda *of: told.append(facts_of(*of)) or told[-1]
+    )
     out = run("out", noise_multiplier=3.0)
     rounds = read_rounds(out)
     spent = epsilon_of([Release(1.0, 3.0, 2)], 1e-5)
@@ -162,7 +185,8 @@ def test_a_federation_hides_its_sites_and_every_site_keeps_account(run, ledgers)
         assert "loss" not in line
         assert not {"clipped_numbers", "shortened_updates"} & line["secure_aggregation"].keys()
         assert line["secure_aggregation"]["weight"] == 4
-    assert all(not site["data_digest"] for site in json.loads((out / "sites.json").read_text()))
+    assert [(facts["data-digest"], facts["rows"]) for facts in told] == [("", 0)] * len(told)
+    assert len({facts["name"] for facts in told}) == 4
 
 
 def test_the_adapter_has_the_noise_of_all_survivors(run):
@@ -210,16 +234,21 @@ def test_a_site_whose_budget_is_spent_sends_nothing(run, monkeypatch):
 
 
 @pytest.fixture
-def clinics(run, rows_file):
-    """A function that simulates three sites of eight rows that share the noise on records."""
+def shared(rows_file):
+    """Flags of three sites of eight rows that share the noise on records."""
     from fedfora.data.clinic import clinic_rows
 
     rows = rows_file(clinic_rows()[:24], "shared.json")
-    shared = {
+    return {
         **{"train_file": rows, "partition": "iid", "num_clients": 3, "privacy_unit": "record"},
         **{"shared_noise": True, "secagg_range": 1.0},
         **{"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
     }
+
+
+@pytest.fixture
+def clinics(run, shared):
+    """A function that simulates them."""
     return lambda name, **more: run(name, **{**shared, **more})
 
 
@@ -267,6 +296,76 @@ def test_a_record_moves_the_sum_by_its_clipped_gradient_and_the_grid(seed, scale
     assert np.array_equal(with_it[50:], without[50:])
 
 
+@pytest.fixture
+def site(settings_for, shared):
+    """A function from flags to a federation's settings, runtime and first site; nothing is run."""
+
+    def opened(**more):
+        settings_ = settings_for("out", **{**shared, **more})
+        runtime = load_runtime(settings_.run_config())
+        return settings_, runtime, open_site(runtime, 0)
+
+    return opened
+
+
+def test_a_record_moves_what_its_site_sums_by_what_the_noise_is_made_for(site):
+    """Whatever C is: here no gradient is as short. Of the factors only those that travel count."""
+    settings_, runtime, whole = site(
+        noise_multiplier=3.0, clipping_norm=0.01, sampling_rate=1.0, lora_dropout=0.0
+    )
+    noise, rows = SharedNoise.of(settings_), whole.encoded
+    generator = torch.Generator().manual_seed(0)
+    adapter = {
+        name: 0.1 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in runtime.fresh.items()
+    }
+
+    def summed(rows):
+        step, _ = private_sum(runtime, replace(whole, encoded=rows), adapter)
+        return torch.cat([tensor.double().flatten() for tensor in step.values()])
+
+    everybody = summed(rows)
+    for i in range(len(rows)):
+        moved = float((everybody - summed(rows[:i] + rows[i + 1 :])).norm())
+        assert moved == pytest.approx(noise.clipping_norm, rel=1e-3)
+    assert (noise.noise_multiplier, noise.of_records) == (3.0, True)
+
+
+def test_a_site_draws_its_sample_in_secret_at_the_rate_that_it_pays_for(site, monkeypatch):
+    settings_, runtime, few = site(noise_multiplier=1.0, sampling_rate=0.4)
+    drawn, sample = [], SecretNoise.sample
+
+    def noted(self, num_rows, rate):
+        drawn.append((num_rows, rate, sample(self, num_rows, rate)))
+        return drawn[-1][-1]
+
+    def no_gradient(model, *_, **__):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+
+    monkeypatch.setattr(SecretNoise, "sample", noted)
+    monkeypatch.setattr("fedfora.federated.site.training.write_private_gradient", no_gradient)
+    for _ in range(2):
+        private_sum(runtime, replace(few, encoded=200 * few.encoded), runtime.fresh)
+    assert [each[:2] for each in drawn] == [(1600, 0.4)] * 2
+    assert drawn[0][2] != drawn[1][2]
+    assert shared_release(settings_, 1).sampling_rate == 0.4
+
+
+@pytest.mark.parametrize(
+    ("secagg_range", "message"), [(0.03, "does not hold updates"), (10_000.0, "too coarse")]
+)
+def test_a_site_neither_pays_nor_sends_where_the_noise_does_not_fit(
+    clinics, ledgers, tmp_path, secagg_range, message
+):
+    with pytest.raises(RoundLost, match="0 of 3 sites sent a vector"):
+        clinics("out", noise_multiplier=3.0, secagg_range=secagg_range)
+    refused = [e for e in read_lines(tmp_path / "out" / "metrics.jsonl") if "reason" in e]
+    assert len(refused) == 3
+    assert all(message in event["reason"] for event in refused)
+    assert not list(ledgers.glob("rows-*.json"))
+
+
 def test_a_sum_over_many_rows_is_cut_and_does_not_wrap_around():
     """A gradient that most rows share, in one number: beyond the range it would change its sign."""
     code, nothing = FixedPoint(1.0, 3, 1), np.zeros(4, dtype=np.int64)
@@ -276,15 +375,25 @@ def test_a_sum_over_many_rows_is_cut_and_does_not_wrap_around():
     np.testing.assert_allclose(summed.mean_N, [0.25, 0.5, -0.5, 0.5], atol=code.step)
 
 
-def test_without_noise_a_round_is_a_step_of_adam_on_all_sites_rows(clinics, run):
-    """Its first step moves every number by the rate against the sign of the summed gradient."""
-    from fedfora.federated.site_runtime import load_runtime, open_site
+def test_without_noise_a_round_is_a_step_of_adam_on_all_sites_rows(clinics, run, monkeypatch):
+    """What a site sends is its rows' gradient on the grid: nothing of it is cut or shortened.
+
+    Adam's first step moves every number by the rate against the sign of the summed gradient.
+    """
     from fedfora.models.losses import row_losses
 
     options = {
-        **{"noise_multiplier": 0.0, "clipping_norm": 20.0, "sampling_rate": 1.0, "num_rounds": 1},
+        **{"noise_multiplier": 0.0, "clipping_norm": 1.0, "sampling_rate": 1.0, "num_rounds": 1},
         **{"learning_rate": 0.01, "warmup_ratio": 0.0, "lr_scheduler_type": "constant"},
     }
+    sent, original = [], secure_answers.contribution_with_noise
+
+    def noted(update_N, noise_N, *, code, **how):
+        words = original(update_N, noise_N, code=code, **how)
+        sent.append((update_N, words[: len(update_N)].view(np.int32) * code.step, code.step))
+        return words
+
+    monkeypatch.setattr(secure_answers, "contribution_with_noise", noted)
     out = clinics("out", **options)
     runtime = load_runtime(run.settings.run_config())
     collate = DataCollatorForSeq2Seq(runtime.base.tokenizer, label_pad_token_id=-100)
@@ -293,6 +402,21 @@ def test_without_noise_a_round_is_a_step_of_adam_on_all_sites_rows(clinics, run)
     for index in range(3):
         batch = collate(open_site(runtime, index).encoded)
         row_losses(runtime.model, dict(batch)).sum().backward()
+    gradients = {
+        name.removeprefix("base_model.model."): parameter.grad
+        for name, parameter in runtime.model.named_parameters()
+        if parameter.grad is not None
+    }
+    expected = {}
+    for key, value in runtime.fresh.items():
+        layer, _, factor = key.rpartition(".")
+        gradient = gradients.get(f"{layer}.fora_{factor}.default.weight", torch.zeros_like(value))
+        expected[key] = -gradient / ROWS_OF_UNIT
+    summed = np.sum([update_N for update_N, _, _ in sent], axis=0)
+    assert np.linalg.norm(summed) > 2 / ROWS_OF_UNIT  # of several rows, each of which fits
+    np.testing.assert_allclose(summed, flatten(expected, runtime.layout), rtol=1e-3, atol=1e-7)
+    for update_N, words, step in sent:
+        np.testing.assert_allclose(words, update_N, rtol=0, atol=step)
     after, checked = read_adapter(out), 0
     for name, parameter in runtime.model.named_parameters():
         if ".fora_D." not in name or parameter.grad is None:
@@ -320,6 +444,19 @@ def test_sites_that_share_noise_on_records_keep_account_and_send_nothing_beyond(
     before = (out / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match="privacy budget does not allow"):
         clinics("out", target_epsilon=4.0, overwrite_output_dir=True)
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("unit", "rate"), [("record", 0.5), ("site", 1.0)])
+def test_shares_that_would_end_in_the_middle_leave_the_earlier_run_alone(clinics, run, unit, rate):
+    """Half of what a second run needs is there: it is refused before it takes the first's place."""
+    federate = {"record": clinics, "site": run}[unit]
+    out = federate("one", noise_multiplier=3.0)
+    before = (out / "metrics.jsonl").read_bytes()
+    budget = epsilon_of([Release(rate, 3.0, 3)], 1e-5) + 1e-3
+    again = {"target_epsilon": budget, "overwrite_output_dir": True}
+    with pytest.raises(ValueError, match="privacy budget does not allow"):
+        federate("one", noise_multiplier=3.0, **again)
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
@@ -365,7 +502,10 @@ def test_a_site_pays_before_it_looks_at_rows_and_answers_whatever_they_do(
     out = {"record": clinics, "site": run}[unit]("out", noise_multiplier=3.0)
     sites = {"record": 3, "site": 4}[unit]
     assert paid == [1] * sites + [2] * sites
-    assert [line["secure_aggregation"]["weight"] for line in read_rounds(out)] == [sites] * 2
+    rounds, kept = read_rounds(out), ledgers.glob("rows-*.json")
+    assert [line["secure_aggregation"]["weight"] for line in rounds] == [sites] * 2
+    for path in kept:  # and the coordinator states what each site has spent
+        assert json.loads(path.read_text())["epsilon"] == pytest.approx(rounds[-1]["epsilon"])
 
 
 @pytest.mark.parametrize(
@@ -377,6 +517,10 @@ def test_a_site_pays_before_it_looks_at_rows_and_answers_whatever_they_do(
         ({"aggregation": "core"}, "--aggregation core: with --shared_noise use fedavg"),
         ({"weighting": "tokens", "max_weight": 9.0}, "--weighting tokens: with --shared_noise"),
         ({"server_optimizer": "momentum"}, "no other optimizer"),
+        ({"optim": "sgd"}, "no other optimizer"),
+        ({"weight_decay": 0.1}, "no other optimizer"),
+        ({"proximal_mu": 0.1}, "--proximal_mu 0.1: with --shared_noise sites take no steps"),
+        ({"max_update_norm": 1.0}, "--max_update_norm: with --shared_noise each record is clipped"),
         ({"privacy_unit": "site"}, "--shared_noise needs --privacy_unit record"),
         ({"num_clients": 2}, "at least 3 are needed"),
     ],

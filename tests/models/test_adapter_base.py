@@ -15,7 +15,7 @@ from fedfora.data.encoding import PromptFormat, encode_examples, prompt_format_o
 from fedfora.data.loading import Example, shared_instruction
 from fedfora.data.settings import DataArguments
 from fedfora.models.adapter_base import Deviation, add_adapter, load_base_of
-from fedfora.models.fingerprint import fingerprint
+from fedfora.models.fingerprint import describe, fingerprint
 from fedfora.models.loading import load_base
 from fedfora.models.resolve import model_path, read_record, settings_of_base
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
@@ -202,6 +202,24 @@ def test_an_adapter_that_is_scaled_otherwise_is_no_start(tiny_dir, tmp_path, our
     again = AdapterArguments(start_adapter=str(tmp_path), **ours)
     with pytest.raises(ValueError, match=message):
         add_adapter(load_base(ModelArguments(tiny_dir, "none")), again, seed=0)
+
+
+def test_an_adapter_of_another_base_or_another_kind_is_no_start(tiny_dir, tmp_path):
+    base = load_base(ModelArguments(tiny_dir, "none"))
+    model = add_adapter(base, AdapterArguments(), seed=0)
+    prompts = PromptFormat("plain", "", 10, 10)
+    record = adapter_record(prompts, fingerprint(base), base=describe(base))
+    save_adapter(tmp_path, read_state(model), adapter_config(model), record)
+    start = AdapterArguments(start_adapter=str(tmp_path))
+    again = load_base(ModelArguments(tiny_dir, "none"))
+    again.model.lm_head.weight.data[0, 0] += 1
+    with pytest.raises(ValueError, match="is not the base that"):
+        add_adapter(again, start, seed=0)
+    again.model.lm_head.weight.data[0, 0] -= 1
+    config = tmp_path / "adapter_config.json"
+    config.write_text(config.read_text().replace('"FORA"', '"LORA"'))
+    with pytest.raises(ValueError, match="expected a FORA adapter, this one is LORA"):
+        add_adapter(again, start, seed=0)
 
 
 def test_every_command_holds_the_base_as_in_training(train, make, capsys, caplog, monkeypatch):

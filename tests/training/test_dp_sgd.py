@@ -1,5 +1,7 @@
 """DP-SGD against references that know no hooks, no sampler and no noise."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import DataCollatorForSeq2Seq
@@ -15,6 +17,7 @@ from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.clipping import SecretNoise
 from fedfora.training.dp_sgd import (
     PoissonBatches,
+    PrivateSteps,
     RecordPrivacy,
     check_gradients,
     collate_any,
@@ -113,16 +116,29 @@ def test_noise_has_the_stated_size_whatever_the_sample(workplace):
     assert float(noise.std()) == pytest.approx(3.0 * 0.5 / 4, rel=0.05)
 
 
-def test_the_self_test_sees_a_gradient_that_is_not_the_examples_own(workplace, monkeypatch):
+SPOILED = {
+    "rows swapped": lambda found: {name: gradient.flip(0) for name, gradient in found.items()},
+    "the second row twice": lambda found: {
+        name: torch.cat([gradient[:1], 2 * gradient[1:]]) for name, gradient in found.items()
+    },
+    "one layer is no number": lambda found: {
+        **found,
+        (last := list(found)[-1]): torch.full_like(found[last], torch.nan),
+    },
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_the_self_test_sees_a_gradient_that_is_not_the_examples_own(workplace, monkeypatch, spoil):
     model, tokenizer, encoded = workplace
     batch = batch_of(tokenizer, encoded[:2])
     assert check_gradients(model, batch) < 1e-4
 
-    def swapped(model, batch, **options):
+    def spoiled(model, batch, **options):
         losses, gradients = per_example_gradients(model, batch, **options)
-        return losses, {name: gradient.flip(0) for name, gradient in gradients.items()}
+        return losses, spoil(gradients)
 
-    monkeypatch.setattr("fedfora.training.dp_sgd.per_example_gradients", swapped)
+    monkeypatch.setattr("fedfora.training.dp_sgd.per_example_gradients", spoiled)
     with pytest.raises(ValueError, match="do not add up"):
         check_gradients(model, batch)
 
@@ -152,6 +168,15 @@ def train(workplace, privacy, **options):
 
         write_state(model, before)
     return after, result
+
+
+@pytest.mark.parametrize(("processes", "deepspeed"), [(2, False), (1, True)])
+def test_no_process_adds_noise_of_its_own_to_a_step_of_several(processes, deepspeed):
+    """Whoever started them: a simulation knows nothing of launchers."""
+    arguments = SimpleNamespace(world_size=processes)
+    trainer = SimpleNamespace(args=arguments, is_deepspeed_enabled=deepspeed)
+    with pytest.raises(ValueError, match="trains in one process, without DeepSpeed"):
+        PrivateSteps(RecordPrivacy(1.0, 1.0, 4, 12), None).dataloader(trainer)
 
 
 def test_training_with_whole_samples_no_noise_and_no_clip_is_plain_training(workplace):
@@ -213,11 +238,14 @@ def test_a_training_on_no_rows_is_its_noise_alone(workplace):
     assert float(moved.std()) == pytest.approx(0.1 * 3.0 * 0.5 / 6 * 4**0.5, rel=0.05)
 
 
-def test_a_row_that_fails_counts_as_nothing(workplace, monkeypatch):
-    """The steps are paid for: an error would tell that the row is there."""
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("workplace", ["none"], indirect=True)
+def test_a_row_that_fails_counts_as_nothing(workplace, monkeypatch, place):
+    """The steps are paid for: an error would tell that the row is there. The others count."""
     model, tokenizer, encoded = workplace
     privacy = RecordPrivacy(0.0, 1.0, expected_rows=4, num_rows=12)
-    poison = encoded[2]["input_ids"]
+    rows = [{**encoded[0], "input_ids": [*encoded[0]["input_ids"][:-1], last]} for last in range(4)]
+    poison = rows[place]["input_ids"]
 
     def fails(model, batch, **options):
         for ids in batch["input_ids"]:
@@ -227,14 +255,31 @@ def test_a_row_that_fails_counts_as_nothing(workplace, monkeypatch):
 
     def summed(rows):
         batch = batch_of(tokenizer, rows)
-        write_private_gradient(model, batch, privacy, SecretNoise(), batch_size=2)
+        write_private_gradient(model, batch, privacy, SecretNoise(), batch_size=4)
         return gradients_of(model)
 
-    expected = summed([encoded[0], encoded[1], encoded[3]])
+    expected = summed(rows[:place] + rows[place + 1 :])
     monkeypatch.setattr("fedfora.training.dp_sgd.per_example_gradients", fails)
-    for name, gradient in summed(encoded[:4]).items():
+    for name, gradient in summed(rows).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
-    assert all(not gradient.any() for gradient in summed([encoded[2]]).values())
+    assert all(not gradient.any() for gradient in summed([rows[place]]).values())
+
+
+def drop_half(model):
+    """Let an adapter in training drop half of its inputs."""
+    for layer in model.modules():
+        if hasattr(layer, "fora_dropout"):
+            layer.fora_dropout["default"] = torch.nn.Dropout(0.5)
+    model.train()
+
+
+@pytest.mark.parametrize("workplace", ["none"], indirect=True)
+def test_the_self_test_sees_no_dropout_and_leaves_it_on(workplace):
+    """Two passes drop other inputs: a training with dropout would be refused."""
+    model, tokenizer, encoded = workplace
+    drop_half(model)
+    assert check_gradients(model, batch_of(tokenizer, encoded[:2])) < 1e-4
+    assert model.training
 
 
 @pytest.mark.parametrize("workplace", ["none"], indirect=True)
@@ -244,10 +289,7 @@ def test_masks_of_dropout_come_from_no_seed_that_is_known(workplace):
     To everybody else the masks are equally likely, so the sum loses that row's gradient alone.
     """
     model, tokenizer, encoded = workplace
-    for layer in model.modules():
-        if hasattr(layer, "fora_dropout"):
-            layer.fora_dropout["default"] = torch.nn.Dropout(0.5)
-    model.train()
+    drop_half(model)
 
     def gradient():
         torch.manual_seed(5)  # as the Trainer does, with the run's seed and the round

@@ -9,8 +9,10 @@ import torch
 
 from fedfora.adapter.state import fold
 from fedfora.cli.main import main
+from fedfora.federated.coordinator.rounds import _Rounds
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.simulation import read_rounds, simulate
+from fedfora.federated.site_runtime import SiteRuntime
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.accounting import Release, epsilon_of
 from fedfora.reporting.view import View
@@ -87,7 +89,9 @@ def test_a_second_training_on_the_same_rows_is_refused_wherever_it_goes(words, t
     assert private(words, out, "--target_epsilon", 2) == 0
     rows = Path(words[words.index("--train_file") + 1])
     rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
-    assert private(words, other, "--target_epsilon", 2) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedfora.training.run.load_base", None)  # it would be an error to call it
+        assert private(words, other, "--target_epsilon", 2) == 2
     assert "privacy budget does not allow" in (said := capsys.readouterr().err)
     assert str(out) in said
     assert not other.exists()
@@ -108,6 +112,21 @@ def test_a_training_that_was_killed_resumes_and_pays_for_what_it_repeats(words, 
     spent = ledger(ledgers)["epsilon"]
     assert epsilon_of([*before, *after], 1e-5) <= spent <= 2
     assert after[0].noise_multiplier > before[0].noise_multiplier
+
+
+def test_a_resumed_training_is_asked_for_what_is_left_of_it_alone(words, tmp_path, ledgers):
+    """Its third step dies, paid for; the budget is for four, so it can be taken once more."""
+    out, rate = tmp_path / "out", 4 / 24
+    budget = epsilon_of([Release(rate, 1.0, 4)], 1e-5) + 1e-3
+    assert epsilon_of([Release(rate, 1.0, 5)], 1e-5) > budget
+    more = ("--noise_multiplier", 1, "--target_epsilon", budget, "--save_steps", 1)
+    with counted(dies_at=3), pytest.raises(RuntimeError, match="power"):
+        private(words, out, *more)
+    for steps in (1, 0):  # then it is finished, and has nothing left to pay
+        with counted() as after:
+            assert private(words, out, *more, "--resume_from_checkpoint", "last") == 0
+        assert len(after) == steps
+        assert sum(release.count for release in releases(ledgers)) == 4
 
 
 def test_a_broken_off_training_gives_no_steps_for_nothing(words, tmp_path, ledgers, capsys):
@@ -163,6 +182,11 @@ def test_a_private_training_shows_no_step_and_no_digest_outside_local(words, tmp
         (("--noise_multiplier", 1, "--fp16", "true"), "--bf16"),
         (("--noise_multiplier", 1, "--quantization", "int8"), "int8 rounds rows by their batch"),
         (("--noise_multiplier", 1, "--privacy_unit", "site"), "train has one"),
+        (("--noise_multiplier", 1, "--privacy_unit", "none"), "need --privacy_unit record or site"),
+        (("--sampling_rate", 0.5, "--privacy_unit", "none"), "needs --privacy_unit record"),
+        (("--noise_multiplier", 1, "--shared_noise", "true"), "--shared_noise is for several"),
+        (("--noise_multiplier", 1, "--packing", "true"), "decides which rows meet in a batch"),
+        (("--noise_multiplier", 1, "--group_by_length", "true"), "--group_by_length decides"),
         (("--noise_multiplier", 1, "--validation_file", "clinic:test"), "have no noise"),
         (("--noise_multiplier", 1, "--sampling_rate", 0.5), "both say how large a sample is"),
         (("--noise_multiplier", 1, "--start_adapter", "nowhere"), "--start_adapter nowhere"),
@@ -204,6 +228,26 @@ def federate(tiny_dir, rows_file, tmp_path):
     return run
 
 
+def test_a_base_whose_gradients_of_rows_are_wrong_is_refused_before_anything_is_paid(
+    words, federate, tmp_path, ledgers, capsys, monkeypatch
+):
+    """Wherever a training starts, for what is clipped would not be a row's own."""
+    from fedfora.training import dp_sgd
+
+    own = dp_sgd.per_example_gradients
+
+    def swapped(model, batch, **options):
+        losses, gradients = own(model, batch, **options)
+        return losses, {name: gradient.flip(0) for name, gradient in gradients.items()}
+
+    monkeypatch.setattr(dp_sgd, "per_example_gradients", swapped)
+    assert private(words, tmp_path / "out", "--noise_multiplier", 1) == 2
+    assert "do not add up" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="do not add up"):
+        federate("one", noise_multiplier=1.0)
+    assert not list(ledgers.iterdir())
+
+
 def test_every_site_keeps_its_own_ledger_over_all_rounds(federate, ledgers):
     federate("one", target_epsilon=3.0)
     of_sites = [json.loads(path.read_text()) for path in ledgers.glob("rows-*.json")]
@@ -211,7 +255,22 @@ def test_every_site_keeps_its_own_ledger_over_all_rounds(federate, ledgers):
     for spent in of_sites:
         assert [line["count"] for line in spent["releases"]] == [2, 2]
         assert [line["settings"]["round"] for line in spent["releases"]] == [1, 2]
+        assert len({line["noise_multiplier"] for line in spent["releases"]}) == 1  # the plan's own
         assert 2.9 < spent["epsilon"] <= 3
+
+
+def test_a_round_is_in_the_ledger_before_a_row_is_looked_at(federate, ledgers, monkeypatch):
+    """Else what a site did until somebody stopped it would have cost nothing."""
+    paid, train = [], SiteRuntime.train
+
+    def noted(runtime, *args, **options):
+        kept = [json.loads(path.read_text())["releases"] for path in ledgers.glob("rows-*.json")]
+        paid.append(sum(line["count"] for releases in kept for line in releases))
+        return train(runtime, *args, **options)
+
+    monkeypatch.setattr(SiteRuntime, "train", noted)
+    federate("one", noise_multiplier=1.0)
+    assert paid == [2, 4, 6, 8]
 
 
 def test_a_private_site_tells_nothing_that_depends_on_its_rows(federate, capsys):
@@ -226,6 +285,25 @@ def test_a_private_site_tells_nothing_that_depends_on_its_rows(federate, capsys)
     assert all(not site["data_digest"] for site in json.loads((out / "sites.json").read_text()))
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"validation_fraction": 0.2}, "lets every site send a loss without noise"),
+        (
+            {"compare": "base alone", "test_file": "clinic:test"},
+            "--compare alone trains on the same rows without noise",
+        ),
+        ({"shared_noise": True}, "--secure_aggregation is missing"),
+    ],
+)
+def test_what_a_private_federation_would_tell_without_noise_is_refused(
+    federate, tmp_path, flags, message
+):
+    with pytest.raises(ValueError, match=message):
+        federate("one", noise_multiplier=1.0, **flags)
+    assert not (tmp_path / "one").exists()
+
+
 def test_noise_makes_two_runs_of_one_seed_differ(federate):
     one, other = (read_adapter(federate(name, noise_multiplier=1.0)) for name in ("one", "other"))
     differing = [name for name in one if not torch.equal(one[name], other[name])]
@@ -237,6 +315,44 @@ def test_a_federation_whose_budget_is_spent_leaves_the_earlier_run_alone(federat
     before = (out / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match="privacy budget does not allow"):
         federate("one", target_epsilon=3.0, overwrite_output_dir=True)
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_federation_that_was_stopped_resumes_on_what_its_budget_has_left(
+    federate, ledgers, tmp_path, monkeypatch
+):
+    """As for one that was never stopped, the budget is for its rounds and no more."""
+    flags = {"noise_multiplier": 1.0}
+    flags["target_epsilon"] = epsilon_of([Release(3 / 12, 1.0, 4)], 1e-5) + 1e-3
+    played, play = [], _Rounds._play
+
+    def dies(rounds, before):
+        if played:
+            raise RuntimeError("the power went")
+        played.append(before)
+        return play(rounds, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Rounds, "_play", dies)
+        with pytest.raises(RuntimeError, match="power"):
+            federate("one", **flags)
+    out = federate("one", **flags, resume=str(tmp_path / "one"))
+    assert len(read_rounds(out)) == 2
+    kept = [json.loads(path.read_text())["releases"] for path in ledgers.glob("rows-*.json")]
+    assert [sum(line["count"] for line in releases) for releases in kept] == [4, 4]
+
+
+@pytest.mark.parametrize(("unit", "rate", "steps"), [("record", 3 / 12, 4), ("site", 1.0, 2)])
+def test_a_budget_that_would_end_in_the_middle_leaves_the_earlier_run_alone(
+    federate, unit, rate, steps
+):
+    """Half of what a second run needs is there: it is refused before it takes the first's place."""
+    out = federate("one", privacy_unit=unit, noise_multiplier=1.0)
+    before = (out / "metrics.jsonl").read_bytes()
+    budget = epsilon_of([Release(rate, 1.0, steps + steps // 2)], 1e-5) + 1e-3
+    again = {"target_epsilon": budget, "overwrite_output_dir": True}
+    with pytest.raises(ValueError, match="privacy budget does not allow"):
+        federate("one", privacy_unit=unit, noise_multiplier=1.0, **again)
     assert (out / "metrics.jsonl").read_bytes() == before
 
 

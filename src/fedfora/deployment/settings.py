@@ -151,7 +151,7 @@ def check_sent(received: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     if own.get("privacy_unit", "none") != "none":
         check_promise(own)
         fixed |= {"noise_multiplier"} | IMPLIED_FLAGS["privacy_unit"] | READING
-    for name in sorted(fixed - {name for name, value in own.items() if value is not None}):
+    for name in sorted(fixed - own.keys()):
         if plain.get(name) not in (None, DEFAULTS[name]):
             raise ValueError(
                 f"the coordinator may not set {name}: the promise to the site depends on it"

@@ -74,8 +74,8 @@ def add_adapter(
     directory = settings.start_adapter
     if directory is None:
         return _fresh_adapter(base, settings, seed, init_weights)
+    check_adapter_dir(directory, "--start_adapter", kind="FORA")
     try:
-        check_adapter_dir(directory)
         check_base(base, Path(directory), read_record(directory))
         model = _fresh_adapter(base, settings, seed, init_weights)
         saved, config = PeftConfig.from_pretrained(directory), model.peft_config["default"]

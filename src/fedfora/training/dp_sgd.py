@@ -163,7 +163,6 @@ def _gradients_or_zero(
         loss_B, gradients = per_example_gradients(model, piece, context=context)
         return loss_B[:num_rows], {name: grad[:num_rows] for name, grad in gradients.items()}
     except Exception:
-        model.zero_grad()
         if num_rows > 1:
             logger.exception("a piece of a private step failed; its rows are tried one by one")
             each = [
@@ -238,8 +237,8 @@ def check_gradients(model: nn.Module, batch: Batch) -> float:
     largest = max(float(grad.abs().max()) for grad in expected.values())
     pairs = [(gradients[name].sum(0), whole) for name, whole in expected.items()]
     pairs += [(gradients[name][0], row) for name, row in alone.items()]
-    apart = max(float((one - other).abs().max()) for one, other in pairs)
-    deviation = apart / max(largest, 1e-30)
+    apart = torch.stack([(one - other).abs().max() for one, other in pairs])
+    deviation = float(apart.max()) / max(largest, 1e-30)  # no number if one of them is none
     if not deviation <= TOLERANCE:
         raise ValueError(
             "--privacy_unit record: the gradients of single rows do not add up to the batch's "

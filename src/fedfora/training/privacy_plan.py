@@ -11,10 +11,10 @@ from fedfora.models.settings import AdapterArguments
 from fedfora.privacy.accounting import Release
 from fedfora.privacy.ledger import Ledger, open_ledger, record_statement
 from fedfora.privacy.outlook import noise_to_signal, outlook_line
-from fedfora.privacy.settings import PrivacyArguments, check_num_rows
+from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.dp_sgd import RecordPrivacy
 from fedfora.training.local import LocalResult
-from fedfora.training.settings import TrainArguments, check_record_privacy
+from fedfora.training.settings import TrainArguments
 
 RATE_TIMES_WIDTH = 21.0  # and times the square root of the steps
 
@@ -123,12 +123,9 @@ def plan_private_training(
     Raises:
         BudgetSpent: If the steps from the first one on would exceed the budget, even with more
             noise than the plan alone needs.
-        ValueError: If something does not go with record privacy, naming the flag.
     """
     if arguments.privacy_unit != "record":
         return None
-    check_record_privacy(arguments, train)
-    check_num_rows(arguments, num_rows)
     expected_rows = train.sampling_rate(arguments, num_rows) * num_rows
     rate = expected_rows / num_rows
     opened, left = open_ledger(arguments, ledger), max(1, total_steps - first_step)

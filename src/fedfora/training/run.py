@@ -296,8 +296,6 @@ def _plan_privacy(
                 "from it hides none of them"
             )
         private = replace(private, note=start_note(settings.adapter))
-    if private is not None and first_step < prepared.steps:
-        private.ledger.check(private.release(prepared.steps - first_step))
     return private
 
 
