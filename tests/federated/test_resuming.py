@@ -15,6 +15,7 @@ from fedfora.federated.coordinator import checkpoint, rounds
 from fedfora.federated.preflight import resolve_settings
 from fedfora.federated.settings import settings_parser
 from fedfora.federated.simulation import read_rounds, simulate
+from fedfora.federated.site_runtime import release
 from fedfora.models import saving
 from fedfora.reporting.view import View
 
@@ -207,6 +208,12 @@ def test_other_rows_or_another_base_are_refused(settings, tmp_path, few_rows):
     rows.write_text("\n".join([*lines[:-1], lines[0]]) + "\n")
     with pytest.raises(ValueError, match=r"the rows of .* have changed"):
         simulate(resumed(tmp_path / "out"), View(1))
+    release()  # else this process would not read them again
+    other = json.loads(lines[-1])
+    rows.write_text("\n".join([*lines[:-1], json.dumps(other | {"output": "another"})]) + "\n")
+    with pytest.raises(ValueError, match=r"the rows of .* have changed"):
+        simulate(resumed(tmp_path / "out"), View(1))
+    release()
     rows.write_text("\n".join(lines) + "\n")
     environment = tmp_path / "out" / "environment.json"
     known = json.loads(environment.read_text())

@@ -19,7 +19,7 @@ from fedfora.models.saving import read_adapter
 from fedfora.privacy.accounting import Release, epsilon_of
 from fedfora.privacy.clipping import SecretNoise
 from fedfora.privacy.ledger import Ledger
-from fedfora.privacy.settings import PrivacyArguments
+from fedfora.privacy.settings import PrivacyArguments, noise_of
 from fedfora.reporting.view import View
 
 INFINITE = float("inf")
@@ -92,11 +92,28 @@ def test_a_round_that_is_repeated_is_paid_again_and_the_others_get_more_noise():
     assert ledger.epsilon <= 4
 
 
+def test_a_coordinator_counts_shared_noise_as_the_sites_add_it_however_often_a_round_is_repeated():
+    """Its own noise grows where less is left of the budget; that of the sites is the plan's."""
+    arguments = PrivacyArguments(privacy_unit="site", target_epsilon=4.0)
+    ledger, planned = Ledger(arguments.target_delta, 4.0), {"num_sites": 8, "num_rounds": 3}
+    privacy = site_privacy_of(arguments, ledger, min_noise_shares=6, **planned)
+    for number in (1, 1, 2):
+        privacy.begin(number)
+    noise = noise_of(arguments, count=3)
+    assert {release.noise_multiplier for release in ledger.releases} == {noise}
+    with pytest.raises(ValueError, match="privacy budget does not allow"):
+        privacy.begin(3)
+
+
 def test_the_coordinator_states_the_weakest_sites_guarantee():
     arguments = PrivacyArguments(privacy_unit="record", noise_multiplier=1.0)
     event = record_event(arguments, [100, 400], rate_of=lambda rows: 10 / rows, total_steps=20)
     assert event["epsilon"] == epsilon_of([Release(0.1, 1.0, 20)], 1e-5)
     assert f"({event['epsilon']:.2f}, 1e-05)" in event["privacy_statement"]
+    for target, stated in ((0.5, 0.5), (50.0, event["epsilon"])):  # whichever ends the steps
+        both = PrivacyArguments(privacy_unit="record", noise_multiplier=1.0, target_epsilon=target)
+        told = record_event(both, [100, 400], rate_of=lambda rows: 10 / rows, total_steps=20)
+        assert told["epsilon"] == stated
     for told in ([0, 0], [100, 0]):
         untold = record_event(arguments, told, rate_of=lambda rows: 0.1, total_steps=20)
         assert untold["epsilon"] is None

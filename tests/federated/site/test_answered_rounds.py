@@ -106,6 +106,10 @@ def test_a_site_trains_the_round_that_it_shared_for_and_no_other(node_configs, r
         with pytest.raises(ValueError, match=f"round {number} was not shared for"):
             secure_answers.begin(context, None, number)
     assert secure_answers.begin(context, None, 1).round_number == 1
+    with secure_answers._secure_site(context) as member:  # it has masked a vector for those
+        member.memory.open_round.present = member.memory.open_round.terms.participants
+    with pytest.raises(ValueError, match="or is answered"):  # else it would pay for it again
+        secure_answers.begin(context, None, 1)
 
 
 def test_what_was_answered_is_on_the_disk_before_the_answer_leaves(tmp_path, monkeypatch):
