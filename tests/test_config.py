@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from fedfora.config import ConfigError, ConfigParser, flag, to_mapping
+from fedfora.config import ConfigError, ConfigParser, Options, flag, to_mapping
 
 
 @dataclass
@@ -116,3 +116,15 @@ def test_settings_survive_the_journey_through_flowers_run_config():
     assert "max_source_length" not in mapping
     assert all(isinstance(value, str | int | float | bool) for value in mapping.values())
     assert ConfigParser([Arguments]).parse_mapping(mapping)[0] == settings
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed"), [("inf", "finite and above 0"), ("nan", "above 0"), ("0", "above 0")]
+)
+def test_a_number_out_of_range_is_told_what_of_it_is_wrong(value, allowed):
+    @dataclass
+    class Numbers(Options):
+        rate: float = flag(1.0, "rate", above=0)
+
+    with pytest.raises(ConfigError, match=f"--rate must be {allowed}, got {float(value)}"):
+        ConfigParser([Numbers]).parse(["--rate", value])

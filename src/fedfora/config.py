@@ -94,7 +94,8 @@ class Options:
                 above = low <= number if interval[0] == "[" else low < number
                 below = number <= high if interval[-1] == "]" else number < high
                 if not (above and below):  # both are false for NaN
-                    raise ConfigError(f"--{item.name} must be {allowed}, got {number}")
+                    finite = "finite and " if number == math.inf else ""
+                    raise ConfigError(f"--{item.name} must be {finite}{allowed}, got {number}")
 
 
 def refuse(*rules: tuple[bool, str]) -> None:
