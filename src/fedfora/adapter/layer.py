@@ -223,7 +223,7 @@ class ForaLinear(nn.Module, ForaLayer):
         if self.disable_adapters or self.merged:
             return result
         if adapter_names is not None:
-            if self.quantization_backend is not None:  # of some, a result must not change in place
+            if self.quantization_backend is not None:  # some forbid changing it in place
                 result = self.quantization_backend.maybe_clone_base_result(result)
             for name in sorted(set(adapter_names) & set(self.fora_A)):
                 rows = [i for i, row_name in enumerate(adapter_names) if row_name == name]

@@ -238,7 +238,7 @@ def check_gradients(model: nn.Module, batch: Batch) -> float:
     pairs = [(gradients[name].sum(0), whole) for name, whole in expected.items()]
     pairs += [(gradients[name][0], row) for name, row in alone.items()]
     apart = torch.stack([(one - other).abs().max() for one, other in pairs])
-    deviation = float(apart.max()) / max(largest, 1e-30)  # no number if one of them is none
+    deviation = float(apart.max()) / max(largest, 1e-30)  # NaN if any of them is
     if not deviation <= TOLERANCE:
         raise ValueError(
             "--privacy_unit record: the gradients of single rows do not add up to the batch's "
