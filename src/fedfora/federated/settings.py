@@ -131,10 +131,14 @@ class FederationSettings:
         return RULES[self.aggregation.aggregation]
 
     @property
+    def hides_sites(self) -> bool:
+        """Whether the record must tell nothing of a single site but that it was there."""
+        return self.privacy.privacy_unit == "site"
+
+    @property
     def shares_noise(self) -> bool:
         """Whether each site adds a share of the noise before it masks."""
-        secure = self.secure.secure_aggregation
-        return secure and (self.privacy.privacy_unit == "site" or self.privacy.shared_noise)
+        return self.secure.secure_aggregation and (self.hides_sites or self.privacy.shared_noise)
 
     @property
     def largest_weight(self) -> int:

@@ -76,8 +76,9 @@ def _check_budget(settings: FederationSettings, names: Iterable[str]) -> Private
                 plans.append(plan)
     if settings.privacy.privacy_unit == "site":
         ledger = open_ledger(settings.privacy, sites_ledger(settings, names))
-        grows = settings.privacy.noise_multiplier is None and not settings.shares_noise
-        ledger.check(shared_release(settings, 1 if grows else settings.federation.num_rounds))
+        # Where the coordinator adds the noise, it adds what the budget left for each round needs.
+        adapts = settings.privacy.noise_multiplier is None and not settings.shares_noise
+        ledger.check(shared_release(settings, 1 if adapts else settings.federation.num_rounds))
     return min(plans, key=lambda plan: plan.privacy.num_rows, default=None)
 
 

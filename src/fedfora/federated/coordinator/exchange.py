@@ -295,7 +295,7 @@ def _limits(settings: FederationSettings, most_rows: int) -> Limits:
     limit, by_rows = rounds.max_weight, settings.aggregation.weighting == "rows"
     most = settings.most_tokens(most_rows)
     # Of hidden sites, a median of the others would let one decide whether another one counts.
-    hidden = settings.privacy.privacy_unit == "site"
+    hidden = settings.hides_sites
     return Limits(
         max_tokens=max(limit or 0, most) if by_rows else limit or most,
         max_rows=(limit or most_rows) if by_rows else infinity,

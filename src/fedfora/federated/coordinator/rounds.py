@@ -90,7 +90,7 @@ def run_rounds(
         base_fingerprint=base_of(directory) if progress else None,
         same_bits=settings.rule.start == "zero",
     )
-    hidden = settings.privacy.privacy_unit == "site"
+    hidden = settings.hides_sites
     if progress is None:
         record.write_environment(
             seed=settings.train.seed, base_fingerprint=agreement.base_fingerprint
@@ -229,14 +229,14 @@ class _Rounds:
             self.exchange.admit(site)
             self.record.log("joined", round=number, site=site.name)
             self.agreement = replace(self.agreement, sites=list(self.exchange.sites.values()))
-            hidden = self.settings.privacy.privacy_unit == "site"
-            self.record.write_json(SITE_TABLE, self.agreement.site_table(hidden=hidden))
+            table = self.agreement.site_table(hidden=self.settings.hides_sites)
+            self.record.write_json(SITE_TABLE, table)
 
     def _secure_line(self) -> dict[str, Any]:
         """Return what the sum of a round says; of hidden sites, nothing that counts theirs."""
         if (secure := self.exchange.secure) is None:
             return {}
-        hidden = self.settings.privacy.privacy_unit == "site" or self.min_noise_shares
+        hidden = self.settings.hides_sites or self.min_noise_shares
         private = {"clipped_numbers", "shortened_updates"} if hidden else set()
         line = {name: value for name, value in secure.line.items() if name not in private}
         return {"secure_aggregation": line}
@@ -270,8 +270,7 @@ class _Rounds:
             "num_rounds": settings.federation.num_rounds,
             "sites": [site.name for site in self.agreement.sites],
             "data_digests": [
-                "" if settings.privacy.privacy_unit == "site" else site.data_digest
-                for site in self.agreement.sites
+                "" if settings.hides_sites else site.data_digest for site in self.agreement.sites
             ],
             "site_keys": [site.key_id for site in self.agreement.sites],
         }
