@@ -104,10 +104,10 @@ class Aggregator:
         return float(schedule.get_last_lr()[0])
 
     def _say(self, reading: Reading) -> None:
-        """Say once which rule would have lost less."""
-        robustly = self.settings.aggregation.robust != "none"
+        """Say once which rule would have lost less; of hidden sites' updates nothing is said."""
+        other = self.settings.aggregation.robust != "none" or self.site_privacy is not None
         better = reading.attainable_error < reading.aggregation_error / 2
-        if self._said or robustly or not better or reading.aggregation_error < NOTABLE_ERROR:
+        if self._said or other or not better or reading.aggregation_error < NOTABLE_ERROR:
             return
         self._said = True
         logger.warning(
