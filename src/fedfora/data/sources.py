@@ -44,7 +44,7 @@ def rows_of(source: str) -> Iterator[tuple[str, Any]]:
         if path.suffix not in FORMATS:
             known = ", ".join(FORMATS)
             raise DataError(f"{source}: unknown format {path.suffix!r} (known: {known})")
-        text = text_of(source, path)
+        text = text_of(source)
         yield from _csv_rows(source, text) if path.suffix == ".csv" else json_rows(source, text)
         return
     elif (path.suffix not in FORMATS and _HUB_ID.fullmatch(source)) or path.is_dir():
@@ -98,10 +98,10 @@ def _held_rows(source: str) -> Iterable[Any]:
     return _held[source]
 
 
-def text_of(source: str, path: Path) -> str:
+def text_of(source: str) -> str:
     """Return a file's text unchanged: line ends are not translated."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return Path(source).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: not UTF-8 at byte {error.start}") from error
     except OSError as error:

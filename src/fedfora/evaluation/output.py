@@ -247,9 +247,8 @@ class Journal:
         Raises:
             OSError: If they cannot be written, e.g. because the disk is full.
         """
-        line = json.dumps(answers, ensure_ascii=False) + "\n"
+        line = (json.dumps(answers, ensure_ascii=False) + "\n").encode()
         with self.path.open("ab", buffering=0) as file:
-            written = file.write(line.encode())
-            if written != len(line.encode()):
+            if file.write(line) != len(line):
                 raise OSError(28, "no space left on device", str(self.path))
             os.fsync(file.fileno())

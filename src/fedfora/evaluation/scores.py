@@ -71,13 +71,10 @@ def score(
     """
     if not answers:
         raise ValueError("no rows to score")
-    asked = {
-        name: metric
-        for name, metric in _metrics(kind).items()
-        if original or not name.startswith(ORIGINAL)
-    }
-    metrics = {name: metric for name, metric in asked.items() if _has(metric)}
-    if missing := sorted(set(asked) - set(metrics)):
+    known = _metrics(kind)
+    asked = [name for name in known if original or not name.startswith(ORIGINAL)]
+    metrics = {name: known[name] for name in asked if _has(known[name])}
+    if missing := [name for name in asked if name not in metrics]:
         logger.warning("not scored: %s (%s)", ", ".join(missing), INSTALL)
     answers = with_options(answers) if kind == "choice" else answers
     counts = {name: [metric.counts(row) for row in answers] for name, metric in metrics.items()}
@@ -107,21 +104,16 @@ def with_options(answers: Sequence[Answer]) -> list[Answer]:
 def _totals(
     metrics: dict[str, Metric], counts: dict[str, list[Sequence[float]]], seed: int
 ) -> dict[str, Any]:
-    widths = [len(rows[0]) for rows in counts.values()]
-    counts_NK = np.concatenate(
-        [np.array(rows, dtype=np.float64) for rows in counts.values()], axis=1
-    )
-    sums_BK = resampled_sums(counts_NK, seed=seed)
+    parts = [np.array(rows, dtype=np.float64) for rows in counts.values()]
+    sums_BK = resampled_sums(np.hstack(parts), seed=seed)
+    ends = np.cumsum([part.shape[1] for part in parts])
     scores: dict[str, Any] = {}
     intervals: dict[str, list[float]] = {}
-    start = 0
-    for (name, metric), width in zip(metrics.items(), widths, strict=True):
-        columns = slice(start, start + width)
-        start += width
-        value = metric.total(counts_NK[:, columns].sum(axis=0).tolist())
+    for name, part, samples in zip(metrics, parts, np.split(sums_BK, ends[:-1], 1), strict=True):
+        value = metrics[name].total(part.sum(axis=0).tolist())
         if not math.isnan(value):
             scores[name] = value
-            intervals[name] = list(interval(sums_BK[:, columns], metric.total))
+            intervals[name] = list(interval(samples, metrics[name].total))
     return {**scores, "intervals": intervals}
 
 
@@ -185,9 +177,7 @@ def score_file(arguments: EvaluateArguments) -> dict[str, Any]:
         check_packages(kind)
     if not Path(path).is_file():
         raise ValueError(f"--predictions_file: no such file: {path}")
-    columns = arguments.prediction_column, arguments.reference_column
-    rows = json_rows(path, text_of(path, Path(path)))
-    answers = [_answer_in(row, where, *columns) for where, row in rows]
+    answers = [_answer_in(row, where, arguments) for where, row in json_rows(path, text_of(path))]
     if not answers:
         raise ValueError(f"{path}: no rows")
     if kind == "auto":
@@ -196,19 +186,16 @@ def score_file(arguments: EvaluateArguments) -> dict[str, Any]:
     return score(answers, kind, seed=arguments.seed, original=arguments.original_scores).summary
 
 
-def _answer_in(row: Any, where: str, prediction_column: str, reference_column: str) -> Answer:
+def _answer_in(row: Any, where: str, arguments: EvaluateArguments) -> Answer:
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object with columns, got {type(row).__name__}")
-    for column, flag in (
-        (prediction_column, "--prediction_column"),
-        (reference_column, "--reference_column"),
-    ):
-        if row.get(column) is None:
+    for flag in ("prediction_column", "reference_column"):
+        if row.get(column := getattr(arguments, flag)) is None:
             has = ", ".join(row)
-            raise ValueError(f'{where}: no "{column}" to score; the row has: {has} ({flag})')
-    columns = (prediction_column, reference_column, "instruction", "input")
+            raise ValueError(f'{where}: no "{column}" to score; the row has: {has} (--{flag})')
+    columns = (arguments.prediction_column, arguments.reference_column, "instruction", "input")
     prediction, reference, instruction, given = (text_in(row, c, where) or "" for c in columns)
     return Answer(
         prediction,

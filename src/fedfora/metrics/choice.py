@@ -67,8 +67,8 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
 @metric("accuracy", "choice", row="correct", label="accuracy, as written", headline=0, tabled=True)
 def accuracy(answer: Answer) -> tuple[int, int]:
     """Return whether the written answer names the right option."""
-    written = parse_choice(answer.prediction, answer.options)
-    return int(written is not None and written == _right(answer)), 1
+    right = parse_choice(answer.reference, answer.options)
+    return int(right is not None and parse_choice(answer.prediction, answer.options) == right), 1
 
 
 @metric(
@@ -82,14 +82,10 @@ def likelihood_accuracy(answer: Answer) -> tuple[int, int]:
     """Return whether the likeliest option is the right one; nothing if nobody asked."""
     if answer.likeliest is None:
         return 0, 0
-    return int(answer.likeliest == _right(answer)), 1
+    return int(answer.likeliest == parse_choice(answer.reference, answer.options)), 1
 
 
 @metric("parsed_share", "choice", row="parsed", label="share that parsed", tabled=True)
 def parsed_share(answer: Answer) -> tuple[int, int]:
     """Return whether the written answer names an option at all."""
     return int(parse_choice(answer.prediction, answer.options) is not None), 1
-
-
-def _right(answer: Answer) -> int | None:
-    return parse_choice(answer.reference, answer.options)

@@ -107,10 +107,8 @@ def in_order(names: Iterable[str]) -> list[str]:
 
     Names that belong to no metric follow, as they come.
     """
-    registered = list(METRICS)
-    order = sorted(registered, key=lambda name: (len(METRICS[name].kinds), registered.index(name)))
-    given = list(names)
-    return [n for n in order if n in given] + [n for n in given if n not in registered]
+    order, given = sorted(METRICS, key=lambda name: len(METRICS[name].kinds)), list(names)
+    return [n for n in order if n in given] + [n for n in given if n not in METRICS]
 
 
 def headlines(names: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,29 +53,32 @@ def rouge_l(answer: Answer) -> tuple[float, int]:
     return _rouge("rougeL", answer)
 
 
-def _bleu_of(sums: Sequence[float]) -> float:
-    return float(_bleu("13a")._compute_score_from_stats([int(n) for n in sums]).score)
+def _sacrebleu_of(sums: Sequence[float], name: str) -> float:
+    return float(_scorer(name)._compute_score_from_stats([int(n) for n in sums]).score)
 
 
-def _chrf_of(sums: Sequence[float]) -> float:
-    return float(_chrf()._compute_score_from_stats([int(n) for n in sums]).score)
-
-
-@metric("bleu", "text", total=_bleu_of, package="sacrebleu", label="BLEU (0 to 100)", tabled=True)
+@metric(
+    "bleu",
+    "text",
+    total=partial(_sacrebleu_of, name="BLEU"),
+    package="sacrebleu",
+    label="BLEU (0 to 100)",
+    tabled=True,
+)
 def bleu(answer: Answer) -> Sequence[float]:
     """Return lengths and n-gram matches of the row (Post 2018, https://aclanthology.org/W18-6319).
 
     The score is the corpus BLEU, 0 to 100, with sacrebleu's tokenizer `zh` for rows whose reference
     has Han characters and `13a` for others.
     """
-    scorer = _bleu("zh" if _HAN_OR_KANA.search(answer.reference) else "13a")
-    return _statistics(scorer, answer)
+    tokenizer = "zh" if _HAN_OR_KANA.search(answer.reference) else "13a"
+    return _statistics(_scorer("BLEU", tokenize=tokenizer), answer)
 
 
 @metric(
     "chrf",
     "text",
-    total=_chrf_of,
+    total=partial(_sacrebleu_of, name="CHRF"),
     row="chrf",
     package="sacrebleu",
     label="chrF (0 to 100)",
@@ -87,7 +90,7 @@ def chrf(answer: Answer) -> Sequence[float]:
 
     The score is the corpus chrF2, 0 to 100, with sacrebleu's defaults.
     """
-    return _statistics(_chrf(), answer)
+    return _statistics(_scorer("CHRF"), answer)
 
 
 @metric("exact_match", "triples", "text", "choice", headline=2, tabled="text")
@@ -115,17 +118,10 @@ def _rouge_scorer(name: str) -> Any:
 
 
 @lru_cache
-def _bleu(tokenizer: str) -> Any:
-    from sacrebleu.metrics.bleu import BLEU
+def _scorer(name: str, **options: str) -> Any:
+    from sacrebleu import metrics
 
-    return BLEU(tokenize=tokenizer)
-
-
-@lru_cache
-def _chrf() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()
+    return getattr(metrics, name)(**options)
 
 
 # Text to the tokens that ROUGE and token F1 compare: words, and characters where none are spaced.

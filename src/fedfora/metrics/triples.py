@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from fedfora.metrics.metric import Answer, mean, metric
 from fedfora.metrics.text import tokens
@@ -73,13 +74,13 @@ def triple_counts(answer: Answer) -> tuple[int, int, int]:
 @metric("folded_f1", "triples", total=f1, label="F1, case and space folded")
 def folded_counts(answer: Answer) -> tuple[int, int, int]:
     """Return the counts where case and space do not matter."""
-    return _matched(*_both(answer), _equal_folded)
+    return _matched_folded(*_both(answer))
 
 
 @metric("lenient_f1", "triples", total=f1, label="F1, lenient (tails overlap)")
 def lenient_counts(answer: Answer) -> tuple[int, int, int]:
     """Return the counts where head and relation are right and the tails overlap."""
-    return _matched(*_both(answer), _overlapping)
+    return _matched_leniently(*_both(answer))
 
 
 def _of_a_row(total: Callable[[Sequence[float]], float]) -> Callable[[Answer], tuple[float, int]]:
@@ -109,15 +110,18 @@ def relation_scores(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
     relations = sorted({relation for _, expected in rows for _, relation, _ in expected})
     scores = {}
     for name in relations:
-        pairs = [(_only(p, name), _only(e, name)) for p, e in rows]
-        sums = _sums([_compared(p, e) for p, e in pairs])
+        pairs = [[{triple for triple in side if triple[1] == name} for side in row] for row in rows]
+        exact, folded, lenient = (
+            [sum(column) for column in zip(*(count(*pair) for pair in pairs), strict=True)]
+            for count in (_compared, _matched_folded, _matched_leniently)
+        )
         scores[name] = {
-            "precision": precision(sums),
-            "recall": recall(sums),
-            "f1": f1(sums),
-            "folded_f1": f1(_sums([_matched(p, e, _equal_folded) for p, e in pairs])),
-            "lenient_f1": f1(_sums([_matched(p, e, _overlapping) for p, e in pairs])),
-            "expected": sums[2],
+            "precision": precision(exact),
+            "recall": recall(exact),
+            "f1": f1(exact),
+            "folded_f1": f1(folded),
+            "lenient_f1": f1(lenient),
+            "expected": exact[2],
         }
     return scores
 
@@ -128,14 +132,6 @@ def _both(answer: Answer) -> tuple[set[Triple], set[Triple]]:
 
 def _compared(predicted: set[Triple], expected: set[Triple]) -> tuple[int, int, int]:
     return len(predicted & expected), len(predicted), len(expected)
-
-
-def _only(triples: set[Triple], relation: str) -> set[Triple]:
-    return {triple for triple in triples if triple[1] == relation}
-
-
-def _sums(counts: Sequence[tuple[int, int, int]]) -> list[int]:
-    return [sum(column) for column in zip(*counts, strict=True)]
 
 
 def _matched(
@@ -158,10 +154,6 @@ def _matched(
     return hits, len(predicted), len(expected)
 
 
-def _equal_folded(one: Triple, other: Triple) -> bool:
-    return _folded(one) == _folded(other)
-
-
 def _overlapping(one: Triple, other: Triple) -> bool:
     (*ours, tail), (*theirs, other_tail) = _folded(one), _folded(other)
     words, other_words = Counter(tokens(tail)), Counter(tokens(other_tail))
@@ -171,3 +163,7 @@ def _overlapping(one: Triple, other: Triple) -> bool:
 
 def _folded(triple: Triple) -> list[str]:
     return [" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in triple]
+
+
+_matched_folded = partial(_matched, alike=lambda one, other: _folded(one) == _folded(other))
+_matched_leniently = partial(_matched, alike=_overlapping)
