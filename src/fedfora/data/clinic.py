@@ -40,10 +40,7 @@ SPECIALTIES = [
     for entry in json.loads(files("fedfora.data").joinpath("clinic.json").read_text("utf-8"))
 ]
 INSTRUCTION = "List the triples of this note.\n"
-TRAIN_ROWS = 2400
-TEST_ROWS = 240
-_SEEDS = {"train": 1, "test": 2}
-_ROWS = {"train": TRAIN_ROWS, "test": TEST_ROWS}
+_SPLITS = {"train": (1, 2400), "test": (2, 240)}  # seed, and number of rows
 
 Fact = tuple[Relation, str, str]
 
@@ -57,12 +54,13 @@ def clinic_rows(split: str = "train") -> list[dict[str, str]]:
     Raises:
         ValueError: If there is no such split.
     """
-    if split not in _ROWS:
-        raise ValueError(f"clinic has no split {split!r} (it has: {', '.join(_ROWS)})")
-    rng = random.Random(f"clinic:{_SEEDS[split]}")
+    if split not in _SPLITS:
+        raise ValueError(f"clinic has no split {split!r} (it has: {', '.join(_SPLITS)})")
+    seed, num_rows = _SPLITS[split]
+    rng = random.Random(f"clinic:{seed}")
     seen = {row["input"] for row in clinic_rows("train")} if split == "test" else set()
     rows: list[dict[str, str]] = []
-    while len(rows) < _ROWS[split]:
+    while len(rows) < num_rows:
         specialty = SPECIALTIES[len(rows) % len(SPECIALTIES)]
         row = note_row(specialty, draw_facts(specialty, rng), rng)
         if row["input"] not in seen:
@@ -73,12 +71,11 @@ def clinic_rows(split: str = "train") -> list[dict[str, str]]:
 
 def draw_facts(specialty: Specialty, rng: random.Random) -> list[Fact]:
     """Draw one to three different facts of a specialty."""
-    facts: list[Fact] = []
-    for relation in rng.sample(specialty.relations, rng.choice((1, 2, 2, 3))):
-        head = rng.choice(specialty.entities[relation.head])
-        tail = rng.choice(specialty.entities[relation.tail])
-        facts.append((relation, head, tail))
-    return facts
+    entities = specialty.entities
+    return [
+        (relation, rng.choice(entities[relation.head]), rng.choice(entities[relation.tail]))
+        for relation in rng.sample(specialty.relations, rng.choice((1, 2, 2, 3)))
+    ]
 
 
 def note_row(specialty: Specialty, facts: list[Fact], rng: random.Random) -> dict[str, str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import accumulate, takewhile
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -226,10 +227,13 @@ def _prompt(
     text_ids = _text_ids(tokenizer, example.prompt, prefix=prompt_format.source_prefix)
     cut = len(text_ids) > prompt_format.max_source_length
     text_ids = text_ids[: prompt_format.max_source_length]
-    turns = _turns_that_fit(
-        example.history, tokenizer, room=prompt_format.max_source_length - len(text_ids)
+    room, history = prompt_format.max_source_length - len(text_ids), example.history
+    sizes = accumulate(
+        sum(len(_text_ids(tokenizer, t)) for t in turn) for turn in reversed(history)
     )
-    is_cut = cut or len(turns) < len(example.history)
+    fitting = sum(1 for _ in takewhile(lambda size: size <= room, sizes))  # the newest whole turns
+    turns = history[len(history) - fitting :]
+    is_cut = cut or fitting < len(history)
     if prompt_format.template == "plain":
         line_end = _ids(tokenizer, "\n")
         history_ids = [
@@ -249,19 +253,6 @@ def _prompt(
     ]
     text = tokenizer.decode(text_ids) if cut else prompt_format.source_prefix + example.prompt
     return _chat_ids(tokenizer, [*messages, {"role": "user", "content": text}]), is_cut
-
-
-def _turns_that_fit(
-    history: tuple[tuple[str, str], ...], tokenizer: Any, *, room: int
-) -> list[tuple[str, str]]:
-    """The newest whole turns whose text takes at most `room` tokens."""
-    turns: list[tuple[str, str]] = []
-    for turn in reversed(history):
-        room -= sum(len(_text_ids(tokenizer, said)) for said in turn)
-        if room < 0:
-            break
-        turns.insert(0, turn)
-    return turns
 
 
 def _ids(tokenizer: Any, text: str, **options: Any) -> list[int]:
@@ -307,13 +298,10 @@ def _chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
         return _ids(tokenizer, _rendered(tokenizer, messages))
     marked = [{**m, "content": f"\ue000{n}\ue001"} for n, m in enumerate(messages)]
     pieces = re.split("\ue000([0-9]+)\ue001", _rendered(tokenizer, marked))
-    return [
-        token
-        for index, piece in enumerate(pieces)
-        for token in (
-            _text_ids(tokenizer, texts[int(piece)]) if index % 2 else _ids(tokenizer, piece)
-        )
-    ]
+    ids = [_ids(tokenizer, piece) for piece in pieces[::2]]
+    for index, place in enumerate(pieces[1::2]):
+        ids[index] += _text_ids(tokenizer, texts[int(place)])
+    return [token for piece in ids for token in piece]
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
@@ -330,9 +318,7 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
 
 def _check_template(tokenizer: Any, *, with_history: bool) -> None:
     """Raise if the template fails, or leaves out what is asked."""
-    turns = [("user", "alpha"), ("assistant", "beta"), ("user", "gamma")][
-        0 if with_history else 2 :
-    ]
+    turns = [("user", "alpha"), ("assistant", "beta")] * with_history + [("user", "gamma")]
     text = _rendered(tokenizer, [{"role": role, "content": said} for role, said in turns])
     if missing := [said for _, said in turns if said not in text]:
         raise ValueError(
@@ -349,11 +335,8 @@ def _digest(examples: list[Example], tokenizer: Any, prompt_format: PromptFormat
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab()))).encode())
     places = getattr(tokenizer, "embedding_rows", None)  # what the ids were checked against
-    digest.update(
-        repr(
-            (tokenizer.chat_template, tokenizer.special_tokens_map, prompt_format, places)
-        ).encode()
-    )
+    frame = (tokenizer.chat_template, tokenizer.special_tokens_map, prompt_format, places)
+    digest.update(repr(frame).encode())
     for example in examples:
         row = (example.instruction, example.input, example.output, example.history)
         digest.update(repr(row).encode())

@@ -193,11 +193,8 @@ def _history(row: dict[str, Any], column: str | None, where: str) -> tuple[tuple
     if not isinstance(turns, list | tuple):
         raise DataError(f'{where}: "{column}" must be a list of [question, answer] pairs')
     for number, turn in enumerate(turns, start=1):
-        if not (
-            isinstance(turn, list | tuple)
-            and len(turn) == 2
-            and all(isinstance(text, str) for text in turn)
-        ):
+        is_pair = isinstance(turn, list | tuple) and len(turn) == 2
+        if not is_pair or not all(isinstance(text, str) for text in turn):
             raise DataError(
                 f'{where}: "{column}" must be a list of [question, answer] pairs; turn {number} is '
                 f"{turn!r} (--history_column)"

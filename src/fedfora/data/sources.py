@@ -34,8 +34,13 @@ def rows_of(source: str) -> Iterator[tuple[str, Any]]:
         DataError: If there is no such source, or it cannot be read at all.
     """
     path = Path(source)
-    if is_in_memory(source):
-        rows = _held_rows(source)
+    if _IN_MEMORY.fullmatch(source):
+        if source not in _held:
+            raise DataError(
+                f"{source}: these rows came from a Python program; pass them again "
+                f"({source.split()[0]}=ROWS)"
+            )
+        rows = _held[source]
     elif source in BUNDLED:
         rows = clinic_rows(BUNDLED[source])
     elif path.suffix == ".parquet" and path.is_file():
@@ -65,7 +70,7 @@ def _numbered(source: str, rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 # one could use a digest to find that row.
 
 _IN_MEMORY = re.compile(r"\w+ in memory \([\d,]+ rows?\)")
-_held: dict[str, Collection[Any]] = {}
+_held: dict[str, Iterable[Any]] = {}
 
 
 @contextmanager
@@ -82,20 +87,6 @@ def held_rows(option: str, rows: Collection[Any]) -> Iterator[str]:
         yield name
     finally:
         del _held[name]
-
-
-def is_in_memory(source: str | None) -> bool:
-    """Whether a name is one of those that `held_rows` gives."""
-    return source is not None and _IN_MEMORY.fullmatch(source) is not None
-
-
-def _held_rows(source: str) -> Iterable[Any]:
-    if source not in _held:
-        option = source.split()[0]
-        raise DataError(
-            f"{source}: these rows came from a Python program; pass them again ({option}=ROWS)"
-        )
-    return _held[source]
 
 
 def text_of(source: str) -> str:
@@ -193,7 +184,7 @@ def json_rows(source: str, text: str) -> Iterator[tuple[str, Any]]:
 
 def _json_list(source: str, text: str) -> list[Any]:
     try:
-        rows: list[Any] = json.loads(text)
+        return list(json.loads(text))
     except json.JSONDecodeError as error:
         raise DataError(_json_mistake(f"{source}, line {error.lineno}", error)) from error
     except (ValueError, RecursionError) as error:
@@ -205,7 +196,6 @@ def _json_list(source: str, text: str) -> list[Any]:
         except (ValueError, RecursionError):
             line = text.count("\n", 0, place) + 1
         raise DataError(_json_mistake(f"{source}, line {line}", error)) from error
-    return rows
 
 
 def _json_mistake(where: str, error: Exception) -> str:
@@ -213,9 +203,8 @@ def _json_mistake(where: str, error: Exception) -> str:
         return f"{where}, column {error.colno}: broken JSON: {error.msg}"
     if isinstance(error, RecursionError):
         return f"{where}: lists or objects nested too deeply to be read"
-    return (
-        f"{where}: a number of more than 4,300 digits"  # Python's limit: longer ones take minutes
-    )
+    # Python's limit: longer ones take minutes.
+    return f"{where}: a number of more than 4,300 digits"
 
 
 # `--dataset NAME` in `--dataset_dir DIR`: dataset_info.json says which file and which columns.
