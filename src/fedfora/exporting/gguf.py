@@ -221,17 +221,13 @@ def _add_tokenizer(gguf: Any, writer: Any, model_dir: Path, vocab_size: int) -> 
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
-    tokens, kinds = [], []
-    for index in range(vocab_size):
-        kind = gguf.TokenType.NORMAL if index in by_id else gguf.TokenType.UNUSED
-        if index in added:
-            special = added[index].special
-            kind = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
-        tokens.append(by_id.get(index, f"[PAD{index}]"))
-        kinds.append(kind)
+    kind = gguf.TokenType
+    kinds = [kind.NORMAL if index in by_id else kind.UNUSED for index in range(vocab_size)]
+    for index in added.keys() & range(vocab_size):
+        kinds[index] = kind.CONTROL if added[index].special else kind.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_split_of(model_dir))
-    writer.add_token_list(tokens)
+    writer.add_token_list([by_id.get(index, f"[PAD{index}]") for index in range(vocab_size)])
     writer.add_token_types(kinds)
     gguf.SpecialVocab(model_dir, load_merges=True, n_vocab=vocab_size).add_to_gguf(writer)
 
@@ -273,11 +269,10 @@ def _held(gguf: Any, tensor: torch.Tensor) -> tuple[Any, Any]:
     """Return a tensor as the file holds it, and its type; vectors are float32 for llama.cpp."""
     if tensor.dtype not in _TYPES:
         raise ValueError(f"--format gguf: no export for numbers in {tensor.dtype}{OTHER_WAY}")
-    if tensor.ndim < 2 or tensor.dtype == torch.float32:
-        return tensor.float().numpy(), gguf.GGMLQuantizationType.F32
-    if tensor.dtype == torch.float16:
-        return tensor.numpy(), gguf.GGMLQuantizationType.F16
-    return tensor.view(torch.uint8).numpy(), gguf.GGMLQuantizationType.BF16
+    tensor = tensor.float() if tensor.ndim < 2 else tensor
+    kind = gguf.GGMLQuantizationType[_TYPES[tensor.dtype]]
+    as_bytes = tensor.dtype == torch.bfloat16  # NumPy has no such type
+    return (tensor.view(torch.uint8) if as_bytes else tensor).numpy(), kind
 
 
 def modelfile(model: str, prompts: PromptFormat | None, tokenizer: Any) -> str:
@@ -297,13 +292,12 @@ def modelfile(model: str, prompts: PromptFormat | None, tokenizer: Any) -> str:
         f"FROM ./{model}",
         "PARAMETER temperature 0",
     ]
-    template = None if prompts is None else _template(prompts, tokenizer)
+    template = None
     if prompts is not None:
+        template = _template(prompts, tokenizer)
         lines.append(f"PARAMETER num_predict {prompts.max_target_length}")
     if template is None:
-        lines.append(
-            "# No TEMPLATE: Ollama takes the model's own where it knows it; compare first."
-        )
+        lines += ["# No TEMPLATE: Ollama takes the model's own where it knows it; compare first."]
     else:
         lines += ["# One question at a time, as in training:", f'TEMPLATE """{template}"""']
     return "\n".join(lines) + "\n"
