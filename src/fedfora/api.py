@@ -199,21 +199,16 @@ def _with_signature(function: Function) -> Function:
         known = import_module(SETTINGS[function.__name__])
     except ModuleNotFoundError:  # an extra is not installed; a call says which
         return function
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = {
-        name: parameter.replace(kind=keyword)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name != "options"
-    }
+    signature = inspect.signature(function)
+    parameters = {n: own for n, own in signature.parameters.items() if n != "options"}
     items = [item for section in known.SECTIONS.values() for item in fields(section)]
     for item in (item for item in items if item.name not in getattr(known, "NO_EFFECT", ())):
         default = item.default_factory() if callable(item.default_factory) else item.default
         for name in (item.name, *(alias.lstrip("-") for alias in item.metadata["aliases"])):
             if name.isidentifier():
                 parameters[name] = inspect.Parameter(
-                    name, keyword, default=default, annotation=item.type
+                    name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=item.type
                 )
-    signature = inspect.signature(function)
     function.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=list(parameters.values())
     )

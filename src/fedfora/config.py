@@ -170,8 +170,7 @@ class ConfigParser(argparse.ArgumentParser):
             self.add_argument(*names, action=_Help, nargs=0, help=argparse.SUPPRESS)
 
     def _add_option(self, group: Any, item: Any, hint: Any) -> None:
-        default = item.default if item.default_factory is dataclasses.MISSING else []
-        default = default if default != [] else item.default_factory()
+        default = item.default_factory() if callable(item.default_factory) else item.default
         kind, choices = hint, item.metadata["choices"]
         self._empty[item.name] = [[]] if default == [] else []
         if get_origin(kind) in (Union, UnionType):
@@ -216,9 +215,7 @@ class ConfigParser(argparse.ArgumentParser):
     def build(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return one instance per dataclass from what `values` or `typed` returned."""
         return tuple(
-            section(
-                **{f.name: values[f.name] for f in dataclasses.fields(section) if f.name in values}
-            )
+            section(**{n: values[n] for n in section.__dataclass_fields__ if n in values})
             for section in self.sections
         )
 

@@ -10,8 +10,7 @@ from fedfora.evaluation.settings import AuditArguments, audited_run
 
 def run(argv: Sequence[str]) -> None:
     """Parse, attack, and print the numbers, good or bad."""
-    parser = ConfigParser([AuditArguments], description=__doc__, first="run")
-    (arguments,) = parser.parse(argv)
+    (arguments,) = ConfigParser([AuditArguments], description=__doc__, first="run").parse(argv)
     silence_libraries()
     audited_run(arguments)
     announce_loading("audit")

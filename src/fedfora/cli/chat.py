@@ -56,11 +56,8 @@ def run(argv: Sequence[str]) -> None:
         instruction = str(record.get("instruction", ""))
         if shown := instruction.strip():
             print(f'instruction, as in training: "{shown}" (--instruction)', file=sys.stderr)
-    prompts = (
-        PromptFormat(**record["prompts"])
-        if record
-        else prompt_format_of(DataArguments(), base.tokenizer)
-    )
+    own = PromptFormat(**record["prompts"]) if record else None
+    prompts = own or prompt_format_of(DataArguments(), base.tokenizer)
     for question in _questions():
         answer_batch(
             model,

@@ -44,8 +44,7 @@ def run(argv: Sequence[str]) -> None:
     """Run the coordinator's processes, forever or for one run, or show its journal."""
     if runs_part(argv, {"run": _run, "journal": _journal}):
         return
-    parser = ConfigParser([KitArguments], description=__doc__)
-    (arguments,) = parser.parse(argv)
+    (arguments,) = ConfigParser([KitArguments], description=__doc__).parse(argv)
     silence_libraries()
     kit = read_kit(arguments.kit, CoordinatorKit)
     with _told(kit) as say:

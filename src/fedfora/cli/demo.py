@@ -46,8 +46,7 @@ class DemoArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, run the comparison, print its table and write summary.json."""
-    parser = ConfigParser([DemoArguments], description=__doc__)
-    (arguments,) = parser.parse(argv)
+    (arguments,) = ConfigParser([DemoArguments], description=__doc__).parse(argv)
     silence_libraries()
     from fedfora.federated.preflight import preflight, work_of
     from fedfora.federated.settings import from_run_config

@@ -12,8 +12,7 @@ from fedfora.reporting.wording import score_lines
 
 def run(argv: Sequence[str]) -> None:
     """Parse, score, and print the scores."""
-    parser = ConfigParser([EvaluateArguments], description=__doc__)
-    (settings,) = parser.parse(argv)
+    (settings,) = ConfigParser([EvaluateArguments], description=__doc__).parse(argv)
     silence_libraries()
     written, read = settings.scores_file, settings.predictions_file
     if written is not None and Path(written).resolve() == Path(read).resolve():
@@ -26,5 +25,4 @@ def run(argv: Sequence[str]) -> None:
             write_json(Path(written), scores)
         except OSError as error:
             raise ValueError(f"--scores_file {written}: {error}") from error
-    for line in score_lines(scores):
-        print(line)
+    print("\n".join(score_lines(scores)))

@@ -21,6 +21,4 @@ def run(argv: Sequence[str]) -> None:
     announce_loading("export")
     from fedfora.exporting.run import export
 
-    for line in export(settings):
-        print(line)
-    print(f"written: {settings.export.output_dir}")
+    print("\n".join([*export(settings), f"written: {settings.export.output_dir}"]))

@@ -19,8 +19,7 @@ class KeysArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, make the keys, and say how they are used."""
-    parser = ConfigParser([KeysArguments], description=__doc__)
-    (arguments,) = parser.parse(argv)
+    (arguments,) = ConfigParser([KeysArguments], description=__doc__).parse(argv)
     from fedfora.protection import keys
 
     if arguments.signing_key is None and arguments.encryption_key is None:

@@ -28,6 +28,5 @@ def run(argv: Sequence[str]) -> None:
 
     with View(1) as view:
         scores = predict(checked, view)
-    for line in score_lines(scores):
-        print(line)
+    print("\n".join(score_lines(scores)))
     print(f"predictions and scores: {settings.predict.output_dir}")

@@ -23,8 +23,7 @@ class ReportArguments:
 
 def run(argv: Sequence[str]) -> None:
     """Parse, write the page, and say where it is."""
-    parser = ConfigParser([ReportArguments], description=__doc__, first="runs")
-    (arguments,) = parser.parse(argv)
+    (arguments,) = ConfigParser([ReportArguments], description=__doc__, first="runs").parse(argv)
     runs = arguments.runs
     if not runs:
         raise ConfigError("no run given: fedfora report RUN..., e.g. fedfora report out/demo")

@@ -29,8 +29,7 @@ def run(argv: Sequence[str]) -> None:
     """Run the site's processes until told to stop, or show its journal."""
     if runs_part(argv, {"journal": _journal, "request": _request}):
         return
-    parser = ConfigParser([KitArguments], description=__doc__)
-    (arguments,) = parser.parse(argv)
+    (arguments,) = ConfigParser([KitArguments], description=__doc__).parse(argv)
     silence_libraries()
     kit = read_kit(arguments.kit, SiteKit)
     log_line(

@@ -33,8 +33,7 @@ class WatchArguments(Options):
 
 def run(argv: Sequence[str]) -> None:
     """Parse, and follow the run until it is finished."""
-    parser = ConfigParser([WatchArguments], description=__doc__, first="run")
-    (arguments,) = parser.parse(argv)
+    (arguments,) = ConfigParser([WatchArguments], description=__doc__, first="run").parse(argv)
     if arguments.run is None:
         raise ConfigError("no run given: fedfora watch RUN, e.g. fedfora watch out/demo")
     path, host, port = Path(arguments.run), arguments.host, arguments.port

@@ -286,7 +286,6 @@ def _spells(tokenizer: Any, text: str) -> bool:
 
 @lru_cache(maxsize=4)
 def _control_ids(tokenizer: Any, _size: int) -> frozenset[int]:
-    """The ids of all control tokens."""
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(added | set(tokenizer.all_special_ids))
 

@@ -172,11 +172,7 @@ def options_of(found: Any, where: str, column: str) -> tuple[str, ...]:
 
 
 def _whole(text: str, column: str, where: str) -> str:
-    """Return a text, if it can be written: JSON may hold half of a character, as where one was cut.
-
-    Raises:
-        DataError: If it holds a lone surrogate.
-    """
+    """Return a text, if it can be written: JSON may hold half of a character, where one was cut."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -188,7 +184,6 @@ def _whole(text: str, column: str, where: str) -> str:
 
 
 def _history(row: dict[str, Any], column: str | None, where: str) -> tuple[tuple[str, str], ...]:
-    """Return the earlier turns, pairs of a question and its answer."""
     turns = (row.get(column) if column else None) or ()
     if not isinstance(turns, list | tuple):
         raise DataError(f'{where}: "{column}" must be a list of [question, answer] pairs')

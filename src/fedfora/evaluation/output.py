@@ -92,7 +92,6 @@ def _record(adapter_dir: Path, model_dir: str | None) -> dict[str, Any]:
 def _kind(
     settings: PredictSettings, examples: list[Example]
 ) -> tuple[str | None, list[tuple[str, ...]]]:
-    """Return the kind of task and each row's options."""
     column = settings.predict.options_column
     check_column(examples, column, "", "options_column")
     options = [

@@ -217,7 +217,6 @@ def _rope_factors(config: Any) -> Any:
 
 
 def _add_tokenizer(gguf: Any, writer: Any, model_dir: Path, vocab_size: int) -> None:
-    """Write tokens, merges, special tokens and chat template."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder

@@ -34,11 +34,8 @@ class Axis:
 
     def __call__(self, value: float) -> float:
         """Return the pixel of a value."""
-        low, high, value = (
-            (math.log10(v) for v in (self.low, self.high, value))
-            if self.log
-            else (self.low, self.high, value)
-        )
+        scale = math.log10 if self.log else float
+        low, high, value = map(scale, (self.low, self.high, value))
         share = (value - low) / (high - low)
         return round(self.start + share * (self.end - self.start), 1)
 

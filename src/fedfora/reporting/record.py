@@ -85,9 +85,7 @@ class RunRecord:
             with (self.directory / METRICS).open("ab") as file:
                 file.truncate(kept_bytes)
             lines = (self.directory / METRICS).read_text(encoding="utf-8").splitlines()
-            self._started -= max(
-                (json.loads(line).get("seconds", 0.0) for line in lines), default=0
-            )
+            self._started -= max([json.loads(line).get("seconds", 0) for line in lines], default=0)
             return
         check_output_dir(output_dir, overwrite=overwrite)
         try:
@@ -160,8 +158,8 @@ def is_ours(directory: Path) -> bool:
 
     Only such a directory is ever removed. One without any file holds nothing of anybody's.
     """
-    marks = [mark for pattern in _MARKS for mark in _MARKS[pattern]]
-    return any(any(directory.glob(mark)) for mark in marks) or not any(directory.iterdir())
+    marked = any(any(directory.glob(mark)) for marks in _MARKS.values() for mark in marks)
+    return marked or not any(directory.iterdir())
 
 
 def check_output_dir(output_dir: str | Path, *, overwrite: bool, to_resume: str = "") -> None:

@@ -115,7 +115,6 @@ def report(runs: Sequence[Run], live: Live | None = None) -> str:
 
 
 def _page(name: str, run: Run, live: Live | None) -> dict[str, Any]:
-    """Return what the template needs of one run."""
     card = card_of(run)
     curves = curves_of(run.events)
     score, arms = sections.arms(card)

@@ -5,8 +5,10 @@ other. `fedfora train` leaves its steps to transformers' own integrations.
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,30 +92,22 @@ def _mlflow(directory: Path, config: Mapping[str, Any]) -> Any:
     mlflow.log_params({name: str(value)[:500] for name, value in config.items()})
 
     def log(values: dict[str, float], step: int) -> None:
-        mlflow.log_metrics({_plain(name): value for name, value in values.items()}, step=step)
+        allowed = {re.sub(r"[^\w\-. /]", "_", name): value for name, value in values.items()}
+        mlflow.log_metrics(allowed, step=step)
 
     return SimpleNamespace(log=log, finish=mlflow.end_run)
 
 
-def _wandb_like(package: str) -> Make:
-    """Return the maker for wandb, or for trackio, which has the same interface."""
-
-    def make(directory: Path, config: Mapping[str, Any]) -> Any:
-        tracker = import_module(package)
-        tracker.init(project=PROJECT, name=directory.resolve().name, config=dict(config))
-        return tracker
-
-    return make
-
-
-def _plain(name: str) -> str:
-    """Return a name with the characters that MLflow allows."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+def _wandb_like(package: str, directory: Path, config: Mapping[str, Any]) -> Any:
+    """Return wandb, or trackio, which has the same interface, for a run."""
+    tracker = import_module(package)
+    tracker.init(project=PROJECT, name=directory.resolve().name, config=dict(config))
+    return tracker
 
 
 TRACKERS: dict[str, Make] = {
     "tensorboard": _tensorboard,
     "mlflow": _mlflow,
-    "wandb": _wandb_like("wandb"),
-    "trackio": _wandb_like("trackio"),
+    "wandb": partial(_wandb_like, "wandb"),
+    "trackio": partial(_wandb_like, "trackio"),
 }

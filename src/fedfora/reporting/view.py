@@ -129,25 +129,19 @@ class View(Screen):
             self._warm = (time.monotonic(), self.done) if self.done else None
         since, before = self._warm or (0.0, self.done)
         pace = (time.monotonic() - since) / (self.done - before) if self.done > before else None
-        if pace is not None and self.done - before >= 2:
-            self._announce(pace)
-        if self.live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
-            self._last_line = time.monotonic()
-            left = max(0.0, self.total - self.done)
-            remaining = [] if pace is None else [f"{clock(pace * left)} left"]
-            self.line("  ".join([what, *filter(None, [numbers]), *remaining]))
-
-    def _announce(self, pace: float) -> None:
-        """Say once, from the second and third step, how long all of it will take here."""
-        if not self._announced:
-            self._announced = True
-            left = max(0.0, self.total - self.done)
+        left = max(0.0, self.total - self.done)
+        if pace is not None and self.done - before >= 2 and not self._announced:
+            self._announced = True  # once, from the second and third step
             if pace * left >= LONG_S:
-                steps = counted(round(left), "step")
+                some = counted(round(left), "step")
                 fewer = "--num_rounds, --local_steps" if self._round else "--max_steps"
                 self.line(
-                    f"about {clock(pace * left)} to go: {steps} of {pace:.1f} s (fewer: {fewer})"
+                    f"about {clock(pace * left)} to go: {some} of {pace:.1f} s (fewer: {fewer})"
                 )
+        if self.live is None and time.monotonic() - self._last_line > PLAIN_INTERVAL_S:
+            self._last_line = time.monotonic()
+            remaining = [] if pace is None else [f"{clock(pace * left)} left"]
+            self.line("  ".join([what, *filter(None, [numbers]), *remaining]))
 
     def render(self) -> RenderableType:
         """Return the board and the bar."""

@@ -32,7 +32,6 @@ FIRST = (
     "parse_rate",
     *("aggregation_error", "epsilon"),
 )
-_KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 _WIDTH = 34  # of a score's name in a line
 
 
@@ -114,7 +113,7 @@ def number(name: str, value: float) -> str:
 
 def data_size(num_bytes: float) -> str:
     """Return a number of bytes in the unit that leaves few digits."""
-    for unit, size in (("GiB", _GIB), ("MiB", _MIB), ("KiB", _KIB)):
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if num_bytes >= size:
             value = num_bytes / size
             return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
