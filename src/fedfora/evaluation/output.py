@@ -161,8 +161,7 @@ def finished_scores(directory: Path, identity: str) -> dict[str, Any] | None:
     if not is_finished or (directory / PARTIAL).is_file() or _held(directory) != identity:
         return None
     path = directory / SCORES
-    scores: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return scores
+    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
 
 
 def write_predictions(

@@ -4,7 +4,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 
 import torch
@@ -48,7 +47,7 @@ def export(settings: ExportSettings) -> list[str]:
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write = resolve_name(FORMATS[arguments.format].writer)
+        write = globals()[FORMATS[arguments.format].writer]  # one of the functions below
         lines: list[str] = write(settings, temporary)
         _put(temporary, output)
     finally:

@@ -22,8 +22,8 @@ class Format:
         help: What it is, for `--help`.
         of: What it is made of: an adapter and its base, either an adapter or a whole model, or the
             base alone.
-        writer: `module:function` that takes the settings and a directory, writes the export and
-            returns lines that say how it compares with its source; imported when it is used.
+        writer: Function of `fedfora.exporting.run` that takes the settings and a directory, writes
+            the export and returns lines that say how it compares with its source.
     """
 
     help: str
@@ -31,22 +31,17 @@ class Format:
     writer: str
 
 
-_RUN = "fedfora.exporting.run:"
 FORMATS = {
-    "lora": Format("an adapter for any PEFT or server", "adapter", _RUN + "export_lora"),
-    "merged": Format("base and adapter as one model", "adapter", _RUN + "export_merged"),
-    "gguf": Format(
-        "the same as one file for Ollama and llama.cpp", "adapter", _RUN + "export_gguf"
-    ),
-    "gguf-lora": Format("an adapter for llama.cpp", "adapter", _RUN + "export_gguf_lora"),
+    "lora": Format("an adapter for any PEFT or server", "adapter", "export_lora"),
+    "merged": Format("base and adapter as one model", "adapter", "export_merged"),
+    "gguf": Format("the same as one file for Ollama and llama.cpp", "adapter", "export_gguf"),
+    "gguf-lora": Format("an adapter for llama.cpp", "adapter", "export_gguf_lora"),
     "llama": Format(
         "a Baichuan-7B as a Llama model, merged if it is an adapter",
         "adapter or model",
-        _RUN + "export_as_llama",
+        "export_as_llama",
     ),
-    "quantized-base": Format(
-        "the base alone, as sites hold it", "base", _RUN + "export_quantized_base"
-    ),
+    "quantized-base": Format("the base alone, as sites hold it", "base", "export_quantized_base"),
 }
 
 

@@ -252,8 +252,7 @@ def render(board: Board) -> RenderableType:
         if len(sites) > SITES_SHOWN:
             table.add_row(f"and {len(sites) - SITES_SHOWN} more", "", "", "", "")
         parts.append(table)
-    if board.summary():
-        summary = "   ".join(board.summary())
+    if summary := "   ".join(board.summary()):
         parts.append(Text(summary, style="cyan", no_wrap=False, overflow="fold"))
     return Group(*parts)
 
