@@ -109,7 +109,6 @@ def _row(name: str, scores: dict[str, Any], run: Run) -> dict[str, Any]:
 def _federation(run: Run) -> dict[str, Any]:
     rounds = run.of("round")
     sites = [site for line in rounds for site in sites_of(line)]
-    names = list(dict.fromkeys(str(site["site"]) for site in sites))
     down = sum(
         site.get("downlink_bytes") or line.get("downlink_bytes_per_site") or 0
         for line in rounds
@@ -118,7 +117,7 @@ def _federation(run: Run) -> dict[str, Any]:
     up = sum(site.get("uplink_bytes", 0) for site in sites)
     settings = run.config["federation"] | run.config.get("aggregation", {})
     return {
-        "sites": names,
+        "sites": list(dict.fromkeys(str(site["site"]) for site in sites)),
         "rounds": len(rounds),
         "settings": {name: value for name, value in settings.items() if value is not None},
         "uplink_bytes": up,

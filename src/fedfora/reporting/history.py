@@ -88,9 +88,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
     objects = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
