@@ -15,6 +15,7 @@ from fedfora.data.settings import DataArguments
 from fedfora.evaluation.settings import EvalArguments
 from fedfora.federated.aggregation import RULES, Rule
 from fedfora.federated.arguments import AggregationArguments, RoundArguments
+from fedfora.federated.secure_aggregation.fixed_point import FixedPoint
 from fedfora.federated.secure_aggregation.messages import MIN_SITES
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
@@ -146,6 +147,10 @@ class FederationSettings:
         if self.aggregation.weighting == "equal":
             return 1
         return int(self.rounds.max_weight or self.most_tokens())
+
+    def fixed_point(self, num_sites: int) -> FixedPoint:
+        """Return how the numbers of a round with so many sites travel under secure aggregation."""
+        return FixedPoint(self.secure.secagg_range, num_sites, self.largest_weight)
 
     def most_tokens(self, most_rows: float = math.inf) -> float:
         """Return the most answer tokens that a round's steps can train on, of at most so many rows.

@@ -8,7 +8,7 @@ Once a run, and whenever a site was restarted, `open` first asks for the sites' 
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -17,13 +17,7 @@ from flwr.serverapp import Grid
 from fedfora.federated.coordinator.handshake import SiteInfo
 from fedfora.federated.coordinator.receiving import receive
 from fedfora.federated.secure_aggregation.crypto import SignedKey, verify
-from fedfora.federated.secure_aggregation.fixed_point import (
-    FixedPoint,
-    Summed,
-    Words,
-    read_sum,
-    vector_size,
-)
+from fedfora.federated.secure_aggregation.fixed_point import Summed, Words, read_sum, vector_size
 from fedfora.federated.secure_aggregation.messages import (
     Reveal,
     RoundKeys,
@@ -70,7 +64,7 @@ class SecureRounds:
         self._informed: set[int] = set()  # nodes that have the newest roster
         for site in sites:
             self.admit(site)
-        self._code = self._code_for(len(sites))
+        self._code = settings.fixed_point(len(sites))
         self._round: SecureRound
         self._reasons: list[str] = []
         self._excluded: set[int] = set()  # numbers of sites whose shares were wrong
@@ -82,11 +76,6 @@ class SecureRounds:
         self.numbers[site.node_id] = site.index
         self._sites[site.index] = site
         self._keys.pop(site.index, None)
-
-    def _code_for(self, num_sites: int) -> FixedPoint:
-        return FixedPoint(
-            self.settings.secure.secagg_range, num_sites, self.settings.largest_weight
-        )
 
     def open(
         self, round_number: int, nodes: list[int], num_numbers: int, task: bytes
@@ -104,12 +93,14 @@ class SecureRounds:
             ValueError: If too few sites are drawn, or their sum does not fit into 32 bits.
         """
         self._reasons, self.uplink_bytes = [], Counter()
-        self._collect_keys(nodes if self._keys else self.numbers)
+        asked = nodes if self._keys else self.numbers  # for a key; a new one makes a new roster
+        missing = {node: RecordDict() for node in asked if self.numbers[node] not in self._keys}
+        self._collect(wire.INTRODUCE, missing, SignedKey, self._take_key)
         candidates = {self.numbers[node] for node in nodes} - self._excluded
         sampled = sorted(candidates.intersection(self._keys))
         fraction = self.settings.secure.secagg_threshold
         terms = Terms(round_number, tuple(sampled), fraction, digest_of(self._keys))
-        self._code = self._code_for(len(sampled))
+        self._code = self.settings.fixed_point(len(sampled))
         opened = self._round = SecureRound(terms, vector_size(num_numbers), task)
         self._collect(wire.SHARE, self._invitations(terms), RoundKeys, self._take_shares)
         self._informed |= {self._sites[number].node_id for number in opened.present}
@@ -175,13 +166,6 @@ class SecureRounds:
     def _exclude(self, site: int, reason: str) -> None:
         self._excluded.add(site)
         self._reject(self._sites[site].node_id, f"{reason}: it takes no part in later rounds")
-
-    def _collect_keys(self, nodes: Iterable[int]) -> None:
-        """Ask sites without a key of this run for one; a new key makes a new roster."""
-        missing = [node for node in nodes if self.numbers[node] not in self._keys]
-        self._collect(
-            wire.INTRODUCE, {node: RecordDict() for node in missing}, SignedKey, self._take_key
-        )
 
     def _take_key(self, number: int, key: SignedKey) -> None:
         if key.site != number:

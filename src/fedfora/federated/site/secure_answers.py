@@ -18,13 +18,9 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from fedfora.federated.aggregation.update import part
 from fedfora.federated.secure_aggregation.client import Memory, SecureSite
 from fedfora.federated.secure_aggregation.crypto import SignedKey
-from fedfora.federated.secure_aggregation.fixed_point import (
-    FixedPoint,
-    contribution,
-    contribution_with_noise,
-)
+from fedfora.federated.secure_aggregation.fixed_point import contribution, contribution_with_noise
 from fedfora.federated.secure_aggregation.messages import Delivery, Terms, fewest_survivors
-from fedfora.federated.settings import FederationSettings, from_run_config, weight_of
+from fedfora.federated.settings import from_run_config, weight_of
 from fedfora.federated.settings_scope import agreed_part
 from fedfora.federated.shared_noise import SharedNoise, shared_release
 from fedfora.federated.site.identity import SITE_KEYS, SITE_STATE, open_identity
@@ -124,7 +120,8 @@ def begin(context: Context, site: SiteData, round_number: int) -> Terms:
     if opened is None or opened.terms.round_number != round_number or opened.present:
         raise ValueError(f"round {round_number} was not shared for by this site, or is answered")
     if settings.shares_noise:
-        SharedNoise.of(settings).check(opened.terms, _code(settings, opened.terms))
+        code = settings.fixed_point(len(opened.terms.participants))
+        SharedNoise.of(settings).check(opened.terms, code)
         open_ledger(settings.privacy, site.ledger).spend(
             shared_release(settings, 1),
             run=str(Path(settings.run.output_dir).resolve()),
@@ -151,7 +148,7 @@ def hide(
     settings, rule = from_run_config(context.run_config), assignment.rule
     start = part(assignment.adapter, rule.travels)
     received = part(assignment.adapter, rule.travels + rule.frozen)
-    layout, code = Layout.of(start), _code(settings, terms)
+    layout, code = Layout.of(start), settings.fixed_point(len(terms.participants))
     # Not `unpack`, which raises if a number is not finite: under noise that would tell of rows.
     update_N = np.zeros(layout.size) if arrays is None else arrays["numbers"].numpy()
     if arrays is not None and not settings.privacy.shared_noise:  # otherwise it is a step already
@@ -175,11 +172,6 @@ def hide(
     with _secure_site(context) as member:
         member.mask(words, wire.read(Delivery, content[wire.DELIVERY]), task=task)
     return ArrayRecord({wire.WORDS: Array(words)})
-
-
-def _code(settings: FederationSettings, terms: Terms) -> FixedPoint:
-    sites = len(terms.participants)
-    return FixedPoint(settings.secure.secagg_range, sites, settings.largest_weight)
 
 
 def confirm(content: RecordDict, context: Context) -> RecordDict:
