@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -227,12 +228,8 @@ def _weights(indices: tuple[int, ...]) -> tuple[int, ...]:
     """Return Lagrange's weights: f(0) is the sum of them times f at the indices."""
     weights = []
     for i in indices:
-        above = below = 1
-        for j in indices:
-            if j != i:
-                above = above * j % P
-                below = below * (j - i) % P
-        weights.append(above * pow(below, -1, P) % P)
+        others = [j for j in indices if j != i]
+        weights.append(prod(others) * pow(prod(j - i for j in others), -1, P) % P)
     return tuple(weights)
 
 

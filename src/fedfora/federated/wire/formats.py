@@ -95,15 +95,8 @@ class Format:
         return np.asarray(row.ravel()[:size], dtype=np.float32)
 
 
-FORMATS = {
-    form.name: form
-    for form in (
-        Format("float32"),
-        Format("float16"),
-        Format("int8", levels=127),
-        Format("int4", levels=7),
-    )
-}
+_LEVELS = {"float32": 0, "float16": 0, "int8": 127, "int4": 7}
+FORMATS = {name: Format(name, levels) for name, levels in _LEVELS.items()}
 
 
 def _grouped(row: Row) -> Row:
