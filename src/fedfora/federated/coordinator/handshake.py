@@ -157,10 +157,7 @@ class Handshake:
             if node not in known and self._asked_in.get(node, since) <= since
         ]
         self._asked_in |= dict.fromkeys(strangers, round_number)
-        expected = {
-            "base-fingerprint": agreement.base_fingerprint,
-            "layout-digest": agreement.layout.digest,
-        }
+        expected = agreement.base_fingerprint, agreement.layout.digest
         deadline_s = min(self.deadline_s or LATE_DEADLINE_S, LATE_DEADLINE_S)
         answers = self._answers(strangers, deadline_s)
         return [site for site in answers if self._agrees(site, expected)]
@@ -180,9 +177,9 @@ class Handshake:
             else:
                 self._absent(self.members.name_of(node_id), printable(objection))
 
-    def _agrees(self, site: SiteInfo, expected: Mapping[str, str]) -> bool:
-        """Return whether a site has what is expected of it; if not, it is named."""
-        for what, value in expected.items():
+    def _agrees(self, site: SiteInfo, expected: Iterable[str]) -> bool:
+        """Return whether a site's facts that must match are as expected; if not, it is named."""
+        for what, value in zip(MUST_MATCH, expected, strict=True):
             if site.facts[what] != value:
                 self._absent(site.name, f"its {what} is {site.facts[what]}, not {value}")
                 return False
@@ -211,8 +208,7 @@ class Handshake:
                 f"the sites differ in their {what}, and no more than half of them agree: "
                 f"{_by_value(sites, what)}"
             )
-        expected = dict(zip(MUST_MATCH, most, strict=True))
-        return [site for site in sites if self._agrees(site, expected)]
+        return [site for site in sites if self._agrees(site, most)]
 
     def _form(self, senders: Iterable[SiteInfo]) -> tuple[Layout, AdapterState, dict[str, Any]]:
         """Ask one site after the other, until one sends the adapter that they agreed on."""

@@ -31,7 +31,7 @@ from safetensors.numpy import load, save
 from fedfora.federated.preflight import SITES_DIR
 from fedfora.federated.settings import from_run_config
 from fedfora.federated.site.identity import SITE_STATE
-from fedfora.protection.sealing import SUFFIX, read_bytes, remove, write_bytes
+from fedfora.protection.sealing import is_sealed, read_bytes, remove, write_bytes
 from fedfora.seeds import derive_seed
 
 SEPARATOR = "//"  # between a record's name and an array's
@@ -66,10 +66,8 @@ class SiteMemory:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         write_bytes(self._path(after), save(arrays))
-        needed = max((number for number in self._rounds() if number < after), default=0)
-        for number in self._rounds():
-            if number < needed:
-                remove(self._path(number))
+        for number in sorted({number for number in self._rounds() if number < after})[:-1]:
+            remove(self._path(number))
 
     def _rounds(self) -> list[int]:
         names = (path.name for path in self.directory.glob("after-*"))
@@ -136,8 +134,7 @@ class AnsweredRounds:
                 write_bytes(self.path, after.encode(), durable=True)
 
     def _read(self) -> dict[str, Any]:
-        sealed = self.path.with_name(self.path.name + SUFFIX)
-        if not (self.path.exists() or sealed.exists()):
+        if not (self.path.exists() or is_sealed(self.path)):
             return {"secret": secrets.token_hex(32), "last_round": {}, "left": {}}
         try:
             kept: dict[str, Any] = json.loads(read_bytes(self.path))
