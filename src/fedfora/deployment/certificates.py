@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedfora.deployment.kit import (
@@ -37,7 +35,7 @@ from fedfora.deployment.kit import (
     write_file,
 )
 from fedfora.deployment.sites_file import NAME, address_of
-from fedfora.protection.keys import make_signing_key, read_signing_key
+from fedfora.protection.keys import make_signing_key, read_signing_key, verifies
 
 AUTHORITY_DAYS = 3650
 CLOCKS_DIFFER = timedelta(minutes=5)  # a site whose clock is a little behind must not be shut out
@@ -58,9 +56,8 @@ Certified = tuple[bytes, bytes]
 def make_authority(federation: str) -> Certified:
     """Return key and certificate of a new authority, in PEM."""
     key = ec.generate_private_key(ec.SECP384R1())
-    name = _common_name(f"fedfora {federation} authority")
-    limits = x509.BasicConstraints(ca=True, path_length=0)
-    builder = _builder(name, name, key.public_key(), AUTHORITY_DAYS, limits)
+    name, limits = f"fedfora {federation} authority", x509.BasicConstraints(ca=True, path_length=0)
+    builder = _builder(name, key.public_key(), AUTHORITY_DAYS, limits)
     return _pem(key), _signed(builder, key)
 
 
@@ -90,9 +87,7 @@ def make_server(
         for name in dict.fromkeys((host, *LOOPBACK))
     ]
     builder = (
-        _builder(
-            _common_name(host[:64]), issuer.subject, key.public_key(), valid_days, NO_AUTHORITY, now
-        )
+        _builder(host[:64], key.public_key(), valid_days, NO_AUTHORITY, issuer.subject, now)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
@@ -102,9 +97,8 @@ def make_server(
 def make_client(name: str) -> Certified:
     """Return key and certificate by which the gate knows a site, in PEM; it is self-signed."""
     key = ec.generate_private_key(ec.SECP384R1())
-    subject = _common_name(name)
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
-    builder = _builder(subject, subject, key.public_key(), AUTHORITY_DAYS, NO_AUTHORITY)
+    builder = _builder(name, key.public_key(), AUTHORITY_DAYS, NO_AUTHORITY)
     return _pem(key), _signed(builder.add_extension(usage, critical=False), key)
 
 
@@ -123,19 +117,21 @@ def make_node_key() -> Certified:
 
 
 def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
+    name: str,
     key: ec.EllipticCurvePublicKey,
     days: int,
     limits: x509.BasicConstraints,
+    issuer: x509.Name | None = None,
     now: datetime | None = None,
 ) -> x509.CertificateBuilder:
+    """Return a certificate to be signed; without an issuer it is its own."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     start = now or datetime.now(UTC)
     allowed = ("key_cert_sign", "crl_sign") if limits.ca else ("digital_signature",)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer)
+        .issuer_name(issuer or subject)
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(start - CLOCKS_DIFFER)
@@ -156,10 +152,6 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _common_name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 @dataclass(frozen=True)
@@ -188,7 +180,7 @@ class Request:
 
     def replaces(self, site: bytes) -> bool:
         """Return whether the holder of an earlier identity signed that these keys replace it."""
-        return _verifies(site, self.earlier, self.signed)
+        return verifies(site, self.earlier, self.signed)
 
 
 def make_keys(kit: SiteKit) -> Request:
@@ -278,17 +270,9 @@ def _read(path: Path) -> Request:
         raise ValueError(
             f"{path}: its keys or its names do not belong to a site called {path.stem}"
         )
-    if not _verifies(request.site, signature, request.signed):
+    if not verifies(request.site, signature, request.signed):
         raise ValueError(f"{path}: is not signed by its own key; was it changed in transit?")
     return request
-
-
-def _verifies(key: bytes, signature: bytes, signed: bytes) -> bool:
-    try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, signed)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
 
 
 def _text(content: bytes) -> str:

@@ -119,6 +119,16 @@ def public_pem(public: bytes) -> bytes:
     return written
 
 
+def verifies(public: bytes, signature: bytes, content: bytes) -> bool:
+    """Return whether the holder of an Ed25519 key of 32 bytes signed some content."""
+    try:
+        key = need(_ED25519).Ed25519PublicKey.from_public_bytes(public)
+        key.verify(signature, content)
+    except (need("cryptography.exceptions").InvalidSignature, ValueError):
+        return False
+    return True
+
+
 def make_encryption_key(path: Path) -> None:
     """Write a new key for files.
 

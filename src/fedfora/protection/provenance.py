@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fedfora.files import write_atomically
-from fedfora.protection.keys import TRUSTED, key_id, signing_key, trusted_keys
+from fedfora.protection.keys import TRUSTED, key_id, signing_key, trusted_keys, verifies
 from fedfora.protection.sealing import SUFFIX
-from fedfora.registry import need
 
 NAME = "provenance.json"
 _DOMAIN = b"fedfora provenance 1\n"  # so that this signature means nothing anywhere else
@@ -73,7 +72,8 @@ def verify_directory(directory: Path) -> Provenance | None:
             raise ValueError(f"{directory} is not signed, and {TRUSTED} asks for a signature")
         return None
     statement, public_key, signature = _read(path)
-    _check_signature(path, statement, public_key, signature)
+    if not verifies(public_key, signature, _DOMAIN + _canonical(statement)):
+        raise ValueError(f"{path}: the signature does not match this record")
     if trusted is not None and public_key not in trusted:
         raise ValueError(
             f"{path} is signed by key {key_id(public_key)}, which is not among the "
@@ -120,18 +120,6 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes, bytes]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a provenance record: {error}") from error
     return statement, public_key, signature
-
-
-def _check_signature(
-    path: Path, statement: dict[str, Any], public_key: bytes, signature: bytes
-) -> None:
-    ed25519 = need("cryptography.hazmat.primitives.asymmetric.ed25519")
-    invalid = need("cryptography.exceptions").InvalidSignature
-    try:
-        key = ed25519.Ed25519PublicKey.from_public_bytes(public_key)
-        key.verify(signature, _DOMAIN + _canonical(statement))
-    except (invalid, ValueError) as error:
-        raise ValueError(f"{path}: the signature does not match this record") from error
 
 
 def _check_files(directory: Path, stated: dict[str, str]) -> None:

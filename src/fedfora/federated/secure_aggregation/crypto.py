@@ -15,8 +15,8 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedfora.federated.secure_aggregation.fixed_point import Words
-from fedfora.protection.keys import key_id
+from fedfora.protection.keys import key_id, verifies
 
 NONCE = bytes(12)  # each sealing key is derived for one message of one round
 
@@ -61,12 +61,7 @@ class Identity:
 
 def is_signed(key: SignedKey, identity: bytes, *, context: bytes) -> bool:
     """Return whether the holder of `identity` signed this key for this very purpose."""
-    statement = _statement(key.site, key.public, context)
-    try:
-        Ed25519PublicKey.from_public_bytes(identity).verify(key.signature, statement)
-    except InvalidSignature:
-        return False
-    return True
+    return verifies(identity, key.signature, _statement(key.site, key.public, context))
 
 
 def verify(key: SignedKey, identity: bytes | None, *, context: bytes) -> None:
