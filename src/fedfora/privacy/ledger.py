@@ -128,7 +128,9 @@ class Ledger:
                 self.lines[-1] = replace(line, release=together)
             else:
                 self.lines.append(line)
-            self._write()
+            if self.path is not None:
+                text = json.dumps(self.as_json(), indent=2) + "\n"
+                write_atomically(self.path, text, durable=True)
 
     def left(self, release: Release) -> int:
         """Return how many of the release's steps still fit into the budget."""
@@ -206,13 +208,6 @@ class Ledger:
             raise ValueError(
                 f"the privacy ledger {self.path} is held by another process; nothing was spent"
             ) from error
-
-    def _write(self) -> None:
-        """Write the file so that it is on disk, complete, when this returns."""
-        if self.path is None:
-            return
-        text = json.dumps(self.as_json(), indent=2) + "\n"
-        write_atomically(self.path, text, durable=True)
 
     def _by_whom(self) -> str:
         if self.path is None:
