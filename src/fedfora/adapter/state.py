@@ -10,7 +10,7 @@ Names are `<layer>.<factor>`, e.g. `model.layers.0.self_attn.q_proj.A`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -79,13 +79,10 @@ def fold(state: AdapterState) -> AdapterState:
     """Return A, D and E' = E + C B for every layer, the form in which adapters travel."""
     folded: AdapterState = {}
     for layer in layers_of(state):
-        if f"{layer}.B" not in state:  # LoRA
-            folded |= {name: state[name].clone() for name in (f"{layer}.A", f"{layer}.D")}
-            continue
-        B_MR, C_RM, E_RR = (state[f"{layer}.{factor}"] for factor in ("B", "C", "E"))
-        folded[f"{layer}.A"] = state[f"{layer}.A"].clone()
-        folded[f"{layer}.D"] = state[f"{layer}.D"].clone()
-        folded[f"{layer}.E"] = E_RR + C_RM @ B_MR
+        folded |= {name: state[name].clone() for name in (f"{layer}.A", f"{layer}.D")}
+        if f"{layer}.B" in state:  # not of LoRA
+            B_MR, C_RM, E_RR = (state[f"{layer}.{factor}"] for factor in ("B", "C", "E"))
+            folded[f"{layer}.E"] = E_RR + C_RM @ B_MR
     return folded
 
 
@@ -150,16 +147,12 @@ def _draw_C(seed: int, layer: str, rank: int, inner_dim: int) -> Tensor:
     return C_RM
 
 
-def _weights(model: nn.Module, adapter_name: str) -> list[tuple[str, str, Tensor]]:
-    found = []
+def _weights(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, str, Tensor]]:
     for path, module in model.named_modules():
         layer = path.removeprefix(PREFIX)
         if isinstance(module, ForaLayer) and adapter_name in module.fora_A:
-            found += [
-                (layer, factor, getattr(module, f"fora_{factor}")[adapter_name].weight)
-                for factor in FACTORS
-            ]
+            for factor in FACTORS:
+                yield layer, factor, module.factor(factor, adapter_name).weight
         elif isinstance(module, LoraLayer) and adapter_name in module.lora_A:
-            found.append((layer, "A", module.lora_A[adapter_name].weight))
-            found.append((layer, "D", module.lora_B[adapter_name].weight))
-    return found
+            yield layer, "A", module.lora_A[adapter_name].weight
+            yield layer, "D", module.lora_B[adapter_name].weight

@@ -142,16 +142,13 @@ class SecretNoise:
         """Return what is left of `count` candidates."""
 
         def half(places: Integers) -> Truths:
-            won: Truths = self._below(2, len(places)) == 0
-            return won
+            return self._below(2, len(places)) < 1
 
         def first(places: Integers) -> Truths:
-            won: Truths = self._below(std, len(places)) < part[places]
-            return won
+            return self._below(std, len(places)) < part[places]
 
         def second(places: Integers) -> Truths:
-            won: Truths = half(places) & first(places) & first(places)
-            return won
+            return half(places) & first(places) & first(places)
 
         whole, places = np.zeros(count, dtype=np.int64), np.arange(count)
         while len(places):  # as often as exp(-1/2) comes up: k has odds of exp(-k / 2)

@@ -53,8 +53,8 @@ def sign_directory(
     statement = {"files": _digests(directory) if files is None else files, "facts": facts}
     content = {
         "statement": statement,
-        "public_key": _encoded(key.public_key().public_bytes_raw()),
-        "signature": _encoded(key.sign(_DOMAIN + _canonical(statement))),
+        "public_key": base64.b64encode(key.public_key().public_bytes_raw()).decode(),
+        "signature": base64.b64encode(key.sign(_DOMAIN + _canonical(statement))).decode(),
     }
     write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
@@ -143,7 +143,3 @@ def _digests(directory: Path) -> dict[str, str]:
 
 def _canonical(statement: dict[str, Any]) -> bytes:
     return json.dumps(statement, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _encoded(raw: bytes) -> str:
-    return base64.b64encode(raw).decode("ascii")
