@@ -96,7 +96,11 @@ class Coordinator:
     @property
     def is_ready(self) -> bool:
         """Whether the SuperLink answers."""
-        return _listens(self.kit.superlink_port)
+        try:
+            with socket.create_connection(("127.0.0.1", self.kit.superlink_port), timeout=1.0):
+                return True
+        except OSError:
+            return False
 
     @property
     def knows_all_sites(self) -> bool:
@@ -228,11 +232,3 @@ def _addresses(state: Path) -> dict[str, str]:
         lines = journal.read_journal(state)
         return {line["site"]: line["address"] for line in lines if line["event"] == "address"}
     return {}
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
-            return True
-    except OSError:
-        return False

@@ -129,19 +129,14 @@ def refuse_other_runs(pull: Callable[..., Any], refusal: type[BaseException]) ->
     def guarded(*, get_run: Callable[[int], Any], **others: Any) -> Any:
         def served(run_id: int) -> Any:
             run = get_run(run_id)
-            if run.primary_task_type != SERVED_RUNS:
-                logger.error(
-                    "refused run %s: its type of task is %r, only %r is served here",
-                    run_id,
-                    str(run.primary_task_type)[:40],
-                    SERVED_RUNS,
-                )
-                if journal.STATE in os.environ:
-                    kind = str(run.primary_task_type)[:40]
-                    state = Path(os.environ[journal.STATE])
-                    journal.alarm(state, "refused_run", run=run_id, kind=kind)
-                raise refusal
-            return run
+            if run.primary_task_type == SERVED_RUNS:
+                return run
+            kind = str(run.primary_task_type)[:40]
+            told = "refused run %s: its type of task is %r, only %r is served here"
+            logger.error(told, run_id, kind, SERVED_RUNS)
+            if state := os.environ.get(journal.STATE):
+                journal.alarm(Path(state), "refused_run", run=run_id, kind=kind)
+            raise refusal
 
         return pull(get_run=served, **others)
 

@@ -4,7 +4,7 @@
 Nobody but the owner can read a kit. `state` is made when the federation runs.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -166,8 +166,7 @@ K = TypeVar("K", SiteKit, CoordinatorKit)
 
 def write_description(kit: SiteKit | CoordinatorKit) -> None:
     """Write the kit's kit.yaml; it appears whole or not at all."""
-    values = {item.name: getattr(kit, item.name) for item in fields(kit)}
-    values = {name: value for name, value in values.items() if value not in (None, {})}
+    values = {name: value for name, value in vars(kit).items() if value not in (None, {})}
     address = {name: values.pop(name) for name in ADDRESS if name in values}
     del values["directory"]
     plain = {name: value for name, value in values.items() if not isinstance(value, dict)}

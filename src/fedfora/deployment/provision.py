@@ -176,12 +176,8 @@ def _bring_up_to_date(
     provisioned: Provisioned, plan: SitesFile, requests: Mapping[str, Request]
 ) -> None:
     """Make kits for new sites, and write lists and descriptions."""
-    added = [
-        name
-        for name in plan.sites
-        if name not in provisioned.kit.sites and name != provisioned.revoked
-    ]
     older = list(provisioned.kit.sites)
+    added = [name for name in plan.sites if name not in (*older, provisioned.revoked)]
     replaced = [name for name in older if name in requests]
     for name in replaced:
         _enter(provisioned.kit, name, provisioned.kit.sites[name], requests[name])

@@ -247,13 +247,12 @@ def _converse(connection: socket.socket, trainer: Trainer, max_bytes: int) -> No
     """Answer one message; the asker may be gone by then."""
     try:
         try:
-            head, content = client_app.receive(connection, max_bytes=max_bytes)
+            answer = trainer.answer(*client_app.receive(connection, max_bytes=max_bytes))
         except client_app.WireError:
             code = client_app.new_code("MESSAGE")
             logger.exception("%s", code)
-            client_app.send(connection, {client_app.CODE: code}, RecordDict())
-            return
-        client_app.send(connection, *trainer.answer(head, content))
+            answer = {client_app.CODE: code}, RecordDict()
+        client_app.send(connection, *answer)
     except OSError:
         logger.exception("the process that asked went away")
 
