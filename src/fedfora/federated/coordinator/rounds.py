@@ -120,20 +120,19 @@ class _Rounds:
         self._since: float | None = None  # since when no round has had enough sites
         names = [site.name for site in agreement.sites]
         num_sampled = settings.federation.clients_per_round or len(names)
-        min_noise_shares = 0  # if the sites share the noise of a sum: how many do, at least
-        if settings.shares_noise:
-            min_noise_shares = fewest_survivors(num_sampled, settings.secure.secagg_threshold)
+        fewest = fewest_survivors(num_sampled, settings.secure.secagg_threshold)
+        # How many sites share the noise of a sum, at least; 0 if none do.
+        self.min_noise_shares = fewest if settings.shares_noise else 0
         self.site_privacy = site_privacy_of(
             settings.privacy,
             open_ledger(settings.privacy, sites_ledger(settings, names)),
             run=str(record.directory.resolve()),
             num_sites=num_sampled,
             num_rounds=settings.federation.num_rounds,
-            min_noise_shares=min_noise_shares,
+            min_noise_shares=self.min_noise_shares,
         )
-        self.min_noise_shares = min_noise_shares
         # If the noise is shared, the sites have clipped already, and the sum is noisy.
-        self.aggregator = Aggregator(settings, None if min_noise_shares else self.site_privacy)
+        self.aggregator = Aggregator(settings, None if self.min_noise_shares else self.site_privacy)
         self.exchange = SiteExchange(grid, self.aggregator, agreement, record)
 
     def run(self, progress: FederationState) -> None:
