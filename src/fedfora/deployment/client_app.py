@@ -97,7 +97,8 @@ def forward(operation: str, message: Message, context: Context) -> Message:
     facts["run"] = str(settings.get(journal.RUN_NAME, context.run_id))
     wait_s = message.metadata.ttl
     try:
-        facts["round"] = _round(message.content)
+        if isinstance(index := message.content.get("config", {}).get("round-index"), int):
+            facts["round"] = index + 1
         head = {"operation": operation, "run": context.run_id, "settings": settings}
         head, content = ask(directory, {**head, ANSWER_S: wait_s}, message.content, answer_s=wait_s)
         if CODE not in head:
@@ -137,12 +138,6 @@ def _written_down(directory: Path, settings: dict[str, Any]) -> str:
     if not path.is_file() or line.encode() not in path.read_bytes():
         journal.append(directory, "settings", digest=digest, settings=settings)
     return digest
-
-
-def _round(content: RecordDict) -> int | None:
-    """Return the round that a message asks for; None where it asks for none."""
-    index = content.get("config", {}).get("round-index")
-    return index + 1 if isinstance(index, int) else None
 
 
 def ask(

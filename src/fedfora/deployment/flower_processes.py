@@ -251,7 +251,8 @@ class ReplyBound:
             inflate: Takes a name and the parts.
             failure: What `pull` raises to turn the reply into an error.
         """
-        refusal = type("Refusal", (failure,), {"__str__": lambda self: str(self.args[0])})
+        plain = {"__init__": Exception.__init__, "__str__": Exception.__str__}  # only the reason
+        refusal: Any = type("Refusal", (failure,), plain)
         whole: dict[str, Any] = {}
 
         def pull_some(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> Any:
@@ -263,23 +264,17 @@ class ReplyBound:
                 with counted:
                     count += len(part)
                 if count > self.most_bytes:
-                    raise _refused(refusal, f"it has more than {self.most_bytes:,} bytes")
+                    raise refusal(f"it has more than {self.most_bytes:,} bytes")
                 return part
 
             parts = pull(object_ids=object_ids, pull_object_fn=get)
             try:
                 whole[object_ids[-1]] = inflate(object_ids[-1], parts)
             except Exception as error:
-                raise _refused(refusal, f"it cannot be read ({type(error).__name__})") from None
+                raise refusal(f"it cannot be read ({type(error).__name__})") from None
             return parts
 
         return pull_some, lambda message_id, parts: whole.pop(message_id)
-
-
-def _refused(refusal: type[Exception], reason: str) -> Exception:
-    error = refusal("", "")
-    error.args = (reason,)
-    return error
 
 
 def _check_parts(module: Any, *names: str) -> None:

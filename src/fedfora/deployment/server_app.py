@@ -45,7 +45,13 @@ def main(grid: Grid, context: Context) -> None:
     run_state.write_attempt(kit.state, run)
     log_into(kit.state / "logs" / "server.log")
     try:
-        _run(kit, run, grid)
+        settings, members = from_run_config(run.run_config), _Members(kit.state)
+        quorum = kit.quorum or settings.rounds.min_clients
+        nodes, deadline_s = run_state.read_nodes(kit.state), settings.rounds.start_deadline
+        _wait_for_sites(grid, nodes, quorum=quorum, deadline_s=deadline_s)
+        members.bound.install()
+        _in_the_journal(grid, kit.state, run.name, members.name_of)
+        run_rounds(grid, run.run_config, [partial(_note, kit.state, run.name)], members)
     except Exception as error:
         logger.exception("run %s ended", run.name)
         status = run_state.STOPPED if isinstance(error, ValueError) else run_state.FAILED
@@ -63,17 +69,6 @@ def _run_of(kit: CoordinatorKit, context: Context) -> run_state.PlannedRun:
     output_dir = kit.state / run_state.RUNS / f"flwr-{context.run_id}"
     settings = run_state.settings_for(kit, output_dir, context.run_config)
     return run_state.PlannedRun(str(context.run_id), 1, settings.run_config())
-
-
-def _run(kit: CoordinatorKit, run: run_state.PlannedRun, grid: Grid) -> None:
-    settings = from_run_config(run.run_config)
-    nodes = run_state.read_nodes(kit.state)
-    quorum = kit.quorum or settings.rounds.min_clients
-    _wait_for_sites(grid, nodes, quorum=quorum, deadline_s=settings.rounds.start_deadline)
-    members = _Members(kit.state)
-    members.bound.install()
-    _in_the_journal(grid, kit.state, run.name, members.name_of)
-    run_rounds(grid, run.run_config, [partial(_note, kit.state, run.name)], members)
 
 
 def _in_the_journal(grid: Grid, state: Path, run: str, name_of: Callable[[int], str]) -> None:
