@@ -4,7 +4,7 @@ It holds one vector, the running sum, however many sites there are. It can remov
 that the sites reveal; with too few of them the round is lost, and says so.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hashlib import sha256
 from itertools import combinations
 
@@ -157,16 +157,14 @@ class SecureRound:
         """
         survivors = set(self._survivors)
         for site in sorted(survivors):
-            seeds = {v: reveal.seeds for v, reveal in self._reveals.items()}
             digest = self._shared[site].seed_digest
-            seed = self._secret(site, "seed", seeds, lambda s: sha256(s).digest(), digest)
+            seed = self._secret(site, "seed", lambda s: sha256(s).digest(), digest)
             subtract_mask(self._sum, seed)
         for site in sorted(self._shared.keys() - survivors):
             neighbors = survivors.intersection(self.terms.graph[site])
             if not neighbors:
                 continue
-            keys = {v: reveal.keys for v, reveal in self._reveals.items()}
-            private = self._secret(site, "key", keys, public_key, self._shared[site].key.public)
+            private = self._secret(site, "key", public_key, self._shared[site].key.public)
             for neighbor in sorted(neighbors):
                 context = mask_context(self.terms, site, neighbor, self.task, self.present)
                 seed = agree(private, self._shared[neighbor].key.public, context=context)
@@ -174,20 +172,16 @@ class SecureRound:
         return self._sum
 
     def _secret(
-        self,
-        site: int,
-        what: str,
-        revealed: Mapping[int, Mapping[int, bytes]],
-        derive: Callable[[bytes], bytes],
-        public: bytes,
+        self, site: int, what: str, derive: Callable[[bytes], bytes], public: bytes
     ) -> bytes:
         """Return a site's secret from its neighbors' shares; a share's index is the holder's.
 
-        It is right if what derives from it is what the site made public.
+        `what` is "seed" or "key". It is right if what derives from it is what the site made public.
 
         If it is not right, holders are left out, one and then two at a time, until it is. That
         finds who lies as long as at most two do, and fewer than there are shares to spare.
         """
+        revealed = {v: r.seeds if what == "seed" else r.keys for v, r in self._reveals.items()}
         shares = {
             index: revealed[neighbor][site]
             for index, neighbor in enumerate(self.terms.graph[site], start=1)
