@@ -97,7 +97,7 @@ def run(
         gradient_accumulation_steps=1,
     )
     stretch = StepWindow(first_step=0, num_steps=options.steps, total_steps=options.steps)
-    train_locally(model, tokenizer, rows, settings, stretch=stretch, seed=seed)
+    train_locally(model, rows, settings, stretch=stretch, seed=seed)
     return {
         "form": form,
         "rank": rank,

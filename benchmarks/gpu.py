@@ -86,7 +86,6 @@ def equal(options: argparse.Namespace) -> dict[str, Any]:
         window = StepWindow(first_step=0, num_steps=4, total_steps=4)
         train_locally(
             adapted,
-            base.tokenizer,
             encoded,
             train,
             stretch=window,
@@ -229,7 +228,6 @@ def _arms(
             steps = 2 if options.tiny else 5
             train_locally(
                 adapted,
-                tokenizer,
                 rows,
                 train,
                 stretch=StepWindow(first_step=0, num_steps=steps, total_steps=steps),

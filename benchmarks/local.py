@@ -103,9 +103,7 @@ def fedfora_arm(model: LlamaForCausalLM, tokenizer: Any, batch: int) -> Callable
     def run(rows: Encoded) -> float:
         steps = -(-len(rows) // batch)
         stretch = StepWindow(0, steps, steps)
-        return seconds(
-            lambda: train_locally(adapted, tokenizer, rows, settings, stretch=stretch, seed=1)
-        )
+        return seconds(lambda: train_locally(adapted, rows, settings, stretch=stretch, seed=1))
 
     return run
 

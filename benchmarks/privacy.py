@@ -129,7 +129,6 @@ def prepare(kind: str, seed: int, rank: int, count: int | None = None) -> dict[s
         )
         train_locally(
             model,
-            base.tokenizer,
             encode_examples(others, base.tokenizer, prompts),
             PUBLIC,
             stretch=StepWindow(0, PUBLIC.max_steps, PUBLIC.max_steps),
@@ -183,7 +182,6 @@ def one(
     started = time.process_time()
     result = train_locally(
         model,
-        tokenizer,
         rows,
         train,
         stretch=StepWindow(0, steps, steps),
@@ -304,7 +302,6 @@ def cost_of_a_row(arguments: argparse.Namespace) -> dict[str, Any]:
             started = time.process_time()
             train_locally(
                 site["model"],
-                site["base"].tokenizer,
                 rows,
                 replace(train, learning_rate=1e-3),
                 stretch=StepWindow(0, TIMED_STEPS, TIMED_STEPS),

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from fedfora.cli.main import main
 from fedfora.data.encoding import IGNORED
 from fedfora.models import losses
 from fedfora.models.adapter_base import add_adapter
+from fedfora.models.batches import collate, shared_tokens
 from fedfora.models.loading import load_base
 from fedfora.models.losses import token_losses
 from fedfora.models.memory_estimate import estimate_memory
@@ -108,7 +108,7 @@ def test_the_weights_are_counted_as_they_lie_in_memory(tiny_dir, quantization):
     if quantization == "int8":  # one scale of float32 for each row
         linear = [m for m in base.model.modules() if type(m).__name__ == "Linear8bitLt"]
         measured += sum(4 * m.weight.shape[0] for m in linear)
-    estimate = estimate_memory(settings, AdapterArguments(lora_rank=2), rows=1, tokens=8)
+    estimate = estimate_memory(settings, AdapterArguments(lora_rank=2), lengths=[8])
     assert estimate.base == measured
     model = add_adapter(base, AdapterArguments(lora_rank=2), seed=0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -116,8 +116,11 @@ def test_the_weights_are_counted_as_they_lie_in_memory(tiny_dir, quantization):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("shape", "answer"), [((4, 100), 30), ((1, 300), 299)])
-def test_what_the_backward_pass_keeps_is_counted(tiny_dir, shape, answer, dtype):
+@pytest.mark.parametrize(
+    ("lengths", "shared", "answer"),
+    [([100] * 4, 0, 30), ([300], 0, 299), ([100, 60, 90, 70], 25, 20), ([190, 60], 0, 50)],
+)
+def test_what_the_backward_pass_keeps_is_counted(tiny_dir, lengths, shared, answer, dtype):
     """Against the tensors that autograd really keeps on this machine."""
     settings = ModelArguments(tiny_dir, quantization="none", torch_dtype=dtype, device="cpu")
     adapter = AdapterArguments(lora_rank=8)
@@ -130,22 +133,27 @@ def test_what_the_backward_pass_keeps_is_counted(tiny_dir, shape, answer, dtype)
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    ids = torch.zeros(shape, dtype=torch.long)
-    labels = ids.clone()
-    labels[:, :-answer] = IGNORED
+    rows = [[1] * shared + [row + 2] * (n - shared) for row, n in enumerate(lengths)]
+    answers = [[IGNORED] * (n - answer) + [3] * answer for n in lengths]
+    batch = collate([{"input_ids": i, "labels": a} for i, a in zip(rows, answers, strict=True)])
+    assert shared_tokens(batch) == shared
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-        token_losses(model, {"input_ids": ids, "labels": labels})[0].mean()
+        token_losses(model, batch)[0].mean()
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     estimate = estimate_memory(
-        settings, adapter, rows=shape[0], tokens=shape[1], answer_tokens=answer
+        settings,
+        adapter,
+        lengths=lengths,
+        shared=shared,
+        answer_tokens=len(lengths) * answer,
     )
-    logits_gradient = 4 * shape[0] * answer * model.config.vocab_size
+    logits_gradient = 4 * len(lengths) * answer * model.config.vocab_size
     assert estimate.activations - logits_gradient == pytest.approx(measured, rel=0.05)
 
 
 def estimated(directory, **options):
-    options = {"rows": 1, "tokens": 64, "on_gpu": True} | options
+    options = {"lengths": [64], "on_gpu": True} | options
     dtype = "auto" if options["on_gpu"] else "float32"
     settings = ModelArguments(str(directory), quantization="nf4", torch_dtype=dtype)
     return estimate_memory(settings, AdapterArguments(lora_rank=8), **options)
@@ -173,7 +181,7 @@ def test_alibis_mask_is_part_of_the_estimate(tmp_path):
             **{"position_embedding": kind, "model_max_length": 512},
         }
         (directory / "config.json").write_text(json.dumps(config))
-        short, long = (estimated(directory, tokens=n).activations for n in (256, 512))
+        short, long = (estimated(directory, lengths=[n]).activations for n in (256, 512))
         square[kind] = long - 2 * short
     short, long = (4 * n**2 * 2 for n in (256, 512))  # four heads, in bfloat16
     assert square["alibi"] - square["rope"] == long - 2 * short
@@ -181,7 +189,7 @@ def test_alibis_mask_is_part_of_the_estimate(tmp_path):
 
 def test_blocks_computed_anew_are_estimated_with_fused_attention(tiny_dir, monkeypatch):
     settings = ModelArguments(tiny_dir, quantization="none", torch_dtype="bfloat16", device="cpu")
-    shape = {"rows": 4, "tokens": 200, "gradient_checkpointing": True}
+    shape = {"lengths": [200] * 4, "gradient_checkpointing": True}
     estimate = estimate_memory(settings, AdapterArguments(lora_rank=2), **shape)
     monkeypatch.setattr(losses, "SHORT", 0)
     assert estimate == estimate_memory(settings, AdapterArguments(lora_rank=2), **shape)
@@ -190,7 +198,7 @@ def test_blocks_computed_anew_are_estimated_with_fused_attention(tiny_dir, monke
 def test_logits_are_estimated_where_there_are_answers(tmp_path):
     """Llama-2-7B's shape, a row of 474 tokens with an answer of 16."""
     LlamaConfig().save_pretrained(tmp_path)
-    answers, every = (estimated(tmp_path, tokens=474, answer_tokens=n) for n in (16, 474))
+    answers, every = (estimated(tmp_path, lengths=[474], answer_tokens=n) for n in (16, 474))
     logits = 458 * 32000 * 4  # of the tokens without a loss: one copy at least
     assert every.activations - answers.activations > logits
 
@@ -201,8 +209,8 @@ LENGTHS = [198, *[151, 130, 123, 96, 81, 77, 72, 68, 61, 60, 55, 52, 47, 41, 38,
 def step_of(directory, lengths=LENGTHS, **settings):
     """The estimate of a step on rows of these lengths, the last ten tokens of each its answer."""
     rows = [
-        {"input_ids": [1] * n, "labels": [IGNORED] * (n - 10) + [1] * 10, "prompt_size": n - 10}
-        for n in lengths
+        {"input_ids": [row] * n, "labels": [IGNORED] * (n - 10) + [1] * 10, "prompt_size": n - 10}
+        for row, n in enumerate(lengths)
     ]
     train = TrainArguments(gradient_accumulation_steps=1, **settings)
     model = ModelArguments(str(directory), quantization="none", device="cpu")
@@ -214,13 +222,13 @@ def test_the_estimate_of_a_step_is_that_of_the_pass_that_costs_most(tiny_dir):
     whole = {"per_device_train_batch_size": len(LENGTHS)}
     batch = {"attention_mask": torch.tensor([[1] * n + [0] * (198 - n) for n in LENGTHS])}
     for limit in (None, 300, 1):
-        passes = passes_of(batch, limit, device="cpu", num_parameters=10**12)
-        rows, tokens = max((each["attention_mask"].shape for each in passes), key=math.prod)
+        passes = passes_of(batch, limit, device="cpu", num_parameters=10**12, shared=0)
+        lengths = max((each["attention_mask"].sum(dim=1) for each in passes), key=torch.sum)
         kept = {"optim": "sgd", "gradient_checkpointing": limit == 1}
         estimate, words = step_of(tiny_dir, max_tokens_per_pass=limit, **whole, **kept)
-        assert words.endswith(f"up to {rows * tokens:,} tokens at once")
+        assert words.endswith(f"up to {int(lengths.sum()):,} tokens at once")
         model = ModelArguments(tiny_dir, quantization="none", device="cpu")
-        shape = {"rows": rows, "tokens": tokens, "answer_tokens": 10}
+        shape = {"lengths": lengths.tolist(), "answer_tokens": 10 * len(lengths)}
         assert estimate == estimate_memory(model, AdapterArguments(lora_rank=2), **shape, **kept)
 
 

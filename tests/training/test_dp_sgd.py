@@ -11,6 +11,7 @@ from fedfora.data.encoding import encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.models.adapter_base import add_adapter
+from fedfora.models.batches import collate
 from fedfora.models.loading import load_base
 from fedfora.models.losses import row_losses
 from fedfora.models.settings import AdapterArguments, ModelArguments
@@ -20,7 +21,6 @@ from fedfora.training.dp_sgd import (
     PrivateSteps,
     RecordPrivacy,
     check_gradients,
-    collate_any,
     per_example_gradients,
     self_test,
     write_private_gradient,
@@ -108,9 +108,9 @@ def test_clipping_is_that_of_gradients_taken_one_by_one(workplace):
 
 def test_noise_has_the_stated_size_whatever_the_sample(workplace):
     """z C / expected rows on every number, also where the sample is empty."""
-    model, tokenizer, _ = workplace
+    model, _tokenizer, _ = workplace
     privacy = RecordPrivacy(3.0, 0.5, expected_rows=4, num_rows=12)
-    empty = collate_any(DataCollatorForSeq2Seq(tokenizer))([])
+    empty = collate([])
     write_private_gradient(model, empty, privacy, SecretNoise(KEY), batch_size=2)
     noise = torch.cat([g.flatten() for g in gradients_of(model).values()])
     assert float(noise.std()) == pytest.approx(3.0 * 0.5 / 4, rel=0.05)
@@ -144,7 +144,7 @@ def test_the_self_test_sees_a_gradient_that_is_not_the_examples_own(workplace, m
 
 
 def train(workplace, privacy, **options):
-    model, tokenizer, encoded = workplace
+    model, _tokenizer, encoded = workplace
     settings = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 3,
@@ -155,7 +155,6 @@ def train(workplace, privacy, **options):
     before = read_state(model)
     result = train_locally(
         model,
-        tokenizer,
         encoded,
         TrainArguments(**settings),
         stretch=StepWindow(first_step=0, num_steps=4, total_steps=4),

@@ -27,10 +27,8 @@ def setup(tiny_dir):
 
 
 def run(setup, settings, stretch, **options):
-    base, model, encoded = setup
-    return train_locally(
-        model, base.tokenizer, encoded, settings, stretch=stretch, seed=5, **options
-    )
+    _base, model, encoded = setup
+    return train_locally(model, encoded, settings, stretch=stretch, seed=5, **options)
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_alone(setup):

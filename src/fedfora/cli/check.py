@@ -160,7 +160,6 @@ def _print_cost(
     trained = add_adapter(base, adapter, seed=train.seed)
     train_locally(
         trained,
-        base.tokenizer,
         encoded,
         train,
         stretch=window,
@@ -275,5 +274,5 @@ def _adapter_sizes(model: ModelArguments, adapter: AdapterArguments) -> tuple[in
     checked_model_name(model)
     from fedfora.models.memory_estimate import estimate_memory
 
-    estimate = estimate_memory(model, adapter, rows=1, tokens=8)
+    estimate = estimate_memory(model, adapter, lengths=[8])
     return estimate.adapter_parameters, estimate.sum_parameters

@@ -58,7 +58,7 @@ def audit(arguments: AuditArguments) -> dict[str, Any]:
         random.Random(0).shuffle(examples)
         sampled.append(encode_examples(examples[: arguments.max_rows], tokenizer, prompts))
     members, others = sampled
-    losses_of = partial(mean_losses, model, tokenizer)
+    losses_of = partial(mean_losses, model)
     seed = config["train"]["seed"]
 
     def membership() -> dict[str, float]:
@@ -132,9 +132,9 @@ def separation(members: Tensor, others: Tensor) -> dict[str, float]:
     return {"auc": auc, "low": low, "high": high, "true_positive_rate": detected}
 
 
-def mean_losses(model: Any, tokenizer: Any, encoded: Encoded) -> Tensor:
+def mean_losses(model: Any, encoded: Encoded) -> Tensor:
     """Return the mean loss of each row's answer tokens, of shape `(rows,)`."""
-    likelihoods = answer_likelihoods(model, tokenizer, encoded)
+    likelihoods = answer_likelihoods(model, encoded)
     return torch.tensor([-row.log_probability / max(1, row.num_tokens) for row in likelihoods])
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import DataCollatorForSeq2Seq
 
-from fedfora.data.encoding import IGNORED, Encoded, PromptFormat, encode_example
+from fedfora.data.encoding import Encoded, PromptFormat, encode_example
 from fedfora.data.loading import Example
 from fedfora.evaluation.generate import batches_by_length
+from fedfora.models.batches import collate
 from fedfora.models.losses import token_losses
 
 
@@ -41,7 +41,7 @@ def option_likelihoods(
         for example, own in zip(examples, options, strict=True)
         for option in own
     ]
-    likelihoods = iter(answer_likelihoods(model, tokenizer, rows, batch_size=batch_size))
+    likelihoods = iter(answer_likelihoods(model, rows, batch_size=batch_size))
     return [[next(likelihoods).log_probability for _ in own] for own in options]
 
 
@@ -59,7 +59,6 @@ def loss_scores(likelihoods: Sequence[Likelihood]) -> dict[str, float]:
 @torch.no_grad()
 def answer_likelihoods(
     model: Any,
-    tokenizer: Any,
     rows: Encoded,
     *,
     batch_size: int | None = None,
@@ -69,19 +68,16 @@ def answer_likelihoods(
 
     Args:
         model: A causal language model, with or without adapter.
-        tokenizer: Its tokenizer; batches are padded on its `padding_side`.
         rows: `input_ids` and `labels` as `fedfora.data.encoding.encode_example` makes them.
         batch_size: Rows per batch, as for `batches_by_length`.
         on_batch: Called with the number of rows of each batch.
     """
     model.eval()
-    collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
     results: dict[int, Likelihood] = {}
     lengths = [len(row["input_ids"]) for row in rows]
     for batch in batches_by_length(model, lengths, batch_size):
         inputs = {n: t.to(model.device) for n, t in collate([rows[i] for i in batch]).items()}
-        positions = inputs["attention_mask"].cumsum(1) - 1
-        loss_N, row_N = token_losses(model, {**inputs, "position_ids": positions.clamp(min=0)})
+        loss_N, row_N = token_losses(model, inputs)
         sums_B = loss_N.new_zeros(len(batch), dtype=torch.float64)
         sums_B = sums_B.index_add(0, row_N, loss_N.double())
         counts_B = row_N.bincount(minlength=len(batch))

@@ -206,10 +206,8 @@ def _measure_loss(
 ) -> dict[str, Any]:
     """Measure how likely the references are, without writing answers."""
     view.total = len(plan.examples)
-    tokenizer.padding_side = plan.settings.predict.padding_side
     likelihoods = answer_likelihoods(
         model,
-        tokenizer,
         encode_examples(plan.examples, tokenizer, plan.layout),
         batch_size=plan.settings.evaluation.per_device_eval_batch_size,
         on_batch=lambda rows: view.advance(rows, f"row {int(view.done) + rows}"),

@@ -81,7 +81,7 @@ class PredictArguments:
         True, "generate answers; if false, only measure the loss of the references"
     )
     padding_side: Literal["left", "right"] = flag(
-        "left", "padding side of batches; generation in batches needs left"
+        "left", "for scripts of the original program: batches of answers need left, losses take any"
     )
     metrics: MetricsChoice = flag("auto", METRICS_HELP, often=True)
     original_scores: bool = flag(False, ORIGINAL_HELP)

@@ -298,5 +298,5 @@ def _encoded(runtime: SiteRuntime, examples: list[Example]) -> Encoded:
     source = str(data.train_file or data.dataset)
     check_context(context_length(base.model.config), lengths, source)
     settings = runtime.settings
-    check_trainable(runtime.model, base.tokenizer, encoded, settings.train, settings.privacy)
+    check_trainable(runtime.model, base.tokenizer, settings.train, settings.privacy)
     return encoded

@@ -7,6 +7,7 @@ where that trains faster, the attention's weights.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from fedfora.models.adapter_base import add_adapter
+from fedfora.models.batches import FlatBatch
 from fedfora.models.loading import Base, check_quantized, fast_in_bfloat16, load_config
 from fedfora.models.losses import plain_attention_is_faster
 from fedfora.models.settings import AdapterArguments, ModelArguments
@@ -65,21 +67,21 @@ def estimate_memory(
     model_settings: ModelArguments,
     adapter_settings: AdapterArguments,
     *,
-    rows: int,
-    tokens: int,
+    lengths: Sequence[int],
+    shared: int = 0,
     answer_tokens: int | None = None,
     optim: str = "adamw_torch_fused",
     gradient_checkpointing: bool = False,
     on_gpu: bool = False,
 ) -> MemoryEstimate:
-    """Return the memory for passes of `rows` rows of `tokens` tokens each.
+    """Return the memory for a pass of some rows.
 
     Args:
         model_settings: Base model, quantization and number format.
         adapter_settings: Rank and layers.
-        rows: Rows of a pass.
-        tokens: Length of its longest row.
-        answer_tokens: Tokens of a row that have a loss, and so logits, on average; None for all.
+        lengths: The rows' tokens.
+        shared: Tokens that all rows begin with, computed once where the model takes flat batches.
+        answer_tokens: Tokens of all rows that have a loss, and so logits; None for all.
         optim: Optimizer, as in the training settings.
         gradient_checkpointing: Whether only the borders between blocks are kept.
         on_gpu: Whether "auto" number formats and double quantization are those of a GPU.
@@ -104,17 +106,17 @@ def estimate_memory(
     trained = sum(sizes.values())
     for parameter in model.parameters():  # autocast multiplies in the base's format
         parameter.data = parameter.data.to(base.model.dtype)
-    answer_tokens = min(tokens, answer_tokens or tokens)
-    plain = plain_attention_is_faster("cuda" if on_gpu else "cpu", dtype, tokens)
+    answers = min(sum(lengths), answer_tokens or sum(lengths))
+    plain = plain_attention_is_faster("cuda" if on_gpu else "cpu", dtype, max(lengths))
     attention = _Attention(keeps_weights=plain and not gradient_checkpointing)
-    activations = _kept_bytes(model, rows, tokens, answer_tokens, attention)
+    activations = _kept_bytes(model, lengths, shared, answers, attention)
     if gradient_checkpointing:
         # transformers 5.23 renamed the method; older ones know only the old name.
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)()
-        borders = _kept_bytes(model, rows, tokens, answer_tokens, attention)
+        borders = _kept_bytes(model, lengths, shared, answers, attention)
         activations = borders + (activations - borders) // base.model.config.num_hidden_layers
-    logits_gradient = 4 * rows * answer_tokens * base.model.config.vocab_size
+    logits_gradient = 4 * answers * base.model.config.vocab_size
     return MemoryEstimate(
         base=base_bytes,
         adapter=int(trained * (8 + OPTIMIZER_BYTES.get(optim, 8.0))),
@@ -153,9 +155,12 @@ def _base_bytes(model: nn.Module, quantization: str, double: bool) -> int:
 
 
 def _kept_bytes(
-    model: nn.Module, rows: int, tokens: int, answer_tokens: int, attention: "_Attention"
+    model: Any, lengths: Sequence[int], shared: int, answers: int, attention: "_Attention"
 ) -> int:
-    """Return the bytes of all different tensors that autograd keeps, weights left out."""
+    """Return the bytes of all different tensors that autograd keeps, weights left out.
+
+    Of a flat batch, or of a padded one where the model does not take it.
+    """
     weights = {_storage(p) for p in model.parameters()}
     # Each tensor is held so that its place is not reused.
     storages: dict[int, tuple[int, Tensor]] = {}
@@ -165,12 +170,24 @@ def _kept_bytes(
             storages[_storage(tensor)] = (tensor.untyped_storage().nbytes(), tensor)
         return tensor
 
-    ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
+    def run(ids: Tensor, answers: int, **inputs: Any) -> None:
+        storages.clear()
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with attention, hooks:
+            logits_BLV = model(input_ids=ids, logits_to_keep=answers, **inputs).logits
+            F.cross_entropy(logits_BLV.flatten(0, 1).float(), ids[:, :answers].flatten())
+
+    size = len(lengths), max(lengths)
+    flat = FlatBatch(torch.arange(size[1]) < torch.tensor(lengths)[:, None], shared, "meta")
+    ids_1T = torch.zeros(1, shared + len(flat.own_T), dtype=torch.long, device="meta")
     model.train()
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with attention, hooks:
-        logits_BLV = model(input_ids=ids, logits_to_keep=answer_tokens).logits
-        F.cross_entropy(logits_BLV.flatten(0, 1).float(), ids[:, :answer_tokens].flatten())
+    try:
+        run(ids_1T, answers, position_ids=ids_1T, attention_mask=flat.mask, flat=flat)
+    except Exception:  # whatever a model says that does not know the arguments
+        flat.calls = 0
+    if flat.calls != model.config.get_text_config().num_hidden_layers:
+        ids_BL = torch.zeros(size, dtype=torch.long, device="meta")
+        run(ids_BL, min(size[1], -(-answers // size[0])))
     return sum(size for size, _ in storages.values())
 
 

@@ -42,7 +42,7 @@ def trainer_arguments(
     if settings.gradient_checkpointing:
         options[_CHECKPOINTING] = True
     arguments = TrainingArguments(**(options | extra))
-    if arguments.world_size == 1 and not arguments.deepspeed and not settings.packing:
+    if arguments.world_size == 1 and not arguments.deepspeed:
         # All rows of a step come as one batch, which the trainer cuts into passes.
         arguments.per_device_train_batch_size *= arguments.gradient_accumulation_steps
         arguments.gradient_accumulation_steps = 1

@@ -24,18 +24,16 @@ from torch.utils.data import DataLoader
 
 from fedfora.adapter.per_example import PerExampleGradients
 from fedfora.data.encoding import IGNORED
+from fedfora.models.batches import FILLING, Batch, collate
 from fedfora.models.losses import row_losses
 from fedfora.privacy.clipping import SecretNoise, add_noise, clipped_sum
 from fedfora.training.packing import MAX_TOKENS
-
-Batch = dict[str, Tensor]
 
 logger = logging.getLogger(__name__)
 
 NARROWEST = 16  # tokens that a row is padded to at least; each further width is a quarter more
 PIECES = 16  # a piece has a 16th of the step's rows, or of the limit of tokens where that is more
 NUMBERS_AT_ONCE = 2**26  # in gradients of single rows: 256 MiB
-FILLING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}  # what padding consists of
 
 TOLERANCE = 1e-3  # of the largest gradient: between a row alone and the row in a padded batch
 
@@ -83,13 +81,6 @@ class PoissonBatches:
         """Draw again for every step; the run's seed plays no part."""
         for _ in range(self.num_steps):
             yield self.noise.sample(self.num_rows, self.rate)
-
-
-def collate_any(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-    """Return `collate` that also takes an empty sample, as tensors without rows."""
-    nothing = torch.zeros(0, 1, dtype=torch.long)
-    empty = {"input_ids": nothing, "attention_mask": nothing, "labels": nothing}
-    return lambda rows: collate(rows) if rows else dict(empty)
 
 
 def write_private_gradient(
@@ -317,7 +308,6 @@ class PrivateSteps:
         """
         if trainer.args.world_size > 1 or trainer.is_deepspeed_enabled:
             raise ValueError("--privacy_unit record trains in one process, without DeepSpeed")
-        collate = collate_any(trainer.data_collator)
         rows, rate = trainer.train_dataset, self.privacy.sampling_rate
         samples = PoissonBatches(len(rows), rate, trainer.stretch.num_steps, self.noise)
         return DataLoader(rows, batch_sampler=samples, collate_fn=collate)

@@ -19,16 +19,18 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DataCollatorForSeq2Seq, TrainerCallback
+from transformers import TrainerCallback
 
 from fedfora.adapter.state import write_state
-from fedfora.data.encoding import IGNORED, Encoded
+from fedfora.data.encoding import Encoded
+from fedfora.models.batches import collate
+from fedfora.models.losses import lies_flat
 from fedfora.models.saving import read_adapter
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.arguments import trainer_arguments
 from fedfora.training.checkpoints import read_progress, step_of
 from fedfora.training.dp_sgd import TRAINER_ARGUMENTS, RecordPrivacy, self_test
-from fedfora.training.packing import check_no_leak, collate_packed, pack
+from fedfora.training.packing import collate_packed, pack
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments, check_device
 from fedfora.training.trainer import AdapterTrainer, StepReport
@@ -57,7 +59,7 @@ class LocalResult:
 
 
 def check_trainable(
-    model: Any, tokenizer: Any, encoded: Encoded, train: TrainArguments, privacy: PrivacyArguments
+    model: Any, tokenizer: Any, train: TrainArguments, privacy: PrivacyArguments
 ) -> None:
     """Raise for what this model cannot do, before anything is written, deleted or paid for.
 
@@ -69,15 +71,17 @@ def check_trainable(
     base = model.get_base_model()
     if train.gradient_checkpointing and not base.supports_gradient_checkpointing:
         raise ValueError(f"--gradient_checkpointing: {type(base).__name__} does not support it")
-    if train.packing:
-        check_no_leak(model, encoded)
+    if train.packing and not lies_flat(model):
+        raise ValueError(
+            f"--packing: {type(base).__name__} cannot be told where rows begin; leave --packing "
+            "out (--group_by_length also wastes little on padding)"
+        )
     if privacy.privacy_unit == "record":
         self_test(model, len(tokenizer))
 
 
 def train_locally(
     model: Any,
-    tokenizer: Any,
     encoded: Encoded,
     settings: TrainArguments,
     *,
@@ -93,7 +97,6 @@ def train_locally(
 
     Args:
         model: A PEFT model whose adapter is trainable.
-        tokenizer: Pads the batches.
         encoded: Rows with `input_ids` and `labels`.
         settings: Batch, optimizer and learning rate.
         stretch: Which steps of which schedule to take.
@@ -118,7 +121,6 @@ def train_locally(
             bf16=settings.bf16 or model.get_input_embeddings().weight.dtype == torch.bfloat16,
             **(where | (TRAINER_ARGUMENTS if privacy is not None else {})),
         )
-        padded = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
         trainer = AdapterTrainer(
             settings=settings,
             stretch=stretch,
@@ -128,7 +130,7 @@ def train_locally(
             model=model,
             args=arguments,
             train_dataset=training_rows(encoded, settings),
-            data_collator=collate_packed if settings.packing else padded,
+            data_collator=collate_packed if settings.packing else collate,
         )
         for callback in ([ProximalTerm(proximal_mu)] if proximal_mu else []) + list(callbacks):
             trainer.add_callback(callback)

@@ -117,7 +117,6 @@ def train(settings: TrainSettings, view: View, rows: Rows | None = None) -> Loca
         record.log("started", steps=prepared.steps, step=first_step, tokens=tokens)
     result = train_locally(
         prepared.model,
-        prepared.base.tokenizer,
         prepared.encoded,
         chosen,
         stretch=StepWindow(first_step=0, num_steps=prepared.steps, total_steps=prepared.steps),
@@ -267,7 +266,7 @@ def prepare(settings: TrainSettings, processes: Processes, rows: Rows) -> Prepar
     ):
         lengths = [len(row["input_ids"]) for row in rows_read]
         check_context(context_length(base.model.config), lengths, str(source))
-    check_trainable(model, base.tokenizer, encoded, settings.train, settings.privacy)
+    check_trainable(model, base.tokenizer, settings.train, settings.privacy)
     count = len(training_rows(encoded, settings.train))
     steps = num_steps(settings.train, settings.privacy, count, processes.number)
     told, ledger = shared_instruction(rows.examples), ledger_of(rows.examples)

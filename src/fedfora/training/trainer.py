@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
 from fedfora.adapter.state import AdapterState, read_state, state_from_dict, write_state
-from fedfora.models.losses import token_losses
+from fedfora.models.losses import flat_batch, token_losses
 from fedfora.models.resolve import WEIGHTS
 from fedfora.models.saving import read_adapter
 from fedfora.protection.sealing import is_sealed
@@ -104,11 +104,14 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             return self.private.step(self, model, inputs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they count the backward passes
             return super().training_step(model, inputs, num_items_in_batch)
+        inputs = self._prepare_inputs(inputs)
+        flat = flat_batch(model, inputs)
         *passes, last = passes_of(
             inputs,
             self.settings.max_tokens_per_pass,
             device=self.args.device.type,
             num_parameters=self.num_parameters,
+            shared=None if flat is None else flat.shared,
         )
         loss = torch.zeros((), device=self.args.device)
         with self.accelerator.no_sync(model):
@@ -138,8 +141,7 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
     def count(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
         """Add a batch's tokens and its part of the step's loss."""
-        mask = inputs.get("attention_mask")  # packed batches have no padding, and no mask
-        self._step_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self._step_tokens += int(inputs["attention_mask"].sum())
         self._step_answer_tokens += int((inputs["labels"][:, 1:] != -100).sum())
         self._step_loss = self._step_loss + loss
 

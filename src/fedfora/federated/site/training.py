@@ -7,17 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import DataCollatorForSeq2Seq
 
 from fedfora.adapter.state import AdapterState, set_trainable
-from fedfora.data.encoding import IGNORED
 from fedfora.evaluation.likelihood import answer_likelihoods, loss_scores
 from fedfora.federated.settings import FederationSettings
 from fedfora.federated.shared_noise import ROWS_OF_UNIT
 from fedfora.federated.site_runtime import SiteData, SiteRuntime
+from fedfora.models.batches import collate
 from fedfora.privacy.clipping import SecretNoise
 from fedfora.seeds import derive_seed
-from fedfora.training.dp_sgd import RecordPrivacy, collate_any, write_private_gradient
+from fedfora.training.dp_sgd import RecordPrivacy, write_private_gradient
 from fedfora.training.local import LocalResult
 from fedfora.training.packing import MAX_TOKENS
 from fedfora.training.privacy_plan import (
@@ -39,7 +38,6 @@ def validate(runtime: SiteRuntime, site: SiteData, adapter: AdapterState) -> dic
     runtime.load(adapter)
     likelihoods = answer_likelihoods(
         runtime.model,
-        runtime.base.tokenizer,
         site.validation,
         batch_size=runtime.settings.evaluation.per_device_eval_batch_size,
     )
@@ -133,10 +131,9 @@ def private_sum(
     norm, train = settings.privacy.clipping_norm, settings.train
     rate = train.sampling_rate(settings.privacy, len(site.encoded))
     sum_alone = RecordPrivacy(0.0, norm, expected_rows=1, num_rows=len(site.encoded))
-    collate = DataCollatorForSeq2Seq(runtime.base.tokenizer, label_pad_token_id=IGNORED)
     noise = SecretNoise()
     sample = noise.sample(len(site.encoded), rate)
-    rows = collate_any(collate)([site.encoded[i] for i in sample])
+    rows = collate([site.encoded[i] for i in sample])
     model.train()
     write_private_gradient(
         model,

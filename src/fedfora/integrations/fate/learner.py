@@ -36,11 +36,11 @@ from fedfora.integrations.fate.round_sum import contribution, take_out, train_co
 from fedfora.integrations.fate.settings import AGGREGATOR, FateSettings
 from fedfora.models.loading import adapter_options, load_tokenizer
 from fedfora.models.saving import adapter_config, adapter_record, save_adapter
+from fedfora.privacy.settings import PrivacyArguments
 from fedfora.reporting.record import RunRecord
 from fedfora.reporting.view import View
 from fedfora.seeds import derive_seed
-from fedfora.training.local import train_locally
-from fedfora.training.packing import check_no_leak
+from fedfora.training.local import check_trainable, train_locally
 from fedfora.training.schedule import StepWindow
 from fedfora.training.trainer import StepReport
 
@@ -267,11 +267,10 @@ class Learner:
             self.view.advance(1, what, loss=report.loss, speed=speed)
 
         num_steps = fate.num_rounds * fate.local_steps
-        if self.settings.train.packing:  # FATE's party has no privacy of single records
-            check_no_leak(model.peft_model, self.rows)
+        none = PrivacyArguments()  # FATE's party has no privacy of single records
+        check_trainable(model.peft_model, model.base.tokenizer, self.settings.train, none)
         train_locally(
             model.peft_model,
-            model.base.tokenizer,
             self.rows,
             self.settings.train,
             stretch=StepWindow(first_step=0, num_steps=num_steps, total_steps=num_steps),
