@@ -296,7 +296,6 @@ def take_home(sites: Sequence[OwnSite], directory: str | Path) -> None:
 def train_own(
     trainer: Any,
     model: Any,
-    tokenizer: Any,
     encoded: Encoded,
     settings: TrainArguments,
     *,

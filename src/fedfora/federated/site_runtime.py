@@ -102,7 +102,7 @@ class SiteRuntime:
         """
         name = self.load(adapter)
         set_trainable(self.model, factors, name)
-        result = self.local(self.model, self.base.tokenizer, encoded, train, **piece)
+        result = self.local(self.model, encoded, train, **piece)
         return read_state(self.model, name), result
 
     def evaluate(self, examples: list[Example], on_batch: Callable[[int], None]) -> Evaluation:

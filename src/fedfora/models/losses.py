@@ -123,7 +123,11 @@ def _agrees(model: Any, config: Any) -> bool:
     finally:
         model.train(was_training)
     apart, spread = (found - expected).norm(), (expected - expected.mean()).norm()
-    return flat.calls == config.num_hidden_layers and bool(apart < 0.2 * spread)
+    weight, plain = embeddings.weight, getattr(model, "module", model)
+    rough = torch.is_autocast_enabled(weight.device.type) or weight.dtype != torch.float32
+    rough = rough or getattr(plain, "is_loaded_in_8bit", False)
+    close = bool(apart < (0.2 if rough else 0.02) * spread)  # rounding: up to 0.05, and 1e-5
+    return close and flat.calls == config.num_hidden_layers
 
 
 @contextmanager
