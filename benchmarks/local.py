@@ -3,9 +3,9 @@
 The data are the real car-repair rows, the tokenizer is trained on their text, the model is a random
 Llama of hidden size 256. All arms train the same rows at the same rank on all linear layers:
 
-- fedfora: `train_locally`, batches of like length, padded to their own longest row;
+- fedfora: `train_locally`, random batches without padding;
 - original: one row at a time, padded to 1,024 tokens, every factor applied to the activations;
-- TRL: SFTTrainer with PEFT's LoRA, batches of like length too.
+- TRL: SFTTrainer with PEFT's LoRA, batches of like length.
 
 What counts is tokens of prompts and answers, padding left out, per second of processor time of one
 thread. The arms take turns.
@@ -97,7 +97,6 @@ def fedfora_arm(model: LlamaForCausalLM, tokenizer: Any, batch: int) -> Callable
         learning_rate=RATE,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=1,
-        group_by_length=True,
     )
 
     def run(rows: Encoded) -> float:

@@ -156,7 +156,7 @@ def one(
     arguments: argparse.Namespace, site: dict[str, Any], epsilon: float, seed: int
 ) -> dict[str, Any]:
     """Train once and score."""
-    model, tokenizer, rows = site["model"], site["base"].tokenizer, site["rows"]
+    model, rows = site["model"], site["rows"]
     write_state(model, site["adapter"])
     hidden = PrivacyArguments(
         privacy_unit="record",

@@ -243,14 +243,6 @@ def test_a_drawn_step_is_at_least_the_longest_row_and_at_most_the_whole_batch(ti
     assert words.endswith("up to 198 tokens at once")  # drawn or not, each epoch has it
 
 
-def test_batches_of_like_length_put_the_longest_rows_into_one_step(tiny_dir):
-    grouped = {"group_by_length": True, "per_device_train_batch_size": 4}
-    _, words = step_of(tiny_dir, [198] * 4 + [25] * 400, **grouped)
-    assert int(words.split()[-4].replace(",", "")) == 4 * 198
-    _, words = step_of(tiny_dir, [198] * 4 + [25] * 400, per_device_train_batch_size=4)
-    assert int(words.split()[-4].replace(",", "")) < 4 * 198  # as good as never drawn together
-
-
 def test_a_packed_step_is_one_sequence_of_its_rows(tiny_dir):
     packed = {"packing": True, "packing_length": 200}
     _, words = step_of(tiny_dir, per_device_train_batch_size=2, **packed)

@@ -78,7 +78,6 @@ def test_the_bases_own_directory_is_refused(words, tiny_dir, capsys):
 MISTAKES = {
     "site privacy": "--privacy_unit site --noise_multiplier 1",
     "packing": "--privacy_unit record --noise_multiplier 1 --packing",
-    "grouping": "--privacy_unit record --noise_multiplier 1 --group_by_length",
     "half precision": "--privacy_unit record --noise_multiplier 1 --fp16",
     "delta": "--privacy_unit record --noise_multiplier 1 --target_delta 0.5",
     "budget": "--privacy_unit record --noise_multiplier 0.1 --target_epsilon 0.01",

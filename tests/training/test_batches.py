@@ -60,7 +60,6 @@ def padded(setup):
     "settings",
     [
         {"packing": True, "packing_length": 200},
-        {"group_by_length": True},
         {"max_tokens_per_pass": 1},
         {"max_tokens_per_pass": 150},
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8},

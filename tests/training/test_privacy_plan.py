@@ -186,7 +186,6 @@ def test_a_private_training_shows_no_step_and_no_digest_outside_local(words, tmp
         (("--sampling_rate", 0.5, "--privacy_unit", "none"), "needs --privacy_unit record"),
         (("--noise_multiplier", 1, "--shared_noise", "true"), "--shared_noise is for several"),
         (("--noise_multiplier", 1, "--packing", "true"), "decides which rows meet in a batch"),
-        (("--noise_multiplier", 1, "--group_by_length", "true"), "--group_by_length decides"),
         (("--noise_multiplier", 1, "--validation_file", "clinic:test"), "have no noise"),
         (("--noise_multiplier", 1, "--sampling_rate", 0.5), "both say how large a sample is"),
         (("--noise_multiplier", 1, "--start_adapter", "nowhere"), "--start_adapter nowhere"),

@@ -109,20 +109,6 @@ def test_stopped_and_resumed_is_uninterrupted(
     assert_same_run(out, uninterrupted)
 
 
-def test_rows_grouped_by_length_come_in_the_same_order_after_a_stop(words, tmp_path, monkeypatch):
-    """In the second pass over the rows, whose order is another one than the first's."""
-    words = [*words[:-1], "--group_by_length", "true", words[-1]]
-    assert main([*words, str(tmp_path / "whole")]) == 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, 6)
-        assert main([*words, str(tmp_path / "stopped")]) == 130
-    assert main([*words, str(tmp_path / "stopped"), "--resume_from_checkpoint", "last"]) == 0
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-    tokens = [tokens for _, _, tokens in losses(tmp_path / "whole")]
-    steps = [after - before for before, after in zip([0, *tokens], tokens, strict=False)]
-    assert sorted(steps[:4]) != sorted(steps[4:8])  # other rows share a step
-
-
 def test_patience_is_not_forgotten_when_a_training_is_resumed(words, tmp_path, monkeypatch):
     """Losses that do not fall by a whole unit count as no better: the third look ends it."""
     more = [

@@ -226,7 +226,6 @@ def test_a_row_longer_than_the_context_is_named_before_any_work(
     [
         ("--report_to tensorbord", "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
         ("--early_stopping_patience 2", "--early_stopping_patience needs --validation_file"),
-        ("--packing --group_by_length", "--packing and --group_by_length exclude each other"),
         ("--fp16", "--fp16 needs a GPU"),
         ("--save_steps 0", "--save_steps must be at least 1"),
         ("--deepspeed none.json", "--deepspeed: no such file: none.json"),

@@ -73,8 +73,7 @@ def check_trainable(
         raise ValueError(f"--gradient_checkpointing: {type(base).__name__} does not support it")
     if train.packing and not lies_flat(model):
         raise ValueError(
-            f"--packing: {type(base).__name__} cannot be told where rows begin; leave --packing "
-            "out (--group_by_length also wastes little on padding)"
+            f"--packing: {type(base).__name__} cannot be told where rows begin; leave --packing out"
         )
     if privacy.privacy_unit == "record":
         self_test(model, len(tokenizer))

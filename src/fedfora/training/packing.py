@@ -41,22 +41,19 @@ def estimate_step(
         packed = pack(encoded, train.packing_length)
         longest = sorted(packed, key=lambda sequence: sum(map(_length, sequence)))[-rows:]
         largest = _largest_pass([row for sequence in longest for row in sequence], None, limit, 0)
-    elif train.group_by_length:  # the longest rows share a step
-        largest = _largest_pass(sorted(encoded, key=_length)[-rows:], rows, limit, train.seed)
     else:
         largest = _largest_pass(encoded, rows, limit, train.seed)
-    shared = shared_tokens(largest)
     estimate = estimate_memory(
         model,
         adapter,
         lengths=largest["attention_mask"].sum(dim=1).tolist(),
-        shared=shared,
+        shared=shared_tokens(largest),
         answer_tokens=int((largest["labels"] != IGNORED).sum()),
         optim=train.optim,
         gradient_checkpointing=train.gradient_checkpointing,
         on_gpu=on_gpu,
     )
-    at_once = f"up to {num_tokens(largest, shared):,} tokens at once"
+    at_once = f"up to {num_tokens(largest):,} tokens at once"
     return estimate, f"{counted(rows, 'row')} a step, {at_once}"
 
 
@@ -73,16 +70,14 @@ def _largest_pass(encoded: Encoded, rows: int | None, limit: int, seed: int) -> 
         step = collate(draw.sample(encoded, rows))
         shared = shared_tokens(step)
         passes = passes_of(step, limit, device="cpu", num_parameters=10**12, shared=shared)
-        largest = max(largest, *passes, key=lambda each: num_tokens(each, shared_tokens(each)))
+        largest = max(largest, *passes, key=num_tokens)
     return largest
 
 
-def num_tokens(batch: Batch, shared: int | None) -> int:
-    """Return how many tokens of a batch go through the model, those that are shared once."""
+def num_tokens(batch: Batch) -> int:
+    """Return how many tokens of a flat batch go through the model: what rows share once."""
     mask_BL = batch["attention_mask"]
-    if shared is None:
-        return mask_BL.numel()
-    return int(mask_BL.sum()) - shared * (len(mask_BL) - 1)
+    return int(mask_BL.sum()) - shared_tokens(batch) * (len(mask_BL) - 1)
 
 
 def _length(row: dict[str, list[int]]) -> int:

@@ -61,7 +61,6 @@ class TrainArguments(Options):
     )
     weight_decay: float = flag(0.0, "weight decay of the optimizer", least=0)
     max_grad_norm: float = flag(1.0, "gradient clipping norm; 0 disables clipping", least=0)
-    group_by_length: bool = flag(False, "batch rows of similar length to reduce padding")
     packing: bool = flag(
         False,
         "pack several rows into one sequence without padding; rows do not attend to each other",
@@ -85,8 +84,6 @@ class TrainArguments(Options):
             )
         if self.fp16 and self.bf16:
             raise ValueError("--fp16 and --bf16 exclude each other")
-        if self.packing and self.group_by_length:
-            raise ValueError("--packing and --group_by_length exclude each other")
 
     @property
     def rows_per_step(self) -> int:
@@ -237,7 +234,6 @@ def check_record_privacy(
     privacy: PrivacyArguments, train: TrainArguments, model: ModelArguments | None = None
 ) -> None:
     """Raise if a training flag takes from record privacy what it rests on, naming both."""
-    together = "decides which rows meet in a batch; with --privacy_unit record chance alone does"
     if privacy.privacy_unit == "record":
         refuse(
             (
@@ -245,8 +241,11 @@ def check_record_privacy(
                 "--sampling_rate and a batch (--per_device_train_batch_size times "
                 "--gradient_accumulation_steps) both say how large a sample is: name one",
             ),
-            (train.packing, f"--packing {together}"),
-            (train.group_by_length, f"--group_by_length {together}"),
+            (
+                train.packing,
+                "--packing decides which rows meet in a batch; with --privacy_unit record chance "
+                "alone does",
+            ),
             (
                 model is not None and model.quantization == "int8",
                 "--quantization int8 rounds rows by their batch: not with --privacy_unit record",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
 from fedfora.adapter.state import AdapterState, read_state, state_from_dict, write_state
@@ -65,7 +64,6 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.settings, self.stretch, self.run = settings, stretch, run
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
-        self._grouped: LengthGroupedSampler | None = None
         self.progress, self.started = Progress(), time.perf_counter()
         tokens = settings.max_tokens_per_pass
         self.private = None if privacy is None else PrivateSteps(privacy, tokens)
@@ -144,25 +142,6 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self._step_tokens += int(inputs["attention_mask"].sum())
         self._step_answer_tokens += int((inputs["labels"][:, 1:] != -100).sum())
         self._step_loss = self._step_loss + loss
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Group rows of like length where that is asked for; otherwise as the Trainer does.
-
-        The sampler has a generator of its own: from the global one, a training that was resumed in
-        a later pass over the rows would draw another order.
-        """
-        if not self.settings.group_by_length:
-            return super()._get_train_sampler(train_dataset)
-        together = self.args.train_batch_size * self.args.world_size
-        lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        self._grouped = LengthGroupedSampler(together, lengths=lengths, generator=torch.Generator())
-        return self._grouped
-
-    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
-        """Seed the order of the rows for this pass; the Trainer does not do so in all cases."""
-        if self._grouped is not None:
-            self._grouped.generator.manual_seed(self.args.seed + epoch)
-        super()._run_epoch(epoch=epoch, **kwargs)
 
     def finish_step(self) -> float:
         """Add the step's counts to the progress and return its loss, over all processes."""
