@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -86,7 +85,7 @@ class FlatBatch:
             v_own = torch.cat([v[:, :, :n].expand(few), v_own], dim=2)
             own_mask = (self.mask if mask is None else mask)[:, :, n:]
         out_BSHD, _ = sdpa_attention_forward(layer, q_own, k_own, v_own, own_mask, **kwargs)
-        out_THD: Tensor = _take(out_BSHD.flatten(0, 1), self.own_T)
+        out_THD = out_BSHD.flatten(0, 1).index_select(0, self.own_T)
         if n:
             shared = (each_1HTD[:, :, :n] for each_1HTD in (q, k, v))
             shared_mask = None if mask is None else mask[:, :, :n, :n]
@@ -97,42 +96,9 @@ class FlatBatch:
     def _beside(self, own_1HTD: Tensor) -> Tensor:
         """Return the rows' own tokens, zeros behind them: `(B, H, S, D)`."""
         own_THD = own_1HTD[0].transpose(0, 1)
-        laid: Tensor = _place(own_THD, self.own_T, self.shape.numel())
-        return laid.view(*self.shape, *own_THD.shape[1:]).transpose(1, 2)
-
-
-class _Place(Function):
-    """Rows of a tensor put at different places among zeros; autograd's own adds them one by one."""
-
-    @staticmethod
-    def forward(ctx: Any, x_T: Tensor, places_T: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(places_T)
-        if len(x_T) == size:
-            return x_T.contiguous()
-        return x_T.new_zeros(size, *x_T.shape[1:]).index_copy_(0, places_T, x_T)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.index_select(0, ctx.saved_tensors[0]), None, None
-
-
-class _Take(Function):
-    """The other way round."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places_T: Tensor) -> Tensor:
-        ctx.save_for_backward(places_T)
-        ctx.size = len(x)
-        return x.index_select(0, places_T)
-
-    @staticmethod
-    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None]:
-        whole = grad_T.new_zeros(ctx.size, *grad_T.shape[1:])
-        return whole.index_copy_(0, ctx.saved_tensors[0], grad_T), None
-
-
-_place: Any = _Place.apply
-_take: Any = _Take.apply
+        empty = own_THD.new_zeros(self.shape.numel(), *own_THD.shape[1:])
+        laid: Tensor = empty.index_copy(0, self.own_T, own_THD)
+        return laid.unflatten(0, self.shape).transpose(1, 2)  # type: ignore[no-untyped-call]
 
 
 def _attention(*args: Any, flat: FlatBatch | None = None, **kwargs: Any) -> Any:
