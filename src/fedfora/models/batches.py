@@ -98,7 +98,7 @@ class FlatBatch:
         own_THD = own_1HTD[0].transpose(0, 1)
         empty = own_THD.new_zeros(self.shape.numel(), *own_THD.shape[1:])
         laid: Tensor = empty.index_copy(0, self.own_T, own_THD)
-        return laid.unflatten(0, self.shape).transpose(1, 2)  # type: ignore[no-untyped-call]
+        return laid.view(*self.shape, *own_THD.shape[1:]).transpose(1, 2)
 
 
 def _attention(*args: Any, flat: FlatBatch | None = None, **kwargs: Any) -> Any:
