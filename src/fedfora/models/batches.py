@@ -85,7 +85,7 @@ class FlatBatch:
             v_own = torch.cat([v[:, :, :n].expand(few), v_own], dim=2)
             own_mask = (self.mask if mask is None else mask)[:, :, n:]
         out_BSHD, _ = sdpa_attention_forward(layer, q_own, k_own, v_own, own_mask, **kwargs)
-        out_THD = out_BSHD.flatten(0, 1).index_select(0, self.own_T)
+        out_THD: Tensor = out_BSHD.flatten(0, 1).index_select(0, self.own_T)
         if n:
             shared = (each_1HTD[:, :, :n] for each_1HTD in (q, k, v))
             shared_mask = None if mask is None else mask[:, :, :n, :n]
