@@ -52,7 +52,7 @@ class TrainArguments(Options):
     gradient_accumulation_steps: int = flag(BATCH[1], "... times this", least=1)
     max_tokens_per_pass: int | None = flag(
         None,
-        "tokens per forward pass: a step's rows are split into passes of similar length; "
+        "tokens per forward pass: the rows of larger steps are split into several; "
         "default 2048 on a CPU, 16384 on a GPU",
         least=1,
     )
@@ -63,9 +63,9 @@ class TrainArguments(Options):
     max_grad_norm: float = flag(1.0, "gradient clipping norm; 0 disables clipping", least=0)
     packing: bool = flag(
         False,
-        "pack several rows into one sequence without padding; rows do not attend to each other",
+        "draw several rows in place of one, with --packing_length tokens together",
     )
-    packing_length: int = flag(1024, "tokens per packed sequence; longer rows stay alone", least=1)
+    packing_length: int = flag(1024, "tokens of rows drawn together; longer rows stay alone", least=1)
     gradient_checkpointing: bool = flag(False, "save memory; a step takes half as long again")
     fp16: bool = flag(False, "float16 mixed precision")
     bf16: bool = flag(False, "bfloat16 mixed precision")
