@@ -170,8 +170,12 @@ def test_a_trained_adapter_answers_is_loaded_and_exported(training, rows, tmp_pa
 
 
 def test_progress_shows_the_steps(training, rows, tmp_path, capfd):
-    fedfora.train(**training, train_file=rows, output_dir=tmp_path / "out", progress=True)
+    out = tmp_path / "out"
+    run = fedfora.train(**training, train_file=rows, output_dir=out, progress=True)
     assert "20 rows, 2 steps" in capfd.readouterr().out
+    exported = run.export(output_dir=tmp_path / "lora", progress=True)
+    lines = [*exported.checks, f"written: {tmp_path / 'lora'}"]
+    assert capfd.readouterr().out.splitlines() == lines
 
 
 def test_libraries_talk_as_before_afterwards(training, rows, tmp_path):

@@ -292,7 +292,7 @@ def predict(*, progress: bool = False, **options: Any) -> Result:
 
 @_with_signature
 def export(*, progress: bool = False, **options: Any) -> Export:
-    """Write an adapter in another form and check it, as `fedfora export` does; prints nothing."""
+    """Write an adapter in another form and check it, as `fedfora export` does."""
     from fedfora.exporting.settings import ExportSettings, check_place
 
     with _command("export", options) as (parser, values):
@@ -301,7 +301,10 @@ def export(*, progress: bool = False, **options: Any) -> Export:
         with _silence():
             from fedfora.exporting.run import export
 
-            return Export(Path(settings.export.output_dir), export(settings))
+            made = Export(Path(settings.export.output_dir), export(settings))
+        if progress:
+            print("\n".join([*made.checks, f"written: {made.directory}"]))
+        return made
 
 
 def federate(trainer: Any, *, kit: str | Path = ".") -> None:

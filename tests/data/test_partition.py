@@ -38,6 +38,13 @@ def test_by_column_makes_one_client_for_each_value():
     assert parts == {"a": [0, 3, 6], "b": [1, 4], "c": [2, 5]}
 
 
+def test_small_sites_join_the_site_that_has_their_name_already():
+    kinds = ["a", "b", *["small sites"] * 5, "c", "c"]
+    examples = [Example("", "x", "y", {"kind": kind}) for kind in kinds]
+    parts = partition(examples, "by-column:kind", num_clients=None, seed=0, min_rows=2)
+    assert parts == {"small sites": [0, 1, 2, 3, 4, 5, 6], "c": [7, 8]}
+
+
 def test_a_sites_name_from_a_column_is_one_that_no_terminal_obeys():
     examples = [Example("", "x", "y", {"kind": kind}) for kind in ("\x1b[2J\n", "心内科")]
     parts = partition(examples, "by-column:kind", num_clients=None, seed=0)

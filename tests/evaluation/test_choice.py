@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fedfora.data.encoding import PromptFormat
 from fedfora.data.loading import Example
 from fedfora.evaluation.evaluate import evaluate
-from fedfora.evaluation.scores import score
+from fedfora.evaluation.scores import kind_of, score
 from fedfora.metrics import Answer
 from fedfora.metrics.choice import parse_choice
 
@@ -39,6 +39,12 @@ TEXTS = ("aspirin", "warfarin", "heparin", "insulin")
 )
 def test_letters(text, index):
     assert parse_choice(text, LETTERS) == index
+
+
+def test_only_single_letters_look_like_multiple_choice():
+    assert kind_of(["A", " C\n"]) == "choice"
+    for other in ("AB", "BCD", "", "a"):
+        assert kind_of(["A", other]) == "text"
 
 
 @pytest.mark.parametrize(

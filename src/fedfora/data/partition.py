@@ -22,7 +22,7 @@ def partition(
         num_clients: How many clients; None if `how` already says it.
         seed: Seed of the draw.
         min_rows: Fewest rows of a client. With `by-column`, smaller ones are merged into one,
-            called `JOINED`.
+            called `JOINED`, with the one that has this name already.
 
     Raises:
         DataError: If the partition is unknown or cannot be made of these rows.
@@ -30,7 +30,7 @@ def partition(
     parts = _parts(examples, how, num_clients=num_clients, seed=seed)
     small = [name for name, rows in parts.items() if len(rows) < min_rows]
     if small and how.startswith("by-column:"):
-        joined = sorted(row for name in small for row in parts.pop(name))
+        joined = sorted(row for name in {*small, JOINED} for row in parts.pop(name, []))
         parts[JOINED], small = joined, [JOINED] if len(joined) < min_rows else []
     if small:
         counts = ", ".join(f"{name} {len(rows)}" for name, rows in parts.items())

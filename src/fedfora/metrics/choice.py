@@ -29,7 +29,7 @@ def letters_of(references: Sequence[str]) -> tuple[str, ...]:
 
 def are_letters(references: Sequence[str]) -> bool:
     """Return whether every reference is one capital letter, as in multiple choice."""
-    return all(reference.strip() in LETTERS and reference.strip() for reference in references)
+    return all(reference.strip() in set(LETTERS) for reference in references)
 
 
 def parse_choice(text: str, options: Sequence[str]) -> int | None:
