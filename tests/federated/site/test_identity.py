@@ -153,6 +153,11 @@ def test_a_signature_of_another_site_or_for_another_base_is_none(node_configs):
     for wrong in ((other, signature, 1, "base"), (public, signature, 2, "base")):
         with pytest.raises(ValueError, match="did not sign"):
             verify_participation(*wrong)
+    for wrong in (2**40, "key", [1], None, public[:9]):  # not even bytes: read as none, not as many
+        with pytest.raises(ValueError, match="site 1 did not sign"):
+            verify_participation(wrong, signature, 1, "base")
+        with pytest.raises(ValueError, match="site 1 did not sign"):
+            verify_participation(public, wrong, 1, "base")
     with pytest.raises(ValueError, match="site 1 did not sign"):
         verify_participation(public, signature, 1, "another base")
     assert sign_part({"partition-id": 0}, 0, "base") == {}

@@ -238,12 +238,18 @@ def prompts_digest(prompts: Any) -> str:
     return hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def verify_participation(public: bytes, signature: bytes, index: int, base: str) -> str:
+def verify_participation(public: Any, signature: Any, index: int, base: str) -> str:
     """Return the id of the key with which a site signed that it takes part.
+
+    Key and signature are what the site sent, of whatever type: `bytes(n)` would take n bytes.
 
     Raises:
         ValueError: If it did not sign this.
     """
-    if not is_signed(SignedKey(index, base.encode(), signature), public, context=TAKES_PART):
+    if (
+        not isinstance(public, bytes)
+        or not isinstance(signature, bytes)
+        or not is_signed(SignedKey(index, base.encode(), signature), public, context=TAKES_PART)
+    ):
         raise ValueError(f"site {index} did not sign with the key that it shows")
     return key_id(public)
