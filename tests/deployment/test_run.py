@@ -65,6 +65,12 @@ def test_the_first_run_has_the_kits_settings_and_waits_for_nothing_without_an_en
     assert first.run_config["start_deadline"] == 600
 
 
+def test_a_directory_that_somebody_left_among_the_runs_is_no_run(kit):
+    for name in ("001", "002-copy", "7old"):
+        (kit.state / "runs" / name).mkdir(parents=True)
+    assert plan(kit).name == "clinics/002"
+
+
 @pytest.mark.parametrize("status", [None, STOPPED])
 def test_a_run_that_has_not_come_to_its_end_goes_on_unless_a_new_one_is_asked_for(kit, status):
     (kit.state / "runs" / "001").mkdir(parents=True)

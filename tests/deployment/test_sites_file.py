@@ -87,6 +87,7 @@ MISTAKES = [
     ),
     ("  dermatology:", "  ../../etc:", 10, "a name has"),
     ("  dermatology:", "  Cardiology:", 10, "differs from cardiology only in case"),
+    ("  dermatology:", "  Coordinator:", 10, "sites.Coordinator: is the coordinator's name"),
     ("  dermatology:", "  7:", 8, "the key 7 is not text"),
     ("clinics", "[", 1, "is not valid YAML"),
 ]

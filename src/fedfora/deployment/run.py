@@ -73,7 +73,8 @@ def plan_run(kit: CoordinatorKit, say: Say, *, new: bool) -> PlannedRun:
         if attempt is None or attempt.status != run_state.FINISHED:
             say(f"run {last.name} resumes with the settings it began with (--new starts another)")
             return last
-    number = 1 + max([0, *(int(p.name) for p in (kit.state / run_state.RUNS).glob("[0-9]*"))])
+    names = [path.name for path in (kit.state / run_state.RUNS).glob("[0-9]*")]
+    number = 1 + max([0, *(int(name) for name in names if name.isdecimal())])
     name = f"{number:03d}"
     settings = settings_for(kit, kit.state / run_state.RUNS / name)
     return PlannedRun(f"{kit.federation}/{name}", 0, settings.run_config())

@@ -45,6 +45,8 @@ def _sites(document: YamlSource, key: str) -> dict[str, dict[str, Any]]:
     seen: dict[str, str] = {}
     for name in names:
         check_name(document, (key, name), name)
+        if name.lower() == "coordinator":
+            raise document.error((key, name), "is the coordinator's name")
         if (other := seen.setdefault(name.lower(), name)) != name:
             raise document.error((key, name), f"differs from {other} only in case")
     sites = {name: check_flags(document, (key, name), settings, of_site=True) for name in names}
