@@ -21,7 +21,7 @@ from fedfora.training.settings import TrainArguments
 # GPU) are given as tokens x parameters: few tokens of a large model, many of a small one.
 TOKENS_PER_PASS = 16
 CALLS_PER_PASS = {"cpu": 2.5e8, "cuda": 2.5e12}
-PADDED = 1 / 8  # of a token's cost is attention, where a flat pass has padding, too
+PADDED = 1 / 4  # of a token's cost is attention, where a flat pass has padding, too
 MAX_TOKENS = {"cpu": 2048, "cuda": 16384}  # a pass larger than this is no faster
 DRAWN_STEPS = 200  # of which the costliest is the estimate
 

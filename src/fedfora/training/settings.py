@@ -65,7 +65,7 @@ class TrainArguments(Options):
         False,
         "draw several rows in place of one, with --packing_length tokens together",
     )
-    packing_length: int = flag(1024, "tokens of rows drawn together; longer rows stay alone", least=1)
+    packing_length: int = flag(1024, "tokens of rows drawn together, if more than one", least=1)
     gradient_checkpointing: bool = flag(False, "save memory; a step takes half as long again")
     fp16: bool = flag(False, "float16 mixed precision")
     bf16: bool = flag(False, "bfloat16 mixed precision")
