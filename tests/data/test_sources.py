@@ -17,6 +17,7 @@ CATALOG = {
     "other": {"file_name": "talk.json", "columns": {"system": "s"}},
     "chats": {"file_name": "talk.json", "formatting": "sharegpt"},
     "nothing": {"columns": {}},
+    "empty": {"hf_hub_url": ""},
 }
 
 
@@ -54,6 +55,7 @@ def test_a_file_wins(directory):
         ("other", r"columns \['system'\] are not supported"),
         ("chats", "formatting 'sharegpt' is not known"),
         ("nothing", "neither file_name nor hf_hub_url"),
+        ("empty", "empty has neither file_name nor hf_hub_url"),
         (None, "--train_file is missing"),
     ],
 )

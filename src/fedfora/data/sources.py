@@ -254,7 +254,7 @@ def _entry(directory: Path, name: str) -> dict[str, Any]:
     if name not in catalog:
         raise DataError(f"{path}: {unknown('data set', name, catalog)} (--dataset)")
     entry = catalog[name]
-    if not isinstance(entry, dict) or not {"file_name", "hf_hub_url"} & entry.keys():
+    if not isinstance(entry, dict) or not any(map(entry.get, ("file_name", "hf_hub_url"))):
         raise DataError(f"{path}: {name} has neither file_name nor hf_hub_url")
     return entry
 
