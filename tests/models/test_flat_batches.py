@@ -17,6 +17,7 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     MixtralConfig,
+    OPTConfig,
     Phi3Config,
     PhiConfig,
     Qwen2Config,
@@ -28,18 +29,8 @@ from fedfora.models import losses
 from fedfora.models.baichuan.configuration import BaichuanConfig
 from fedfora.models.batches import FlatBatch, collate, shared_tokens
 from fedfora.models.losses import flat_batch, lies_flat, losses_of, token_losses
+from tiny_models import GROUPED, SIZES, gradients, recompute_blocks
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 2}
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 FLAT = {
     "llama": LlamaConfig(**GROUPED),
@@ -53,6 +44,7 @@ FLAT = {
     "phi3": Phi3Config(**GROUPED),
     "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, **NO_DROPOUT),
     "gpt-neox": GPTNeoXConfig(**SIZES),
+    "opt": OPTConfig(**SIZES, ffn_dim=48, dropout=0.0, word_embed_proj_dim=32),
     "baichuan 7B": BaichuanConfig(**SIZES, position_embedding="rope"),
     "baichuan 13B, ALiBi": BaichuanConfig(**SIZES, position_embedding="alibi"),
 }
@@ -87,12 +79,6 @@ def a_batch(lengths=LENGTHS, shared=SHARED, answer=4):
     )
 
 
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
 def close(found, expected):
     assert found.keys() == expected.keys()
     largest = max(float(grad.abs().max()) for grad in expected.values())
@@ -104,9 +90,8 @@ def close(found, expected):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed anew"])
 def test_losses_and_gradients_are_those_of_padded_rows(name, checkpointing):
     model, batch = a_model(FLAT[name]), a_batch()
-    if checkpointing:  # transformers 5.23 renamed the method; older ones know only the old name
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    if checkpointing:
+        recompute_blocks(model)
     flat = flat_batch(model, batch)
     assert flat.shared == SHARED
     expected_N, expected_row_N = losses_of(model, batch, None)

@@ -10,18 +10,8 @@ from fedfora.data.encoding import IGNORED
 from fedfora.models import losses
 from fedfora.models.baichuan.configuration import BaichuanConfig
 from fedfora.models.losses import lies_flat, row_losses, token_losses
+from tiny_models import GROUPED, SIZES, gradients, recompute_blocks
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 2}
 CONFIGS = {
     "llama": LlamaConfig(**GROUPED),
     "gpt2": GPT2Config(
@@ -50,12 +40,6 @@ def a_batch():
         labels[row, : length - answer] = IGNORED
         labels[row, length:] = IGNORED
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -100,10 +84,8 @@ def in_bfloat16(monkeypatch, short, checkpointing=False):
     """Loss and all gradients of a bfloat16 model, as one vector."""
     monkeypatch.setattr(losses, "SHORT", short)
     model = a_model("llama").to(torch.bfloat16)
-    if checkpointing:  # transformers 5.23 renamed the method; older ones know only the old name
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-        model.train()
+    if checkpointing:
+        recompute_blocks(model)
     loss = row_losses(model, a_batch()).sum()
     found = gradients(model, loss)
     return loss.detach(), torch.cat([found[name].flatten().float() for name in sorted(found)])

@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 
 import torch
@@ -47,7 +48,7 @@ def export(settings: ExportSettings) -> list[str]:
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write = globals()[FORMATS[arguments.format].writer]  # one of the functions below
+        write = resolve_name(f"{__name__}:{FORMATS[arguments.format].writer}")
         lines: list[str] = write(settings, temporary)
         _put(temporary, output)
     finally:

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from fedfora.data.encoding import IGNORED
-from fedfora.models.batches import Batch, FlatBatch, shared_tokens
+from fedfora.models.batches import Batch, FlatBatch, collate, shared_tokens
 
 SHORT = 256  # tokens of a row; longer ones gain less, and the weights grow with the square
 
@@ -65,7 +65,13 @@ def losses_of(model: Any, batch: Batch, flat: FlatBatch | None) -> tuple[Tensor,
 
 
 def flat_batch(model: Any, batch: Batch) -> FlatBatch | None:
-    """Return where a batch's tokens lie in one sequence; None where the model needs padded rows.
+    """Return where a batch's tokens lie in one sequence; None where the model needs padded rows."""
+    shared = computed_once(model, batch)
+    return None if shared is None else FlatBatch(batch["attention_mask"], shared)
+
+
+def computed_once(model: Any, batch: Batch) -> int | None:
+    """Return how many tokens of a flat batch all rows share; None where rows must be padded.
 
     Args:
         model: A causal language model, with or without adapter, maybe wrapped by a launcher.
@@ -74,7 +80,7 @@ def flat_batch(model: Any, batch: Batch) -> FlatBatch | None:
     """
     if set(batch) != {"input_ids", "attention_mask", "labels"} or not lies_flat(model):
         return None
-    plain = getattr(model, "module", model)
+    plain = _unwrapped(model)
     config = plain.config.get_text_config()
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     if any(window and window < batch["input_ids"].shape[1] for window in windows):
@@ -83,8 +89,7 @@ def flat_batch(model: Any, batch: Batch) -> FlatBatch | None:
         getattr(config, "attention_dropout", 0)
         or any(isinstance(each, nn.Dropout) and each.p for each in plain.modules())
     )
-    shared = 0 if dropout else shared_tokens(batch)  # each row draws its own
-    return FlatBatch(batch["attention_mask"], shared)
+    return 0 if dropout else shared_tokens(batch)  # each row draws its own
 
 
 _flat: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -92,27 +97,24 @@ _flat: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 def lies_flat(model: Any) -> bool:
     """Return whether a model takes flat batches; it is tried on made-up rows, once for a model."""
-    plain = getattr(model, "module", model)
+    plain = _unwrapped(model)
     if plain not in _flat:
-        _flat[plain] = _agrees(model, plain.config.get_text_config())
+        _flat[plain] = _agrees(model, plain)
     return _flat[plain]
 
 
 @torch.no_grad()
-def _agrees(model: Any, config: Any) -> bool:
+def _agrees(model: Any, plain: Any) -> bool:
     """Return whether made-up rows lose the same flat and padded, all layers taking part."""
+    config, embeddings = plain.config.get_text_config(), plain.get_input_embeddings()
     if config._attn_implementation != "sdpa":
         return False
-    embeddings = getattr(model, "module", model).get_input_embeddings()
-    generator = torch.Generator().manual_seed(0)
+    weight, generator = embeddings.weight, torch.Generator().manual_seed(0)
     ids_BL = torch.randint(embeddings.num_embeddings, (3, 24), generator=generator)
     ids_BL[:, :6] = ids_BL[0, :6]
-    mask_BL = torch.ones_like(ids_BL)
-    mask_BL[1, 16:] = 0
-    labels_BL = ids_BL.masked_fill(mask_BL == 0, IGNORED)
-    labels_BL[:, :7] = IGNORED
-    batch = {"input_ids": ids_BL, "attention_mask": mask_BL, "labels": labels_BL}
-    batch = {name: tensor.to(embeddings.weight.device) for name, tensor in batch.items()}
+    rows = [ids[:length].tolist() for ids, length in zip(ids_BL, (24, 16, 24), strict=True)]
+    encoded = [{"input_ids": ids, "labels": [IGNORED] * 7 + ids[7:]} for ids in rows]
+    batch = {name: tensor.to(weight.device) for name, tensor in collate(encoded).items()}
     flat = FlatBatch(batch["attention_mask"], shared_tokens(batch))
     was_training = model.training
     model.eval()
@@ -123,17 +125,21 @@ def _agrees(model: Any, config: Any) -> bool:
     finally:
         model.train(was_training)
     apart, spread = (found - expected).norm(), (expected - expected.mean()).norm()
-    weight, plain = embeddings.weight, getattr(model, "module", model)
     rough = torch.is_autocast_enabled(weight.device.type) or weight.dtype != torch.float32
     rough = rough or getattr(plain, "is_loaded_in_8bit", False)
     close = bool(apart < (0.2 if rough else 0.02) * spread)  # rounding: up to 0.05, and 1e-5
     return close and flat.calls == config.num_hidden_layers
 
 
+def _unwrapped(model: Any) -> Any:
+    """Return what a launcher wrapped."""
+    return getattr(model, "module", model)
+
+
 @contextmanager
 def _logits_only_at(model: Any, labeled_BL: Tensor) -> Iterator[None]:
     """Let the output layer see hidden states of shape `(1, N, I)` instead of `(B, L, I)`."""
-    head = getattr(model, "module", model).get_output_embeddings()
+    head = _unwrapped(model).get_output_embeddings()
     if head is None:
         yield
         return
@@ -165,7 +171,7 @@ def _attention_for(model: Any, labels_BL: Tensor) -> Iterator[None]:
     Blocks that are recomputed in the backward pass, outside of this context, stay fused.
     """
     device = labels_BL.device.type
-    dtype = getattr(model, "module", model).get_input_embeddings().weight.dtype
+    dtype = _unwrapped(model).get_input_embeddings().weight.dtype
     if (
         not torch.is_grad_enabled()
         or not plain_attention_is_faster(device, dtype, len(labels_BL.T))

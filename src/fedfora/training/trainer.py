@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.trainer_utils import rotate_checkpoints
 
 from fedfora.adapter.state import AdapterState, read_state, state_from_dict, write_state
-from fedfora.models.losses import flat_batch, token_losses
+from fedfora.models.losses import computed_once, token_losses
 from fedfora.models.resolve import WEIGHTS
 from fedfora.models.saving import read_adapter
 from fedfora.protection.sealing import is_sealed
@@ -102,14 +102,12 @@ class AdapterTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             return self.private.step(self, model, inputs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they count the backward passes
             return super().training_step(model, inputs, num_items_in_batch)
-        inputs = self._prepare_inputs(inputs)
-        flat = flat_batch(model, inputs)
         *passes, last = passes_of(
             inputs,
             self.settings.max_tokens_per_pass,
             device=self.args.device.type,
             num_parameters=self.num_parameters,
-            shared=None if flat is None else flat.shared,
+            shared=computed_once(model, inputs),
         )
         loss = torch.zeros((), device=self.args.device)
         with self.accelerator.no_sync(model):
