@@ -121,6 +121,19 @@ def test_a_model_that_counts_places_through_the_sequence_is_found_out():
     assert not lies_flat(forgetful)
 
 
+def test_a_model_with_a_layer_that_never_asks_for_attention_is_not_trusted():
+    """Its losses agree here, but what that layer does between tokens nobody has checked."""
+    model = a_model(FLAT["llama"])
+    model.model.layers[1].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
+    assert not lies_flat(model)
+
+
+def test_equal_rows_without_a_loss_lose_nothing():
+    row = {"input_ids": [5, 6, 7], "labels": [IGNORED] * 3}
+    loss_N, row_N = token_losses(a_model(FLAT["llama"]), collate([row, row]))
+    assert (len(loss_N), len(row_N)) == (0, 0)
+
+
 def test_no_row_sees_another_and_none_a_later_token():
     """Whatever other rows hold: a changed token changes its row's losses from there on only."""
     model, batch = a_model(FLAT["llama"]), a_batch(answer=10)

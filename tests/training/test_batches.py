@@ -8,15 +8,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import BloomConfig, BloomForCausalLM
 
 from fedfora.adapter.state import fold, read_state
-from fedfora.data.encoding import encode_examples, prompt_format_of
+from fedfora.data.encoding import IGNORED, encode_examples, prompt_format_of
 from fedfora.data.loading import load_examples
 from fedfora.data.settings import DataArguments
 from fedfora.models.adapter_base import add_adapter
+from fedfora.models.batches import collate
 from fedfora.models.loading import load_base
 from fedfora.models.settings import AdapterArguments, ModelArguments
 from fedfora.privacy.settings import PrivacyArguments
 from fedfora.training.local import check_trainable, train_locally
-from fedfora.training.packing import collate_packed, pack, passes_of
+from fedfora.training.packing import collate_packed, num_tokens, pack, passes_of
 from fedfora.training.schedule import StepWindow
 from fedfora.training.settings import TrainArguments, check_device
 
@@ -164,6 +165,20 @@ def test_passes_hold_every_row_once_whole_and_within_the_limit(lengths, limit, d
         assert each["attention_mask"][0].all()  # the longest row sets the width
         if limit is not None and len(each["input_ids"]) > 1:
             assert each["input_ids"].numel() <= limit
+
+
+def test_what_all_rows_begin_with_counts_once_for_the_limit_of_a_pass():
+    def number(limit, shared):
+        size = {"device": "cuda", "num_parameters": 10**12}
+        return len(passes_of(padded_batch([30] * 10), limit, shared=shared, **size))
+
+    assert [number(limit, 25) for limit in (75, 74)] == [1, 2]  # 25 once, and 5 of each row
+    assert [number(limit, 0) for limit in (300, 75)] == [1, 5]
+
+
+def test_a_flat_batch_has_its_own_tokens_and_the_shared_ones():
+    rows = [{"input_ids": [5] * 7 + [n] * n, "labels": [IGNORED] * 7 + [n] * n} for n in (2, 3)]
+    assert num_tokens(collate(rows)) == 6 + 1 + 2 + 1 + 3
 
 
 def test_passes_of_unlike_rows_are_hardly_padded():
